@@ -1,0 +1,54 @@
+"""Teach multimodal models to reason with drawings, in PyTorch Lightning.
+
+Public names are loaded on first use, so importing the package is quick and has no side effect.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mathcanvas_lightning.conversion.blockmoving.generate import generate_blockmoving
+    from mathcanvas_lightning.conversion.convert import ConversionReport, convert_cot
+    from mathcanvas_lightning.conversion.sources import SourceFormat
+    from mathcanvas_lightning.data.inspection import inspect_shards
+    from mathcanvas_lightning.data.schema import ImageSegment, InterleavedExample, TextSegment
+    from mathcanvas_lightning.data.shards import iter_examples
+    from mathcanvas_lightning.errors import MathCanvasError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConversionReport": "conversion.convert",
+    "ImageSegment": "data.schema",
+    "InterleavedExample": "data.schema",
+    "MathCanvasError": "errors",
+    "SourceFormat": "conversion.sources",
+    "TextSegment": "data.schema",
+    "convert_cot": "conversion.convert",
+    "generate_blockmoving": "conversion.blockmoving.generate",
+    "inspect_shards": "data.inspection",
+    "iter_examples": "data.shards",
+}
+
+__all__ = [
+    "ConversionReport",
+    "ImageSegment",
+    "InterleavedExample",
+    "MathCanvasError",
+    "SourceFormat",
+    "TextSegment",
+    "convert_cot",
+    "generate_blockmoving",
+    "inspect_shards",
+    "iter_examples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

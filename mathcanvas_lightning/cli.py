@@ -1,0 +1,141 @@
+"""The command line: `mathcanvas COMMAND`; the files of `tools/` run the same commands."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from rich.console import Console
+
+from mathcanvas_lightning import display
+from mathcanvas_lightning.errors import MathCanvasError
+
+FAILED, INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A function of the package as a command; its signature and docstring are the options."""
+
+    function: str
+    """Where it is: module:function, below the package; imported only when it is run."""
+    example: str
+    """Shown by --help, after the program's name."""
+    show: Callable[[Any, Console], int]
+    """Prints what the function returns, and gives the exit status."""
+    positional: frozenset[str] = frozenset()
+    """Parameters given without their name."""
+
+
+COMMANDS = {
+    "convert": Command(
+        function="conversion.convert:convert_cot",
+        example="--input data/enhanced_cot_cleaned.json --output shards --split train=0.9,test=0.1",
+        show=display.show_conversion,
+    ),
+    "inspect": Command(
+        function="data.inspection:inspect_shards",
+        example="shards --rows 5 --html shards.html --validate",
+        show=display.show_shards,
+        positional=frozenset({"path"}),
+    ),
+    "generate-blockmoving": Command(
+        function="conversion.blockmoving.generate:generate_blockmoving",
+        example="--output data --num_tasks 200 --seed 0",
+        show=display.show_blockmoving,
+    ),
+    "generate-handler": Command(
+        function="conversion.handler:generate_dataset_handler",
+        example="--name my_data --output my_data.py",
+        show=display.show_handler,
+    ),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `mathcanvas COMMAND ...`.
+
+    Args:
+        args: Words of the command line, those of this process by default.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] not in COMMANDS:
+        asked = not words or words[0] in ("-h", "--help")
+        console = Console(stderr=not asked)
+        if not asked:
+            console.print(f"error: unknown command {words[0]!r}", markup=False)
+        display.show_commands({name: _summary(name) for name in COMMANDS}, console)
+        return 0 if asked else 2
+    return run_command(words[0], words[1:], prog=f"mathcanvas {words[0]}")
+
+
+def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        name: Its name.
+        args: Its options, those of this process by default.
+        prog: How the program is called in its help.
+
+    Returns:
+        The exit status: 0, 1 if it failed, 130 if it was interrupted.
+    """
+    command = COMMANDS[name]
+    function = _load(command)
+    options = _parser(command, function, prog).parse_args(args)
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        result = function(**{k: v for k, v in options.as_dict().items() if k != "config"})
+    except (MathCanvasError, OSError) as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        return FAILED
+    except KeyboardInterrupt:
+        errors.print("interrupted; what is finished stays: run the same command again to go on")
+        return INTERRUPTED
+    return command.show(result, Console())
+
+
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the example."""
+
+
+def _parser(command: Command, function: Callable[..., Any], prog: str | None) -> ArgumentParser:
+    doc = docstring_parser.parse(function.__doc__ or "")
+    help_of = {parameter.arg_name: parameter.description for parameter in doc.params}
+    parser = ArgumentParser(
+        prog=prog, description=_description(doc), allow_abbrev=False, formatter_class=_HelpFormatter
+    )
+    parser.epilog = f"example:\n  {parser.prog} {command.example}"
+    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+    parameters = signature(function).parameters.values()
+    flags = {p.name for p in parameters if p.annotation is bool and p.default is False}
+    for name in sorted(command.positional):
+        parser.add_argument(name, type=str, help=help_of[name])
+    skip: set[str | int] = {*flags, *command.positional, "progress"}
+    parser.add_function_arguments(function, as_group=False, skip=skip)
+    for name in sorted(flags):
+        parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
+    return parser
+
+
+def _description(doc: docstring_parser.Docstring) -> str:
+    return "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
+
+
+def _load(command: Command) -> Callable[..., Any]:
+    module, name = command.function.split(":")
+    function: Callable[..., Any] = getattr(import_module(f"mathcanvas_lightning.{module}"), name)
+    return function
+
+
+def _summary(name: str) -> str:
+    doc = docstring_parser.parse(_load(COMMANDS[name]).__doc__ or "")
+    return doc.short_description or ""

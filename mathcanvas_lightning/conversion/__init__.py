@@ -1,0 +1,1 @@
+"""From source data with images to shards."""

@@ -1,0 +1,1 @@
+"""A generator of real BlockMoving data: simulated, drawn and explained."""

@@ -1,0 +1,86 @@
+"""The Arrow schema of a conversion's shards, with a column for each scalar field carried along."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from mathcanvas_lightning.data.schema import CORE_COLUMNS, InterleaveEncoding, Scalar
+
+_IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+_STRUCT_INTERLEAVE = pa.list_(
+    pa.struct([("type", pa.string()), ("content", pa.string()), ("index", pa.int64())])
+)
+_INT64_BITS = 63
+
+
+class ExtraColumns:
+    """Collects the names and types of the scalar fields that records carry along.
+
+    A field that is an integer here and a float there becomes a float column; any other mixture
+    becomes a column of strings.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, set[str]] = {}
+
+    def add(self, extras: Mapping[str, Scalar]) -> None:
+        """Takes note of one record's fields."""
+        for name, value in extras.items():
+            self._kinds.setdefault(name, set()).update(_kind(value))
+
+    def types(self) -> dict[str, pa.DataType]:
+        """Column name -> type, by name."""
+        return {name: _column_type(kinds) for name, kinds in sorted(self._kinds.items())}
+
+
+def shard_schema(encoding: InterleaveEncoding, extras: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The schema of all shards of a conversion.
+
+    Args:
+        encoding: How interleaves stand: "json" or "struct".
+        extras: Further columns.
+
+    Returns:
+        Core columns, then the extras; images are Hugging Face's struct of bytes and path.
+    """
+    interleave = pa.string() if encoding == "json" else _STRUCT_INTERLEAVE
+    types = dict(
+        zip(CORE_COLUMNS, [pa.string()] * 2 + [interleave] * 2 + [_IMAGES] * 2, strict=True)
+    )
+    return pa.schema([*types.items(), *extras.items()])
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table; extras of another type than their column's are written out as text."""
+    extras = {name: schema.field(name).type for name in schema.names if name not in CORE_COLUMNS}
+    fitted = [
+        {**row, **{name: _fit(row.get(name), kind) for name, kind in extras.items()}}
+        for row in rows
+    ]
+    return pa.Table.from_pylist(fitted, schema=schema)
+
+
+def _kind(value: Scalar) -> set[str]:
+    if value is None:
+        return set()
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > _INT64_BITS:
+        return {"str"}
+    return {type(value).__name__}
+
+
+def _column_type(kinds: set[str]) -> pa.DataType:
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds == {"int"}:
+        return pa.int64()
+    if kinds and kinds <= {"int", "float"}:
+        return pa.float64()
+    return pa.string()
+
+
+def _fit(value: Scalar, column: pa.DataType) -> Scalar:
+    if value is None or not pa.types.is_string(column) or isinstance(value, str):
+        return value
+    return json.dumps(value)

@@ -1,0 +1,58 @@
+"""Why a record did not become a row."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The reason codes of `rejects.jsonl`; a source format of your own may add others."""
+
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_FIELD = "missing_field"
+    INVALID_FIELD = "invalid_field"
+    DUPLICATE_ID = "duplicate_id"
+    WRONG_ANSWER = "wrong_answer"
+    RENDER_RESULT = "render_result"
+    EMPTY = "empty"
+    NO_IMAGE = "no_image"
+    NO_QUESTION = "no_question"
+    NO_SOLUTION = "no_solution"
+    UNCLOSED_TAG = "unclosed_tag"
+    UNOPENED_TAG = "unopened_tag"
+    EMPTY_TAG = "empty_tag"
+    IMAGE_MARK = "image_mark"
+    BAD_TASK_FILE = "bad_task_file"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_UNREADABLE = "image_unreadable"
+    IMAGE_TRUNCATED = "image_truncated"
+    IMAGE_TOO_LARGE = "image_too_large"
+    PATH_OUTSIDE = "path_outside_image_dir"
+    PARSER_FAILED = "parser_failed"
+
+
+class Reject(Exception):
+    """Raised by a source format for a record that must not become a row.
+
+    Args:
+        reason: A reason code: one of `Reason`, or a short name of your own.
+        message: What is wrong, with the value found.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """One line of `rejects.jsonl`."""
+
+    record: int
+    """Position in the input, from 0."""
+    uid: str | None
+    """The record's id, where it has one."""
+    reason: str
+    """The reason code."""
+    message: str
+    """What is wrong, with the value found."""

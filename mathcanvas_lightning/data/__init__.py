@@ -1,0 +1,1 @@
+"""From shards to what the model trains on."""

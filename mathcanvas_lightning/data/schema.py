@@ -1,0 +1,224 @@
+"""One interleaved sample, and how it stands in a row of a shard.
+
+A row has the columns `id`, `answer`, `question_interleave`, `solution_interleave`,
+`question_images`, `solution_images`, and whatever scalar columns its source carried along.
+An interleave is a JSON string or a list of structs; an image is binary, or a struct with
+`bytes` (Hugging Face writes `bytes` and `path`). All of these are read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mathcanvas_lightning.errors import DataError
+
+Scalar = str | int | float | bool | None
+InterleaveEncoding = Literal["json", "struct"]
+SECTIONS = ("question", "solution")
+CORE_COLUMNS = (
+    "id",
+    "answer",
+    "question_interleave",
+    "solution_interleave",
+    "question_images",
+    "solution_images",
+)
+UID_COLUMNS = ("id", "task_id", "uid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSegment:
+    """A piece of text between two images."""
+
+    text: str
+    """Never empty, no white space at its ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSegment:
+    """An image as its encoded bytes."""
+
+    data: bytes
+    """The bytes of the source file, unchanged."""
+    path: str | None = None
+    """Where it was in the source, relative to the source's image folder."""
+
+
+Segment = TextSegment | ImageSegment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterleavedExample:
+    """A question and its solution, both of texts and images in reading order."""
+
+    uid: str
+    """Unique within its data set."""
+    question: tuple[Segment, ...]
+    """What the model is given."""
+    solution: tuple[Segment, ...]
+    """What it should write and draw; empty for a row that is for prediction alone."""
+    answer: str
+    """The final answer alone."""
+    extras: Mapping[str, Scalar] = field(default_factory=dict)
+    """Further columns of the source, by name."""
+
+    @property
+    def images(self) -> Iterator[ImageSegment]:
+        """All images, the question's first."""
+        segments = (*self.question, *self.solution)
+        return (segment for segment in segments if isinstance(segment, ImageSegment))
+
+
+def row_from_example(example: InterleavedExample, encoding: InterleaveEncoding) -> dict[str, Any]:
+    """Lays an example out as the columns of one row.
+
+    Args:
+        example: The sample.
+        encoding: "json" for JSON-string interleaves, "struct" for lists of structs.
+
+    Returns:
+        Column name -> Python value, extras included.
+    """
+    row: dict[str, Any] = {"id": example.uid, "answer": example.answer}
+    for section in SECTIONS:
+        segments = getattr(example, section)
+        row[f"{section}_interleave"] = (
+            json.dumps(_items(segments), ensure_ascii=False)
+            if encoding == "json"
+            else _numbered(_items(segments))
+        )
+    for section in SECTIONS:
+        row[f"{section}_images"] = [
+            {"bytes": segment.data, "path": segment.path}
+            for segment in getattr(example, section)
+            if isinstance(segment, ImageSegment)
+        ]
+    return row | dict(example.extras)
+
+
+def example_from_row(row: Mapping[str, Any], *, place: str) -> InterleavedExample:
+    """Reads a row in any of the encodings.
+
+    Args:
+        row: Column name -> Python value, as `pyarrow.Table.to_pylist` gives it.
+        place: Names the row in errors, and is its uid where it has no id column.
+
+    Returns:
+        The sample; texts are stripped, empty ones left out.
+
+    Raises:
+        DataError: If a column is missing or an interleave doesn't fit its images.
+    """
+    uid = next((str(row[name]) for name in UID_COLUMNS if row.get(name) is not None), place)
+    missing = [name for name in CORE_COLUMNS[1:] if name not in row]
+    if missing:
+        raise _row_error(place, uid, f"the columns {sorted(row)}", f"{missing} too")
+    sections = {section: _read_section(row, section, place, uid) for section in SECTIONS}
+    extras = {
+        name: value
+        for name, value in row.items()
+        if name not in CORE_COLUMNS
+        and name not in UID_COLUMNS
+        and (value is None or isinstance(value, str | int | float | bool))
+    }
+    answer = row["answer"]
+    return InterleavedExample(
+        uid=uid, answer="" if answer is None else str(answer), extras=extras, **sections
+    )
+
+
+def _items(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    num_images = 0
+    for segment in segments:
+        if isinstance(segment, TextSegment):
+            items.append({"type": "text", "content": segment.text})
+        else:
+            items.append({"type": "image", "content": segment.path, "index": num_images})
+            num_images += 1
+    return items
+
+
+def _numbered(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # The public trainer reads rows through pandas, which turns integers with a null among them
+    # into floats and then can't use them as list indexes: so texts are numbered too.
+    num_texts = 0
+    numbered = []
+    for item in items:
+        if item["type"] == "text":
+            item = item | {"index": num_texts}
+            num_texts += 1
+        numbered.append(item)
+    return numbered
+
+
+def _read_section(
+    row: Mapping[str, Any], section: str, place: str, uid: str
+) -> tuple[Segment, ...]:
+    images = row[f"{section}_images"] or ()
+    column = f"{section}_interleave"
+    items = _decode_interleave(row[column], f"{place}, {column}", uid)
+    segments: list[Segment] = []
+    used: list[int] = []
+    for number, item in enumerate(items):
+        where = f"{place}, {column}[{number}]"
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if kind == "text":
+            text = item.get("content")
+            if text is not None and not isinstance(text, str):
+                raise _row_error(where, uid, f"content {text!r}", "a string")
+            if text and text.strip():
+                segments.append(TextSegment(text=text.strip()))
+        elif kind == "image":
+            index = _image_index(item.get("index"), len(images), where, uid)
+            used.append(index)
+            segments.append(_read_image(images[index], item.get("content"), where, uid))
+        else:
+            raise _row_error(where, uid, f"{item!r:.80}", "an item of type text or image")
+    if sorted(used) != list(range(len(images))):
+        raise _row_error(
+            f"{place}, {column}", uid, f"image indexes {used}", f"each of {len(images)} images once"
+        )
+    return tuple(segments)
+
+
+def _decode_interleave(value: Any, where: str, uid: str) -> Sequence[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _row_error(
+                where, uid, f"text that isn't JSON ({error})", "a JSON array"
+            ) from None
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise _row_error(where, uid, f"{value!r:.80}", "an array of items")
+    return value
+
+
+def _image_index(value: Any, num_images: int, where: str, uid: str) -> int:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    if not whole or not 0 <= int(value) < num_images:
+        raise _row_error(where, uid, f"index {value!r}", f"an index below {num_images} (images)")
+    return int(value)
+
+
+def _read_image(value: Any, content: Any, where: str, uid: str) -> ImageSegment:
+    path = content if isinstance(content, str) else None
+    if isinstance(value, Mapping):
+        path = path or value.get("path")
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise _row_error(where, uid, f"an image of type {type(value).__name__}", "its bytes")
+    return ImageSegment(data=value, path=path)
+
+
+def _row_error(where: str, uid: str, found: str, wanted: str) -> DataError:
+    return DataError(
+        f"{where} (uid {uid})",
+        found=found,
+        wanted=wanted,
+        remedy="Convert the source again, or leave this row out.",
+    )

@@ -1,0 +1,132 @@
+"""What commands show when they are done: tables on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mathcanvas_lightning.data.schema import SECTIONS, ImageSegment
+
+if TYPE_CHECKING:
+    from mathcanvas_lightning.conversion.blockmoving.generate import BlockMovingReport
+    from mathcanvas_lightning.conversion.convert import ConversionReport
+    from mathcanvas_lightning.conversion.handler import Handler
+    from mathcanvas_lightning.data.inspection import ShardsReport
+
+MAX_LISTED = 20
+MAX_TEXT = 300
+
+
+def show_commands(summaries: Mapping[str, str], console: Console) -> None:
+    """Lists the commands."""
+    table = Table("command", "", title="mathcanvas COMMAND --help tells more", title_justify="left")
+    for name, summary in summaries.items():
+        table.add_row(name, summary)
+    console.print(table)
+
+
+def show_conversion(report: "ConversionReport", console: Console) -> int:
+    """Shows what became of the records; 1 if the conversion counts as failed."""
+    table = Table("outcome", "records", title=f"Conversion to {escape(report.output)}")
+    table.columns[1].justify = "right"
+    for split, rows in report.rows.items():
+        table.add_row(f"rows in {split}" if split else "rows", f"{rows:,}")
+    for reason, count in sorted(report.rejects.items(), key=lambda item: -item[1]):
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("all", f"{report.num_records:,}")
+    console.print(table)
+    resumed = f", {report.num_resumed:,} rows were already there" if report.num_resumed else ""
+    console.print(f"{report.seconds:.1f} s{resumed}")
+    if report.problem is not None:
+        console.print(f"failed: {report.problem}", markup=False)
+        return 1
+    return 0
+
+
+def show_shards(report: "ShardsReport", console: Console) -> int:
+    """Shows what is in shards; 1 if something is wrong with them."""
+    table = Table("what", "found", title=f"Shards in {escape(report.path)}", show_lines=False)
+    table.add_row("files", f"{report.num_files:,}, {report.size_bytes / 2**20:,.1f} MiB")
+    table.add_row("rows", f"{report.num_rows:,}")
+    table.add_row(
+        "row groups",
+        f"{len(report.row_group_rows):,} of {_spread(report.row_group_rows)} rows",
+    )
+    for name, kind in report.columns.items():
+        table.add_row(f"column {escape(name)}", escape(kind))
+    for section in SECTIONS:
+        table.add_row(f"{section}: images a row", _spread(report.images_per_row[section]))
+        table.add_row(f"{section}: characters a row", _spread(report.text_lengths[section]))
+    table.add_row("image formats", _counts(report.image_formats))
+    sizes = {f"{width}x{height}": n for (width, height), n in report.image_sizes_px.items()}
+    table.add_row("image sizes", _counts(sizes))
+    table.add_row("answers", escape(_counts(report.answers)))
+    console.print(table)
+    for example in report.examples:
+        console.rule(escape(f"{example.uid} (answer {example.answer})"))
+        for section in SECTIONS:
+            for segment in getattr(example, section):
+                text = (
+                    f"[image {segment.path}, {len(segment.data):,} bytes]"
+                    if isinstance(segment, ImageSegment)
+                    else _shortened(segment.text)
+                )
+                console.print(f"{section}: {text}", markup=False, highlight=False)
+    return _show_problems(report, console)
+
+
+def show_blockmoving(report: "BlockMovingReport", console: Console) -> int:
+    """Shows what was generated."""
+    console.print(
+        f"{report.num_tasks:,} tasks with {report.num_images:,} pictures in "
+        f"{report.seconds:.1f} s: {report.source_file} ({report.num_wrong} answered wrongly, "
+        f"{report.num_unrendered} with an undrawn step)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def show_handler(handler: "Handler", console: Console) -> int:
+    """Shows what was written and how to use it."""
+    console.print(
+        f"Wrote {handler.path} and its test {handler.test_path}.\n"
+        f"Test it:  python -m pytest {handler.test_path}\n"
+        f"Use it:   python tools/convert_cot_to_parquet.py --source {handler.import_path} "
+        "--input FILE --output DIR",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _show_problems(report: "ShardsReport", console: Console) -> int:
+    for problem in report.problems[:MAX_LISTED]:
+        uid = "" if problem.uid is None else f" (uid {problem.uid})"
+        console.print(f"problem: {problem.place}{uid}: {problem.message}", markup=False)
+    if len(report.problems) > MAX_LISTED:
+        console.print(f"... and {len(report.problems) - MAX_LISTED} more")
+    return 1 if report.problems else 0
+
+
+def _spread(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}, median {median(values):g}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{_shortened(name, 20)}: {count:,}" for name, count in ranked[:8])
+    return listed + (f" and {len(ranked) - 8} more" if len(ranked) > 8 else "") or "-"
+
+
+def _shortened(text: str, limit: int = MAX_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

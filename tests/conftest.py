@@ -1,0 +1,87 @@
+"""What several tests need: generated data, and commands run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mathcanvas_lightning import generate_blockmoving
+
+ROOT = Path(__file__).parent.parent
+RunTool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference outputs."""
+    return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
+
+
+@pytest.fixture(scope="session")
+def puzzles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated BlockMoving set of 60 tasks, some of them wrong; read only."""
+    folder = tmp_path_factory.mktemp("puzzles")
+    generate_blockmoving(
+        str(folder),
+        num_tasks=60,
+        seed=1,
+        wrong_fraction=0.2,
+        unrendered_fraction=0.1,
+        view_px=64,
+        num_workers=0,
+    )
+    return folder
+
+
+@pytest.fixture
+def run_tool() -> RunTool:
+    """Runs a file of tools/ in a process of its own."""
+
+    def run(name: str, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=240, check=False, **options
+        )
+
+    return run
+
+
+def png(width: int = 8, height: int = 6, colour: str = "red", mode: str = "RGB") -> bytes:
+    """A small picture."""
+    return encoded("PNG", width, height, colour, mode)
+
+
+def encoded(
+    kind: str, width: int = 8, height: int = 6, colour: str = "red", mode: str = "RGB"
+) -> bytes:
+    """A small picture in any format."""
+    buffer = BytesIO()
+    Image.new(mode, (width, height), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_json(path: Path, records: object) -> Path:
+    """Writes JSON and gives its path back."""
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, by its relative path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,385 @@
+"""Whole conversions: what comes out, and that nothing but input and settings decides it."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mathcanvas_lightning import convert_cot, iter_examples
+from mathcanvas_lightning.conversion import convert as convert_module
+from mathcanvas_lightning.conversion.parallel import ordered_map
+from mathcanvas_lightning.data.inspection import inspect_shards
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, WorkerError
+from tests.conftest import folder_bytes, png, read_jsonl, write_json
+
+SOURCE = "enhanced_cot_cleaned.json"
+
+
+def run(input_file: Path, output: Path, **options: Any) -> Any:
+    return convert_cot(str(input_file), str(output), **{"num_workers": 0, **options})
+
+
+def canvas_records(folder: Path, count: int) -> list[dict[str, Any]]:
+    (folder / "a.png").write_bytes(png())
+    return [
+        {
+            "id": f"m{i}",
+            "question_interleave": [
+                {"type": "text", "content": f"Question {i}"},
+                {"type": "image", "content": "a.png"},
+            ],
+            "solution_interleave": [{"type": "text", "content": f"Solution {i}"}],
+            "answer": str(i),
+        }
+        for i in range(count)
+    ]
+
+
+def test_every_record_is_one_row_or_one_reject(puzzles: Path, tmp_path: Path) -> None:
+    records = json.loads((puzzles / SOURCE).read_text())
+    report = run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
+    rejects = read_jsonl(tmp_path / "out" / "rejects.jsonl")
+    examples = list(iter_examples(tmp_path / "out"))
+    assert report.problem is None
+    assert report.num_records == len(records) == len(examples) + len(rejects)
+    assert {e.uid for e in examples}.isdisjoint(r["id"] for r in rejects)
+    kept = [
+        r for r in records if r["pred"] == r["gt"] and "[render_result]" not in r["cot_text"]
+    ]
+    assert [e.uid for e in examples] == [f"task_{r['task_id']}" for r in kept]
+    assert Counter(r["reason"] for r in rejects) == report.rejects
+    assert set(report.rejects) == {"wrong_answer", "render_result"}
+    for reject in rejects:
+        assert reject["id"] == f"task_{records[reject['record']]['task_id']}"
+    summary = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert summary["rows"] == {"": len(examples)}
+    assert summary["rejects"] == report.rejects
+
+
+def test_images_are_the_original_bytes(puzzles: Path, tmp_path: Path) -> None:
+    run(puzzles / SOURCE, tmp_path)
+    for example in iter_examples(tmp_path):
+        for image in example.images:
+            assert image.path is not None
+            assert image.data == (puzzles / image.path).read_bytes()
+
+
+def test_files_and_info(puzzles: Path, tmp_path: Path) -> None:
+    report = run(
+        puzzles / SOURCE, tmp_path, samples_per_file=10, row_group_rows=4, name="blocks"
+    )
+    info = json.loads((tmp_path / "train_parquet_info.json").read_text())
+    names = [f"blocks_{i:03d}.parquet" for i in range(-(-report.num_rows // 10))]
+    assert sorted(p.name for p in tmp_path.glob("*.parquet")) == names
+    assert [file["path"] for file in info["files"]] == names
+    assert info["num_files"] == len(names)
+    assert info["total_samples"] == report.num_rows
+    end = 0
+    for file in info["files"]:
+        data = (tmp_path / file["path"]).read_bytes()
+        parquet = pq.ParquetFile(tmp_path / file["path"], page_checksum_verification=True)
+        assert file["start_idx"] == end
+        end = file["end_idx"]
+        assert end - file["start_idx"] == file["num_samples"] == parquet.metadata.num_rows
+        assert file["num_row_groups"] == parquet.num_row_groups == -(-file["num_samples"] // 4)
+        assert file["bytes"] == len(data)
+        assert file["sha256"] == hashlib.sha256(data).hexdigest()
+    assert end == report.num_rows
+
+
+def test_large_images_end_a_row_group_early(
+    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mathcanvas_lightning.conversion.shards.ROW_GROUP_BYTES", 1)
+    run(puzzles / SOURCE, tmp_path)
+    report = inspect_shards(str(tmp_path))
+    assert set(report.row_group_rows) == {1}
+
+
+def test_pages_have_checksums(puzzles: Path, tmp_path: Path) -> None:
+    run(puzzles / SOURCE, tmp_path, samples_per_file=5)
+    path = tmp_path / "blockmoving_000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    report = inspect_shards(str(tmp_path))
+    assert any(path.name in problem.place for problem in report.problems)
+
+
+@pytest.mark.parametrize("encoding", ["json", "struct"])
+def test_encodings_read_the_same(encoding: str, puzzles: Path, tmp_path: Path) -> None:
+    run(puzzles / SOURCE, tmp_path / "json")
+    run(puzzles / SOURCE, tmp_path / "out", interleave_encoding=encoding)
+    assert list(iter_examples(tmp_path / "json")) == list(iter_examples(tmp_path / "out"))
+    column = pq.read_schema(tmp_path / "out" / "blockmoving_000.parquet").field(
+        "solution_interleave"
+    )
+    assert pa.types.is_string(column.type) == (encoding == "json")
+
+
+def test_struct_reads_through_pandas_as_the_public_trainer_does(
+    puzzles: Path, tmp_path: Path
+) -> None:
+    run(puzzles / SOURCE, tmp_path, interleave_encoding="struct")
+    frame = pq.ParquetFile(tmp_path / "blockmoving_000.parquet").read_row_group(0).to_pandas()
+    for _, row in frame.iterrows():
+        for section in ("question", "solution"):
+            images = [
+                row[f"{section}_images"][item["index"]]["bytes"]
+                for item in row[f"{section}_interleave"]
+                if item["type"] == "image"
+            ]
+            assert len(images) == len(row[f"{section}_images"]) > 0
+            assert all(isinstance(item["index"], int) for item in row[f"{section}_interleave"])
+
+
+def test_split_is_the_same_for_any_number_of_workers(puzzles: Path, tmp_path: Path) -> None:
+    for workers in (0, 1, 3):
+        run(
+            puzzles / SOURCE,
+            tmp_path / str(workers),
+            split="train=0.8,test=0.2",
+            samples_per_file=7,
+            num_workers=workers,
+        )
+    outputs = [folder_bytes(tmp_path / str(workers)) for workers in (0, 1, 3)]
+    assert outputs[0] == outputs[1] == outputs[2]
+    train = {e.uid for e in iter_examples(tmp_path / "0" / "train")}
+    test = {e.uid for e in iter_examples(tmp_path / "0" / "test")}
+    assert train
+    assert test
+    assert train.isdisjoint(test)
+    assert len(test) == pytest.approx(0.2 * (len(train) + len(test)), abs=1)
+
+
+def test_bytes_do_not_depend_on_where_the_data_lies(puzzles: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(puzzles)
+    run(puzzles / SOURCE, tmp_path / "a", image_dir=str(puzzles))
+    run(moved / SOURCE, tmp_path / "b", image_dir=str(moved))
+    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+
+
+def test_run_again_changes_nothing(puzzles: Path, tmp_path: Path) -> None:
+    first = run(puzzles / SOURCE, tmp_path, samples_per_file=10)
+    before = folder_bytes(tmp_path)
+    second = run(puzzles / SOURCE, tmp_path, samples_per_file=10)
+    assert folder_bytes(tmp_path) == before
+    assert first.num_resumed == 0
+    assert second.num_resumed == first.num_rows - first.num_rows % 10
+    assert first.rejects == second.rejects
+
+
+def test_grown_input_goes_on_where_it_was(tmp_path: Path) -> None:
+    records = canvas_records(tmp_path, 25)
+    source = write_json(tmp_path / "x.json", records[:17])
+    run(source, tmp_path / "grown", samples_per_file=5)
+    write_json(source, records)
+    report = run(source, tmp_path / "grown", samples_per_file=5)
+    run(source, tmp_path / "straight", samples_per_file=5)
+    assert report.num_resumed == 15
+    assert folder_bytes(tmp_path / "grown") == folder_bytes(tmp_path / "straight")
+
+
+def test_changed_input_or_settings_are_refused(tmp_path: Path) -> None:
+    records = canvas_records(tmp_path, 12)
+    source = write_json(tmp_path / "x.json", records)
+    run(source, tmp_path / "out", samples_per_file=5)
+    before = folder_bytes(tmp_path / "out")
+    with pytest.raises(OutputError, match="other settings"):
+        run(source, tmp_path / "out", samples_per_file=6)
+    with pytest.raises(OutputError, match="not of this set"):
+        run(source, tmp_path / "out", samples_per_file=5, split="a=0.5,b=0.5")
+    with pytest.raises(OutputError, match="not of this set"):
+        run(source, tmp_path / "out", samples_per_file=5, name="other")
+    write_json(source, [records[0] | {"answer": "changed"}, *records[1:]])
+    with pytest.raises(OutputError, match="differs before its record 4"):
+        run(source, tmp_path / "out", samples_per_file=5)
+    assert folder_bytes(tmp_path / "out") == before
+    report = run(source, tmp_path / "out", samples_per_file=6, overwrite=True)
+    assert report.num_resumed == 0
+    assert [e.answer for e in iter_examples(tmp_path / "out")][0] == "changed"
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+
+
+def test_overwrite_leaves_other_files_alone(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "x.json", canvas_records(tmp_path, 3))
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    run(source, output)
+    run(source, output, split="a=0.5,b=0.5", overwrite=True)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert not list(output.glob("*.parquet"))
+    pq.write_table(pa.table({"x": [1]}), output / "mine.parquet")
+    with pytest.raises(OutputError, match=r"mine\.parquet"):
+        run(source, output, split="a=0.5,b=0.5", overwrite=True)
+
+
+def test_foreign_shard_with_our_name_is_refused(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "x.json", canvas_records(tmp_path, 3))
+    (tmp_path / "out").mkdir()
+    for content in (b"no parquet", None):
+        path = tmp_path / "out" / "mathcanvas_000.parquet"
+        if content is None:
+            pq.write_table(pa.table({"id": ["x"]}), path)
+        else:
+            path.write_bytes(content)
+        with pytest.raises(OutputError, match="no conversion wrote"):
+            run(source, tmp_path / "out")
+
+
+def test_duplicate_ids_keep_the_first_good_one(tmp_path: Path) -> None:
+    records = canvas_records(tmp_path, 4)
+    bad = records[1] | {"answer": None}
+    source = write_json(tmp_path / "x.json", [records[0], bad, records[1], records[0], records[2]])
+    for _ in range(2):
+        report = run(source, tmp_path / "out", samples_per_file=1)
+        assert report.rejects == {"duplicate_id": 1, "missing_field": 1}
+        rejects = read_jsonl(tmp_path / "out" / "rejects.jsonl")
+        assert [(r["record"], r["reason"]) for r in rejects] == [
+            (1, "missing_field"),
+            (3, "duplicate_id"),
+        ]
+        assert [e.uid for e in iter_examples(tmp_path / "out")] == ["m0", "m1", "m2"]
+
+
+def test_scalar_columns_are_carried_along(tmp_path: Path) -> None:
+    records = canvas_records(tmp_path, 4)
+    more: list[dict[str, Any]] = [
+        {"knowledge": "Algebra", "level": 1, "score": 1, "odd": True, "mixed": "a", "tags": ["x"]},
+        {"knowledge": None, "level": 2, "score": 0.5, "odd": False, "mixed": 5},
+        {"level": None, "mixed": None, "big": 2**70},
+        {},
+    ]
+    source = write_json(tmp_path / "x.jsonl", None)
+    source.write_text("\n".join(json.dumps(a | b) for a, b in zip(records, more, strict=True)))
+    run(source, tmp_path / "out")
+    table = pq.read_table(tmp_path / "out" / "mathcanvas_000.parquet")
+    assert table["knowledge"].to_pylist() == ["Algebra", None, None, None]
+    assert table["level"].to_pylist() == [1, 2, None, None]
+    assert table["score"].to_pylist() == [1.0, 0.5, None, None]
+    assert table["odd"].to_pylist() == [True, False, None, None]
+    assert table["mixed"].to_pylist() == ["a", "5", None, None]
+    assert table["big"].to_pylist() == [None, None, str(2**70), None]
+    assert "tags" not in table.column_names
+
+
+def test_malformed_json_keeps_what_was_finished(tmp_path: Path) -> None:
+    records = canvas_records(tmp_path, 25)
+    source = tmp_path / "x.json"
+    good = json.dumps(records)
+    source.write_text(good[: good.index('"m23"')])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"x\.json:1:\d+.*malformed JSON"):
+            run(source, tmp_path / "out", samples_per_file=10)
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["mathcanvas_000.parquet", "mathcanvas_001.parquet"]
+        assert [e.uid for e in iter_examples(tmp_path / "out")] == [f"m{i}" for i in range(20)]
+    source.write_text(good)
+    report = run(source, tmp_path / "out", samples_per_file=10)
+    assert report.num_resumed == 20
+    assert report.num_rows == 25
+
+
+def test_limits_on_rejects(tmp_path: Path) -> None:
+    records = canvas_records(tmp_path, 4)
+    source = write_json(tmp_path / "x.json", [*records[:3], {"id": "x"}])
+    assert run(source, tmp_path / "a", source="mathcanvas").problem is None
+    report = run(source, tmp_path / "b", source="mathcanvas", max_reject_fraction=0.2)
+    assert "25.0%" in report.problem
+    write_json(source, [1, {"id": "x"}])
+    report = run(source, tmp_path / "c", source="mathcanvas")
+    assert "nothing was kept" in report.problem
+    assert report.rejects == {"missing_field": 1, "not_an_object": 1}
+    write_json(source, [])
+    assert "nothing was kept of 0" in run(source, tmp_path / "d", source="mathcanvas").problem
+
+
+def test_question_prompt(puzzles: Path, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Which option?\n")
+    texts = {}
+    for name, value in {"text": "Which option?", "file": str(prompt), "none": "none"}.items():
+        run(puzzles / SOURCE, tmp_path / name, question_prompt=value)
+        texts[name] = next(iter_examples(tmp_path / name)).question
+    assert texts["text"] == texts["file"]
+    assert texts["text"][0].text.startswith("Which option?\n\nOptions:\nA: ")  # type: ignore[union-attr]
+    assert texts["none"] == texts["file"][1:]
+    with pytest.raises(ConfigError, match="looks like a file"):
+        run(puzzles / SOURCE, tmp_path / "x", question_prompt="promt.txt")
+
+
+def test_bad_settings(puzzles: Path, tmp_path: Path) -> None:
+    for options, place in (
+        ({"samples_per_file": 0}, "--samples_per_file"),
+        ({"row_group_rows": -1}, "--row_group_rows"),
+        ({"name": "a/b"}, "--name"),
+        ({"num_workers": -1}, "--num_workers"),
+        ({"source": "nowhere.Format"}, "--source"),
+        ({"source": "json.JSONDecoder"}, "--source"),
+        ({"source": "mathcanvas", "question_prompt": "x"}, "--question_prompt"),
+    ):
+        with pytest.raises(ConfigError, match=place):
+            run(puzzles / SOURCE, tmp_path / "out", **options)
+    assert not list(tmp_path.glob("out/*.parquet"))
+
+
+def test_unknown_format_says_what_it_found(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "x.json", [1, {"prompt": "x", "reply": "y"}])
+    with pytest.raises(InputError, match=r"\['prompt', 'reply'\].*mathvision"):
+        run(source, tmp_path / "out")
+
+
+def test_two_conversions_in_one_folder(puzzles: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    tmp_path.joinpath("out").mkdir()
+    with FileLock(tmp_path / "out" / ".conversion.lock"):
+        with pytest.raises(OutputError, match="another conversion"):
+            run(puzzles / SOURCE, tmp_path / "out")
+
+
+def test_failing_storage_stops_the_run_and_keeps_no_half_file(
+    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = convert_module.RecordConverter.convert
+
+    def fail_later(self: Any, number: int, record: Any) -> Any:
+        if number == 40:
+            raise InputError("s3://x", found="a storage failure", wanted="bytes", remedy="Again.")
+        return real(self, number, record)
+
+    monkeypatch.setattr(convert_module.RecordConverter, "convert", fail_later)
+    with pytest.raises(InputError, match="storage failure"):
+        run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"blockmoving_{i:03d}.parquet" for i in range(len(names))] != []
+    monkeypatch.undo()
+    run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
+    run(puzzles / SOURCE, tmp_path / "straight", samples_per_file=10)
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "straight")
+
+
+def _square(numbers: list[int]) -> list[int]:
+    return [number * number for number in numbers]
+
+
+def _die(numbers: list[int]) -> list[int]:
+    import os
+
+    os._exit(9)
+
+
+def test_ordered_map() -> None:
+    chunks = [[i, i + 1] for i in range(0, 60, 2)]
+    expected = [i * i for i in range(60)]
+    assert list(ordered_map(_square, chunks, num_workers=0)) == expected
+    assert list(ordered_map(_square, chunks, num_workers=2)) == expected
+    with pytest.raises(WorkerError, match="ended before its work did"):
+        list(ordered_map(_die, chunks, num_workers=1))

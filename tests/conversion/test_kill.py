@@ -1,0 +1,104 @@
+"""A conversion that is killed, started again, equals one that never was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mathcanvas_lightning import convert_cot, generate_blockmoving
+from tests.conftest import ROOT, folder_bytes
+
+SOURCE = "enhanced_cot_cleaned.json"
+OPTIONS = {"samples_per_file": 12, "split": "train=0.8,test=0.2"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Puzzles large enough to take a while, and what an uninterrupted run makes of them."""
+    folder = tmp_path_factory.mktemp("kill")
+    generate_blockmoving(str(folder / "data"), num_tasks=240, view_px=96, num_workers=2)
+    source = folder / "data" / SOURCE
+    convert_cot(str(source), str(folder / "straight"), num_workers=0, **OPTIONS)  # type: ignore[arg-type]
+    return source, folder_bytes(folder / "straight")
+
+
+def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
+    words = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
+    command = [sys.executable, tool, "--input", str(source), "--output", str(output), *words]
+    return subprocess.Popen([*command, "--num_workers=2"], stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("num_shards", [0, 1, 5, 12])
+def test_kill_and_start_again(
+    num_shards: int, data: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    source, straight = data
+    output = tmp_path / "out"
+    process = start(source, output)
+    if num_shards == 0:
+        wait_until(lambda: list(output.rglob(".tmp-*.parquet")), process)
+    else:
+        wait_until(lambda: len(list(output.rglob("[!.]*.parquet"))) >= num_shards, process)
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    interrupted = folder_bytes(output)
+    assert "conversion.json" not in interrupted
+    for name, content in interrupted.items():
+        if not Path(name).name.startswith("."):
+            assert content == straight[name]
+    wait_until(lambda: not any(map(alive, family)), None)
+    assert start(source, output).wait() == 0
+    assert folder_bytes(output) == straight
+
+
+def test_kill_again_and_again(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    source, straight = data
+    for delay_s in (0.35, 0.6, 0.7, 0.8):
+        process = start(source, tmp_path)
+        time.sleep(delay_s)
+        process.kill()
+        process.wait()
+    assert start(source, tmp_path).wait() == 0
+    assert folder_bytes(tmp_path) == straight
+
+
+def test_interrupt_is_told_in_one_line(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    source, straight = data
+    tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
+    words = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    process = subprocess.Popen(
+        [sys.executable, tool, "--input", str(source), "--output", str(tmp_path), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: list(tmp_path.rglob("[!.]*.parquet")), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.startswith("interrupted")
+    assert errors.count("\n") == 1
+    assert start(source, tmp_path).wait() == 0
+    assert folder_bytes(tmp_path) == straight
+
+
+def wait_until(condition, process, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process is None or process.poll() is None, "the conversion ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False

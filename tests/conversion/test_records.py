@@ -1,0 +1,120 @@
+"""Streaming JSON: everything that is there, and the very place where it breaks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mathcanvas_lightning.conversion import records
+from mathcanvas_lightning.conversion.records import fetched, read_records
+from mathcanvas_lightning.conversion.scan import scan_input
+from mathcanvas_lightning.conversion.sources import BlockMoving
+from mathcanvas_lightning.errors import InputError
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES), st.booleans(), st.booleans())
+def test_array_and_lines_hold_the_same(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], ascii_only: bool, mark: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("json")
+    array, lines = folder / "array.json", folder / "lines.jsonl"
+    start = b"\xef\xbb\xbf" if mark else b""
+    array.write_bytes(start + json.dumps(values, ensure_ascii=ascii_only, indent=1).encode())
+    lines.write_bytes(
+        start + b"\n".join(json.dumps(v, ensure_ascii=ascii_only).encode() for v in values)
+    )
+    assert list(read_records(array, "array")) == values
+    assert list(read_records(lines, "lines")) == values
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "good", "place"),
+    [
+        ("x.json", '[{"a": 1},\n {"b": nul}]', 1, "2:11"),
+        ("x.json", '[{"a": 1},\n {"b": 2', 1, "2:9"),
+        ("x.json", '[{"a": 1}]\n rest', 1, "2:2"),
+        ("x.json", '[{"a": 1},\n\n  {"é": "ü" x}]', 1, "3:13"),
+        ("x.json", '[{"a": 1} {"b": 2}]', 1, "1:11"),
+        ("x.json", "[", 0, "1:2"),
+        ("x.json", '{"a": 1}\n{"b": 1,}\n', 1, "2:9"),
+        ("x.json", '{\n"a": 1}', 0, "1:2"),
+        ("x.jsonl", '{"a": 1}\n\n{"b": é', 1, "3:7"),
+        ("x.jsonl", '{"a": 1}\nnot json', 1, "2:1"),
+    ],
+)
+def test_broken_json_names_line_and_column(
+    tmp_path: Path, name: str, text: str, good: int, place: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    reader = read_records(path, "my file")
+    for _ in range(good):
+        assert isinstance(next(reader), dict)
+    with pytest.raises(InputError) as caught:
+        next(reader)
+    assert caught.value.place == f"my file:{place}"
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    for name, text in (("x.jsonl", b'{"a": "\xff"}'), ("x.json", b'[{"a": "\xff"}]')):
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(InputError, match=rf"{name}:1:\d+"):
+            list(read_records(tmp_path / name, name))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3000), st.integers(1, 300))
+def test_place_is_right_across_chunks(
+    tmp_path_factory: pytest.TempPathFactory, position: int, chunk: int
+) -> None:
+    text = json.dumps([{"key": "x" * 20, "n": i} for i in range(80)], indent=1)
+    position = min(position, len(text) - 1)
+    broken = text[:position] + "\x01" + text[position:]  # this byte is legal nowhere
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    path.write_text(broken)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as caught:
+        patch.setattr(records, "CHUNK_BYTES", chunk)
+        list(read_records(path, "x"))
+    before = broken[:position]
+    assert caught.value.place == f"x:{before.count(chr(10)) + 1}:{position - before.rfind(chr(10))}"
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "[]", " [ ] "])
+def test_no_records(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    assert list(read_records(path, "x")) == []
+
+
+def test_deep_nesting_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    deep = "[" * 3000 + "]" * 3000
+    for name in ("x.json", "x.jsonl"):
+        (tmp_path / name).write_text(f"[{deep}]")
+        scan = scan_input(tmp_path / name, name, BlockMoving(), progress=False)
+        assert scan.num_records == 0
+        assert "deep" in str(scan.error) or "recursion" in str(scan.error)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for source in (str(tmp_path / "none.json"), f"file://{tmp_path}/none.json", str(tmp_path)):
+        with pytest.raises(InputError, match="wanted a JSON"), fetched(source):
+            pass
+
+
+def test_file_url(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[1]")
+    with fetched(f"file://{tmp_path}/x.json") as path:
+        assert list(read_records(path, "x")) == [1]

