@@ -7,7 +7,7 @@ from string import Template
 
 from mathcanvas_lightning.errors import ConfigError, OutputError
 
-_HANDLER = Template('''"""The source format $name: from its records to question, solution and answer.
+_HANDLER = Template('''"""The source format $name: from records to samples.
 
 Use it from the folder that holds this file:
     python tools/convert_cot_to_parquet.py --source $module.$cls --input FILE --output DIR
@@ -22,11 +22,12 @@ from mathcanvas_lightning.conversion.sources import Draft, Part, Picture, Source
 
 
 class $cls(SourceFormat):
-    """Records such as
+    """Problems with figures, solved in steps that may each have a figure.
 
-    {"id": "p1", "problem": "How large is the angle?", "figures": ["p1/question.png"],
-     "steps": [{"text": "Draw the height.", "figure": "p1/step_1.png"}, {"text": "So it is 60."}],
-     "answer": "60", "level": 2}
+    A record is an object such as
+        {"id": "p1", "problem": "How large is the angle?", "figures": ["p1/question.png"],
+         "steps": [{"text": "Draw the height.", "figure": "p1/step.png"}, {"text": "It is 60."}],
+         "answer": "60", "level": 2, "verified": true}
     """
 
     # The default name of the shards.
@@ -34,7 +35,7 @@ class $cls(SourceFormat):
     # Names the record in rejects.jsonl.
     id_field = "id"
     # What parse uses. All other fields that are text or numbers ("level") become columns.
-    fields = frozenset({"id", "problem", "figures", "steps", "answer"})
+    fields = frozenset({"id", "problem", "figures", "steps", "answer", "verified"})
     # Only the built-in formats are found by --source auto; this names what an object must have.
     recognised_by = frozenset({"problem", "steps"})
 
@@ -44,6 +45,7 @@ class $cls(SourceFormat):
         Pictures are named by their paths relative to --image_dir; they are read, checked and
         counted for you, and texts are stripped. Raise Reject(reason, message) for a record that
         must not be trained on: it becomes a line of rejects.jsonl, as does anything that breaks.
+        Should a sample need further files of that folder, files.read(path, max_bytes=...) has them.
         """
         if record.get("verified") is False:
             raise Reject("not_verified", "field 'verified' is false")
@@ -62,7 +64,7 @@ class $cls(SourceFormat):
         )
 ''')
 
-_TEST = Template('''"""Converts two records of $name, one of them refused, and reads the shard again."""
+_TEST = Template('''"""Converts two records, one of them to be refused, and reads the shard."""
 
 import json
 from pathlib import Path

@@ -16,6 +16,9 @@ from mathcanvas_lightning.data.schema import (
 )
 from mathcanvas_lightning.errors import MathCanvasError
 
+MAX_SAMPLE_BYTES = 2**30
+"""Of all images of a sample; Arrow addresses no more than 2 GiB in an array."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordConverter:
@@ -66,6 +69,9 @@ class RecordConverter:
             answer=draft.answer,
             extras=self.source.extras(record),
         )
+        size = sum(len(image.data) for image in example.images)
+        if size > MAX_SAMPLE_BYTES:
+            raise Reject(Reason.IMAGE_TOO_LARGE, f"{size} bytes of images, over {MAX_SAMPLE_BYTES}")
         _check_encodable(example)
         if not example.question:
             raise Reject(Reason.NO_QUESTION, "the question holds neither text nor image")

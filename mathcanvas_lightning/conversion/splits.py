@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, count
 from math import ceil, isclose
 from types import MappingProxyType
 
@@ -50,9 +50,9 @@ def parse_split(text: str | None) -> Mapping[str, float]:
 def assign_splits(fractions: Mapping[str, float], seed: int) -> Iterator[str]:
     """Yields the split of the first kept row, the second, ...
 
-    Stratified sampling: rows come in blocks, and each block is spread evenly over 0..1 in an
-    order drawn from (seed, block). So any stretch of the data is divided as asked, a small set
-    too, and the beginning of a data set is divided the same when more rows follow.
+    Stratified sampling: rows come in blocks, and each block is spread evenly over 0..1 in a
+    random order. So any stretch of the data is divided as asked, a small set too, and the
+    beginning of a data set is divided the same when more rows follow.
 
     Args:
         fractions: Split name -> fraction, as `parse_split` gives it.
@@ -64,14 +64,12 @@ def assign_splits(fractions: Mapping[str, float], seed: int) -> Iterator[str]:
     names = list(fractions)
     bounds = list(accumulate(fractions.values()))[:-1]
     block_rows = min(MAX_BLOCK_ROWS, ceil(1 / min(fractions.values()) - 1e-9))
-    block = 0
-    while True:
-        order = np.random.Generator(np.random.Philox(key=[seed, block])).permutation(block_rows)
+    rng = np.random.Generator(np.random.Philox(seed))
+    for block in count():
         # The offset walks with the golden ratio, so that the blocks' roundings even out too.
         offset = (0.5 + block * GOLDEN_RATIO) % 1.0
-        for slot in order:
+        for slot in rng.permutation(block_rows):
             yield names[bisect_right(bounds, (slot + offset) / block_rows)]
-        block += 1
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

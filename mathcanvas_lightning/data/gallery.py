@@ -68,7 +68,7 @@ def _segments(segments: Iterable[Segment]) -> str:
 
 def _figure(image: ImageSegment) -> str:
     try:
-        info = check_image(image.data, ImageLimits(), decode=False)
+        info = check_image(image.data, ImageLimits(), depth="header")
     except ImageError as error:
         return f"<figure>{escape(str(image.path))}: {escape(str(error))}</figure>"
     source = f"data:image/{info.format.lower()};base64,{b64encode(image.data).decode()}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.data.gallery import write_gallery
-from mathcanvas_lightning.data.images import ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.schema import (
     SECTIONS,
     ImageSegment,
@@ -139,7 +139,7 @@ def _inspect_shard(
             uid = str(row.get("id", place))
             report.problems.append(Problem(place=place, uid=uid, message=str(error)))
             continue
-        for message in _inspect_example(example, report, decode=validate):
+        for message in _inspect_example(example, report, depth="pixels" if validate else "header"):
             report.problems.append(Problem(place=place, uid=example.uid, message=message))
         if (first := seen.setdefault(example.uid, place)) != place:
             message = f"the id {example.uid!r} is also that of {first}"
@@ -150,7 +150,7 @@ def _inspect_shard(
 
 
 def _inspect_example(
-    example: InterleavedExample, report: ShardsReport, *, decode: bool
+    example: InterleavedExample, report: ShardsReport, *, depth: Depth
 ) -> Iterator[str]:
     """Adds one example to the counts and yields what is wrong with it."""
     report.answers[example.answer] += 1
@@ -162,7 +162,7 @@ def _inspect_example(
         report.images_per_row[section].append(len(images))
         for number, image in enumerate(images):
             try:
-                info = check_image(image.data, ImageLimits(), decode=decode)
+                info = check_image(image.data, ImageLimits(), depth=depth)
             except ImageError as error:
                 yield f"{section} image {number} ({image.path}): {error.reason}: {error}"
                 continue

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
 from mathcanvas_lightning.conversion import convert as convert_module
@@ -48,9 +49,7 @@ def test_every_record_is_one_row_or_one_reject(puzzles: Path, tmp_path: Path) ->
     assert report.problem is None
     assert report.num_records == len(records) == len(examples) + len(rejects)
     assert {e.uid for e in examples}.isdisjoint(r["id"] for r in rejects)
-    kept = [
-        r for r in records if r["pred"] == r["gt"] and "[render_result]" not in r["cot_text"]
-    ]
+    kept = [r for r in records if r["pred"] == r["gt"] and "[render_result]" not in r["cot_text"]]
     assert [e.uid for e in examples] == [f"task_{r['task_id']}" for r in kept]
     assert Counter(r["reason"] for r in rejects) == report.rejects
     assert set(report.rejects) == {"wrong_answer", "render_result"}
@@ -70,9 +69,7 @@ def test_images_are_the_original_bytes(puzzles: Path, tmp_path: Path) -> None:
 
 
 def test_files_and_info(puzzles: Path, tmp_path: Path) -> None:
-    report = run(
-        puzzles / SOURCE, tmp_path, samples_per_file=10, row_group_rows=4, name="blocks"
-    )
+    report = run(puzzles / SOURCE, tmp_path, samples_per_file=10, row_group_rows=4, name="blocks")
     info = json.loads((tmp_path / "train_parquet_info.json").read_text())
     names = [f"blocks_{i:03d}.parquet" for i in range(-(-report.num_rows // 10))]
     assert sorted(p.name for p in tmp_path.glob("*.parquet")) == names
@@ -203,7 +200,7 @@ def test_changed_input_or_settings_are_refused(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "out") == before
     report = run(source, tmp_path / "out", samples_per_file=6, overwrite=True)
     assert report.num_resumed == 0
-    assert [e.answer for e in iter_examples(tmp_path / "out")][0] == "changed"
+    assert next(iter_examples(tmp_path / "out")).answer == "changed"
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
 
 
@@ -337,12 +334,12 @@ def test_unknown_format_says_what_it_found(tmp_path: Path) -> None:
 
 
 def test_two_conversions_in_one_folder(puzzles: Path, tmp_path: Path) -> None:
-    from filelock import FileLock
-
     tmp_path.joinpath("out").mkdir()
-    with FileLock(tmp_path / "out" / ".conversion.lock"):
-        with pytest.raises(OutputError, match="another conversion"):
-            run(puzzles / SOURCE, tmp_path / "out")
+    with (
+        FileLock(tmp_path / "out" / ".conversion.lock"),
+        pytest.raises(OutputError, match="another conversion"),
+    ):
+        run(puzzles / SOURCE, tmp_path / "out")
 
 
 def test_failing_storage_stops_the_run_and_keeps_no_half_file(

