@@ -44,13 +44,25 @@ def shard_schema(encoding: InterleaveEncoding, extras: Mapping[str, pa.DataType]
         extras: Further columns.
 
     Returns:
-        Core columns, then the extras; images are Hugging Face's struct of bytes and path.
+        Core columns, then the extras; images are Hugging Face's struct of bytes and path, and
+        marked as such, so that `datasets` shows them as pictures.
     """
     interleave = pa.string() if encoding == "json" else _STRUCT_INTERLEAVE
     types = dict(
         zip(CORE_COLUMNS, [pa.string()] * 2 + [interleave] * 2 + [_IMAGES] * 2, strict=True)
     )
-    return pa.schema([*types.items(), *extras.items()])
+    schema = pa.schema([*types.items(), *extras.items()])
+    features = {field.name: _hugging_face_feature(field.type) for field in schema}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _hugging_face_feature(kind: pa.DataType) -> Any:
+    if kind == _IMAGES:
+        return [{"_type": "Image"}]
+    if pa.types.is_list(kind):
+        return [{field.name: _hugging_face_feature(field.type) for field in kind.value_type}]
+    names = {pa.float64(): "float64", pa.bool_(): "bool"}
+    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

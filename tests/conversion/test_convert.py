@@ -135,6 +135,16 @@ def test_struct_reads_through_pandas_as_the_public_trainer_does(
             assert all(isinstance(item["index"], int) for item in row[f"{section}_interleave"])
 
 
+def test_hugging_face_is_told_which_columns_are_images(puzzles: Path, tmp_path: Path) -> None:
+    run(puzzles / SOURCE, tmp_path, interleave_encoding="struct")
+    schema = pq.read_schema(tmp_path / "blockmoving_000.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == schema.names
+    assert features["question_images"] == [{"_type": "Image"}]
+    assert features["id"] == {"dtype": "string", "_type": "Value"}
+    assert features["question_interleave"][0]["index"] == {"dtype": "int64", "_type": "Value"}
+
+
 def test_split_is_the_same_for_any_number_of_workers(puzzles: Path, tmp_path: Path) -> None:
     for workers in (0, 1, 3):
         run(

@@ -1,0 +1,71 @@
+"""The README's commands, run as they are written, in a copy of the tracked files."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("needs a git checkout")
+    clone = tmp_path / "clone"
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/golden"):
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    _make_ready(clone)
+    return clone
+
+
+def _make_ready(clone: Path) -> None:
+    """A .venv that has what this one has, and is marked as up to date: nothing is installed."""
+    venv.create(clone / ".venv", symlinks=True)
+    (site,) = (clone / ".venv").glob("lib/python*/site-packages")
+    (site / "this.pth").write_text(f"{clone}\n{sysconfig.get_path('purelib')}\n")
+    mark = "cksum setup.cfg pyproject.toml tools/env.sh >.venv/.ready-"
+    subprocess.run(["bash", "-c", mark], cwd=clone, check=True)
+
+
+def test_commands_run_as_written(clone: Path) -> None:
+    blocks = BLOCK.findall((clone / "README.md").read_text())
+    assert len(blocks) >= 6
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    path = f"{clone}/.venv/bin:{environment['PATH']}"  # as activating it once does
+    for not_run, language, code in blocks:
+        if not_run:
+            continue
+        command = ["bash", "-euo", "pipefail", "-c", code]
+        if language == "python":
+            (clone / "demo" / "example.py").write_text(code)
+            command = [".venv/bin/python", "demo/example.py"]
+        done = subprocess.run(
+            command,
+            cwd=clone,
+            env=environment | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    assert (clone / "demo" / "shards.html").stat().st_size > 100_000
+    assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
+    assert (clone / "demo" / "puzzles" / "task_19" / "composite.png").is_file()
