@@ -159,7 +159,7 @@ def convert_cot(
         format_class = recognise_source(path, place) if source == "auto" else find_source(source)
         converter = RecordConverter(
             source=_make_source(format_class, question_prompt),
-            files=SourceFiles(image_dir or _folder_of(input)),
+            files=SourceFiles(_check_image_dir(image_dir) or _folder_of(input)),
             limits=ImageLimits(max_pixels=max_image_pixels),
             allow_no_solution=allow_no_solution,
         )
@@ -365,6 +365,17 @@ def _read_prompt(value: str) -> str | None:
             remedy="Check the path.",
         )
     return value
+
+
+def _check_image_dir(image_dir: str | None) -> str | None:
+    if image_dir is not None and not is_remote(image_dir) and not local_path(image_dir).is_dir():
+        raise ConfigError(
+            "--image_dir",
+            found=f"{image_dir!r}, which is no folder",
+            wanted="the folder that image paths are relative to",
+            remedy="Check the path, or leave it out for the input's own folder.",
+        )
+    return image_dir
 
 
 def _folder_of(source: str) -> str:

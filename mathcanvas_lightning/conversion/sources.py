@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, Reject
-from mathcanvas_lightning.data.schema import Scalar
+from mathcanvas_lightning.data.schema import CORE_COLUMNS, Scalar
 
 BLOCKMOVING_PROMPT = (
     "The picture shows a stack of coloured cubes before (top row) and after (bottom row) a series "
@@ -222,16 +222,7 @@ class MathCanvas(SourceFormat):
     """MathCanvas JSON: interleaves whose image items name their file in `content`."""
 
     name = "mathcanvas"
-    fields = frozenset(
-        {
-            "id",
-            "answer",
-            "question_interleave",
-            "solution_interleave",
-            "question_images",
-            "solution_images",
-        }
-    )
+    fields = frozenset(CORE_COLUMNS)
     recognised_by = frozenset({"question_interleave", "solution_interleave"})
 
     def parse(self, record: Mapping[str, Any], files: SourceFiles) -> Draft:  # noqa: ARG002

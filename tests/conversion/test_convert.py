@@ -328,6 +328,7 @@ def test_bad_settings(puzzles: Path, tmp_path: Path) -> None:
         ({"row_group_rows": -1}, "--row_group_rows"),
         ({"name": "a/b"}, "--name"),
         ({"num_workers": -1}, "--num_workers"),
+        ({"image_dir": "nowhere"}, "--image_dir"),
         ({"source": "nowhere.Format"}, "--source"),
         ({"source": "json.JSONDecoder"}, "--source"),
         ({"source": "mathcanvas", "question_prompt": "x"}, "--question_prompt"),

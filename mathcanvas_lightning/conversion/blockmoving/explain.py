@@ -63,7 +63,8 @@ def describe_step(step: Step) -> str:
             f"{name} is now at {show_cell(move.target)} and {other} at {show_cell(move.cell)}."
         )
     falls = [_fall(block, ends, step.block) for block, ends in step.fell.items()]
-    rest = " ".join(falls) or "It is carried there, and nothing falls."
+    ground = "The ground" if move.target[2] == 0 else "A block"
+    rest = " ".join(falls) or f"{ground} carries it there, and nothing falls."
     return f"{start} to {show_cell(move.target)}, which is empty. {rest}"
 
 
