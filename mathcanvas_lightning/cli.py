@@ -30,6 +30,8 @@ class Command:
     """Prints what the function returns, and gives the exit status."""
     positional: frozenset[str] = frozenset()
     """Parameters given without their name."""
+    lists: frozenset[str] = frozenset()
+    """Parameters that take any number of words."""
 
 
 COMMANDS = {
@@ -48,6 +50,12 @@ COMMANDS = {
         function="conversion.blockmoving.generate:generate_blockmoving",
         example="--output data --num_tasks 200 --seed 0",
         show=display.show_blockmoving,
+    ),
+    "make-bagel": Command(
+        function="fresh:make_bagel",
+        example="--output tiny_bagel --preset tiny --seed 0 --corpus texts.txt more.txt",
+        show=display.show_fresh_model,
+        lists=frozenset({"corpus"}),
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
@@ -119,8 +127,10 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
     flags = {p.name for p in parameters if p.annotation is bool and p.default is False}
     for name in sorted(command.positional):
         parser.add_argument(name, type=str, help=help_of[name])
-    skip: set[str | int] = {*flags, *command.positional, "progress"}
+    skip: set[str | int] = {*flags, *command.positional, *command.lists, "progress"}
     parser.add_function_arguments(function, as_group=False, skip=skip)
+    for name in sorted(command.lists):
+        parser.add_argument(f"--{name}", nargs="*", type=str, default=[], help=help_of[name])
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
     return parser

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.conversion.convert import ConversionReport
     from mathcanvas_lightning.conversion.handler import Handler
     from mathcanvas_lightning.data.inspection import ShardsReport
+    from mathcanvas_lightning.fresh import FreshModel
 
 MAX_LISTED = 20
 MAX_TEXT = 300
@@ -85,6 +86,17 @@ def show_blockmoving(report: "BlockMovingReport", console: Console) -> int:
         f"{report.num_tasks:,} tasks with {report.num_images:,} pictures in "
         f"{report.seconds:.1f} s: {report.source_file} ({report.num_wrong} answered wrongly, "
         f"{report.num_unrendered} with an undrawn step)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def show_fresh_model(model: "FreshModel", console: Console) -> int:
+    """Shows what was made."""
+    console.print(
+        f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, untrained",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -1,0 +1,1 @@
+"""BAGEL as a plain PyTorch network; Lightning comes later."""

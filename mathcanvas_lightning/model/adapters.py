@@ -1,0 +1,153 @@
+"""LoRA through peft, on any of the experts, the ViT and the connector."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from mathcanvas_lightning.errors import ConfigError
+
+LORA_PARTS: Mapping[str, str] = {
+    "und": r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+    "gen": r"language_model\.model\.layers\.\d+\."
+    r"(self_attn\.[qkvo]_proj_moe_gen|mlp_moe_gen\.(gate|up|down)_proj)",
+    "vit": r"vit_model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.\w+_proj|mlp\.fc[12])",
+    "connector": r"connector\.fc[12]",
+}
+"""Part -> names of the projections that get adapters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRASettings:
+    """Which projections get adapters, and how large they are."""
+
+    parts: Sequence[str] = ("und", "gen")
+    """Some of `LORA_PARTS`."""
+    rank: int = 16
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: float = 0.0
+    """On the adapters' input; anything but 0 makes the forward pass random."""
+    pattern: str | None = None
+    """Regular expression found in the names of projections wanted, such as `layers\\.2[0-7]`."""
+    seed: int = 0
+    """Of the adapters' first values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartParameters:
+    """Parameters of one part of a model."""
+
+    part: str
+    total: int
+    trainable: int
+
+
+def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
+    """Adds adapters to a model in place, and leaves them alone trainable.
+
+    Args:
+        model: A `Bagel` without adapters.
+        settings: Where, and how large.
+
+    Returns:
+        Names of the projections that have one now. The model computes what it did before.
+
+    Raises:
+        ConfigError: If a part is unknown, or no projection fits the pattern.
+    """
+    if unknown := set(settings.parts) - set(LORA_PARTS):
+        raise ConfigError(
+            "lora.parts",
+            found=str(sorted(unknown)),
+            wanted=f"some of {', '.join(LORA_PARTS)}",
+            remedy="Check their spelling.",
+        )
+    names = [name for name, _ in model.named_modules() if _is_wanted(name, settings)]
+    if not names:
+        raise ConfigError(
+            "lora",
+            found=f"no projection of {list(settings.parts)} that fits {settings.pattern!r}",
+            wanted="at least one",
+            remedy="Loosen lora.pattern; it is searched for in the projections' full names.",
+        )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules="|".join(f"(?:{re.escape(name)})" for name in names),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        inject_adapter_in_model(config, model)
+    return names
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Adds the adapters to the weights they adapt; `unmerge_lora` takes them out again."""
+    for _, layer in _lora_layers(model):
+        layer.merge()
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Undoes `merge_lora`."""
+    for _, layer in _lora_layers(model):
+        layer.unmerge()
+
+
+def absorb_lora(model: nn.Module) -> None:
+    """Merges the adapters for good: the model has its published parameter names again."""
+    merge_lora(model)
+    for name, layer in list(_lora_layers(model)):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return any(True for _ in _lora_layers(model))
+
+
+def parameter_report(model: nn.Module) -> list[PartParameters]:
+    """How many parameters each part has, and how many of them are trained.
+
+    Args:
+        model: A `Bagel`, with or without adapters.
+
+    Returns:
+        One entry a part, "total" the last.
+    """
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        for part in (_part(name), "total"):
+            entry = counts.setdefault(part, [0, 0])
+            entry[0] += parameter.numel()
+            entry[1] += parameter.numel() if parameter.requires_grad else 0
+    total = counts.pop("total", [0, 0])
+    return [
+        PartParameters(part=part, total=numbers[0], trainable=numbers[1])
+        for part, numbers in [*counts.items(), ("total", total)]
+    ]
+
+
+def _is_wanted(name: str, settings: LoRASettings) -> bool:
+    in_parts = any(re.fullmatch(LORA_PARTS[part], name) for part in settings.parts)
+    return in_parts and (settings.pattern is None or bool(re.search(settings.pattern, name)))
+
+
+def _part(name: str) -> str:
+    if not name.startswith("language_model"):
+        return name.split(".")[0]
+    if "lm_head" in name or "embed_tokens" in name:
+        return "embeddings and head"
+    return "gen expert" if "_moe_gen" in name else "und expert"
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module

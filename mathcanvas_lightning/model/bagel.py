@@ -1,0 +1,324 @@
+"""BAGEL: a packed sequence in, hidden states, text losses and image velocities out."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mathcanvas_lightning.batch import PackedBatch, make_splits
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.attention import (
+    Attention,
+    AttentionPath,
+    TokenLayout,
+    default_path,
+    make_layout,
+)
+from mathcanvas_lightning.model.checkpoint import (
+    TABLES,
+    config_for_weights,
+    find_weights,
+    load_qwen2,
+    load_weights,
+    write_checkpoint,
+)
+from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig, LLMConfig
+from mathcanvas_lightning.model.flow import add_noise
+from mathcanvas_lightning.model.layers import (
+    Connector,
+    PositionTable,
+    TimeEmbedder,
+    rotary_tables,
+)
+from mathcanvas_lightning.model.losses import token_cross_entropy
+from mathcanvas_lightning.model.mot import DecoderLayer, LanguageModel
+from mathcanvas_lightning.model.vit import ViTModel
+
+GEN_SUFFIX = "_moe_gen"
+COMPONENTS = ("language_model", "vit_model", "connector", "time_embedder", "vae2llm", "llm2vae")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BagelOutput:
+    """What the network makes of a pack."""
+
+    hidden_states: Tensor
+    """[T, D] in the order of the sequence, after the final norm."""
+    ce: Tensor
+    """[E] float32, cross entropy at each position with text loss."""
+    velocities: Tensor
+    """[M, P] predictions at the noisy latents."""
+
+
+class Bagel(nn.Module):
+    """The network without its autoencoder. Nothing in it is random.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_path: AttentionPath | None = None
+        size = config.llm.hidden_size
+        self.language_model = LanguageModel(config.llm)
+        self.vit_model = ViTModel(config.vit)
+        self.connector = Connector(config.vit.hidden_size, size)
+        self.vit_pos_embed = PositionTable(config.vit_max_num_patch_per_side, size)
+        self.time_embedder = TimeEmbedder(size)
+        self.vae2llm = nn.Linear(config.latent_dim, size)
+        self.llm2vae = nn.Linear(size, config.latent_dim)
+        self.latent_pos_embed = PositionTable(config.max_latent_size, size)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        components: Collection[str] | None = None,
+        seed: int = 0,
+        **overrides: Any,
+    ) -> Self:
+        """Loads a directory in BAGEL-7B-MoT layout.
+
+        Args:
+            path: The directory.
+            dtype: Of all parameters.
+            device: Of all parameters.
+            components: Which parts to load, of `COMPONENTS`; the others start fresh. None: all.
+            seed: Of the parts that start fresh.
+            overrides: Fields of the configuration to change, as in `BagelConfig.preset`; position
+                tables of another size are rebuilt.
+
+        Returns:
+            The model. Host memory never holds more than it and one tensor.
+
+        Raises:
+            ConfigError: If a config file can't be used, or a component is unknown.
+            DataError: If weights are missing, unexpected or of another shape.
+        """
+        if unknown := set(components or ()) - set(COMPONENTS):
+            raise ConfigError(
+                "components",
+                found=str(sorted(unknown)),
+                wanted=f"some of {', '.join(COMPONENTS)}",
+                remedy="Leave it out to load all.",
+            )
+        weights = find_weights(path)
+        config = config_for_weights(BagelConfig.from_directory(path), weights)
+        model = cls.empty(config.override(**overrides), dtype=dtype, device=device)
+        if components is not None:
+            model.reset_parameters(seed)
+        model.reset_tables()
+        load_weights(model, weights, place=str(path), components=components)
+        return model
+
+    @classmethod
+    def from_qwen2(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        **overrides: Any,
+    ) -> Self:
+        """Starts a new model from a plain Qwen2 checkpoint.
+
+        Both experts begin as Qwen2's layers, q/k norms at one, the velocity head at zero; ViT,
+        connector and the other new parts are drawn.
+
+        Args:
+            path: Directory of a Qwen2 model, with config.json.
+            dtype: Of all parameters.
+            device: Of all parameters.
+            seed: Of what is drawn.
+            overrides: Fields of the configuration to change.
+
+        Returns:
+            The model.
+
+        Raises:
+            ConfigError: If config.json can't be used.
+            DataError: If weights are missing or of another shape.
+        """
+        config = BagelConfig(llm=LLMConfig.from_file(Path(path, BAGEL_FILE)))
+        model = cls.empty(config.override(**overrides), dtype=dtype, device=device)
+        model.reset_parameters(seed)
+        load_qwen2(model.language_model, find_weights(path), place=str(path))
+        model.copy_und_to_gen()
+        return model
+
+    @classmethod
+    def empty(cls, config: BagelConfig, *, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """A model whose parameters have memory but no values yet."""
+        with torch.device("meta"):
+            model = cls(config)
+        return model.to(dtype=dtype).to_empty(device=device)
+
+    def save_checkpoint(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        source: str | Path | None = None,
+    ) -> None:
+        """Writes a directory that the reference, this library and vLLM read.
+
+        Args:
+            path: Directory to write.
+            dtype: Of the weights in it.
+            source: Directory to take tokenizer and autoencoder from.
+
+        Raises:
+            ConfigError: If the model has adapters that aren't merged for good.
+        """
+        if any(".lora_" in name for name in self.state_dict()):
+            raise ConfigError(
+                "save_checkpoint",
+                found="a model with LoRA adapters",
+                wanted="plain weights",
+                remedy="Call absorb_lora(model) first.",
+            )
+        write_checkpoint(self.state_dict(), self.config, path, dtype=dtype, source=source)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Draws all parameters anew, the same on every device.
+
+        Args:
+            seed: Decides everything.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(drawn * self.config.llm.initializer_range)
+        self.copy_und_to_gen()
+        self.llm2vae.weight.zero_()
+        self.reset_tables()
+
+    def reset_tables(self) -> None:
+        """Fills the fixed position tables."""
+        self.latent_pos_embed.reset()
+        self.vit_pos_embed.reset()
+
+    @torch.no_grad()
+    def copy_und_to_gen(self) -> None:
+        """Makes the generation expert a copy of the understanding expert."""
+        state = self.language_model.state_dict()
+        for name, tensor in state.items():
+            if GEN_SUFFIX in name:
+                tensor.copy_(state[name.replace(GEN_SUFFIX, "")])
+
+    def freeze(
+        self, *, llm: bool = False, vit: bool = False, connector: bool = False, und: bool = False
+    ) -> None:
+        """Chooses what is trained; what is not named is (but for the fixed position tables).
+
+        Args:
+            llm: Freeze the decoder with both experts, and its head.
+            vit: Freeze the image encoder.
+            connector: Freeze the connector.
+            und: Freeze the understanding expert and all that feeds it, and let no gradient pass
+                through it; the generation expert trains, and so does the text head.
+        """
+        frozen = {"language_model": llm, "vit_model": vit or und, "connector": connector or und}
+        for name, parameter in self.named_parameters():
+            part = name.split(".")[0]
+            is_und = part == "language_model" and GEN_SUFFIX not in name and "lm_head" not in name
+            parameter.requires_grad_(
+                not (frozen.get(part, False) or (und and is_und) or name in TABLES)
+            )
+        self.language_model.model.freeze_und = und
+        for layer in self.language_model.model.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.freeze_und = layer.self_attn.freeze_und = und
+
+    def forward(
+        self, batch: PackedBatch, *, latents: Tensor, noise: Tensor, timesteps: Tensor
+    ) -> BagelOutput:
+        """Runs a pack.
+
+        Args:
+            batch: The pack, on the model's device.
+            latents: [L, P] clean latent tokens, as `pack_latents` gives them.
+            noise: [L, P]; unused where the timestep is 0.
+            timesteps: [L] shifted times, 0 for clean images.
+
+        Returns:
+            Hidden states, text losses and velocities; each parameter takes part in its graph,
+            also in a pack without images or without text loss.
+        """
+        # und tokens first: each expert then works on one slice, in every layer.
+        order = torch.cat([batch.text_indexes, batch.vit_indexes, batch.latent_indexes])
+        num_und = len(order) - len(batch.latent_indexes)
+        layout = make_layout(batch.sample_lens, batch.splits, order.device).sorted_by(order)
+        embedded = torch.cat(
+            [
+                self.language_model.model.embed_tokens(batch.text_ids),
+                self.embed_vit(batch.vit_patches, batch.vit_position_ids, batch.vit_lens),
+                self.embed_latents(
+                    add_noise(latents, noise, timesteps), timesteps, batch.latent_position_ids
+                ),
+            ]
+        )
+        llm = self.config.llm
+        rotary = rotary_tables(batch.position_ids[order], llm.head_dim, llm.rope_theta)
+        hidden = self.language_model.model(embedded, num_und, rotary, self._attention(layout))
+        hidden = hidden[torch.argsort(order)]
+        return BagelOutput(
+            hidden_states=hidden,
+            ce=token_cross_entropy(
+                hidden[batch.ce_indexes], self.language_model.lm_head.weight, batch.ce_label_ids
+            ),
+            velocities=self.llm2vae(hidden[batch.mse_indexes]),
+        )
+
+    def embed_vit(self, patches: Tensor, position_ids: Tensor, lens: Sequence[int]) -> Tensor:
+        """Patches of images to inputs of the decoder.
+
+        Args:
+            patches: [V, P] of all images.
+            position_ids: [V] int64.
+            lens: Patches of each image.
+
+        Returns:
+            [V, D].
+        """
+        splits = make_splits(lens, ["full"] * len(lens))
+        attention = self._attention(make_layout(lens, splits, patches.device))
+        features = self.vit_model.vision_model(patches, position_ids, attention)
+        embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
+        return embedded
+
+    def embed_latents(self, noised: Tensor, timesteps: Tensor, position_ids: Tensor) -> Tensor:
+        """Latent tokens to inputs of the decoder.
+
+        Args:
+            noised: [L, P] latents at their times.
+            timesteps: [L] shifted times.
+            position_ids: [L] int64.
+
+        Returns:
+            [L, D].
+        """
+        projected = self.vae2llm(noised.to(self.vae2llm.weight.dtype))
+        embedded: Tensor = (
+            projected + self.time_embedder(timesteps) + self.latent_pos_embed(position_ids)
+        )
+        return embedded
+
+    def _attention(self, layout: TokenLayout) -> Attention:
+        path = self.attention_path or default_path(layout.places.device)
+        return Attention(layout, path)

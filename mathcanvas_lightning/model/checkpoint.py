@@ -1,0 +1,323 @@
+"""Checkpoint directories in BAGEL-7B-MoT layout: read with every key audited, and written."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig
+from mathcanvas_lightning.model.vae import VAE_FILE
+
+WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
+INDEX_FILE = "model.safetensors.index.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+TABLES = {
+    "latent_pos_embed.pos_embed": "max_latent_size",
+    "vit_pos_embed.pos_embed": "vit_max_num_patch_per_side",
+}
+REOPEN_BYTES = 64 * 2**20
+"""A file is mapped anew after this much was read, so that what was read leaves memory."""
+VLLM_CORRECTS_VIT_LAYERS = 27
+MAX_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """Which file of a directory holds which tensor, and of which shape."""
+
+    files: Mapping[str, Path]
+    """Tensor name -> file."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Tensor name -> shape."""
+
+    def read(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yields tensors one at a time; each is to be copied before the next is asked for."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.files[name], []).append(name)
+        for file, members in by_file.items():
+            for group in self._groups(members):
+                with safe_open(file, "pt") as opened:
+                    for name in group:
+                        yield name, opened.get_tensor(name)
+
+    def _groups(self, names: Sequence[str]) -> Iterator[list[str]]:
+        group: list[str] = []
+        size = 0
+        for name in names:
+            group.append(name)
+            size += 4 * torch.Size(self.shapes[name]).numel()
+            if size >= REOPEN_BYTES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+
+def find_weights(path: str | Path) -> WeightFiles:
+    """Finds the weights of a checkpoint directory and reads their headers.
+
+    Args:
+        path: Directory with `ema.safetensors`, `model.safetensors`, or the index of several files.
+
+    Returns:
+        Names, files and shapes.
+
+    Raises:
+        DataError: If there are none, or a file is damaged.
+    """
+    folder = Path(path)
+    single = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if single is not None:
+        found = [single]
+    elif (folder / INDEX_FILE).is_file():
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        found = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    else:
+        raise DataError(
+            str(folder),
+            found="no weights" if folder.is_dir() else "nothing",
+            wanted=f"{', '.join(WEIGHT_FILES)} or {INDEX_FILE}",
+            remedy="Download the checkpoint, or make one with tools/make_tiny_bagel.py.",
+        )
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in found:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no dict
+                    files[name] = file
+                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                str(file),
+                found=f"damage ({error})",
+                wanted="a whole safetensors file",
+                remedy="Copy or download it again.",
+            ) from None
+    return WeightFiles(files, shapes)
+
+
+def config_for_weights(config: BagelConfig, weights: WeightFiles) -> BagelConfig:
+    """The configuration with the position tables as large as they are stored."""
+    sides = {
+        setting: isqrt(weights.shapes[name][0])
+        for name, setting in TABLES.items()
+        if name in weights.shapes
+    }
+    return config.override(**sides)
+
+
+def load_weights(
+    model: nn.Module, weights: WeightFiles, *, place: str, components: Collection[str] | None
+) -> None:
+    """Copies weights into a model, tensor by tensor.
+
+    Host memory holds the model and one tensor more. Fixed position tables that are absent, or of
+    another size, are left to the caller.
+
+    Args:
+        model: Any module with the published parameter names.
+        weights: Where they are.
+        place: The directory, for errors.
+        components: First words of the names to load; None loads all.
+
+    Raises:
+        DataError: If keys are missing, unexpected or of another shape: all of them are listed.
+    """
+    state = model.state_dict()
+    wanted = {name for name in state if components is None or name.split(".")[0] in components}
+    shapes = {name: tuple(state[name].shape) for name in wanted}
+    _audit(shapes, weights, place, model, partial=components is not None)
+    names = [name for name in sorted(wanted) if weights.shapes.get(name) == shapes[name]]
+    with torch.no_grad():
+        for name, tensor in weights.read(names):
+            state[name].copy_(tensor)
+
+
+def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -> None:
+    """Copies a plain Qwen2 into the understanding expert, tensor by tensor.
+
+    Args:
+        language_model: Its q/k norms keep their values; a head that is tied to the embeddings in
+            the file becomes a copy of them.
+        weights: Of the Qwen2 checkpoint.
+        place: The directory, for errors.
+
+    Raises:
+        DataError: If keys are missing or of another shape.
+    """
+    state = language_model.state_dict()
+    sources = {name: name for name in state if "_moe_gen" not in name and "_norm." not in name}
+    if "lm_head.weight" not in weights.shapes:
+        sources["lm_head.weight"] = "model.embed_tokens.weight"
+    shapes = {source: tuple(state[name].shape) for name, source in sources.items()}
+    _audit(shapes, weights, place, language_model, partial=True)
+    targets: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        targets.setdefault(source, []).append(name)
+    with torch.no_grad():
+        for source, tensor in weights.read(sorted(targets)):
+            for name in targets[source]:
+                state[name].copy_(tensor)
+
+
+def _audit(
+    shapes: Mapping[str, tuple[int, ...]],
+    weights: WeightFiles,
+    place: str,
+    model: nn.Module,
+    *,
+    partial: bool,
+) -> None:
+    missing = sorted(shapes.keys() - weights.shapes.keys() - TABLES.keys())
+    unexpected = [] if partial else sorted(weights.shapes.keys() - shapes.keys())
+    wrong = [
+        f"{name}: {list(weights.shapes[name])} in the file, {list(shape)} in the model"
+        for name, shape in sorted(shapes.items())
+        if weights.shapes.get(name, shape) != shape and name not in TABLES
+    ]
+    problems = [
+        f"{len(names)} {kind}: {'; '.join(names[:MAX_LISTED])}"
+        + (f"; and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong-shaped", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise DataError(
+            place,
+            found=f"keys that don't fit. {'. '.join(problems)}",
+            wanted=f"the {len(shapes)} keys of {type(model).__name__}",
+            remedy="Check that the config files belong to these weights.",
+        )
+
+
+def write_checkpoint(
+    state: Mapping[str, Tensor],
+    config: BagelConfig,
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    source: str | Path | None,
+) -> None:
+    """Writes a directory that the reference, this library and vLLM read.
+
+    Args:
+        state: All weights, by their published names.
+        config: Sizes.
+        path: Directory to write; made if absent.
+        dtype: Of the weights in the file.
+        source: Directory to take tokenizer and autoencoder from: linked where the file system can,
+            else copied.
+
+    Raises:
+        DataError: If the source lacks the autoencoder.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in config.files().items():
+        if name == BAGEL_FILE:
+            content = _for_vllm(content)
+        _write_json(folder / name, content)
+    _write_json(folder / PROCESSOR_FILE, _processor(config))
+    write_safetensors(folder / WEIGHT_FILES[0], state, dtype)
+    # vLLM reads every safetensors file unless an index says which; the autoencoder's is not for it.
+    _write_json(folder / INDEX_FILE, {"weight_map": dict.fromkeys(sorted(state), WEIGHT_FILES[0])})
+    if source is not None:
+        for name in (*TOKENIZER_FILES, VAE_FILE):
+            if Path(source, name).is_file():
+                _link_or_copy(Path(source, name), folder / name)
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Writes tensors one by one, so that memory holds one converted tensor at a time.
+
+    The library's own `save_file` first makes bytes of all of them.
+
+    Args:
+        path: File; it appears when it is whole.
+        state: Tensors by name, on any device.
+        dtype: What to store.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in state.items():
+        start, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPE_NAMES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in state.values():
+            stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous().flatten()
+            file.write(stored.view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def _for_vllm(content: dict[str, object]) -> dict[str, object]:
+    """The ViT's layers as vLLM wants them: it leaves out the last by itself only of 27."""
+    vit = dict(content["vit_config"])  # type: ignore[call-overload]
+    if vit["num_hidden_layers"] != VLLM_CORRECTS_VIT_LAYERS:
+        vit["num_hidden_layers"] -= 1
+    return content | {"vit_config": vit}
+
+
+def _processor(config: BagelConfig) -> dict[str, object]:
+    side = config.vit.image_size
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"height": side, "width": side},
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    target.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.link(source.resolve(), target)
+        return
+    shutil.copy2(source, target)

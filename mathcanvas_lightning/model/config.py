@@ -1,0 +1,288 @@
+"""The sizes of a BAGEL model: from its directory, from a preset, with any field overridden."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.errors import ConfigError
+
+LLM_FILE, VIT_FILE, BAGEL_FILE = "llm_config.json", "vit_config.json", "config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLMConfig:
+    """The decoder: Qwen2 with q/k norm and two experts. Names are those of `llm_config.json`."""
+
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    initializer_range: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Reads `llm_config.json`, or the `config.json` of a plain Qwen2.
+
+        Raises:
+            ConfigError: If it can't be read.
+        """
+        return cls(**_known(cls, _read(path)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViTConfig:
+    """The SigLIP image encoder. Names are those of `vit_config.json`."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    """As in the file: BAGEL takes the features before the last layer, which is not built."""
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 980
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def num_layers_used(self) -> int:
+        """Layers that are built."""
+        return self.num_hidden_layers - 1
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of SigLIP's own position table."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a flattened patch."""
+        return self.num_channels * self.patch_size**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VAEConfig:
+    """The image autoencoder; the defaults are FLUX's, which the published model uses."""
+
+    z_channels: int = 16
+    downsample: int = 8
+    in_channels: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BagelConfig:
+    """A whole model."""
+
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    latent_patch_size: int = 2
+    """Side of the square of latents that makes one token."""
+    max_latent_size: int = 64
+    """Side of the latent position table."""
+    vit_max_num_patch_per_side: int = 70
+    """Side of the ViT position table."""
+    timestep_shift: float = 1.0
+    """Of the directory's config; training and sampling set their own."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in a latent token."""
+        return self.latent_patch_size**2 * self.vae.z_channels
+
+    @property
+    def geometry(self) -> TokenGeometry:
+        """How images become tokens."""
+        return TokenGeometry(
+            vit_patch_px=self.vit.patch_size,
+            latent_patch_px=self.vae.downsample * self.latent_patch_size,
+            max_vit_side=self.vit_max_num_patch_per_side,
+            max_latent_side=self.max_latent_size,
+        )
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """A named model.
+
+        Args:
+            name: "tiny" (runs anywhere), "small" (about 100 M parameters) or "7b".
+            overrides: Fields of `LLMConfig`, `ViTConfig` and `VAEConfig` with the prefixes
+                `llm_`, `vit_` and `vae_`, or of this class.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: If there is no such preset or field.
+        """
+        if name not in PRESETS:
+            raise ConfigError(
+                "preset",
+                found=repr(name),
+                wanted=f"one of {', '.join(PRESETS)}",
+                remedy="Choose one of them, or give a checkpoint directory.",
+            )
+        base = cls(**PRESETS[name])
+        return base.override(**overrides)
+
+    def override(self, **overrides: Any) -> Self:
+        """The same configuration with other values; see `preset` for the names.
+
+        Raises:
+            ConfigError: If there is no such field.
+        """
+        parts: dict[str, dict[str, Any]] = {"llm": {}, "vit": {}, "vae": {}}
+        own: dict[str, Any] = {}
+        for name, value in overrides.items():
+            prefix, _, rest = name.partition("_")
+            if prefix in parts and rest in {f.name for f in fields(getattr(self, prefix))}:
+                parts[prefix][rest] = value
+            elif name in {f.name for f in fields(self)}:
+                own[name] = value
+            else:
+                raise ConfigError(
+                    f"model.{name}",
+                    found="no such field",
+                    wanted="llm_..., vit_..., vae_... or a field of BagelConfig",
+                    remedy="Check its spelling.",
+                )
+        changed = {name: replace(getattr(self, name), **new) for name, new in parts.items() if new}
+        return replace(self, **changed, **own)
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Self:
+        """Reads the three config files of a checkpoint directory.
+
+        The sides of the position tables are those of `config.json`; weights that disagree win
+        when they are loaded.
+
+        Raises:
+            ConfigError: If a file is missing or lacks a field.
+        """
+        folder = Path(path)
+        bagel = _read(folder / BAGEL_FILE)
+        vae = bagel.get("vae_config", {})
+        if "ch_mult" in vae:
+            vae = {**vae, "ch_mult": tuple(vae["ch_mult"])}
+        own = {f.name for f in fields(cls)} - {"llm", "vit", "vae"}
+        return cls(
+            llm=LLMConfig.from_file(folder / LLM_FILE),
+            vit=ViTConfig(**_known(ViTConfig, _read(folder / VIT_FILE))),
+            vae=VAEConfig(**_known(VAEConfig, vae)),
+            **{name: value for name, value in bagel.items() if name in own},
+        )
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """The content of the config files, by name."""
+        llm = asdict(self.llm) | {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "attention_dropout": 0.0,
+            "use_sliding_window": False,
+        }
+        vit = asdict(self.vit) | {
+            "model_type": "siglip_vision_model",
+            "hidden_act": "gelu_pytorch_tanh",
+            "attention_dropout": 0.0,
+        }
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        bagel = {name: value for name, value in own.items() if name not in ("llm", "vit", "vae")}
+        return {
+            LLM_FILE: llm,
+            VIT_FILE: vit,
+            BAGEL_FILE: {
+                "architectures": ["BagelForConditionalGeneration"],
+                "model_type": "bagel",
+                "visual_gen": True,
+                "visual_und": True,
+                "connector_act": "gelu_pytorch_tanh",
+                "interpolate_pos": False,
+                **bagel,
+                "llm_config": llm | {"qk_norm": True, "layer_module": "Qwen2MoTDecoderLayer"},
+                "vit_config": vit,
+                "vae_config": asdict(self.vae),
+            },
+        }
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {
+        "llm": LLMConfig(
+            vocab_size=2048,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=8192,
+        ),
+        "vit": ViTConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=224,
+        ),
+        "vae": VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1),
+        "max_latent_size": 16,
+        "vit_max_num_patch_per_side": 16,
+    },
+    "small": {
+        "llm": LLMConfig(
+            vocab_size=8192,
+            hidden_size=512,
+            intermediate_size=1536,
+            num_hidden_layers=12,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+        ),
+        "vit": ViTConfig(
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=9,
+            num_attention_heads=6,
+            image_size=448,
+        ),
+        "vae": VAEConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1),
+        "max_latent_size": 32,
+        "vit_max_num_patch_per_side": 32,
+    },
+    "7b": {},
+}
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            str(path),
+            found=f"{type(error).__name__}: {error}",
+            wanted="a JSON file of a BAGEL-7B-MoT directory",
+            remedy="Give a directory with llm_config.json, vit_config.json and config.json.",
+        ) from None
+    return content
