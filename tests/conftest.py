@@ -18,10 +18,15 @@ ROOT = Path(__file__).parent.parent
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def golden_folder() -> Path:
+    """The folder of reference outputs."""
+    return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of reference outputs."""
-    return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
+    return golden_folder()
 
 
 @pytest.fixture(scope="session")

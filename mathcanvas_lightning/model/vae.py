@@ -142,6 +142,19 @@ class LatentVAE(nn.Module):
         return images
 
 
+def to_pixels(images: Tensor) -> Tensor:
+    """Decoded images as pixels, as the reference rounds them (down).
+
+    Args:
+        images: [..., 3, H, W], about -1 to 1.
+
+    Returns:
+        [..., H, W, 3] uint8.
+    """
+    scaled = (images * 0.5 + 0.5).clamp(0, 1) * 255
+    return scaled.movedim(-3, -1).to(torch.uint8)
+
+
 def pack_latents(
     vae: LatentVAE, batch: PackedBatch, patch: int, noise: Sequence[Tensor] | None = None
 ) -> Tensor:

@@ -52,7 +52,10 @@ def load_pack(golden: Path, name: str, config: BagelConfig) -> GoldenPack:
         position_ids=tensors["packed_position_ids"],
         text_ids=tensors["packed_text_ids"],
         text_indexes=tensors["packed_text_indexes"],
-        vit_patches=get("packed_vit_tokens", 0, config.vit.patch_dim, dtype=torch.float32),
+        vit_patches=tensors.get(  # packs made with dropout hold no pixels
+            "packed_vit_tokens",
+            torch.zeros(len(get("packed_vit_token_indexes")), config.vit.patch_dim),
+        ),
         vit_position_ids=get("packed_vit_position_ids"),
         vit_indexes=get("packed_vit_token_indexes"),
         vit_lens=tuple(get("vit_token_seqlens").tolist()),

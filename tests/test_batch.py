@@ -1,0 +1,52 @@
+"""PackedBatch: its parts fit, and it moves as one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mathcanvas_lightning.model.config import BagelConfig
+from tests.model.random_packs import random_pack
+
+CONFIG = BagelConfig.preset("tiny")
+BATCH = random_pack([["question", "clean", "vit", "answer", "noisy"], ["answer"]], CONFIG)
+
+
+def test_moves_as_one() -> None:
+    moved = BATCH.to("meta")
+    tensors = [getattr(moved, f.name) for f in dataclasses.fields(moved)]
+    assert {t.device.type for t in tensors if isinstance(t, torch.Tensor)} == {"meta"}
+    assert {image.device.type for image in moved.images} == {"meta"}
+    assert moved.sample_lens == BATCH.sample_lens
+    assert BATCH.text_ids.device.type == "cpu"
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BATCH.sample_lens = ()  # type: ignore[misc]
+
+
+def test_noisy_latents() -> None:
+    assert int(BATCH.noisy_latents().sum()) == len(BATCH.mse_indexes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "position_ids",
+        "text_indexes",
+        "vit_patches",
+        "vit_position_ids",
+        "latent_position_ids",
+        "timestep_logits",
+        "ce_label_ids",
+        "sample_lens",
+        "splits",
+        "vit_lens",
+        "latent_shapes",
+        "latent_image_ids",
+    ],
+)
+def test_parts_that_do_not_fit(name: str) -> None:
+    with pytest.raises(ValueError, match="found"):
+        dataclasses.replace(BATCH, **{name: getattr(BATCH, name)[:-1]})
