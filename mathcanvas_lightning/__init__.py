@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mathcanvas_lightning.batch import PackedBatch
     from mathcanvas_lightning.conversion.blockmoving.generate import generate_blockmoving
     from mathcanvas_lightning.conversion.convert import ConversionReport, convert_cot
     from mathcanvas_lightning.conversion.sources import SourceFormat
@@ -14,10 +15,17 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.schema import ImageSegment, InterleavedExample, TextSegment
     from mathcanvas_lightning.data.shards import iter_examples
     from mathcanvas_lightning.errors import MathCanvasError
+    from mathcanvas_lightning.model.bagel import Bagel
+    from mathcanvas_lightning.model.config import BagelConfig
+    from mathcanvas_lightning.model.vae import LatentVAE
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Bagel": "model.bagel",
+    "BagelConfig": "model.config",
+    "LatentVAE": "model.vae",
+    "PackedBatch": "batch",
     "ConversionReport": "conversion.convert",
     "ImageSegment": "data.schema",
     "InterleavedExample": "data.schema",
@@ -31,10 +39,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Bagel",
+    "BagelConfig",
     "ConversionReport",
     "ImageSegment",
     "InterleavedExample",
+    "LatentVAE",
     "MathCanvasError",
+    "PackedBatch",
     "SourceFormat",
     "TextSegment",
     "convert_cot",

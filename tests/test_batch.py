@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mathcanvas_lightning.model.config import BagelConfig
-from tests.model.random_packs import random_pack
+from mathcanvas_lightning.model.synthetic import synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny")
-BATCH = random_pack([["question", "clean", "vit", "answer", "noisy"], ["answer"]], CONFIG)
+BATCH = synthetic_pack([["question", "clean", "vit", "answer", "noisy"], ["answer"]], CONFIG)
 
 
 def test_moves_as_one() -> None:

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.fresh import SPECIAL_TOKENS, make_bagel
 from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE
 from tests.conftest import RunTool, folder_bytes
-from tests.model.random_packs import random_inputs, random_pack
 
 TEXT = "Step 1: the red block at (0,1,2) moves +x.\n\n Größe, 北京, it's 3.14!  "
 
@@ -42,8 +42,8 @@ def test_tokenizer_is_qwen2s(fresh: Path) -> None:
 def test_model_and_autoencoder_load_and_run(fresh: Path) -> None:
     model = Bagel.from_checkpoint(fresh, dtype=torch.float32)
     vae = LatentVAE.from_checkpoint(fresh, model.config.vae)
-    batch = random_pack([["question", "vit", "noisy", "answer"]], model.config)
-    output = model(batch, **random_inputs(batch, model.config))
+    batch = synthetic_pack([["question", "vit", "noisy", "answer"]], model.config)
+    output = model(batch, **synthetic_inputs(batch, model.config))
     assert torch.isfinite(output.ce).all()
     side = model.config.geometry.latent_patch_px
     image = vae.decode(vae.encode([torch.zeros(3, 2 * side, side)], None)[0][None])
@@ -129,7 +129,7 @@ def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
 
     from mathcanvas_lightning.batch import make_splits
 
-    template = random_pack([["answer"]], model.config)
+    template = synthetic_pack([["answer"]], model.config)
     ids = list(ids)
     for _ in range(count):
         batch = dataclasses.replace(
@@ -143,6 +143,6 @@ def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
             ce_label_ids=torch.tensor([0]),
             ce_weights=torch.ones(1),
         )
-        output = model(batch, **random_inputs(batch, model.config))
+        output = model(batch, **synthetic_inputs(batch, model.config))
         ids.append(int(model.language_model.lm_head(output.hidden_states[-1]).argmax()))
     return ids[-count:]

@@ -16,6 +16,8 @@ from torch import Tensor
 from mathcanvas_lightning.batch import Split
 
 AttentionPath = Literal["dense", "sdpa", "flex"]
+MAX_SHORT_SPLITS = 128
+"""Tokens up to which neighbouring splits attend in one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,20 +118,23 @@ class Attention:
 
     Args:
         layout: Of the tokens, in the order in which q, k and v will come.
-        path: "dense" computes every pair and is the reference; "sdpa" goes sample by sample;
-            "flex" uses FlexAttention with a block mask (CUDA; without a backward on the CPU).
+        path: "dense" computes every pair and is the reference; "sdpa" goes split by split, each
+            with the keys that it sees; "flex" uses FlexAttention with a block mask (CUDA; without
+            a backward on the CPU).
     """
 
     def __init__(self, layout: TokenLayout, path: AttentionPath) -> None:
         self.path = path
         self._num_tokens = len(layout.places)
+        if self._num_tokens == 0:
+            return
         if path == "dense":
             self._mask = dense_mask(layout)
         elif path == "sdpa":
-            self._samples = _by_sample(layout)
-            order = torch.cat([sample.indexes for sample in self._samples] or [layout.places])
-            self._inverse = torch.argsort(order)
-        elif self._num_tokens:
+            self._order = torch.argsort(layout.places)
+            self._inverse = torch.argsort(self._order)
+            self._lengths, self._groups = _group_splits(layout.sorted_by(self._order))
+        else:
             self._block_mask = _block_mask(layout)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -148,8 +153,8 @@ class Attention:
         if self.path == "dense":
             return _dense(query, key, value, self._mask)
         if self.path == "sdpa":
-            parts = [sample.attend(query, key, value) for sample in self._samples]
-            return torch.cat(parts)[self._inverse]
+            q, k, v = (x[self._order].split(self._lengths) for x in (query, key, value))
+            return torch.cat([group.attend(q, k, v) for group in self._groups])[self._inverse]
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
         attended = _flex(query.device.type)(q, k, v, block_mask=self._block_mask, enable_gqa=True)
         result: Tensor = attended[0].transpose(0, 1)
@@ -162,25 +167,57 @@ def default_path(device: torch.device) -> AttentionPath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    indexes: Tensor
-    mask: Tensor | None
+class _Group:
+    """Splits that attend together, and the splits that at least one of their tokens sees."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (x[self.indexes].transpose(0, 1)[None] for x in (query, key, value))
-        grouped = query.shape[1] != key.shape[1]
+    queries: range
+    keys: tuple[int, ...]
+    mask: Tensor | None
+    """None where every query sees every key, as in an image."""
+
+    def attend(
+        self, query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor]
+    ) -> Tensor:
+        q = torch.cat([query[i] for i in self.queries])
+        k, v = (torch.cat([x[i] for i in self.keys]) for x in (key, value))
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=grouped)
         return attended[0].transpose(0, 1)
 
 
-def _by_sample(layout: TokenLayout) -> list[_Sample]:
-    order = torch.argsort(layout.sample_ids, stable=True)
-    lengths = torch.bincount(layout.sample_ids).tolist() if len(order) else []
-    samples = []
-    for indexes in torch.split(order, lengths):
-        mask = dense_mask(layout, indexes)
-        samples.append(_Sample(indexes=indexes, mask=None if bool(mask.all()) else mask))
-    return samples
+def _group_splits(layout: TokenLayout) -> tuple[list[int], list[_Group]]:
+    """Lengths of the splits of a layout in sequence order, and the groups that attend together.
+
+    Short splits of a sample are taken together, to spare calls; long ones stand alone, because an
+    image alone needs no mask.
+    """
+    _, lengths = torch.unique_consecutive(layout.split_ids, return_counts=True)
+    places = torch.arange(len(layout.places), device=layout.places.device).split(lengths.tolist())
+    samples = layout.sample_ids[[int(place[0]) for place in places]].tolist()
+    groups: list[_Group] = []
+    first = 0
+    for end in range(1, len(places) + 1):
+        queries = range(first, end)
+        if end < len(places) and samples[end] == samples[first]:
+            size = sum(len(places[i]) for i in queries)
+            if size + len(places[end]) <= MAX_SHORT_SPLITS:
+                continue
+        near = [i for i in range(len(places)) if samples[i] == samples[first]]
+        groups.append(_make_group(layout, places, queries, near))
+        first = end
+    return lengths.tolist(), groups
+
+
+def _make_group(
+    layout: TokenLayout, places: Sequence[Tensor], queries: range, candidates: Sequence[int]
+) -> _Group:
+    rows = torch.cat([places[i] for i in queries])[:, None]
+    columns = [sees(layout, rows, places[i][None]) for i in candidates]
+    seen = [bool(column.any()) for column in columns]
+    keys = tuple(i for i, is_seen in zip(candidates, seen, strict=True) if is_seen)
+    mask = torch.cat([c for c, is_seen in zip(columns, seen, strict=True) if is_seen], dim=1)
+    return _Group(queries=queries, keys=keys, mask=None if bool(mask.all()) else mask)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -197,8 +234,11 @@ def _block_mask(layout: TokenLayout) -> Any:
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
         return sees(layout, query, key)
 
-    length = len(layout.places)
-    return create_block_mask(rule, None, None, length, length, device=layout.places.device)
+    length, device = len(layout.places), layout.places.device
+    # Compiled, it never holds the whole matrix, which at 50,000 tokens would be 2.5 GB.
+    return create_block_mask(
+        rule, None, None, length, length, device=device, _compile=device.type == "cuda"
+    )
 
 
 @cache

@@ -260,22 +260,20 @@ class Bagel(nn.Module):
             Hidden states, text losses and velocities; each parameter takes part in its graph,
             also in a pack without images or without text loss.
         """
-        # und tokens first: each expert then works on one slice, in every layer.
+        # und tokens first, gen tokens after them: each expert then has one block in every layer.
         order = torch.cat([batch.text_indexes, batch.vit_indexes, batch.latent_indexes])
-        num_und = len(order) - len(batch.latent_indexes)
         layout = make_layout(batch.sample_lens, batch.splits, order.device).sorted_by(order)
-        embedded = torch.cat(
-            [
-                self.language_model.model.embed_tokens(batch.text_ids),
-                self.embed_vit(batch.vit_patches, batch.vit_position_ids, batch.vit_lens),
-                self.embed_latents(
-                    add_noise(latents, noise, timesteps), timesteps, batch.latent_position_ids
-                ),
-            ]
-        )
+        texts = self.language_model.model.embed_tokens(batch.text_ids)
+        patches = self.embed_vit(batch.vit_patches, batch.vit_position_ids, batch.vit_lens)
+        noised = add_noise(latents, noise, timesteps)
+        gen = self.embed_latents(noised, timesteps, batch.latent_position_ids)
+        und = torch.cat([texts, patches])
         llm = self.config.llm
-        rotary = rotary_tables(batch.position_ids[order], llm.head_dim, llm.rope_theta)
-        hidden = self.language_model.model(embedded, num_und, rotary, self._attention(layout))
+        tables = rotary_tables(batch.position_ids[order], llm.head_dim, llm.rope_theta)
+        rotary = zip(*(table.split([len(und), len(gen)]) for table in tables), strict=True)
+        hidden = torch.cat(
+            self.language_model.model(und, gen, tuple(rotary), self._attention(layout))
+        )
         hidden = hidden[torch.argsort(order)]
         return BagelOutput(
             hidden_states=hidden,

@@ -230,11 +230,8 @@ def write_checkpoint(
         config: Sizes.
         path: Directory to write; made if absent.
         dtype: Of the weights in the file.
-        source: Directory to take tokenizer and autoencoder from: linked where the file system can,
-            else copied.
-
-    Raises:
-        DataError: If the source lacks the autoencoder.
+        source: Directory to take tokenizer and autoencoder from, as far as it has them: linked
+            where the file system can, else copied.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = 2**25
-"""Logits held at a time: 128 MiB in float32."""
+CHUNK_LOGITS = 2**26
+"""Logits held at a time: 256 MiB in float32."""
 
 
 def token_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """The decoder: Qwen2 layers with two experts, und and gen, that share attention.
 
-Tokens come sorted by expert, und first. So each expert works on one slice, nothing is gathered or
-scattered inside a layer, and attention, which knows each token's place, needs no sorting back.
+The tokens of each expert are a tensor of their own, from the embeddings to the final norm. So each
+expert works on one block, nothing is gathered or scattered inside a layer, and attention, which
+knows each token's place in the sequence, takes both as they are.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,21 +14,9 @@ from mathcanvas_lightning.model.config import LLMConfig
 from mathcanvas_lightning.model.layers import RMSNorm, rotate
 
 Rotary = tuple[Tensor, Tensor]
-
-
-def by_expert(
-    und: Callable[[Tensor], Tensor], gen: Callable[[Tensor], Tensor], x: Tensor, num_und: int
-) -> Tensor:
-    """Applies one function to the first `num_und` rows and another to the rest; either may be none.
-
-    Empty slices run too, so that the parameters of both take part in every graph.
-    """
-    return torch.cat([und(x[:num_und]), gen(x[num_und:])])
-
-
-def detach_und(x: Tensor, num_und: int) -> Tensor:
-    """The same tensor, through whose first `num_und` rows no gradient passes."""
-    return torch.cat([x[:num_und].detach(), x[num_und:]])
+"""Cosines and sines of one expert's tokens."""
+Experts = tuple[Tensor, Tensor]
+"""Hidden states of the und and of the gen tokens, [n, D] each; either may be empty."""
 
 
 class MLP(nn.Module):
@@ -66,24 +53,35 @@ class SelfAttention(nn.Module):
             self.add_module(f"q_norm{suffix}", RMSNorm(config.head_dim, config.rms_norm_eps))
             self.add_module(f"k_norm{suffix}", RMSNorm(config.head_dim, config.rms_norm_eps))
 
-    def forward(self, x: Tensor, num_und: int, rotary: Rotary, attention: Attention) -> Tensor:
-        """[T, D] sorted by expert to [T, D]."""
-        projected = [self._heads(name, x, num_und) for name in ("q_proj", "k_proj", "v_proj")]
-        query, key = (
-            rotate(self._both(name, heads, num_und), rotary)
-            for name, heads in zip(("q_norm", "k_norm"), projected[:2], strict=True)
-        )
-        qkv = [query, key, projected[2]]
+    def forward(
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: Attention
+    ) -> Experts:
+        """Normed hidden states of both experts to what is added to them."""
+        of_und = self._project(und, rotary[0], "")
+        of_gen = self._project(gen, rotary[1], "_moe_gen")
         if self.freeze_und:
-            qkv = [detach_und(heads, num_und) for heads in qkv]
-        return self._both("o_proj", attention(*qkv).flatten(1), num_und)
+            of_und = [heads.detach() for heads in of_und]
+        query, key, value = (torch.cat(pair) for pair in zip(of_und, of_gen, strict=True))
+        attended = attention(query, key, value).flatten(1)
+        return (
+            self._part("o_proj")(attended[: len(und)]),
+            self._part("o_proj_moe_gen")(attended[len(und) :]),
+        )
 
-    def _heads(self, name: str, x: Tensor, num_und: int) -> Tensor:
-        projected = self._both(name, x, num_und)
-        return projected.view(len(x), projected.shape[-1] // self.head_dim, self.head_dim)
+    def _project(self, x: Tensor, rotary: Rotary, suffix: str) -> list[Tensor]:
+        """Queries and keys, normed and rotated, and values of one expert: [n, heads, H] each."""
+        query, key, value = (
+            self._part(f"{name}_proj{suffix}")(x).unflatten(-1, (-1, self.head_dim))
+            for name in "qkv"
+        )
+        query = rotate(self._part(f"q_norm{suffix}")(query), rotary)
+        key = rotate(self._part(f"k_norm{suffix}")(key), rotary)
+        return [query, key, value]
 
-    def _both(self, name: str, x: Tensor, num_und: int) -> Tensor:
-        return by_expert(getattr(self, name), getattr(self, f"{name}_moe_gen"), x, num_und)
+    def _part(self, name: str) -> nn.Module:
+        part = getattr(self, name)
+        assert isinstance(part, nn.Module)
+        return part
 
 
 class DecoderLayer(nn.Module):
@@ -101,28 +99,31 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.post_attention_layernorm_moe_gen = RMSNorm(size, eps)
 
-    def forward(self, x: Tensor, num_und: int, rotary: Rotary, attention: Attention) -> Tensor:
+    def forward(
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: Attention
+    ) -> Experts:
         """One layer.
 
         Args:
-            x: [T, D], und tokens first.
-            num_und: How many they are.
-            rotary: Tables of `rotary_tables`, in the same order.
-            attention: The pack's, made for the same order.
+            und: [n, D] hidden states of the understanding expert's tokens.
+            gen: [m, D] of the generation expert's.
+            rotary: Tables of `rotary_tables` for each.
+            attention: The pack's, made for und tokens first.
 
         Returns:
-            [T, D].
+            New hidden states of both.
         """
-        x = self._detached(x, num_und)
-        normed = by_expert(self.input_layernorm, self.input_layernorm_moe_gen, x, num_und)
-        x = self._detached(x + self.self_attn(normed, num_und, rotary, attention), num_und)
-        und, gen = x[:num_und], x[num_und:]
+        und = self._detached(und)
+        of_und, of_gen = self.self_attn(
+            self.input_layernorm(und), self.input_layernorm_moe_gen(gen), rotary, attention
+        )
+        und, gen = self._detached(und + of_und), gen + of_gen
         und = und + self.mlp(self.post_attention_layernorm(und))
         gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
-        return self._detached(torch.cat([und, gen]), num_und)
+        return self._detached(und), gen
 
-    def _detached(self, x: Tensor, num_und: int) -> Tensor:
-        return detach_und(x, num_und) if self.freeze_und else x
+    def _detached(self, und: Tensor) -> Tensor:
+        return und.detach() if self.freeze_und else und
 
 
 class Decoder(nn.Module):
@@ -136,12 +137,14 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, num_und: int, rotary: Rotary, attention: Attention) -> Tensor:
-        """Embedded tokens [T, D], und first, to last hidden states [T, D] in the same order."""
+    def forward(
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: Attention
+    ) -> Experts:
+        """Embedded tokens of both experts to their last hidden states."""
         for layer in self.layers:
-            x = layer(x, num_und, rotary, attention)
-        x = by_expert(self.norm, self.norm_moe_gen, x, num_und)
-        return detach_und(x, num_und) if self.freeze_und else x
+            und, gen = layer(und, gen, rotary, attention)
+        und, gen = self.norm(und), self.norm_moe_gen(gen)
+        return (und.detach() if self.freeze_und else und), gen
 
 
 class LanguageModel(nn.Module):

@@ -16,11 +16,11 @@ from mathcanvas_lightning.model.adapters import (
 )
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
-from tests.model.random_packs import random_inputs, random_pack
+from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny", llm_vocab_size=128)
-BATCH = random_pack([["question", "clean", "vit", "answer", "noisy", "clean", "answer"]], CONFIG)
-INPUTS = random_inputs(BATCH, CONFIG)
+BATCH = synthetic_pack([["question", "clean", "vit", "answer", "noisy", "clean", "answer"]], CONFIG)
+INPUTS = synthetic_inputs(BATCH, CONFIG)
 
 
 @pytest.fixture

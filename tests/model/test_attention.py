@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.batch import Split, make_splits
+from mathcanvas_lightning.model import attention
 from mathcanvas_lightning.model.attention import (
     Attention,
     count_attended_pairs,
@@ -47,9 +48,19 @@ def test_rule_pair_by_pair(samples: list[list[tuple[int, Any]]]) -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=40, deadline=None)
-@given(SAMPLES, st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([(4, 4), (4, 2), (2, 1)]))
+@given(
+    SAMPLES,
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+    st.sampled_from([(4, 4), (4, 2), (2, 1)]),
+    st.sampled_from([1, 5, 12, 128]),
+)
 def test_paths_agree(
-    samples: list[list[tuple[int, Any]]], seed: int, shuffle: bool, heads: tuple[int, int]
+    samples: list[list[tuple[int, Any]]],
+    seed: int,
+    shuffle: bool,
+    heads: tuple[int, int],
+    short: int,
 ) -> None:
     lens, splits = flatten(samples)
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +74,9 @@ def test_paths_agree(
     weights = torch.randn(sum(lens), heads[0], 16, generator=generator)
     results = {}
     for path in ("dense", "sdpa"):
-        out = Attention(layout, path)(q, k, v)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "MAX_SHORT_SPLITS", short)
+            out = Attention(layout, path)(q, k, v)
         results[path] = (out, *torch.autograd.grad((out * weights).sum(), (q, k, v)))
     for ours, wanted in zip(results["sdpa"], results["dense"], strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-4)
@@ -97,3 +110,12 @@ def test_default_path() -> None:
 def test_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="'both' is none of"):
         Split(length=1, attention_mode="both")  # type: ignore[arg-type]
+
+
+def test_images_need_no_mask_and_noise_is_left_out() -> None:
+    lens, splits = flatten([[(9, "causal"), (6, "noise"), (6, "full"), (9, "causal")]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "MAX_SHORT_SPLITS", 1)
+        groups = Attention(make_layout(lens, splits, CPU), "sdpa")._groups
+    assert [group.keys for group in groups] == [(0,), (0, 1), (0, 2), (0, 2, 3)]
+    assert [group.mask is None for group in groups] == [False, True, True, False]

@@ -15,7 +15,7 @@ from mathcanvas_lightning.model.checkpoint import TABLES
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers import rotary_tables
 from mathcanvas_lightning.model.losses import token_cross_entropy
-from tests.model.random_packs import KINDS, random_inputs, random_pack
+from mathcanvas_lightning.model.synthetic import KINDS, synthetic_inputs, synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny", llm_vocab_size=128)
 
@@ -48,8 +48,8 @@ PACKS = {
 @pytest.mark.parametrize("freeze", [{}, {"und": True}, {"vit": True, "connector": True}])
 def test_every_trained_parameter_takes_part(name: str, freeze: Any, model: Bagel) -> None:
     model.freeze(**freeze)
-    batch = random_pack(PACKS[name], CONFIG)
-    output = model(batch, **random_inputs(batch, CONFIG))
+    batch = synthetic_pack(PACKS[name], CONFIG)
+    output = model(batch, **synthetic_inputs(batch, CONFIG))
     assert output.hidden_states.shape == (batch.sequence_length, CONFIG.llm.hidden_size)
     assert output.ce.shape == batch.ce_indexes.shape
     assert output.velocities.shape == (len(batch.mse_indexes), CONFIG.latent_dim)
@@ -70,8 +70,8 @@ def test_every_trained_parameter_takes_part(name: str, freeze: Any, model: Bagel
 )
 def test_packing_changes_nothing(samples: list[list[str]], seed: int) -> None:
     model = _trained()
-    together = random_pack(samples, CONFIG, seed=seed)
-    inputs = random_inputs(together, CONFIG, seed)
+    together = synthetic_pack(samples, CONFIG, seed=seed)
+    inputs = synthetic_inputs(together, CONFIG, seed)
     with torch.no_grad():
         packed = model(together, **inputs).hidden_states
         model.attention_path = "dense"
@@ -234,8 +234,8 @@ def test_rotary_positions_are_relative() -> None:
 
 def test_compiled_layers_give_the_same(model: Bagel) -> None:
     pytest.importorskip("torch._inductor")
-    batch = random_pack(PACKS["all"], CONFIG)
-    inputs = random_inputs(batch, CONFIG)
+    batch = synthetic_pack(PACKS["all"], CONFIG)
+    inputs = synthetic_inputs(batch, CONFIG)
     with torch.no_grad():
         wanted = model(batch, **inputs).hidden_states
         compiled = Bagel.empty(CONFIG, dtype=torch.float32, device="cpu")
@@ -245,3 +245,18 @@ def test_compiled_layers_give_the_same(model: Bagel) -> None:
         ours = compiled(batch, **inputs).hidden_states
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-4)
     assert list(compiled.state_dict()) == list(model.state_dict())
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    model = _trained()
+    half = Bagel.empty(CONFIG, dtype=torch.bfloat16, device="cpu")
+    half.load_state_dict(model.state_dict())
+    batch = synthetic_pack(PACKS["all"], CONFIG)
+    inputs = synthetic_inputs(batch, CONFIG)
+    with torch.no_grad():
+        wanted, ours = model(batch, **inputs), half(batch, **inputs)
+    assert ours.hidden_states.dtype == torch.bfloat16
+    assert ours.ce.dtype == torch.float32
+    torch.testing.assert_close(ours.ce, wanted.ce, atol=0.1, rtol=0.02)
+    error = (ours.hidden_states.float() - wanted.hidden_states).norm()
+    assert error < 0.03 * wanted.hidden_states.norm()

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import BagelConfig, VAEConfig
+from mathcanvas_lightning.model.synthetic import synthetic_pack
 from mathcanvas_lightning.model.vae import (
     LatentVAE,
     pack_latents,
@@ -15,7 +16,6 @@ from mathcanvas_lightning.model.vae import (
     to_ldm_names,
     to_pixels,
 )
-from tests.model.random_packs import random_pack
 
 CONFIG = VAEConfig(ch=32, ch_mult=(1, 2), num_res_blocks=2, downsample=2, z_channels=4)
 
@@ -86,7 +86,7 @@ def test_pixels_are_cut_down() -> None:
 
 def test_pack_without_latents(vae: LatentVAE) -> None:
     config = BagelConfig.preset("tiny")
-    batch = random_pack([["question", "vit"]], config)
+    batch = synthetic_pack([["question", "vit"]], config)
     assert pack_latents(vae, batch, 2).shape == (0, 16)
 
 

@@ -1,0 +1,56 @@
+"""Floating point operations of a pack, counting only pairs of tokens that attend to each other."""
+
+from mathcanvas_lightning.batch import PackedBatch
+from mathcanvas_lightning.model.attention import count_attended_pairs
+from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.layers import TIME_FREQUENCIES
+
+PEAK_FLOPS: dict[str, float] = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""Dense bf16 operations a second by device name, from the vendors' data sheets."""
+BACKWARD_FACTOR = 2
+"""A backward pass does each product twice: for the input and for the weight."""
+
+
+def forward_flops(config: BagelConfig, batch: PackedBatch) -> int:
+    """Operations of a forward pass over a pack: two for each multiply and add.
+
+    Args:
+        config: Sizes.
+        batch: The pack.
+
+    Returns:
+        Operations in matrix products and attention, of decoder, heads, ViT and connector. Norms,
+        embeddings and the autoencoder are not counted.
+    """
+    llm, vit = config.llm, config.vit
+    kv = llm.num_key_value_heads * llm.head_dim
+    layer_weights = llm.hidden_size * (2 * llm.hidden_size + 2 * kv + 3 * llm.intermediate_size)
+    pairs = count_attended_pairs(batch.sample_lens, batch.splits)
+    decoder = llm.num_hidden_layers * (
+        2 * batch.sequence_length * layer_weights + 4 * pairs * llm.hidden_size
+    )
+    vit_weights = vit.hidden_size * (4 * vit.hidden_size + 2 * vit.intermediate_size)
+    vit_pairs = sum(length**2 for length in batch.vit_lens)
+    patches = len(batch.vit_indexes)
+    encoder = vit.num_layers_used * (2 * patches * vit_weights + 4 * vit_pairs * vit.hidden_size)
+    ends = (
+        len(batch.ce_indexes) * llm.hidden_size * llm.vocab_size
+        + len(batch.latent_indexes) * llm.hidden_size * (config.latent_dim + TIME_FREQUENCIES)
+        + len(batch.latent_indexes) * llm.hidden_size**2
+        + len(batch.mse_indexes) * llm.hidden_size * config.latent_dim
+        + patches * vit.patch_dim * vit.hidden_size
+        + patches * llm.hidden_size * (vit.hidden_size + llm.hidden_size)
+    )
+    return decoder + encoder + 2 * ends
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak bf16 operations a second of a device, None if it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)

@@ -1,0 +1,351 @@
+"""Speed and memory of the network, beside a straightforward index-gather implementation.
+
+The straightforward one follows the reference's way with the same weights: in each layer tokens are
+gathered by expert and scattered back around every norm, projection and MLP; the mask is a dense
+matrix a sample; an image that stands twice is encoded twice; the logits of all tokens exist at
+once.
+Time is the median of runs that alternate in this process. Memory is the peak over what was there
+before: of a process of its own on the CPU, of the allocator on CUDA.
+
+Example:
+  python tools/benchmark_model.py --preset small --tokens 2048
+  python tools/benchmark_model.py --preset 7b --layers 2 --tokens 8192 --dtype bfloat16 --compile
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mathcanvas_lightning.batch import PackedBatch
+from mathcanvas_lightning.model.attention import dense_mask, make_layout
+from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
+from mathcanvas_lightning.model.flow import add_noise, velocity_target
+from mathcanvas_lightning.model.layers import rotary_tables, rotate
+from mathcanvas_lightning.model.mot import DecoderLayer
+from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
+from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
+
+COMPOSITIONS = {
+    "mixed": ["question", "clean", "vit", "answer", "noisy", "clean", "vit", "answer"],
+    "text": ["question", "answer"],
+    "drawing": ["question", "noisy"],
+}
+Step = Callable[[Bagel, PackedBatch, dict[str, Tensor]], Tensor]
+
+
+def our_loss(model: Bagel, batch: PackedBatch, inputs: dict[str, Tensor]) -> Tensor:
+    """The library's forward pass and loss."""
+    output = model(batch, **inputs)
+    return _loss(output.ce, output.velocities, batch, inputs)
+
+
+def plain_loss(model: Bagel, batch: PackedBatch, inputs: dict[str, Tensor]) -> Tensor:
+    """The straightforward forward pass and loss, with the same weights."""
+    llm = model.config.llm
+    und = torch.cat([batch.text_indexes, batch.vit_indexes])
+    gen = batch.latent_indexes
+    embedded = model.language_model.model.embed_tokens(batch.text_ids)
+    x = embedded.new_zeros(batch.sequence_length, llm.hidden_size)
+    x[batch.text_indexes] = embedded
+    if batch.vit_lens:
+        vit = model.embed_vit(batch.vit_patches, batch.vit_position_ids, batch.vit_lens)
+        x[batch.vit_indexes] = vit.to(x.dtype)
+    if len(gen):
+        noised = add_noise(inputs["latents"], inputs["noise"], inputs["timesteps"])
+        latents = model.embed_latents(noised, inputs["timesteps"], batch.latent_position_ids)
+        x[gen] = latents.to(x.dtype)
+    rotary = rotary_tables(batch.position_ids, llm.head_dim, llm.rope_theta)
+    layout = make_layout(batch.sample_lens, batch.splits, x.device)
+    places = torch.arange(batch.sequence_length, device=x.device).split(list(batch.sample_lens))
+    masks = [dense_mask(layout, place) for place in places]
+    for layer in model.language_model.model.layers:
+        assert isinstance(layer, DecoderLayer)
+        x = _plain_layer(layer, x, und, gen, rotary, masks, batch.sample_lens)
+    decoder = model.language_model.model
+    x = _scattered(x, x.shape[-1], (und, decoder.norm), (gen, decoder.norm_moe_gen))
+    logits = model.language_model.lm_head(x[batch.ce_indexes])
+    ce = F.cross_entropy(logits.float(), batch.ce_label_ids, reduction="none")
+    return _loss(ce, model.llm2vae(x[batch.mse_indexes]), batch, inputs)
+
+
+def _plain_layer(
+    layer: DecoderLayer,
+    x: Tensor,
+    und: Tensor,
+    gen: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    masks: list[Tensor],
+    sample_lens: tuple[int, ...],
+) -> Tensor:
+    attention: Any = layer.self_attn
+
+    def both(source: Tensor, owner: Any, name: str) -> Tensor:
+        first, second = getattr(owner, name), getattr(owner, f"{name}_moe_gen")
+        width = getattr(first, "out_features", source.shape[-1])
+        return _scattered(source, width, (und, first), (gen, second))
+
+    normed = both(x, layer, "input_layernorm")
+    heads = {
+        name: both(normed, attention, f"{name}_proj").unflatten(-1, (-1, attention.head_dim))
+        for name in "qkv"
+    }
+    query, key = (rotate(both(heads[name], attention, f"{name}_norm"), rotary) for name in "qk")
+    parts = []
+    for mask, q, k, v in zip(
+        masks, *(t.split(list(sample_lens)) for t in (query, key, heads["v"])), strict=True
+    ):
+        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        parts.append(out[0].transpose(0, 1).flatten(1))
+    x = x + both(torch.cat(parts), attention, "o_proj")
+    normed = both(x, layer, "post_attention_layernorm")
+    return x + _scattered(normed, x.shape[-1], (und, layer.mlp), (gen, layer.mlp_moe_gen))
+
+
+def _scattered(source: Tensor, width: int, *experts: tuple[Tensor, Any]) -> Tensor:
+    out = source.new_zeros(*source.shape[:-1], width)
+    for indexes, function in experts:
+        if len(indexes):
+            out[indexes] = function(source[indexes]).to(out.dtype)
+    return out
+
+
+def _loss(ce: Tensor, velocities: Tensor, batch: PackedBatch, inputs: dict[str, Tensor]) -> Tensor:
+    target = velocity_target(inputs["latents"], inputs["noise"])[batch.noisy_latents()]
+    return ce.sum() + (velocities.float() - target).square().sum()
+
+
+def encode_plainly(vae: LatentVAE, batch: PackedBatch) -> None:
+    """All items, also those that stand twice, padded to one size and encoded as one batch."""
+    items = [batch.images[image] for image in batch.latent_image_ids]
+    height, width = (max(item.shape[axis] for item in items) for axis in (1, 2))
+    vae.moments(
+        torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in items])
+    )
+
+
+def measure_vae(options: argparse.Namespace, setup: Any) -> list[dict[str, Any]]:
+    """Latent tokens a second of encoding the pack's images."""
+    model, batch, inputs = setup
+    vae = LatentVAE(model.config.vae).to(options.device, getattr(torch, options.dtype))
+    encoders = {
+        "index gather": lambda: encode_plainly(vae, batch),
+        "ours": lambda: pack_latents(vae, batch, model.config.latent_patch_size),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
+    for repeat in range(options.repeats + 1):
+        for name, encode in encoders.items():
+            _synchronise(inputs)
+            started = time.perf_counter()
+            encode()
+            _synchronise(inputs)
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return [
+        {
+            "pass": "VAE encode",
+            "implementation": name,
+            "tokens_per_s": len(batch.latent_indexes) / median(times),
+            "seconds": median(times),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+COLUMNS = {"peak_mib": "{:,.0f}", "tflops_per_s": "{:,.3f}", "mfu": "{:.1%}"}
+CONTENDERS: dict[str, Step] = {"index gather": plain_loss, "ours": our_loss}
+
+
+def build(options: argparse.Namespace) -> tuple[Bagel, PackedBatch, dict[str, Tensor]]:
+    """The model and a pack of about the number of tokens asked for."""
+    overrides = {} if options.layers is None else {"llm_num_hidden_layers": options.layers}
+    config = BagelConfig.preset(options.preset, **overrides)
+    side = min(config.max_latent_size, config.vit_max_num_patch_per_side, options.image_side)
+    sample: Any = COMPOSITIONS[options.composition]
+    sizes = {"text_tokens": (64, 256), "image_side": (max(1, side // 2), side)}
+    batch, samples = synthetic_pack([sample], config, **sizes), [sample]
+    while batch.sequence_length < options.tokens:
+        samples.append(sample)
+        batch = synthetic_pack(samples, config, **sizes)
+    dtype = getattr(torch, options.dtype)
+    model = Bagel.empty(config, dtype=dtype, device=options.device)
+    if options.device == "cpu":
+        model.reset_parameters(0)
+    else:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.freeze()
+    inputs = synthetic_inputs(batch, config)
+    inputs = {name: tensor.to(options.device) for name, tensor in inputs.items()}
+    return model, batch.to(options.device), inputs
+
+
+def run_once(name: str, backward: bool, setup: Any) -> float:
+    """Seconds of one step."""
+    model, batch, inputs = setup
+    model.zero_grad(set_to_none=True)
+    _synchronise(inputs)
+    started = time.perf_counter()
+    with torch.set_grad_enabled(backward):
+        loss = CONTENDERS[name](model, batch, inputs)
+        if backward:
+            loss.backward()
+    _synchronise(inputs)
+    return time.perf_counter() - started
+
+
+def _synchronise(inputs: dict[str, Tensor]) -> None:
+    if inputs["latents"].is_cuda:
+        torch.cuda.synchronize()
+
+
+def _peak_in_child(options: argparse.Namespace, name: str, backward: bool, result: Any) -> None:
+    torch.set_num_threads(options.threads)
+    setup = build(options)
+    before = _resident_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak so far
+    run_once(name, backward, setup)
+    result.send(_resident_mib("VmHWM") - before)
+
+
+def _resident_mib(field: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def peak_in_child(options: argparse.Namespace, name: str, backward: bool) -> float:
+    """Largest memory of one step on the CPU beyond what was there before it, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_peak_in_child, args=(options, name, backward, send))
+    process.start()
+    peak: float = receive.recv()
+    process.join()
+    return peak
+
+
+def peak_on_cuda(name: str, backward: bool, setup: Any) -> float:
+    """Largest memory of one step on CUDA beyond what was there before it, in MiB."""
+    setup[0].zero_grad(set_to_none=True)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run_once(name, backward, setup)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each contender, forward and forward with backward."""
+    cases = [(name, backward) for backward in (False, True) for name in CONTENDERS]
+    peaks = {}
+    if options.device == "cpu":  # in processes of their own, before this one's model needs memory
+        peaks = {case: peak_in_child(options, *case) for case in cases}
+    setup = build(options)
+    model, batch, _ = setup
+    if options.compile:
+        for layer in model.language_model.model.layers:
+            layer.compile(dynamic=True)
+    check_agreement(setup, getattr(torch, options.dtype))
+    peak = peak_flops(torch.cuda.get_device_name()) if options.device == "cuda" else None
+    rows = []
+    for backward in (False, True):
+        seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+        for repeat in range(options.repeats + 1):
+            for name in CONTENDERS:
+                took = run_once(name, backward, setup)
+                if repeat:  # the first is for warming up
+                    seconds[name].append(took)
+        flops = forward_flops(model.config, batch) * (1 + BACKWARD_FACTOR * backward)
+        for name, times in seconds.items():
+            rows.append(
+                {
+                    "pass": "forward+backward" if backward else "forward",
+                    "implementation": name,
+                    "tokens_per_s": batch.sequence_length / median(times),
+                    "seconds": median(times),
+                    "peak_mib": peaks[name, backward]
+                    if peaks
+                    else peak_on_cuda(name, backward, setup),
+                    "tflops_per_s": flops / median(times) / 1e12,
+                    "mfu": None if peak is None else flops / median(times) / peak,
+                }
+            )
+    return rows + (measure_vae(options, setup) if options.vae else [])
+
+
+def check_agreement(setup: Any, dtype: torch.dtype) -> None:
+    """Stops if the two don't compute the same."""
+    with torch.no_grad():
+        losses = [step(*setup).item() for step in CONTENDERS.values()]
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    if abs(losses[0] - losses[1]) > tolerance * abs(losses[0]):
+        raise SystemExit(f"the implementations disagree: losses {losses}")
+
+
+def parse() -> argparse.Namespace:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--preset", default="small", help="tiny, small or 7b (default: small)")
+    parser.add_argument("--layers", type=int, help="decoder layers (default: the preset's)")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a pack (default: 2048)")
+    parser.add_argument("--image_side", type=int, default=32, help="tokens a side (default: 32)")
+    parser.add_argument("--composition", default="mixed", choices=COMPOSITIONS, help="of samples")
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--vae", action="store_true", help="also encode the images")
+    parser.add_argument("--compile", action="store_true", help="compile decoder layers (ours)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and shows."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    rows = measure(options)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    title = f"{options.preset}, {options.composition}, {options.dtype}, {device}"
+    names = ("pass", "implementation", "tokens/s", "peak MiB", "TFLOP/s", "MFU")
+    table = Table(*names, title=title)
+    for row in rows:
+        table.add_row(
+            row["pass"],
+            row["implementation"],
+            f"{row['tokens_per_s']:,.0f}",
+            *(
+                style.format(row[key]) if row.get(key) is not None else "-"
+                for key, style in COLUMNS.items()
+            ),
+        )
+    Console().print(table)
+    if options.json:
+        about = {"date": datetime.now(UTC).date().isoformat(), "device": device}
+        about |= {
+            "torch": torch.__version__,
+            "options": {k: str(v) for k, v in vars(options).items()},
+        }
+        options.json.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
