@@ -19,6 +19,7 @@ TOOLS = {
     "inspect_shards.py": "inspect",
     "generate_blockmoving.py": "generate-blockmoving",
     "generate_dataset_handler.py": "generate-handler",
+    "make_tiny_bagel.py": "make-bagel",
 }
 
 

@@ -4,14 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,24 +23,28 @@ from mathcanvas_lightning.conversion.existing import (
     find_existing,
     tidy,
 )
-from mathcanvas_lightning.conversion.files import SourceFiles, is_remote, local_path
+from mathcanvas_lightning.conversion.files import SourceFiles, is_remote
+from mathcanvas_lightning.conversion.options import (
+    CHUNK_RECORDS,
+    check_image_dir,
+    count_workers,
+    folder_of,
+    make_source,
+    relative_image_dir,
+)
 from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.parallel import ordered_map, usable_cores
+from mathcanvas_lightning.conversion.parallel import ordered_map
 from mathcanvas_lightning.conversion.records import fetched, read_records
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.conversion.scan import Scan, find_source, recognise_source, scan_input
 from mathcanvas_lightning.conversion.shards import ShardLayout, ShardWriter
-from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.conversion.splits import assign_splits, parse_split
 from mathcanvas_lightning.data.images import MAX_PIXELS, ImageLimits
 from mathcanvas_lightning.data.schema import InterleavedExample, InterleaveEncoding
-from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.progress import progress_bar
 
 FORMAT_VERSION = 1
-CHUNK_RECORDS = 8
-MAX_PATH_CHARACTERS = 4096
 
 Outcome = InterleavedExample | Rejection | None
 """None for a record that an earlier run has converted."""
@@ -158,8 +160,8 @@ def convert_cot(
         place = input if is_remote(input) else os.fspath(path)
         format_class = recognise_source(path, place) if source == "auto" else find_source(source)
         converter = RecordConverter(
-            source=_make_source(format_class, question_prompt),
-            files=SourceFiles(_check_image_dir(image_dir) or _folder_of(input)),
+            source=make_source(format_class, question_prompt),
+            files=SourceFiles(check_image_dir(image_dir) or folder_of(input)),
             limits=ImageLimits(max_pixels=max_image_pixels),
             allow_no_solution=allow_no_solution,
         )
@@ -174,7 +176,7 @@ def convert_cot(
             scan=scan_input(path, place, converter.source, progress=progress),
             fractions=fractions,
             seed=seed,
-            image_dir=_relative_image_dir(image_dir, input),
+            image_dir=relative_image_dir(image_dir, input),
         )
         if overwrite:
             clear(folder)
@@ -246,7 +248,7 @@ def _run(
     outcomes = ordered_map(
         partial(_convert_chunk, job.converter),
         _chunks(records, existing),
-        num_workers=_count_workers(num_workers, job.scan.num_records - len(existing.records)),
+        num_workers=count_workers(num_workers, job.scan.num_records - len(existing.records)),
     )
     with contextlib.ExitStack() as stack:
         writers = {
@@ -336,70 +338,3 @@ def _json_line(rejection: Rejection) -> bytes:
     line = {"record": fields["record"], "id": fields["uid"], **fields}
     del line["uid"]
     return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-
-
-def _make_source(format_class: type[SourceFormat], question_prompt: str) -> SourceFormat:
-    if issubclass(format_class, BlockMoving):
-        return format_class(prompt=_read_prompt(question_prompt))
-    if question_prompt != "builtin":
-        raise ConfigError(
-            "--question_prompt",
-            found=f"a prompt for the source {format_class.name}",
-            wanted="one for blockmoving",
-            remedy="Leave it out; put the text into the questions themselves.",
-        )
-    return format_class()
-
-
-def _read_prompt(value: str) -> str | None:
-    if value in ("builtin", "none"):
-        return BLOCKMOVING_PROMPT if value == "builtin" else None
-    path = Path(value)
-    if len(value) < MAX_PATH_CHARACTERS and path.is_file():
-        return path.read_text(encoding="utf-8").strip()
-    if path.suffix in (".txt", ".md") and not re.search(r"\s", value):
-        raise ConfigError(
-            "--question_prompt",
-            found=f"{value!r}, which looks like a file, but there is none",
-            wanted="a text, a file, builtin or none",
-            remedy="Check the path.",
-        )
-    return value
-
-
-def _check_image_dir(image_dir: str | None) -> str | None:
-    if image_dir is not None and not is_remote(image_dir) and not local_path(image_dir).is_dir():
-        raise ConfigError(
-            "--image_dir",
-            found=f"{image_dir!r}, which is no folder",
-            wanted="the folder that image paths are relative to",
-            remedy="Check the path, or leave it out for the input's own folder.",
-        )
-    return image_dir
-
-
-def _folder_of(source: str) -> str:
-    if is_remote(source):
-        return source.split("?")[0].rsplit("/", 1)[0]
-    return str(local_path(source).resolve().parent)
-
-
-def _relative_image_dir(image_dir: str | None, source: str) -> str:
-    """As it stands in the settings: the same wherever the data lies."""
-    if image_dir is None:
-        return "."
-    if is_remote(image_dir) or is_remote(source):
-        return image_dir
-    return os.path.relpath(local_path(image_dir).resolve(), _folder_of(source))
-
-
-def _count_workers(wanted: int | None, num_records: int) -> int:
-    if wanted is not None and wanted < 0:
-        raise ConfigError(
-            "--num_workers",
-            found=str(wanted),
-            wanted="0 or more",
-            remedy="Leave it out for one on each core.",
-        )
-    useful = -(-num_records // CHUNK_RECORDS)
-    return min(usable_cores() if wanted is None else wanted, useful)

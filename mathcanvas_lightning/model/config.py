@@ -37,9 +37,20 @@ class LLMConfig:
         """Reads `llm_config.json`, or the `config.json` of a plain Qwen2.
 
         Raises:
-            ConfigError: If it can't be read.
+            ConfigError: If it can't be read, or asks for rotary scaling, which BAGEL lacks.
         """
-        return cls(**_known(cls, _read(path)))
+        values = _read(path)
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise ConfigError(
+                str(path),
+                found=f"rotary embeddings of type {kind!r}",
+                wanted="plain ones",
+                remedy="Start from a model without rotary scaling.",
+            )
+        # transformers 5 writes the base into rope_parameters, earlier ones beside it.
+        return cls(**_known(cls, values | {k: v for k, v in rope.items() if k == "rope_theta"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

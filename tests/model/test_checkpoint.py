@@ -194,6 +194,7 @@ def test_start_from_qwen2(tied: bool, tmp_path: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
     )
     qwen = Qwen2ForCausalLM(config)
     qwen.save_pretrained(tmp_path)
@@ -206,6 +207,7 @@ def test_start_from_qwen2(tied: bool, tmp_path: Path) -> None:
     )
     state, source = model.language_model.state_dict(), qwen.state_dict()
     assert model.config.llm.vocab_size == 100
+    assert model.config.llm.rope_theta == 5000.0
     for name, tensor in source.items():
         assert torch.equal(state[name], tensor), name
     for name, tensor in state.items():
@@ -217,6 +219,15 @@ def test_start_from_qwen2(tied: bool, tmp_path: Path) -> None:
     batch = synthetic_pack(PACK, model.config)
     inputs = synthetic_inputs(batch, model.config)
     assert torch.isfinite(model(batch, **inputs).hidden_states).all()
+
+
+def test_rotary_scaling_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "llm_config.json").read_text())
+    for key in ("rope_scaling", "rope_parameters"):
+        changed = config | {key: {"rope_type": "yarn", "factor": 4.0}}
+        (saved / "llm_config.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match="'yarn'"):
+            load(saved)
 
 
 MEASURE = """

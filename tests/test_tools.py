@@ -1,0 +1,36 @@
+"""The benchmarks run from their documented command and write figures; no speed is asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import RunTool
+
+
+def test_conversion_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool(
+        "benchmark_conversion.py",
+        *("--num_records", "60", "--num_tasks", "10", "--repeats", "1", "--num_workers", "1"),
+        *("--json", tmp_path / "figures.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert set(figures) == {"plain loop", "ours, 0 workers", "ours, 1 workers"}
+    assert len({figure["rows"] for figure in figures.values()}) == 1
+    assert all(figure["rows_per_s"] > 0 < figure["peak_mib"] for figure in figures.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
+def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool(
+        "benchmark_model.py",
+        *("--preset", "tiny", "--tokens", "200", "--repeats", "1", "--vae"),
+        *("--json", tmp_path / "figures.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert {row["pass"] for row in rows} == {"forward", "forward+backward", "VAE encode"}
+    assert {row["implementation"] for row in rows} == {"ours", "index gather"}
+    assert all(row["tokens_per_s"] > 0 for row in rows)
