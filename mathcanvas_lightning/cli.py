@@ -1,11 +1,14 @@
 """The command line: `mathcanvas COMMAND`; the files of `tools/` run the same commands."""
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import docstring_parser
@@ -147,5 +150,12 @@ def _load(command: Command) -> Callable[..., Any]:
 
 
 def _summary(name: str) -> str:
-    doc = docstring_parser.parse(_load(COMMANDS[name]).__doc__ or "")
-    return doc.short_description or ""
+    """First line of a command's docstring, read off the source: importing may take seconds."""
+    module, function = COMMANDS[name].function.split(":")
+    spec = find_spec(f"mathcanvas_lightning.{module}")
+    assert spec is not None
+    assert spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise AssertionError(f"no function {function} in {spec.origin}")

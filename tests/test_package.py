@@ -41,6 +41,15 @@ def test_conversion_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_list_of_commands_needs_no_torch() -> None:
+    code = (
+        "import sys; from mathcanvas_lightning.cli import main; "
+        "assert main([]) == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "Makes a fresh checkpoint directory" in done.stdout
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_package_prints_nothing(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]

@@ -25,15 +25,13 @@ from mathcanvas_lightning.conversion.existing import (
 )
 from mathcanvas_lightning.conversion.files import SourceFiles, is_remote
 from mathcanvas_lightning.conversion.options import (
-    CHUNK_RECORDS,
     check_image_dir,
-    count_workers,
     folder_of,
     make_source,
     relative_image_dir,
 )
 from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.parallel import ordered_map
+from mathcanvas_lightning.conversion.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.conversion.records import fetched, read_records
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
@@ -45,6 +43,7 @@ from mathcanvas_lightning.data.schema import InterleavedExample, InterleaveEncod
 from mathcanvas_lightning.progress import progress_bar
 
 FORMAT_VERSION = 1
+CHUNK_RECORDS = 8
 
 Outcome = InterleavedExample | Rejection | None
 """None for a record that an earlier run has converted."""
@@ -248,7 +247,9 @@ def _run(
     outcomes = ordered_map(
         partial(_convert_chunk, job.converter),
         _chunks(records, existing),
-        num_workers=count_workers(num_workers, job.scan.num_records - len(existing.records)),
+        num_workers=count_workers(
+            num_workers, job.scan.num_records - len(existing.records), CHUNK_RECORDS
+        ),
     )
     with contextlib.ExitStack() as stack:
         writers = {
@@ -314,11 +315,11 @@ def _write(
 
 def _chunks(records: Iterator[Any], existing: Existing) -> Iterator[list[_Item]]:
     """Records with their numbers, a few at a time; those already converted without content."""
-    items = (
-        (number, None) if number in existing.records else (number, (record,))
+    items: Iterator[_Item] = (
+        (number, None if number in existing.records else (record,))
         for number, record in enumerate(records)
     )
-    return iter(lambda: list(islice(items, CHUNK_RECORDS)), [])
+    return chunked(items, CHUNK_RECORDS)
 
 
 def _convert_chunk(converter: RecordConverter, chunk: Sequence[_Item]) -> list[Outcome]:

@@ -5,12 +5,9 @@ import re
 from pathlib import Path
 
 from mathcanvas_lightning.conversion.files import is_remote, local_path
-from mathcanvas_lightning.conversion.parallel import usable_cores
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.errors import ConfigError
 
-CHUNK_RECORDS = 8
-"""Records that a worker takes at a time."""
 MAX_PATH_CHARACTERS = 4096
 
 
@@ -78,20 +75,3 @@ def relative_image_dir(image_dir: str | None, source: str) -> str:
     if is_remote(image_dir) or is_remote(source):
         return image_dir
     return os.path.relpath(local_path(image_dir).resolve(), folder_of(source))
-
-
-def count_workers(wanted: int | None, num_records: int) -> int:
-    """Worker processes to start: those wanted, or one a core, but no more than have work.
-
-    Raises:
-        ConfigError: If the number is negative.
-    """
-    if wanted is not None and wanted < 0:
-        raise ConfigError(
-            "--num_workers",
-            found=str(wanted),
-            wanted="0 or more",
-            remedy="Leave it out for one on each core.",
-        )
-    useful = -(-num_records // CHUNK_RECORDS)
-    return min(usable_cores() if wanted is None else wanted, useful)

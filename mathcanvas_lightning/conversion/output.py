@@ -1,7 +1,6 @@
 """The output folder: files appear in it whole or not at all."""
 
 import contextlib
-import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from typing import Any, BinaryIO
 import fsspec
 from filelock import FileLock, Timeout
 
+from mathcanvas_lightning.atomic import TEMPORARY_PREFIX, written_whole
 from mathcanvas_lightning.conversion.files import is_remote, local_path
 from mathcanvas_lightning.errors import OutputError
 
 LOCK_FILE = ".conversion.lock"
-TEMPORARY_PREFIX = ".tmp-"
 ATOMIC_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
 """Stores where an object appears when its upload is complete."""
 
@@ -77,16 +76,8 @@ class OutputFolder:
                 yield temporary
                 self._upload(temporary, final)
             return
-        target = Path(final)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
-        try:
+        with written_whole(Path(final)) as temporary:
             yield temporary
-            _sync(temporary)
-            temporary.replace(target)
-            _sync(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def path(self, name: str) -> str:
         """The full path or URL of a file."""
@@ -137,11 +128,3 @@ class OutputFolder:
         halfway = posixpath.join(folder, f"{TEMPORARY_PREFIX}{name}")
         self._fs.put_file(str(temporary), halfway)
         self._fs.mv(halfway, final)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,13 +4,14 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
-from mathcanvas_lightning.errors import WorkerError
+from mathcanvas_lightning.errors import ConfigError, WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +23,37 @@ CHUNKS_AHEAD = 4
 def usable_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_workers(wanted: int | None, num_items: int, chunk_items: int) -> int:
+    """Worker processes to start: those wanted, or one a core, but no more than have work.
+
+    Args:
+        wanted: 0 for none, None for one a core.
+        num_items: Work to do.
+        chunk_items: What a worker takes at a time.
+
+    Returns:
+        What `ordered_map` takes.
+
+    Raises:
+        ConfigError: If the number wanted is negative.
+    """
+    if wanted is not None and wanted < 0:
+        raise ConfigError(
+            "--num_workers",
+            found=str(wanted),
+            wanted="0 or more",
+            remedy="Leave it out for one on each core.",
+        )
+    useful = -(-num_items // chunk_items)
+    return min(usable_cores() if wanted is None else wanted, useful)
+
+
+def chunked(items: Iterable[Item], chunk_items: int) -> Iterator[list[Item]]:
+    """Items a few at a time; the last chunk may have fewer."""
+    remaining = iter(items)
+    return iter(lambda: list(islice(remaining, chunk_items)), [])
 
 
 def ordered_map(

@@ -176,8 +176,7 @@ class ShardWriter:
         self._parquet.add_key_value_metadata({FOOTER_KEY: footer.encode()})
         self._parquet.close()
         with self._path.open("rb") as file:
-            shard, _ = _read_shard(self._layout.shard_name(len(self.shards)), file)
-        self.shards.append(shard)
+            self.shards.append(_describe(self._layout.shard_name(len(self.shards)), file))
         self._open.close()  # here the file takes its name
         self._records = []
 
@@ -264,7 +263,9 @@ def read_finished(
         path = posixpath.join(folder, name)
         try:
             with output.open(path) as file:
-                found.append(_read_shard(name, file))
+                shard = _describe(name, file)
+                ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+                found.append((shard, ids))
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise OutputError(
                 output.path(path),
@@ -275,18 +276,17 @@ def read_finished(
     return found
 
 
-def _read_shard(name: str, file: Any) -> tuple[Shard, list[str]]:
+def _describe(name: str, file: Any) -> Shard:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = file.tell()
-    parquet = pq.ParquetFile(file)
-    shard = Shard(
+    metadata = pq.read_metadata(file)
+    return Shard(
         name=name,
-        footer=Footer.decode(parquet.metadata.metadata[FOOTER_KEY]),
-        num_row_groups=parquet.metadata.num_row_groups,
+        footer=Footer.decode(metadata.metadata[FOOTER_KEY]),
+        num_row_groups=metadata.num_row_groups,
         size_bytes=size,
         sha256=digest,
     )
-    return shard, parquet.read(columns=["id"])["id"].to_pylist()
 
 
 def _runs(positions: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.config import GEN_SUFFIX
 
 LORA_PARTS: Mapping[str, str] = {
     "und": r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
@@ -144,7 +145,7 @@ def _part(name: str) -> str:
         return name.split(".")[0]
     if "lm_head" in name or "embed_tokens" in name:
         return "embeddings and head"
-    return "gen expert" if "_moe_gen" in name else "und expert"
+    return "gen expert" if GEN_SUFFIX in name else "und expert"
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

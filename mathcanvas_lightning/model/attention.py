@@ -195,6 +195,9 @@ def _group_splits(layout: TokenLayout) -> tuple[list[int], list[_Group]]:
     _, lengths = torch.unique_consecutive(layout.split_ids, return_counts=True)
     places = torch.arange(len(layout.places), device=layout.places.device).split(lengths.tolist())
     samples = layout.sample_ids[[int(place[0]) for place in places]].tolist()
+    of_sample: dict[int, list[int]] = {}
+    for number, sample in enumerate(samples):
+        of_sample.setdefault(sample, []).append(number)
     groups: list[_Group] = []
     first = 0
     for end in range(1, len(places) + 1):
@@ -203,8 +206,7 @@ def _group_splits(layout: TokenLayout) -> tuple[list[int], list[_Group]]:
             size = sum(len(places[i]) for i in queries)
             if size + len(places[end]) <= MAX_SHORT_SPLITS:
                 continue
-        near = [i for i in range(len(places)) if samples[i] == samples[first]]
-        groups.append(_make_group(layout, places, queries, near))
+        groups.append(_make_group(layout, places, queries, of_sample[samples[first]]))
         first = end
     return lengths.tolist(), groups
 
@@ -213,7 +215,8 @@ def _make_group(
     layout: TokenLayout, places: Sequence[Tensor], queries: range, candidates: Sequence[int]
 ) -> _Group:
     rows = torch.cat([places[i] for i in queries])[:, None]
-    columns = [sees(layout, rows, places[i][None]) for i in candidates]
+    whole = sees(layout, rows, torch.cat([places[i] for i in candidates])[None])
+    columns = whole.split([len(places[i]) for i in candidates], dim=1)
     seen = [bool(column.any()) for column in columns]
     keys = tuple(i for i, is_seen in zip(candidates, seen, strict=True) if is_seen)
     mask = torch.cat([c for c, is_seen in zip(columns, seen, strict=True) if is_seen], dim=1)

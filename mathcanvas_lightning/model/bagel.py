@@ -25,7 +25,7 @@ from mathcanvas_lightning.model.checkpoint import (
     load_weights,
     write_checkpoint,
 )
-from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig, LLMConfig
+from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig, LLMConfig
 from mathcanvas_lightning.model.flow import add_noise
 from mathcanvas_lightning.model.layers import (
     Connector,
@@ -37,7 +37,6 @@ from mathcanvas_lightning.model.losses import token_cross_entropy
 from mathcanvas_lightning.model.mot import DecoderLayer, LanguageModel
 from mathcanvas_lightning.model.vit import ViTModel
 
-GEN_SUFFIX = "_moe_gen"
 COMPONENTS = ("language_model", "vit_model", "connector", "time_embedder", "vae2llm", "llm2vae")
 
 
@@ -113,9 +112,10 @@ class Bagel(nn.Module):
         weights = find_weights(path)
         config = config_for_weights(BagelConfig.from_directory(path), weights)
         model = cls.empty(config.override(**overrides), dtype=dtype, device=device)
-        if components is not None:
+        if components is None:
+            model.reset_tables()
+        else:
             model.reset_parameters(seed)
-        model.reset_tables()
         load_weights(model, weights, place=str(path), components=components)
         return model
 
@@ -179,14 +179,15 @@ class Bagel(nn.Module):
         Raises:
             ConfigError: If the model has adapters that aren't merged for good.
         """
-        if any(".lora_" in name for name in self.state_dict()):
+        state = self.state_dict()
+        if any(".lora_" in name for name in state):
             raise ConfigError(
                 "save_checkpoint",
                 found="a model with LoRA adapters",
                 wanted="plain weights",
                 remedy="Call absorb_lora(model) first.",
             )
-        write_checkpoint(self.state_dict(), self.config, path, dtype=dtype, source=source)
+        write_checkpoint(state, self.config, path, dtype=dtype, source=source)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mathcanvas_lightning.atomic import written_whole
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig
+from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig
 from mathcanvas_lightning.model.vae import VAE_FILE
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
@@ -148,10 +149,7 @@ def load_weights(
     wanted = {name for name in state if components is None or name.split(".")[0] in components}
     shapes = {name: tuple(state[name].shape) for name in wanted}
     _audit(shapes, weights, place, model, partial=components is not None)
-    names = [name for name in sorted(wanted) if weights.shapes.get(name) == shapes[name]]
-    with torch.no_grad():
-        for name, tensor in weights.read(names):
-            state[name].copy_(tensor)
+    _copy(state, weights, {n: n for n in wanted if weights.shapes.get(n) == shapes[n]})
 
 
 def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -> None:
@@ -167,18 +165,23 @@ def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -
         DataError: If keys are missing or of another shape.
     """
     state = language_model.state_dict()
-    sources = {name: name for name in state if "_moe_gen" not in name and "_norm." not in name}
+    sources = {name: name for name in state if GEN_SUFFIX not in name and "_norm." not in name}
     if "lm_head.weight" not in weights.shapes:
         sources["lm_head.weight"] = "model.embed_tokens.weight"
     shapes = {source: tuple(state[name].shape) for name, source in sources.items()}
     _audit(shapes, weights, place, language_model, partial=True)
+    _copy(state, weights, sources)
+
+
+@torch.no_grad()
+def _copy(state: Mapping[str, Tensor], weights: WeightFiles, sources: Mapping[str, str]) -> None:
+    """Fills parameters, each from the tensor named as its source; each tensor is read once."""
     targets: dict[str, list[str]] = {}
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
-    with torch.no_grad():
-        for source, tensor in weights.read(sorted(targets)):
-            for name in targets[source]:
-                state[name].copy_(tensor)
+    for source, tensor in weights.read(sorted(targets)):
+        for name in targets[source]:
+            state[name].copy_(tensor)
 
 
 def _audit(
@@ -270,15 +273,11 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtyp
         }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in state.values():
             stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous().flatten()
             file.write(stored.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

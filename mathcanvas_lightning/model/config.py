@@ -9,6 +9,8 @@ from typing import Any, Self
 from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.errors import ConfigError
 
+GEN_SUFFIX = "_moe_gen"
+"""In the published names of the generation expert's parameters."""
 LLM_FILE, VIT_FILE, BAGEL_FILE = "llm_config.json", "vit_config.json", "config.json"
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mathcanvas_lightning.model.attention import Attention
-from mathcanvas_lightning.model.config import LLMConfig
+from mathcanvas_lightning.model.config import GEN_SUFFIX, LLMConfig
 from mathcanvas_lightning.model.layers import RMSNorm, rotate
 
 Rotary = tuple[Tensor, Tensor]
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
         size = config.hidden_size
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        for suffix in ("", "_moe_gen"):
+        for suffix in ("", GEN_SUFFIX):
             self.add_module(f"q_proj{suffix}", nn.Linear(size, queries))
             self.add_module(f"k_proj{suffix}", nn.Linear(size, keys))
             self.add_module(f"v_proj{suffix}", nn.Linear(size, keys))
@@ -58,14 +58,14 @@ class SelfAttention(nn.Module):
     ) -> Experts:
         """Normed hidden states of both experts to what is added to them."""
         of_und = self._project(und, rotary[0], "")
-        of_gen = self._project(gen, rotary[1], "_moe_gen")
+        of_gen = self._project(gen, rotary[1], GEN_SUFFIX)
         if self.freeze_und:
             of_und = [heads.detach() for heads in of_und]
         query, key, value = (torch.cat(pair) for pair in zip(of_und, of_gen, strict=True))
         attended = attention(query, key, value).flatten(1)
         return (
             self._part("o_proj")(attended[: len(und)]),
-            self._part("o_proj_moe_gen")(attended[len(und) :]),
+            self._part(f"o_proj{GEN_SUFFIX}")(attended[len(und) :]),
         )
 
     def _project(self, x: Tensor, rotary: Rotary, suffix: str) -> list[Tensor]:

@@ -170,10 +170,7 @@ def pack_latents(
         [L, patch * patch * C] float32.
     """
     latents = vae.encode(batch.images, noise)
-    tokens = [
-        patchify(latents[image][:, : rows * patch, : columns * patch], patch)
-        for image, (rows, columns) in zip(batch.latent_image_ids, batch.latent_shapes, strict=True)
-    ]
+    tokens = [patchify(latents[image], patch) for image in batch.latent_image_ids]
     width = patch * patch * vae.config.z_channels
     return torch.cat(tokens) if tokens else torch.empty(0, width, device=batch.text_ids.device)
 

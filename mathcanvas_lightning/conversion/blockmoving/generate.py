@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mathcanvas_lightning.conversion.blockmoving.explain import describe_moves, 
 from mathcanvas_lightning.conversion.blockmoving.puzzle import Puzzle, draw_puzzle
 from mathcanvas_lightning.conversion.blockmoving.rules import Stack
 from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.parallel import ordered_map, usable_cores
+from mathcanvas_lightning.conversion.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.conversion.sources import RENDER_MARK
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.progress import progress_bar
@@ -113,11 +112,10 @@ def generate_blockmoving(
         view_px=view_px,
     )
     _check(settings, num_tasks)
-    tasks = iter(range(num_tasks))
     records = ordered_map(
         partial(_make_tasks, settings),
-        iter(lambda: list(islice(tasks, CHUNK_TASKS)), []),
-        num_workers=usable_cores() if num_workers is None else num_workers,
+        chunked(range(num_tasks), CHUNK_TASKS),
+        num_workers=count_workers(num_workers, num_tasks, CHUNK_TASKS),
     )
     num_wrong = num_unrendered = 0
     with (

@@ -129,12 +129,13 @@ def test_hidden_blocks_are_noticed() -> None:
         {"wrong_fraction": 1.5},
         {"view_px": 1},
         {"seed": -1},
+        {"num_workers": -1},
         {"size": 2, "min_blocks": 2, "max_blocks": 2, "num_moves": 12, "num_tasks": 3},
     ],
 )
 def test_bad_settings(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--"):
-        generate_blockmoving(str(tmp_path), num_workers=0, **options)
+        generate_blockmoving(str(tmp_path), **{"num_workers": 0, **options})
     assert not (tmp_path / "enhanced_cot_cleaned.json").exists()
 
 
