@@ -156,3 +156,72 @@ def make_splits(lengths: Sequence[int], modes: Sequence[AttentionMode]) -> tuple
         Split(length=length, attention_mode=mode)
         for length, mode in zip(lengths, modes, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleInfo:
+    """Where a sample of a pack comes from."""
+
+    uid: str
+    """Its id, unique within its data set."""
+    dataset: str
+    """Name of its data set."""
+    num_tokens: int
+    """That it takes in the pack."""
+    is_hole: bool = False
+    """Whether padding stands in its place, because it couldn't be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossTotals:
+    """What losses are divided by: tokens, or their weights."""
+
+    ce_tokens: int = 0
+    """Positions with a text loss."""
+    ce_square: float = 0.0
+    """Sum of their weights 1 / sqrt(n), n tokens of a text."""
+    ce_sample: float = 0.0
+    """Sum of their weights 1 / n."""
+    mse_tokens: int = 0
+    """Latent tokens with an image loss."""
+
+    @classmethod
+    def of(cls, pack: PackedBatch) -> "LossTotals":
+        """Those of one pack."""
+        return cls(
+            ce_tokens=len(pack.ce_indexes),
+            ce_square=float(pack.ce_weights.sum(dtype=torch.float64)),
+            ce_sample=float(pack.ce_weights.double().square().sum()),
+            mse_tokens=len(pack.mse_indexes),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """A pack on its way to one rank, with all that a training step needs to know about it."""
+
+    pack: PackedBatch
+    """The tokens."""
+    samples: tuple[SampleInfo, ...]
+    """Where its samples come from; none for a filler."""
+    image_seeds: tuple[int, ...]
+    """A seed for each of `pack.images`: its noise is drawn from it, on any rank, in any run."""
+    step_totals: LossTotals
+    """Of all packs of this optimizer step, on all ranks, as planned; holes count as if whole."""
+    epoch: int
+    """From 0."""
+    step: int
+    """Optimizer step within the epoch, from 0."""
+
+    @property
+    def is_filler(self) -> bool:
+        """Whether it holds no sample: it keeps the ranks in step at the end of an epoch."""
+        return not self.samples
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "MicroBatch":
+        """The same with all tensors on a device."""
+        return replace(self, pack=self.pack.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "MicroBatch":
+        """The same with all tensors in page-locked memory."""
+        return replace(self, pack=self.pack.pin_memory())

@@ -43,5 +43,9 @@ class DataError(MathCanvasError):
     """A shard, or a row of one, that breaks the format."""
 
 
+class StorageError(MathCanvasError):
+    """A server that does not give what it holds."""
+
+
 class WorkerError(MathCanvasError):
     """A worker process that ended before its work did."""

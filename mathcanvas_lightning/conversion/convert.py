@@ -31,7 +31,6 @@ from mathcanvas_lightning.conversion.options import (
     relative_image_dir,
 )
 from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.conversion.records import fetched, read_records
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
@@ -40,6 +39,7 @@ from mathcanvas_lightning.conversion.shards import ShardLayout, ShardWriter
 from mathcanvas_lightning.conversion.splits import assign_splits, parse_split
 from mathcanvas_lightning.data.images import MAX_PIXELS, ImageLimits
 from mathcanvas_lightning.data.schema import InterleavedExample, InterleaveEncoding
+from mathcanvas_lightning.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.progress import progress_bar
 
 FORMAT_VERSION = 1

@@ -21,9 +21,9 @@ from mathcanvas_lightning.conversion.blockmoving.explain import describe_moves, 
 from mathcanvas_lightning.conversion.blockmoving.puzzle import Puzzle, draw_puzzle
 from mathcanvas_lightning.conversion.blockmoving.rules import Stack
 from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.conversion.sources import RENDER_MARK
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.progress import progress_bar
 
 SOURCE_FILE = "enhanced_cot_cleaned.json"

@@ -1,0 +1,103 @@
+"""The Qwen2 tokenizer of a checkpoint, and the ids of the tokens that structure a sequence."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mathcanvas_lightning.errors import ConfigError
+
+VOCABULARIES = ("tokenizer.json", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialTokens:
+    """Ids of the structuring tokens."""
+
+    bos: int
+    """`<|im_start|>`, before each text."""
+    eos: int
+    """`<|im_end|>`, after each text."""
+    start_of_image: int
+    """`<|vision_start|>`, before each image; as an action: draw one next."""
+    end_of_image: int
+    """`<|vision_end|>`, after each image."""
+    end_of_text: int
+    """`<|endoftext|>`: the whole answer ends."""
+
+
+SPELLINGS = {
+    "bos": "<|im_start|>",
+    "eos": "<|im_end|>",
+    "start_of_image": "<|vision_start|>",
+    "end_of_image": "<|vision_end|>",
+    "end_of_text": "<|endoftext|>",
+}
+
+
+class TextTokenizer:
+    """Turns texts into ids; text that spells a special token stays text.
+
+    Args:
+        folder: A checkpoint directory with tokenizer files.
+
+    Raises:
+        ConfigError: If there is no tokenizer, or it lacks a special token.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._tokenizer = _load(folder)
+        self._backend = self._tokenizer.backend_tokenizer
+        self._backend.encode_special_tokens = True
+        self.special = _special_tokens(folder, self._backend)
+        self.digest = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TextTokenizer, (self.folder,)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with nothing added."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+def _load(folder: str) -> Any:
+    if not any((Path(folder) / name).is_file() for name in VOCABULARIES):
+        raise ConfigError(
+            f"tokenizer {folder}",
+            found="no tokenizer files" if Path(folder).is_dir() else "no such folder",
+            wanted=f"a checkpoint directory with {' or '.join(VOCABULARIES)}",
+            remedy="Name the checkpoint's folder, or make one with tools/make_tiny_bagel.py.",
+        )
+    from transformers import Qwen2Tokenizer  # takes a second to import
+
+    return Qwen2Tokenizer.from_pretrained(folder)
+
+
+def _special_tokens(folder: str, backend: Any) -> SpecialTokens:
+    ids = {name: backend.token_to_id(spelling) for name, spelling in SPELLINGS.items()}
+    missing = [SPELLINGS[name] for name, token in ids.items() if token is None]
+    if missing:
+        raise ConfigError(
+            f"tokenizer {folder}",
+            found=f"no token {', '.join(missing)}",
+            wanted="the special tokens of BAGEL",
+            remedy="Use the tokenizer files of a BAGEL checkpoint.",
+        )
+    for name, token in ids.items():
+        if token in backend.encode(SPELLINGS[name], add_special_tokens=False).ids:
+            raise ConfigError(
+                f"tokenizer {folder}",
+                found=f"{SPELLINGS[name]} among the ordinary tokens",
+                wanted='it marked as "special"',
+                remedy="Mark it so in tokenizer.json and tokenizer_config.json; otherwise a text "
+                "that spells it would steer the model.",
+            )
+    return SpecialTokens(**ids)

@@ -1,0 +1,353 @@
+"""The data module: real tensors, the same for any layout, to the end, from any stop."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mathcanvas_lightning.batch import LossTotals, MicroBatch
+from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+from mathcanvas_lightning.data.loader import WorkerConfig
+from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig
+from mathcanvas_lightning.data.transforms import ImageTransform
+from mathcanvas_lightning.errors import ConfigError, DataError
+from tests.data.hashes import by_step, digest, uids
+from tests.data.rows import (
+    config,
+    edit_shards,
+    interleaved_row,
+    interleaved_shards,
+    module,
+    t2i_shards,
+    vlm_file,
+    write_shards,
+)
+
+NUM_ROWS = 60
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("shards"), NUM_ROWS)
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> list[Any]:
+    return [
+        config(interleaved_shards(tmp_path / "reason", 12)),
+        config(t2i_shards(tmp_path / "captions", 10), "t2i"),
+        config(edit_shards(tmp_path / "edits", 8), "edit"),
+        config(vlm_file(tmp_path / "talks", 6), "vlm"),
+    ]
+
+
+def as_rank(
+    monkeypatch: pytest.MonkeyPatch, data: MathCanvasDataModule, rank: int, ranks: int
+) -> None:
+    monkeypatch.setattr(data, "_ranks", lambda: (rank, ranks))
+
+
+def test_all_formats_once_an_epoch(mixture: list[Any]) -> None:
+    data = module(*mixture, packs_per_step=3)
+    loader = data.train_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    counts = Counter((s.dataset, s.uid) for batch in batches for s in batch.samples)
+    assert len(counts) == 36
+    assert set(counts.values()) == {1}
+    assert {dataset for dataset, _ in counts} == {"reason", "captions", "edits", "talks"}
+    assert all(batch.pack.sequence_length <= 400 for batch in batches)
+    second = list(data.train_dataloader())
+    assert {b.epoch for b in second} == {1}
+    assert sorted(uids(second)) == sorted(uids(batches))
+    assert uids(second) != uids(batches)
+
+
+def test_totals_are_those_of_the_packs(mixture: list[Any]) -> None:
+    data = module(*mixture, packs_per_step=3, dropout=DropoutConfig(text=0.4, vit=0.4, vae=0.4))
+    for _, step in itertools.groupby(data.train_dataloader(), lambda b: b.step):
+        batches = list(step)
+        found = [LossTotals.of(batch.pack) for batch in batches]
+        wanted = batches[0].step_totals
+        assert {batch.step_totals for batch in batches} == {wanted}
+        assert sum(f.ce_tokens for f in found) == wanted.ce_tokens
+        assert sum(f.mse_tokens for f in found) == wanted.mse_tokens
+        assert sum(f.ce_square for f in found) == pytest.approx(wanted.ce_square)
+        assert sum(f.ce_sample for f in found) == pytest.approx(wanted.ce_sample)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (4, 3)])
+def test_same_steps_for_any_ranks_and_workers(
+    ranks: int, workers: int, mixture: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = by_step(module(*mixture, packs_per_step=4).train_dataloader())
+    found: dict[tuple[int, int], list[str]] = {}
+    lengths = set()
+    for rank in range(ranks):
+        data = module(*mixture, packs_per_step=4, workers=WorkerConfig(num_workers=workers))
+        as_rank(monkeypatch, data, rank, ranks)
+        loader = data.train_dataloader()
+        lengths.add(len(loader))
+        for key, digests in by_step(loader).items():
+            found[key] = sorted([*found.get(key, []), *digests])
+    assert found == wanted
+    assert len(lengths) == 1
+
+
+def test_workers_that_are_spawned(shards: Path) -> None:
+    wanted = [digest(b) for b in module(config(shards)).train_dataloader()]
+    spawned = WorkerConfig(num_workers=1, start_method="spawn", prefetch_factor=1)
+    assert [digest(b) for b in module(config(shards), workers=spawned).train_dataloader()] == wanted
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
+def test_resumes_on_other_ranks(
+    stop: int, before: int, after: int, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = module(config(shards), packs_per_step=4)
+    wanted = by_step([*whole.train_dataloader(), *whole.train_dataloader()])
+    found: dict[tuple[int, int], list[str]] = {}
+    states = []
+    for rank in range(before):
+        data = module(config(shards), packs_per_step=4)
+        as_rank(monkeypatch, data, rank, before)
+        # A batch counts as done when the next one is asked for.
+        taken = list(itertools.islice(data.train_dataloader(), stop * 4 // before + 1))[:-1]
+        collect(found, taken)
+        states.append(json.loads(json.dumps(data.state_dict())))
+    assert all(state == states[0] for state in states)
+    for rank in range(after):
+        data = module(config(shards), packs_per_step=4)
+        as_rank(monkeypatch, data, rank, after)
+        data.load_state_dict(states[0])
+        loader = data.train_dataloader()
+        rest = list(loader)
+        assert len(rest) == len(loader) - stop * 4 // after
+        collect(found, [*rest, *data.train_dataloader()])
+    assert found == wanted
+
+
+def collect(found: dict[tuple[int, int], list[str]], batches: list[MicroBatch]) -> None:
+    for key, digests in by_step(batches).items():
+        found[key] = sorted([*found.get(key, []), *digests])
+
+
+def test_other_packs_per_step_in_the_middle(shards: Path) -> None:
+    first = module(config(shards), packs_per_step=4)
+    taken = list(itertools.islice(first.train_dataloader(), 9))[:-1]
+    second = module(config(shards), packs_per_step=2)
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict()["segments"] == [[4, 2]]
+    taken += list(itertools.islice(second.train_dataloader(), 5))[:-1]
+    third = module(config(shards), packs_per_step=3)
+    third.load_state_dict(second.state_dict())
+    rest = list(third.train_dataloader())
+    assert sorted(uids([*taken, *rest])) == sorted(f"row{n}" for n in range(NUM_ROWS))
+    assert {b.epoch for b in third.train_dataloader()} == {1}
+
+
+def test_state_is_small_and_plain(shards: Path) -> None:
+    data = module(config(shards))
+    state = data.state_dict()
+    assert len(json.dumps(state)) < 400
+    list(data.train_dataloader())
+    assert data.state_dict() == {**state, "epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"max_num_tokens": 500}, "packing"),
+        ({"dropout": NO_DROPOUT}, "dropout"),
+        ({"interpolate_positions": True}, "geometry"),
+    ],
+)
+def test_resuming_with_other_settings(change: dict[str, Any], named: str, shards: Path) -> None:
+    state = module(config(shards)).state_dict()
+    with pytest.raises(ConfigError, match=f"differs in: {named};"):
+        module(config(shards), **change).load_state_dict(state)
+
+
+def test_resuming_with_other_data(tmp_path: Path) -> None:
+    folder = interleaved_shards(tmp_path / "set", 8)
+    state = module(config(folder)).state_dict()
+    interleaved_shards(folder, 9)
+    with pytest.raises(ConfigError, match="differs in: data set set;"):
+        module(config(folder)).load_state_dict(state)
+    with pytest.raises(ConfigError, match="version 0"):
+        module(config(folder)).load_state_dict({**state, "version": 0})
+
+
+def test_saving_in_the_middle_of_a_step(shards: Path) -> None:
+    data = module(config(shards), packs_per_step=2)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    next(batches)  # one is done
+    with pytest.raises(ConfigError, match="1 of the 2 micro-batches"):
+        data.state_dict()
+    next(batches)
+    assert data.state_dict()["step"] == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("ranks", "workers"), [(8, 0), (2, 4)])
+def test_fewer_row_groups_than_workers(
+    ranks: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interleaved_shards(tmp_path, 25, num_files=1, rows_per_group=613)
+    found: list[str] = []
+    lengths = set()
+    for rank in range(ranks):
+        data = module(
+            config(folder), packs_per_step=ranks, workers=WorkerConfig(num_workers=workers)
+        )
+        as_rank(monkeypatch, data, rank, ranks)
+        batches = list(data.train_dataloader())
+        lengths.add(len(batches))
+        found += uids(batches)
+    assert sorted(found) == sorted(f"row{n}" for n in range(25))
+    assert len(lengths) == 1
+
+
+@pytest.mark.timeout(60)
+def test_one_row_and_an_empty_file(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, [interleaved_row(0)], num_files=1)
+    empty = write_shards(tmp_path / "empty", [interleaved_row(1)], num_files=1)
+    write_empty(empty / "part_0.parquet")
+    (empty / "part_0.parquet").rename(folder / "part_1.parquet")
+    data = module(config(folder), packs_per_step=5)
+    batches = list(data.train_dataloader())
+    assert uids(batches) == ["row0"]
+    assert [batch.is_filler for batch in batches] == [False, True, True, True, True]
+    for filler in batches[1:]:
+        assert filler.pack.sequence_length > 0
+        assert len(filler.pack.vit_indexes) > 0 < len(filler.pack.latent_indexes)
+        assert len(filler.pack.ce_indexes) == len(filler.pack.mse_indexes) == 0
+
+
+def write_empty(path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    rows = [{**interleaved_row(n), "answer": ""} for n in range(3)]
+    with pytest.raises(DataError, match=r"no sample among 3 rows .*no answer"):
+        module(config(write_shards(tmp_path, rows)))
+    with pytest.raises(ConfigError, match="no data set"):
+        module().train_dataloader()
+
+
+def test_fraction_is_always_the_same_part(shards: Path) -> None:
+    parts = [
+        sorted(uids(module(config(shards, fraction=0.4), seed=seed).train_dataloader()))
+        for seed in (0, 1)
+    ]
+    assert parts[0] == parts[1]
+    assert len(parts[0]) == NUM_ROWS * 0.4
+    with pytest.raises(ConfigError, match="fraction"):
+        module(config(shards, fraction=0.0))
+
+
+def test_weights(mixture: list[Any], tmp_path: Path) -> None:
+    weighted = [
+        config(tmp_path / "reason", weight=1.0),
+        config(tmp_path / "captions", "t2i", weight=2.0),
+    ]
+    batches = list(module(*weighted).train_dataloader())
+    counts = Counter(s.dataset for b in batches for s in b.samples)
+    assert counts == {"reason": 12, "captions": 24}
+    with pytest.raises(ConfigError, match="weight"):
+        module(config(tmp_path / "reason", weight=-1.0))
+
+
+def test_overlong_rows(tmp_path: Path) -> None:
+    rows = [interleaved_row(n, words=60 if n == 3 else 3) for n in range(6)]
+    folder = write_shards(tmp_path, rows)
+    with pytest.raises(DataError, match=r"1 of 6 samples longer than 400 tokens \(row3: \d+\)"):
+        module(config(folder))
+    ledger = tmp_path / "left.jsonl"
+    data = module(config(folder), overlong="quarantine", quarantine_file=str(ledger))
+    assert sorted(uids(data.train_dataloader())) == ["row0", "row1", "row2", "row4", "row5"]
+    [line] = map(json.loads, ledger.read_text().splitlines())
+    assert (line["uid"], line["stage"]) == ("row3", "too_long")
+
+
+def test_validation_sets(shards: Path, tmp_path: Path) -> None:
+    data = MathCanvasDataModule(
+        module().tokenizer.folder,
+        validation=[config(shards), config(t2i_shards(tmp_path / "t2i", 5), "t2i")],
+        max_num_tokens=400,
+        max_num_tokens_per_sample=400,
+        geometry=module().geometry,
+        workers=WorkerConfig(num_workers=0),
+        index_workers=0,
+    )
+    data.setup("validate")
+    loaders = data.val_dataloader()
+    first = [[digest(b) for b in loader] for loader in loaders]
+    assert first == [[digest(b) for b in loader] for loader in data.val_dataloader()]
+    assert sorted(uids(loaders[0])) == sorted(f"row{n}" for n in range(NUM_ROWS))
+    assert [len(loader) for loader in loaders] == [len(found) for found in first]
+    texts = [len(b.pack.ce_indexes) for b in loaders[0]]
+    assert min(texts) > 0  # nothing is dropped
+
+
+def test_packs_per_step_that_ranks_do_not_divide(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MathCanvasDataModule, "_ranks", lambda self: (0, 4))
+    with pytest.raises(ConfigError, match="6, on 4 ranks"):
+        module(config(shards), packs_per_step=6)
+
+
+def test_budgets_that_contradict() -> None:
+    with pytest.raises(ConfigError, match="max_num_tokens_per_sample"):
+        module(max_num_tokens=100, max_num_tokens_per_sample=101)
+
+
+def test_images_that_do_not_fit_the_model(tmp_path: Path) -> None:
+    folder = interleaved_shards(tmp_path, 2)
+    large = ImageTransform(max_image_size=160, min_image_size=160)
+    with pytest.raises(ConfigError, match=r"vae_transform of .*10 tokens along a side"):
+        module(config(folder, vae_transform=large))
+    odd = ImageTransform(max_image_size=60, min_image_size=20, image_stride=10)
+    with pytest.raises(ConfigError, match=r"image_stride .*found 10"):
+        module(config(folder, vit_transform=odd))
+
+
+def test_two_sets_of_one_name(shards: Path) -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        module(config(shards), config(shards))
+    data = module(config(shards), config(shards, name="again"))
+    assert len(uids(data.train_dataloader())) == 2 * NUM_ROWS
+
+
+def test_loading_draws_nothing_from_the_global_generator(shards: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(module(config(shards), workers=WorkerConfig(num_workers=1)).train_dataloader())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_micro_batches_move(shards: Path) -> None:
+    batch = next(iter(module(config(shards)).train_dataloader()))
+    assert batch.to("meta").pack.text_ids.device.type == "meta"
+    assert batch.to("cpu") is not batch
+    assert len(batch.image_seeds) == len(batch.pack.images)
+
+
+def test_seeds_name_pictures(tmp_path: Path) -> None:
+    rows = [interleaved_row(n, images=3) for n in range(4)]
+    data = module(config(write_shards(tmp_path, rows)), dropout=NO_DROPOUT)
+    seeds = [seed for epoch in range(2) for b in data.train_dataloader() for seed in b.image_seeds]
+    assert len(set(seeds)) == len(seeds) == 2 * 4 * 3
+    assert all(0 <= seed < 2**63 for seed in seeds)
