@@ -181,6 +181,7 @@ class MathCanvasDataModule(LightningDataModule):
                 for config in self.validation_configs
             )
         self._position = None  # it may be another Trainer
+        self._set_up_trainer(self.trainer)
 
     def train_dataloader(self) -> PackLoader:
         """This rank's micro-batches of the epoch that is under way."""
@@ -188,7 +189,10 @@ class MathCanvasDataModule(LightningDataModule):
         length = position.prepare()
 
         def tasks() -> Iterator[PackTask]:
-            state, schedule = position.begin()
+            place = position.begin()
+            if place is None:
+                return iter(())
+            state, schedule = place
             return data.tasks(state.epoch, schedule, *self._ranks(), first_step=state.step)
 
         return PackLoader(
@@ -209,11 +213,7 @@ class MathCanvasDataModule(LightningDataModule):
         return loaders
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, equal on all ranks.
-
-        Raises:
-            ConfigError: In the middle of an accumulation, where there is no place to go on from.
-        """
+        """The place in the data, equal on all ranks: the next whole optimizer step."""
         return {} if self._train is None else self.position.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -238,6 +238,14 @@ class MathCanvasDataModule(LightningDataModule):
             **{f"data set {d.config.label}": d.fingerprint for d in self.train_data.datasets},
         }
         return {name: f"{hash64(part) & 0xFFFFFFFF:08x}" for name, part in parts.items()}
+
+    def _set_up_trainer(self, trainer: Any) -> None:
+        if trainer is None:
+            return
+        # Epochs differ in length by a few packs, so each has a loader of its own.
+        trainer.reload_dataloaders_every_n_epochs = 1
+        if not self.validation_configs:
+            trainer.limit_val_batches = 0  # Lightning takes no loaders for a mistake
 
     def _load(self, config: DatasetConfig, dropout: DropoutConfig) -> LoadedDataset:
         return load_dataset(
@@ -318,5 +326,3 @@ class MathCanvasDataModule(LightningDataModule):
                 wanted=f"{packs // num_ranks}: packs_per_step {packs} on {num_ranks} ranks",
                 remedy="Set it so, or leave packs_per_step out.",
             )
-        # Epochs differ in length by a few packs, so each has a loader of its own.
-        trainer.reload_dataloaders_every_n_epochs = 1

@@ -147,8 +147,8 @@ class Position:
     def state(self) -> dict[str, Any]:
         """The place, as plain types; equal on all ranks.
 
-        Raises:
-            ConfigError: In the middle of a step, where there is no place to go on from.
+        In the middle of an accumulation it is the end of the last whole step: the weights are still
+        those, and half a step's gradients are in no checkpoint.
         """
         begun, epoch = self._begun, self.progress.epoch
         if begun is None:
@@ -156,14 +156,6 @@ class Position:
         if epoch > begun.epoch:
             return self._first(epoch).to_dict()
         processed = self.progress.total - self._processed_before
-        if processed % self.packs_per_rank:
-            raise ConfigError(
-                "checkpoint",
-                found=f"{processed % self.packs_per_rank} of the {self.packs_per_rank} "
-                "micro-batches of an optimizer step done",
-                wanted="the end of a step",
-                remedy="Save with every_n_train_steps, not by time.",
-            )
         reached = begun.after(processed // self.packs_per_rank)
         over = reached.step >= self._schedule(begun).num_steps
         return (self._first(begun.epoch + 1) if over else reached).to_dict()
@@ -189,18 +181,21 @@ class Position:
         self._length = done + self._left(state or self._first(epoch))
         return self._length
 
-    def begin(self) -> tuple[DataState, Schedule]:
+    def begin(self) -> tuple[DataState, Schedule] | None:
         """Where the loader begins; asked for when its first batch is.
 
         Returns:
-            The place, and the schedule of its epoch.
+            The place, and the schedule of its epoch; None where the Trainer has yet to notice that
+            its epoch is over.
 
         Raises:
             ConfigError: If the Trainer counts otherwise.
         """
         state = self._resume or self._first(self.progress.epoch)
+        if state.epoch > self.progress.epoch:
+            return None
         done = self._length - self._left(state)
-        if state.epoch != self.progress.epoch or (done and done != self.progress.in_epoch):
+        if done and done != self.progress.in_epoch:
             raise ConfigError(
                 "data loader",
                 found="a Trainer that asked for it before it restored its checkpoint",

@@ -1,0 +1,207 @@
+"""Through a real Trainer: the same samples whether or not a run was cut, on any number of ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from mathcanvas_lightning.errors import ConfigError
+from tests.conftest import ROOT, read_jsonl
+from tests.data.rows import interleaved_shards, module
+from tests.data.training import fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("shards"), 60)
+
+
+Steps = dict[tuple[int, int], list[str]]
+
+
+def journal(folder: Path) -> Steps:
+    """(epoch, step) -> digests, over all ranks."""
+    steps: Steps = {}
+    for path in sorted(folder.glob("journal.*.jsonl")):
+        for line in read_jsonl(path):
+            steps.setdefault((line["epoch"], line["step"]), []).append(line["digest"])
+    return {key: sorted(found) for key, found in steps.items()}
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / f"step{step}.ckpt"
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    folder = tmp_path_factory.mktemp("whole")
+    fit(shards, folder / "journal", packs_per_step=4)
+    return journal(folder)
+
+
+def until(steps: Steps, count: int) -> Steps:
+    return dict(list(steps.items())[:count])
+
+
+@pytest.mark.parametrize("ask_for_steps", [False, True])
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
+def test_cut_and_resumed(
+    stop: int, ask_for_steps: bool, shards: Path, whole: Steps, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    options = {"packs_per_step": 4, "ask_for_steps": ask_for_steps}
+    fit(shards, first / "journal", stop=stop, **options)
+    assert journal(first) == until(whole, stop)
+    fit(shards, second / "journal", resume=checkpoint(first, stop), workers=1, **options)
+    assert {**journal(first), **journal(second)} == whole
+    assert len(journal(first)) + len(journal(second)) == len(whole)
+
+
+def test_lengths_are_exact(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    data = module_of(shards)
+    assert data.total_steps(2) == len(whole)
+    trainer = fit(shards, tmp_path / "journal", packs_per_step=4, ask_for_steps=True)
+    assert trainer.global_step == len(whole)
+    asked = trainer.lightning_module.steps_asked
+    assert asked == 2 * data.total_steps(1)
+
+
+def module_of(shards: Path) -> Any:
+    from tests.data.rows import config
+
+    return module(config(shards), packs_per_step=4)
+
+
+def test_limited_by_steps(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    fit(shards, tmp_path / "journal", packs_per_step=4, max_steps=6)
+    assert journal(tmp_path) == until(whole, 6)
+
+
+@pytest.mark.parametrize("max_steps", [-1, 7])
+def test_saved_at_the_end_of_an_epoch(
+    max_steps: int, shards: Path, whole: Steps, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    saver = ModelCheckpoint(first, "end", save_on_train_epoch_end=True, every_n_epochs=1)
+    fit(shards, first / "journal", packs_per_step=4, epochs=1, checkpoints=saver)
+    fit(
+        shards, second / "journal", packs_per_step=4, resume=first / "end.ckpt", max_steps=max_steps
+    )
+    wanted = whole if max_steps < 0 else until(whole, max_steps)
+    assert {**journal(first), **journal(second)} == wanted
+
+
+def test_saved_after_validation(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    saver = ModelCheckpoint(first, "end", save_on_train_epoch_end=False, every_n_epochs=1)
+    fit(shards, first / "journal", packs_per_step=4, epochs=1, checkpoints=saver, validate=True)
+    fit(shards, second / "journal", packs_per_step=4, resume=first / "end.ckpt", validate=True)
+    assert {**journal(first), **journal(second)} == whole
+
+
+def test_other_packs_per_step(shards: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    fit(shards, first / "journal", packs_per_step=4, stop=2)
+    resume = checkpoint(first, 2)
+    fit(shards, second / "journal", packs_per_step=2, resume=resume, epochs=2)
+    seen: dict[int, list[str]] = {0: [], 1: []}
+    for folder in (first, second):
+        for line in read_jsonl(folder / "journal.0.jsonl"):
+            seen[line["epoch"]] += line["uids"]
+    for epoch in (0, 1):
+        assert sorted(seen[epoch]) == sorted(f"row{n}" for n in range(60))
+
+
+def test_accumulation_that_does_not_fit(shards: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    data = module_of(shards)
+    trainer = Trainer(accelerator="cpu", accumulate_grad_batches=3, logger=False)
+    trainer.datamodule = data
+    data.trainer, data._train = trainer, None
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches.*found 3; wanted 4"):
+        data.setup("fit")
+
+
+def launch(ranks: int, **arguments: Any) -> None:
+    """Runs `fit` on processes that talk over gloo; kills them all if they hang."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "GROUP_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "test",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "tests.data.training",
+            json.dumps({"ranks": ranks, **arguments}, default=str),
+        ]
+        processes.append(
+            subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_real_ranks_come_and_go(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    """2 ranks without workers, then 4 with 3 each, then 1 with 1."""
+    found: Steps = {}
+    resume = None
+    for ranks, workers, stop in ((2, 0, 2), (4, 3, 5), (1, 1, None)):
+        folder = tmp_path / f"{ranks}"
+        folder.mkdir()
+        launch(
+            ranks,
+            folder=shards,
+            journal=folder / "journal",
+            packs_per_step=4,
+            workers=workers,
+            stop=stop,
+            resume=resume,
+        )
+        part = journal(folder)
+        assert not part.keys() & found.keys()
+        found |= part
+        resume = checkpoint(folder, stop) if stop else None
+    assert found == whole
