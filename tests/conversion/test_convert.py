@@ -13,9 +13,9 @@ from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
 from mathcanvas_lightning.conversion import convert as convert_module
-from mathcanvas_lightning.parallel import ordered_map
 from mathcanvas_lightning.data.inspection import inspect_shards
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, WorkerError
+from mathcanvas_lightning.parallel import ordered_map
 from tests.conftest import folder_bytes, png, read_jsonl, write_json
 
 SOURCE = "enhanced_cot_cleaned.json"

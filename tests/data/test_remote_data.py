@@ -1,0 +1,131 @@
+"""Training from servers that fail: it recovers, or stops with the object's name; never a gap."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mathcanvas_lightning.data.loader import WorkerConfig
+from mathcanvas_lightning.data.storage import StorageConfig
+from mathcanvas_lightning.errors import StorageError
+from tests.data.hashes import digest, uids
+from tests.data.rows import config, interleaved_shards, module, vlm_file
+from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
+
+NUM_ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "set", NUM_ROWS)
+
+
+@pytest.fixture(scope="module")
+def wanted(folder: Path) -> list[str]:
+    return [digest(batch) for batch in module(config(folder)).train_dataloader()]
+
+
+@pytest.fixture(scope="module")
+def bucket(folder: Path) -> Iterator[S3Server]:
+    with s3_server("shards") as server:
+        server.put_folder("shards", folder)
+        yield server
+
+
+@pytest.fixture
+def proxy(bucket: S3Server) -> Iterator[FaultyProxy]:
+    with faulty_proxy(bucket.endpoint) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def index_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+def remote(tmp_path: Path, options: dict[str, Any], url: str = "s3://shards", **more: Any) -> Any:
+    storage = StorageConfig(
+        cache_dir=str(tmp_path / "cache"),
+        max_retries=3,
+        backoff_s=0.01,
+        timeout_s=1.0,
+        storage_options=options,
+    )
+    defaults = {"quarantine_file": str(tmp_path / "quarantine.jsonl"), "max_bad_fraction": 1.0}
+    return module(config(url, name="set"), storage=storage, **{**defaults, **more})
+
+
+def test_the_same_as_local(bucket: S3Server, wanted: list[str], tmp_path: Path) -> None:
+    data = remote(tmp_path, bucket.options(), workers=WorkerConfig(num_workers=2))
+    assert [digest(batch) for batch in data.train_dataloader()] == wanted
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=500, times=3),
+        Fault(status=503, times=3),
+        Fault(reset=True, times=2),
+        Fault(stall_after=10, times=1),
+        Fault(cut_after=100, times=3),
+        Fault(corrupt_at=0.5, times=2),
+    ],
+    ids=["500", "503", "reset", "stall", "cut", "corrupt"],
+)
+@pytest.mark.parametrize("during", ["index", "training"])
+def test_recovers(
+    fault: Fault,
+    during: str,
+    bucket: S3Server,
+    proxy: FaultyProxy,
+    wanted: list[str],
+    tmp_path: Path,
+) -> None:
+    if during == "index":
+        proxy.fault = fault
+    data = remote(tmp_path, bucket.options(proxy.url))
+    if during == "training":
+        for path in (tmp_path / "cache").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        proxy.fault = fault
+    assert [digest(batch) for batch in data.train_dataloader()] == wanted
+    assert proxy.num_faults > 0
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(cut_after=100)], ids=["503", "cut"])
+def test_fails_with_the_name_of_the_object(
+    fault: Fault, workers: int, bucket: S3Server, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    data = remote(tmp_path, bucket.options(proxy.url), workers=WorkerConfig(num_workers=workers))
+    for path in (tmp_path / "cache").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    proxy.fault = fault
+    with pytest.raises(StorageError, match=r"s3://shards/part_\d\.parquet"):
+        list(data.train_dataloader())
+    assert not (tmp_path / "quarantine.jsonl").exists()  # a server's failure is no bad row
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_conversations_over_http(ranges: bool, tmp_path: Path) -> None:
+    vlm_file(tmp_path / "talks", 6)
+    with file_server(tmp_path / "talks", ranges=ranges) as url, faulty_proxy(url) as proxy:
+        proxy.fault = Fault(status=503, times=2)
+        storage = StorageConfig(cache_dir=str(tmp_path / "cache"), backoff_s=0.01)
+        data = module(config(f"{proxy.url}/talks.jsonl", "vlm"), storage=storage)
+        assert sorted(uids(data.train_dataloader())) == [f"talk{n}" for n in range(6)]
+        assert proxy.num_faults == 2
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_one_shard_over_http(ranges: bool, folder: Path, tmp_path: Path) -> None:
+    with file_server(folder, ranges=ranges) as url:
+        storage = StorageConfig(cache_dir=str(tmp_path / "cache"), backoff_s=0.01)
+        data = module(config(f"{url}/part_0.parquet"), storage=storage)
+        assert sorted(uids(data.train_dataloader())) == sorted(
+            f"row{n}" for n in range(0, NUM_ROWS, 2)
+        )
