@@ -36,7 +36,7 @@ class Split:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class TokenGeometry:
     """How images become tokens; data and model must agree on it."""
 
@@ -68,7 +68,8 @@ class PackedBatch:
     text_indexes: Tensor
     """[X] where they stand."""
     vit_patches: Tensor
-    """[V, P] float, flattened patches in (row, column, channel) order, -1 to 1."""
+    """[V, P] flattened patches in (row, column, channel) order: uint8 levels as data makes them, a
+    quarter of what floats take on their way to the model, or float from -1 to 1."""
     vit_position_ids: Tensor
     """[V] int64, row * side + column of the position table."""
     vit_indexes: Tensor
@@ -86,7 +87,7 @@ class PackedBatch:
     timestep_logits: Tensor
     """[L] float: a normal draw at each token of a noisy image, -inf at those of clean ones."""
     images: tuple[Tensor, ...]
-    """[3, H, W] float, -1 to 1: the images behind the VAE items, each once."""
+    """[3, H, W] the images behind the VAE items, each once: uint8 levels, or float from -1 to 1."""
     ce_indexes: Tensor
     """[E] positions that predict a token."""
     ce_label_ids: Tensor
@@ -148,6 +149,20 @@ class PackedBatch:
             if isinstance(value, Tensor):
                 changed[member.name] = function(value)
         return replace(self, **changed, images=tuple(function(image) for image in self.images))
+
+
+def to_unit_range(levels: Tensor) -> Tensor:
+    """What the towers take: 0..255 mapped to -1..1, in float32 as the reference computes it.
+
+    Args:
+        levels: uint8; a float tensor is taken as mapped already.
+
+    Returns:
+        The same shape, floating.
+    """
+    if levels.is_floating_point():
+        return levels
+    return levels.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
 
 
 def make_splits(lengths: Sequence[int], modes: Sequence[AttentionMode]) -> tuple[Split, ...]:

@@ -54,6 +54,19 @@ COMMANDS = {
         example="--output data --num_tasks 200 --seed 0",
         show=display.show_blockmoving,
     ),
+    "index": Command(
+        function="data.indexing:index_shards",
+        example="shards --tokenizer BAGEL-7B-MoT",
+        show=display.show_indexes,
+        positional=frozenset({"paths"}),
+        lists=frozenset({"paths"}),
+    ),
+    "inspect-batch": Command(
+        function="batch_inspection:inspect_batch",
+        example="--config configs/fit/demo_cpu.yaml --step 3 --png pack.png",
+        show=display.show_batch,
+        lists=frozenset({"config"}),
+    ),
     "make-bagel": Command(
         function="fresh:make_bagel",
         example="--output tiny_bagel --preset tiny --seed 0 --corpus texts.txt more.txt",
@@ -102,9 +115,10 @@ def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | Non
     command = COMMANDS[name]
     function = _load(command)
     options = _parser(command, function, prog).parse_args(args)
+    names = signature(function).parameters
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        result = function(**{k: v for k, v in options.as_dict().items() if k != "config"})
+        result = function(**{k: v for k, v in options.as_dict().items() if k in names})
     except (MathCanvasError, OSError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return FAILED
@@ -125,14 +139,18 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
         prog=prog, description=_description(doc), allow_abbrev=False, formatter_class=_HelpFormatter
     )
     parser.epilog = f"example:\n  {parser.prog} {command.example}"
-    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
-    parameters = signature(function).parameters.values()
-    flags = {p.name for p in parameters if p.annotation is bool and p.default is False}
+    parameters = signature(function).parameters
+    if "config" not in parameters:
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of these options."
+        )
+    flags = {p.name for p in parameters.values() if p.annotation is bool and p.default is False}
     for name in sorted(command.positional):
-        parser.add_argument(name, type=str, help=help_of[name])
+        nargs = "+" if name in command.lists else None
+        parser.add_argument(name, type=str, help=help_of[name], nargs=nargs)
     skip: set[str | int] = {*flags, *command.positional, *command.lists, "progress"}
     parser.add_function_arguments(function, as_group=False, skip=skip)
-    for name in sorted(command.lists):
+    for name in sorted(command.lists - command.positional):
         parser.add_argument(f"--{name}", nargs="*", type=str, default=[], help=help_of[name])
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])

@@ -1,5 +1,6 @@
 """What commands show when they are done: tables on the terminal."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ from rich.table import Table
 from mathcanvas_lightning.data.schema import SECTIONS, ImageSegment
 
 if TYPE_CHECKING:
+    from mathcanvas_lightning.batch_inspection import BatchReport
     from mathcanvas_lightning.conversion.blockmoving.generate import BlockMovingReport
     from mathcanvas_lightning.conversion.convert import ConversionReport
     from mathcanvas_lightning.conversion.handler import Handler
+    from mathcanvas_lightning.data.indexing import IndexReport
     from mathcanvas_lightning.data.inspection import ShardsReport
     from mathcanvas_lightning.fresh import FreshModel
 
@@ -78,6 +81,49 @@ def show_shards(report: "ShardsReport", console: Console) -> int:
                 )
                 console.print(f"{section}: {text}", markup=False, highlight=False)
     return _show_problems(report, console)
+
+
+def show_indexes(reports: Sequence["IndexReport"], console: Console) -> int:
+    """Shows what the indexes hold; 1 if rows are damaged."""
+    damaged = 0
+    for report in reports:
+        table = Table("what", "found", title=f"Index of {escape(report.path)}")
+        table.add_row("files", f"{report.num_files:,}")
+        table.add_row("samples", f"{report.num_samples:,}")
+        table.add_row("text tokens", f"{report.text_tokens:,}")
+        table.add_row("images", f"{report.num_images:,}")
+        sizes = {f"{width}x{height}": n for (width, height), n in report.sizes_px.items()}
+        table.add_row("image sizes", _counts(sizes))
+        stages = Counter(row.stage for row in report.left_out)
+        table.add_row("rows left out", _counts(stages))
+        console.print(table)
+        for row in report.left_out[:MAX_LISTED]:
+            place = f"{row.path}, row group {row.row_group}, row {row.row} (uid {row.uid})"
+            console.print(f"left out: {place}: {row.stage}: {row.error}", markup=False)
+        if len(report.left_out) > MAX_LISTED:
+            console.print(f"... and {len(report.left_out) - MAX_LISTED} more")
+        damaged += sum(row.stage != "no_sample" for row in report.left_out)
+    return 1 if damaged else 0
+
+
+def show_batch(report: "BatchReport", console: Console) -> int:
+    """Shows the blocks of a pack, and the plan it is from."""
+    from mathcanvas_lightning.pack_view import blocks_table  # needs torch
+
+    batch, pack = report.batch, report.batch.pack
+    console.print(blocks_table(report.blocks, [sample.uid for sample in batch.samples]))
+    console.print(
+        f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
+        f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "
+        f"{len(pack.ce_indexes):,} tokens with text loss, {len(pack.mse_indexes):,} with image "
+        f"loss.\nThe epoch: {report.num_samples:,} samples in {report.num_packs:,} packs, "
+        f"{report.fill:.1%} full, and {report.num_fillers} fillers.",
+        markup=False,
+        highlight=False,
+    )
+    if report.png:
+        console.print(f"Picture: {report.png}", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def show_blockmoving(report: "BlockMovingReport", console: Console) -> int:

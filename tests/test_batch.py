@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from mathcanvas_lightning.batch import to_unit_range
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.synthetic import synthetic_pack
 
@@ -50,3 +51,10 @@ def test_noisy_latents() -> None:
 def test_parts_that_do_not_fit(name: str) -> None:
     with pytest.raises(ValueError, match="found"):
         dataclasses.replace(BATCH, **{name: getattr(BATCH, name)[:-1]})
+
+
+def test_levels_become_what_the_towers_take() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    wanted = (levels.float() / 255 - 0.5) / 0.5
+    assert torch.equal(to_unit_range(levels), wanted)
+    assert to_unit_range(wanted) is wanted

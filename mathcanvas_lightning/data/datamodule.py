@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
-from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.batch import MicroBatch, TokenGeometry
 from mathcanvas_lightning.data.dataset import DatasetReader, PackDataset, PackTask
 from mathcanvas_lightning.data.draws import hash64
 from mathcanvas_lightning.data.images import ImageLimits
@@ -26,6 +27,7 @@ from mathcanvas_lightning.data.plan import Plan
 from mathcanvas_lightning.data.position import OwnProgress, Position, TrainerProgress
 from mathcanvas_lightning.data.quarantine import BadRow, Quarantine
 from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig
+from mathcanvas_lightning.data.schedule import Schedule
 from mathcanvas_lightning.data.storage import Storage, StorageConfig
 from mathcanvas_lightning.data.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
@@ -211,6 +213,20 @@ class MathCanvasDataModule(LightningDataModule):
                 PackLoader(data.dataset, tasks, length, data.quarantine, self._worker_share())
             )
         return loaders
+
+    def micro_batch(self, epoch: int, schedule: Schedule, step: int, slot: int) -> MicroBatch:
+        """One micro-batch of the training, built in this process.
+
+        Args:
+            epoch: From 0.
+            schedule: Of it.
+            step: Of the schedule.
+            slot: From 0 to the packs a step.
+        """
+        data, slots = self.train_data, schedule.packs_per_step
+        tasks = islice(data.tasks(epoch, schedule, slot, slots, step), 1)
+        here = WorkerConfig(num_workers=0)
+        return next(iter(PackLoader(data.dataset, lambda: tasks, 1, data.quarantine, here)))
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, equal on all ranks: the next whole optimizer step."""

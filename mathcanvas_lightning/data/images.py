@@ -20,7 +20,7 @@ MAX_PIXELS = 64_000_000
 """Default limit of width times height; Pillow itself warns at 89 million."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class ImageLimits:
     """How large an image may be before it is refused without being decoded."""
 

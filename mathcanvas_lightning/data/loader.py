@@ -17,7 +17,7 @@ from mathcanvas_lightning.parallel import usable_cores
 MOST_WORKERS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class WorkerConfig:
     """The processes that build packs."""
 

@@ -27,7 +27,7 @@ Overlong = Literal["refuse", "quarantine"]
 MAX_LISTED = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class DatasetConfig:
     """One data set."""
 

@@ -12,7 +12,7 @@ from mathcanvas_lightning.batch import AttentionMode, PackedBatch, Split, TokenG
 from mathcanvas_lightning.data.roles import MARKERS, SplitKind
 from mathcanvas_lightning.data.sequence_plan import PlannedSplit
 from mathcanvas_lightning.data.tokenizer import SpecialTokens
-from mathcanvas_lightning.data.transforms import Pixels, to_unit_range
+from mathcanvas_lightning.data.transforms import Pixels
 
 _MODES: dict[SplitKind, AttentionMode] = {
     "text": "causal",
@@ -179,8 +179,7 @@ class _Builder:
         rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
         if split.element not in self._image_of:
             self._image_of[split.element] = len(self._images)
-            planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-            self._images.append(torch.from_numpy(to_unit_range(planes)))
+            self._images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
         self._latent_images.append(self._image_of[split.element])
         self._latent_shapes.append((rows, columns))
         num_tokens = rows * columns
@@ -226,5 +225,4 @@ class _Builder:
     def _patches(self) -> Tensor:
         parts = self._arrays.get("patches")
         width = 3 * self._geometry.vit_patch_px**2
-        levels = np.concatenate(parts) if parts else np.empty((0, width), np.uint8)
-        return torch.from_numpy(to_unit_range(levels))
+        return torch.from_numpy(np.concatenate(parts) if parts else np.empty((0, width), np.uint8))

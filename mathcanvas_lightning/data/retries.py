@@ -27,7 +27,7 @@ FINAL = (FileNotFoundError, PermissionError, TypeError, NameError, ImportError)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class StorageConfig:
     """How files are read from servers; nothing of it matters for local ones."""
 

@@ -47,7 +47,7 @@ _ANSWERS = np.array([role in ANSWERS for role in Role])
 _DROPPABLE = np.array([role in DROPPABLE for role in Role])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class DropoutConfig:
     """Probabilities of dropping a condition, for classifier-free guidance."""
 

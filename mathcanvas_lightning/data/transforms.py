@@ -20,7 +20,7 @@ PNG_START = b"\x89PNG"
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class ImageTransform:
     """How an image is resized for one tower; names are those of the public configuration."""
 
@@ -65,7 +65,7 @@ class ImageTransform:
         """Resizes a decoded image, bicubic with antialias as Pillow does it.
 
         Args:
-            image: RGB.
+            image: RGB, or grey.
             num_images: How many images share `max_pixels`.
 
         Returns:
@@ -74,7 +74,8 @@ class ImageTransform:
         size = self.output_size(image.width, image.height, num_images)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        pixels: Pixels = np.asarray(image)
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 @lru_cache(maxsize=65536)
@@ -99,14 +100,14 @@ def _scaled(rule: ImageTransform, width: int, height: int, factor: float) -> tup
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decodes an image to RGB; what is transparent becomes white.
+    """Decodes an image; what is transparent becomes white.
 
     Args:
         data: The encoded file.
         limits: Checked before any pixel is decoded.
 
     Returns:
-        An RGB image.
+        An RGB image; a grey one where the source is grey, which is quicker to resize.
 
     Raises:
         ImageError: If it can't be decoded, is cut short, or is over a limit.
@@ -116,24 +117,18 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is checked by the limits
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                return _on_white(image)
+            return _on_white(Image.open(BytesIO(data), formats=FORMATS))
     except Exception as error:  # decoders raise whatever comes to them on broken input
         raise ImageError("image_unreadable", str(error) or type(error).__name__) from None
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return image.convert("RGB")
+        if image.mode in ("RGB", "L"):
+            image.load()
+            return image
+        return image.convert("L" if image.mode == "1" else "RGB")
     layered = image.convert("RGBA")
     white = Image.new("RGB", layered.size, (255, 255, 255))
     white.paste(layered, mask=layered.getchannel("A"))
     return white
-
-
-_LEVELS: npt.NDArray[np.float32] = (np.arange(256, dtype=np.float32) / np.float32(255) - 0.5) / 0.5
-
-
-def to_unit_range(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """Maps 0..255 to -1..1, in float32 as the reference computes it."""
-    return _LEVELS.take(pixels)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mathcanvas_lightning.batch import PackedBatch, make_splits
+from mathcanvas_lightning.batch import PackedBatch, make_splits, to_unit_range
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.attention import (
     Attention,
@@ -288,7 +288,7 @@ class Bagel(nn.Module):
         """Patches of images to inputs of the decoder.
 
         Args:
-            patches: [V, P] of all images.
+            patches: [V, P] of all images, uint8 or from -1 to 1.
             position_ids: [V] int64.
             lens: Patches of each image.
 
@@ -297,7 +297,7 @@ class Bagel(nn.Module):
         """
         splits = make_splits(lens, ["full"] * len(lens))
         attention = self._attention(make_layout(lens, splits, patches.device))
-        features = self.vit_model.vision_model(patches, position_ids, attention)
+        features = self.vit_model.vision_model(to_unit_range(patches), position_ids, attention)
         embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
         return embedded
 

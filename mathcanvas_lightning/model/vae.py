@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mathcanvas_lightning.batch import PackedBatch
+from mathcanvas_lightning.batch import PackedBatch, to_unit_range
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import VAEConfig
 from mathcanvas_lightning.model.flow import patchify
@@ -97,12 +97,12 @@ class LatentVAE(nn.Module):
         """The posterior of images of one size.
 
         Args:
-            images: [n, 3, H, W], -1 to 1; sides divisible by the downsampling.
+            images: [n, 3, H, W], uint8 or from -1 to 1; sides divisible by the downsampling.
 
         Returns:
             [n, 2 C, H / 8, W / 8] float32: means, then log variances.
         """
-        moments: Tensor = self.autoencoder.encoder(images.to(self.dtype)).float()
+        moments: Tensor = self.autoencoder.encoder(to_unit_range(images).to(self.dtype)).float()
         return moments
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mathcanvas_lightning.data.images import ImageError, ImageLimits
-from mathcanvas_lightning.data.transforms import ImageTransform, decode_image, to_unit_range
+from mathcanvas_lightning.data.transforms import ImageTransform, decode_image
 from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import encoded, png
 
@@ -36,10 +36,20 @@ def test_transparent_becomes_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "1"), ("JPEG", "CMYK")])
-def test_every_mode_becomes_rgb(kind: str, mode: str) -> None:
+def test_every_mode_gives_the_pixels_of_rgb(kind: str, mode: str) -> None:
     colour = {"L": 128, "1": 1, "CMYK": (0, 0, 0, 0)}[mode]
-    image = decode_image(encoded(kind, 5, 4, colour, mode), ImageLimits())  # type: ignore[arg-type]
-    assert (image.mode, image.size) == ("RGB", (5, 4))
+    data = encoded(kind, 50, 40, colour, mode)  # type: ignore[arg-type]
+    rule = ImageTransform(max_image_size=64, min_image_size=32)
+    pixels = rule(decode_image(data, ImageLimits()))
+    assert pixels.shape == (32, 48, 3)
+    np.testing.assert_array_equal(pixels, rule(Image.open(BytesIO(data)).convert("RGB")))
+
+
+def test_grey_is_resized_as_rgb_is() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (45, 37), np.uint8)
+    rule = ImageTransform(max_image_size=64, min_image_size=32)
+    grey = Image.fromarray(noise)
+    np.testing.assert_array_equal(rule(grey), rule(grey.convert("RGB")))
 
 
 def test_bad_images() -> None:
@@ -60,13 +70,11 @@ def test_sizes_fit_their_rules(width: int, height: int, images: int) -> None:
     assert max(new) <= 512 + 7
 
 
-def test_resizes_and_scales() -> None:
+def test_resizes() -> None:
     rule = ImageTransform(max_image_size=64, min_image_size=32)
     pixels = rule(Image.new("RGB", (100, 50), "red"))
     assert pixels.shape == (32, 64, 3)
-    values = to_unit_range(pixels)
-    assert values.dtype == np.float32
-    assert values[0, 0].tolist() == [1, -1, -1]
+    assert pixels[0, 0].tolist() == [255, 0, 0]
 
 
 def test_sizes_that_contradict() -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mathcanvas_lightning.batch import PackedBatch, TokenGeometry
+from mathcanvas_lightning.batch import PackedBatch, TokenGeometry, to_unit_range
 from mathcanvas_lightning.data.formats import READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.data.images import ImageLimits
 from mathcanvas_lightning.data.packing import PackItem, pack_samples
@@ -179,12 +179,12 @@ def compare(found: PackedBatch, wanted: PackedBatch, *, with_pixels: bool) -> No
             assert ours == theirs, member.name
     if with_pixels:
         level = 2 / 255 + 1e-6
-        torch.testing.assert_close(found.vit_patches, wanted.vit_patches, rtol=0, atol=level)
+        patches = to_unit_range(found.vit_patches)
+        torch.testing.assert_close(patches, wanted.vit_patches, rtol=0, atol=level)
         for ours, theirs in zip(found.latent_image_ids, wanted.latent_image_ids, strict=True):
-            assert found.images[ours].dtype == torch.float32
-            torch.testing.assert_close(
-                found.images[ours], wanted.images[theirs], rtol=0, atol=level
-            )
+            assert found.images[ours].dtype == torch.uint8
+            image = to_unit_range(found.images[ours])
+            torch.testing.assert_close(image, wanted.images[theirs], rtol=0, atol=level)
 
 
 def test_image_sizes() -> None:
