@@ -130,7 +130,7 @@ def load_datamodule(
     if "geometry" not in arguments and (Path(folder) / "llm_config.json").is_file():
         arguments["geometry"] = asdict(BagelConfig.from_directory(folder).geometry)
         parsed = parser.parse_object({"data": arguments})
-    made: Namespace = parser.instantiate_classes(parsed)
+    made: Namespace = parser.instantiate(parsed)
     data: MathCanvasDataModule = made.data
     return data
 

@@ -15,6 +15,8 @@ from tests.conftest import ROOT, RunTool, png, write_json
 
 SOURCE = "enhanced_cot_cleaned.json"
 TOOLS = {
+    "build_index.py": "index",
+    "inspect_batch.py": "inspect-batch",
     "convert_cot_to_parquet.py": "convert",
     "inspect_shards.py": "inspect",
     "generate_blockmoving.py": "generate-blockmoving",

@@ -34,3 +34,17 @@ def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     assert {row["pass"] for row in rows} == {"forward", "forward+backward", "VAE encode"}
     assert {row["implementation"] for row in rows} == {"ours", "index gather"}
     assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None:
+    done = run_tool(
+        "benchmark_data.py",
+        *("--plan_rows", "3000", "--rows", "12", "--repeats", "1"),
+        *("--tokenizer", golden / "tiny_bagel", "--json", tmp_path / "figures.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["planning"]) == {"interleaved", "mixture"}
+    packing = figures["packing"]
+    assert packing["ours"]["tokens"] == packing["baseline"]["tokens"] > 0
+    assert figures["fill"]["all, ours"]["samples"] == 3000

@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mathcanvas_lightning.batch import to_unit_range
 from mathcanvas_lightning.data.datamodule import BAGEL_7B_GEOMETRY, MathCanvasDataModule
 from mathcanvas_lightning.data.dataset import LoadedPack
 from mathcanvas_lightning.data.formats import Role, RowFormat
@@ -280,7 +281,7 @@ def _sample_contents(pack: Any, start: int, end: int, uid: str) -> dict[str, Ten
         found[what] = part(getattr(pack, what), indexes)
         found[f"places of {what}"] = part(indexes, indexes) - start
     if int(uid.removeprefix("row_")) < CHECKED_ROWS:
-        found["vit_patches"] = part(pack.vit_patches, pack.vit_indexes)
+        found["vit_patches"] = to_unit_range(part(pack.vit_patches, pack.vit_indexes))
     return found
 
 

@@ -16,7 +16,7 @@ BATCH_ROWS = 32
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, hidden ones left out, numbers in their natural order.
+    """The Parquet files of a folder, in natural order; hidden ones, as indexes are, left out.
 
     Args:
         folder: Searched with all folders below it; a single file stands for itself.
@@ -28,7 +28,7 @@ def list_shards(folder: Path) -> list[Path]:
         DataError: If there is none.
     """
     paths = [folder] if folder.is_file() else list(folder.rglob("*.parquet"))
-    shards = [path for path in paths if not path.name.startswith(".")]
+    shards = [path for path in paths if not _is_hidden(path.relative_to(folder))]
     if not shards:
         raise DataError(
             str(folder),
@@ -81,6 +81,10 @@ def iter_examples(path: str | Path) -> Iterator[InterleavedExample]:
     for shard in list_shards(Path(path)):
         for number, row in enumerate(iter_rows(shard)):
             yield example_from_row(row, place=f"{shard}#{number}")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _natural(path: Path) -> tuple[str, list[tuple[int, str]]]:
