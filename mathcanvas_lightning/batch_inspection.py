@@ -12,7 +12,8 @@ from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.pack_view import Block, describe_pack, draw_pack
+from mathcanvas_lightning.pack_drawing import draw_pack
+from mathcanvas_lightning.pack_view import Block, describe_pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

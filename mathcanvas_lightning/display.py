@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 20
 MAX_TEXT = 300
+MIN_TABLE_WIDTH = 140
 
 
 def show_commands(summaries: Mapping[str, str], console: Console) -> None:
@@ -111,7 +112,8 @@ def show_batch(report: "BatchReport", console: Console) -> int:
     from mathcanvas_lightning.pack_view import blocks_table  # needs torch
 
     batch, pack = report.batch, report.batch.pack
-    console.print(blocks_table(report.blocks, [sample.uid for sample in batch.samples]))
+    table = blocks_table(report.blocks, [sample.uid for sample in batch.samples])
+    console.print(table, width=max(console.width, MIN_TABLE_WIDTH), crop=False)
     console.print(
         f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
         f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "

@@ -53,7 +53,8 @@ def test_report_and_picture(config: str, tmp_path: Path) -> None:
     assert sum(block.ce_tokens for block in report.blocks) == len(report.batch.pack.ce_indexes)
     assert report.num_samples == 20
     assert report.num_steps == -(-report.num_packs // 2)
-    assert min(Image.open(png).size) > 300
+    with Image.open(png) as picture:
+        assert min(picture.size) > 300
     others = [
         inspect_batch([config], step=step, slot=slot, packs_per_step=2, epoch=epoch).batch
         for epoch, step, slot in ((0, 0, 1), (0, 1, 0), (1, 1, 1))
