@@ -113,7 +113,8 @@ def show_batch(report: "BatchReport", console: Console) -> int:
 
     batch, pack = report.batch, report.batch.pack
     table = blocks_table(report.blocks, [sample.uid for sample in batch.samples])
-    console.print(table, width=max(console.width, MIN_TABLE_WIDTH), crop=False)
+    console.width = max(console.width, MIN_TABLE_WIDTH)  # narrower, it would show no text
+    console.print(table)
     console.print(
         f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
         f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "

@@ -322,6 +322,8 @@ def s3_server(*buckets: str) -> Iterator[S3Server]:
     host, port = server.get_host_and_port()
     try:
         s3 = S3Server(f"http://{host}:{port}")
+        reset = urllib.request.Request(f"{s3.endpoint}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()  # servers of one process share what they hold
         for bucket in buckets:
             s3.put(bucket)
         yield s3
