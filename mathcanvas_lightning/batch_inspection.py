@@ -128,7 +128,8 @@ def load_datamodule(
             remedy="mathcanvas_lightning/data/datamodule.py tells them.",
         ) from None
     folder = parsed.data.tokenizer
-    if "geometry" not in arguments and (Path(folder) / "llm_config.json").is_file():
+    known = folder is not None and (Path(folder) / "llm_config.json").is_file()
+    if known and "geometry" not in arguments:
         arguments["geometry"] = asdict(BagelConfig.from_directory(folder).geometry)
         parsed = parser.parse_object({"data": arguments})
     made: Namespace = parser.instantiate(parsed)

@@ -41,7 +41,7 @@ class MathCanvasDataModule(LightningDataModule):
     """Streams shards as packed sequences, every sample once an epoch.
 
     Args:
-        tokenizer: Checkpoint directory with the tokenizer.
+        tokenizer: Checkpoint directory with the tokenizer; single bytes by default, for a try.
         train: Data sets to train on.
         validation: Data sets to validate on; each has a loader of its own.
         max_num_tokens: Capacity of a pack.
@@ -67,7 +67,7 @@ class MathCanvasDataModule(LightningDataModule):
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None = None,
         train: Sequence[DatasetConfig] = (),
         validation: Sequence[DatasetConfig] = (),
         *,
@@ -156,7 +156,7 @@ class MathCanvasDataModule(LightningDataModule):
 
     def total_steps(self, max_epochs: int) -> int:
         """Optimizer steps of a whole run, exactly: epochs differ by a few."""
-        return self.plan.total_steps(max_epochs, self._count_packs_per_step())
+        return self.plan.total_steps(max_epochs)
 
     def prepare_data(self) -> None:
         """Indexes what is not indexed yet, on one process of each machine."""
@@ -206,7 +206,7 @@ class MathCanvasDataModule(LightningDataModule):
         rank, num_ranks = self._ranks()
         loaders = []
         for data in self._validation:
-            schedule = data.plan.schedule(0, num_ranks)
+            schedule = data.plan.schedule(0)
             tasks = partial(data.tasks, 0, schedule, rank, num_ranks)
             length = schedule.num_steps
             loaders.append(
@@ -283,6 +283,7 @@ class MathCanvasDataModule(LightningDataModule):
             [data.planned for data in loaded],
             seed=self.seed,
             max_num_tokens=self.budget.max_num_tokens,
+            packs_per_step=self._count_packs_per_step() if shuffle else self._ranks()[1],
             shuffle=shuffle,
         )
         readers = [

@@ -33,7 +33,7 @@ class IndexReport:
 def index_shards(
     paths: Sequence[str],
     *,
-    tokenizer: str,
+    tokenizer: str | None = None,
     format: RowFormat = "interleaved",  # noqa: A002 - the option's name
     image_dir: str | None = None,
     index_dir: str | None = None,
@@ -44,7 +44,8 @@ def index_shards(
 
     Args:
         paths: Folders of shards, or files; local or fsspec URLs.
-        tokenizer: Checkpoint directory with the tokenizer to count text tokens with.
+        tokenizer: Checkpoint directory with the tokenizer to count text tokens with; an index is
+            for one tokenizer. Single bytes by default, for a first look.
         format: Layout of the rows: interleaved, t2i, edit or vlm.
         image_dir: Where the image paths of conversations start; the folder of their file by
             default.
@@ -56,7 +57,7 @@ def index_shards(
         One report a path.
 
     Raises:
-        ConfigError: If there is no tokenizer.
+        ConfigError: If there is no such tokenizer.
         DataError: If there is no file, or one can't be opened.
         StorageError: If a server fails.
     """

@@ -104,6 +104,7 @@ class Plan:
         datasets: One or more, none empty.
         seed: Decides order and draws.
         max_num_tokens: Capacity of a pack; no row is longer.
+        packs_per_step: B, of an optimizer step.
         shuffle: False keeps rows and packs in their order, as for validation.
     """
 
@@ -113,11 +114,13 @@ class Plan:
         *,
         seed: int,
         max_num_tokens: int,
+        packs_per_step: int = 1,
         shuffle: bool = True,
     ) -> None:
         self.datasets = tuple(datasets)
         self.seed = seed
         self.max_num_tokens = max_num_tokens
+        self.packs_per_step = packs_per_step
         self.shuffle = shuffle
         self.quotas = _quotas(self.datasets)
         self.epoch = lru_cache(maxsize=2)(self._epoch)
@@ -130,22 +133,30 @@ class Plan:
         return self._num_packs[epoch]
 
     def schedule(
-        self, epoch: int, packs_per_step: int, segments: Sequence[Segment] = ()
+        self, epoch: int, packs_per_step: int | None = None, segments: Sequence[Segment] = ()
     ) -> Schedule:
-        """Who takes what in an epoch, after what was done of it with other packs per step."""
-        return schedule(self.num_packs(epoch), segments, packs_per_step)
+        """Who takes what in an epoch.
 
-    def total_steps(self, max_epochs: int, packs_per_step: int) -> int:
-        """Optimizer steps of a whole run, exactly.
+        Args:
+            epoch: From 0.
+            packs_per_step: Other than the plan's own.
+            segments: What was done of the epoch with other numbers of packs a step.
+
+        Returns:
+            What is left of it.
+        """
+        return schedule(self.num_packs(epoch), segments, packs_per_step or self.packs_per_step)
+
+    def total_steps(self, max_epochs: int) -> int:
+        """Optimizer steps of a whole run, exactly: epochs differ by a few.
 
         Args:
             max_epochs: Of the run.
-            packs_per_step: B.
 
         Returns:
             The sum over its epochs.
         """
-        return sum(self.schedule(e, packs_per_step).num_steps for e in range(max_epochs))
+        return sum(self.schedule(epoch).num_steps for epoch in range(max_epochs))
 
     def stream(self, dataset: int) -> int:
         """Names the draws of a data set, see `element_draws`."""

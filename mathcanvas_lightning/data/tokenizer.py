@@ -9,6 +9,8 @@ from typing import Any
 from mathcanvas_lightning.errors import ConfigError
 
 VOCABULARIES = ("tokenizer.json", "vocab.json")
+BYTE_TOKENIZER = Path(__file__).parent / "byte_tokenizer"
+"""A tokenizer of single bytes, for a first try without a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +42,14 @@ class TextTokenizer:
     """Turns texts into ids; text that spells a special token stays text.
 
     Args:
-        folder: A checkpoint directory with tokenizer files.
+        folder: A checkpoint directory with tokenizer files; None for single bytes.
 
     Raises:
         ConfigError: If there is no tokenizer, or it lacks a special token.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | None) -> None:
+        self.folder = folder = str(BYTE_TOKENIZER) if folder is None else folder
         self._tokenizer = _load(folder)
         self._backend = self._tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True

@@ -15,11 +15,12 @@ from mathcanvas_lightning.data.formats import Role, RowFormat
 from mathcanvas_lightning.data.mixture import DatasetConfig
 from mathcanvas_lightning.data.plan import PlannedDataset
 from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig, Elements
+from mathcanvas_lightning.data.tokenizer import BYTE_TOKENIZER
 from mathcanvas_lightning.data.transforms import ImageTransform
-from tests.conftest import ROOT, png
+from tests.conftest import png
 
 GEOMETRY = TokenGeometry(vit_patch_px=14, latent_patch_px=16, max_vit_side=8, max_latent_side=6)
-TOKENIZER = str(ROOT / "tests" / "golden" / "tiny_bagel")
+TOKENIZER = str(BYTE_TOKENIZER)
 TRANSFORMS: dict[str, Any] = {
     "vae_transform": ImageTransform(max_image_size=64, min_image_size=32),
     "vit_transform": ImageTransform(max_image_size=56, min_image_size=28, image_stride=14),

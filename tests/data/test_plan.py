@@ -1,6 +1,9 @@
 """The plan: every row once, nowhere too full, the same for any ranks, whatever was cut where."""
 
+import json
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.data import plan as plan_module
 from mathcanvas_lightning.data.bins import fill_packs
 from mathcanvas_lightning.data.plan import EpochPlan, Plan
+from mathcanvas_lightning.data.position import OwnProgress, Position
 from mathcanvas_lightning.data.roles import DropoutConfig
 from mathcanvas_lightning.data.schedule import FILLER, Schedule, Segment, schedule
 from tests.data.rows import planned
@@ -167,11 +171,11 @@ def test_data_sets_are_interleaved_evenly() -> None:
 
 def test_dropout_changes_lengths_from_epoch_to_epoch() -> None:
     data = [planned([10] * 200, dropout=DropoutConfig(text=0.5))]
-    plan = Plan(data, seed=0, max_num_tokens=CAPACITY)
+    plan = Plan(data, seed=0, max_num_tokens=CAPACITY, packs_per_step=2)
     totals = [int(plan.epoch(epoch).lengths.sum()) for epoch in range(3)]
     assert len(set(totals)) > 1
     assert all(600 < total < 1400 for total in totals)
-    assert plan.total_steps(3, 2) == sum(plan.schedule(e, 2).num_steps for e in range(3))
+    assert plan.total_steps(3) == sum(-(-plan.num_packs(e) // 2) for e in range(3))
 
 
 def test_realistic_packs_are_full() -> None:
@@ -179,3 +183,57 @@ def test_realistic_packs_are_full() -> None:
     lengths = random.integers(1, 6, 20_000) * 3400 + random.integers(100, 1200, 20_000)
     plan = Plan([planned(lengths.tolist())], seed=0, max_num_tokens=51_200).epoch(0)
     assert plan.fill > 0.985
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=LENGTHS,
+    runs=st.lists(
+        st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 3]), st.integers(0, 5)),
+        max_size=5,
+    ),
+)
+def test_any_run_of_stops_takes_each_row_once_an_epoch(
+    lengths: list[int], runs: list[tuple[int, int, int]]
+) -> None:
+    """Each run has other ranks and accumulation, and stops after some steps; two epochs in all."""
+    state: dict[str, object] | None = None
+    taken: dict[int, list[int]] = {0: [], 1: []}
+    for ranks, accumulate, steps in [*runs, (2, 2, 1000)]:
+        plan = Plan(
+            [planned(lengths)], seed=0, max_num_tokens=CAPACITY, packs_per_step=ranks * accumulate
+        )
+        states = []
+        for rank in range(ranks):
+            position = Position(
+                plan,
+                {"seed": "0"},
+                OwnProgress(),
+                packs_per_step=ranks * accumulate,
+                num_ranks=ranks,
+            )
+            if state is not None:
+                position.restore(state)
+            for epoch, pack in islice(walk(position, rank), steps * accumulate):
+                if pack != FILLER:
+                    planned_epoch = plan.epoch(epoch)
+                    taken[epoch] += [
+                        int(planned_epoch.rows[p]) for p in planned_epoch.samples(pack)
+                    ]
+                position.progress.processed()
+            states.append(position.state())
+        assert all(other == states[0] for other in states)
+        state = json.loads(json.dumps(states[0]))
+    assert sorted(taken[0]) == sorted(taken[1]) == list(range(len(lengths)))
+
+
+def walk(position: Position, rank: int) -> Iterator[tuple[int, int]]:
+    """(epoch, pack) of a rank until the end of the second epoch."""
+    while position.progress.epoch < 2:
+        position.prepare()
+        place = position.begin()
+        assert place is not None
+        state, left = place
+        for _, pack in left.rank_packs(rank, position.num_ranks, state.step):
+            yield state.epoch, pack
+        position.progress.epoch_over()

