@@ -16,7 +16,12 @@ from torch import Tensor
 
 from mathcanvas_lightning.atomic import written_whole
 from mathcanvas_lightning.batch import PackedBatch, to_unit_range
-from mathcanvas_lightning.model.attention import TokenLayout, make_layout, sees
+from mathcanvas_lightning.model.attention import (
+    TokenLayout,
+    count_attended_pairs,
+    make_layout,
+    sees,
+)
 from mathcanvas_lightning.pack_view import (
     KINDS,
     TEXT,
@@ -62,7 +67,8 @@ def mask_image(batch: PackedBatch, max_px: int = MAX_MASK_PX) -> Floats:
     cells = torch.searchsorted(edges, starts, right=True) - 1
     weights = lengths / edges.diff()[cells]
     image = torch.zeros(len(edges) - 1, len(edges) - 1)
-    for some in torch.arange(len(starts)).split(_PIECE):
+    for first in range(0, len(starts), _PIECE):
+        some = torch.arange(first, min(first + _PIECE, len(starts)))
         shares = sees(layout, starts[some, None], starts[None]).float()
         shares[torch.arange(len(some)), some] = _own_shares(layout, starts[some], lengths[some])
         rows = torch.zeros(len(some), image.shape[1]).index_add_(1, cells, shares * weights)
@@ -129,9 +135,13 @@ _CLASSES: dict[str, tuple[int, int, int]] = {
     "padding": (200, 200, 200),
 }
 _INK, _SOFT, _FAINT, _PAPER = (34, 34, 34), (110, 110, 110), (228, 228, 228), (255, 255, 255)
+_LINE = (170, 170, 170)
 _MARGIN, _RIBBON, _GAP, _MIN_WIDTH = 36, 22, 6, 900
 _TARGET_PX, _MAX_CELL_PX = 1200, 40
 _THUMB_PX, _MIN_THUMB_PX, _LENS_PX = 84, 44, 34
+_BODY_PX, _LINE_PX = 17, 26
+_MIN_RULED_PX, _MIN_GRID_PX = 4, 12
+"""Cells from this size on are ruled off split by split, and token by token."""
 
 
 class _Figure:
@@ -149,12 +159,16 @@ class _Figure:
         self._cell_px = min(_TARGET_PX // max(cells, 1), _MAX_CELL_PX)
         self._side = cells * self._cell_px
         self._left = _MARGIN + 76 + _RIBBON + _GAP
-        self._images = _drawn_images(batch, self._side)
-        notes = [_font(16).getlength(line) for lines in self._notes() for line in lines]
-        right = self._left + self._side + int(24 + max(notes, default=0))
+        self._ranges = _image_ranges(batch)
+        self._images = _evenly_chosen(self._ranges, self._side // (_MIN_THUMB_PX + _GAP))
+        lines = [line for note in self._notes() for line in note] + [self._images_note()]
+        notes = [_font(_BODY_PX).getlength(line) for line in lines]
+        right = self._left + self._side + int(24 + max(notes))
         self._width = max(right + _MARGIN, _MIN_WIDTH)
         self._legend = self._legend_places()
-        self._ribbon_top = 112 + 28 * (1 + max((row for _, row in self._legend), default=0))
+        self._ribbon_top = (
+            112 + _LINE_PX + 28 * (1 + max((row for _, row in self._legend), default=0))
+        )
         if self._images:
             self._ribbon_top += self._thumb_px() + _LENS_PX + 12
         self._top = self._ribbon_top + _RIBBON + _GAP
@@ -178,13 +192,19 @@ class _Figure:
 
     def _draw_title(self) -> None:
         self._pen.text((_MARGIN, 28), "What a pack holds, and who sees whom", _INK, _font(26))
-        self._pen.text((_MARGIN, 66), summary(self._blocks), _SOFT, _font(16))
+        pairs = count_attended_pairs(self._batch.sample_lens, self._batch.splits)
+        share = pairs / max(self._total, 1) ** 2
+        about = (
+            f"A row is a token; it sees the coloured tokens of that row: {share:.1%} of all pairs"
+        )
+        for i, line in enumerate((summary(self._blocks), about)):
+            self._pen.text((_MARGIN, 66 + i * _LINE_PX), line, _SOFT, _font(_BODY_PX))
 
     def _legend_places(self) -> list[tuple[int, int]]:
         """Left edge and row of each entry of the legend."""
         places, left, row = [], _MARGIN, 0
         for name, count in self._counts():
-            width = 56 + int(_font(16).getlength(f"{name}  {count}"))
+            width = 56 + int(_font(_BODY_PX).getlength(f"{name}  {count}"))
             if left + width > self._width - _MARGIN and left > _MARGIN:
                 left, row = _MARGIN, row + 1
             places.append((left, row))
@@ -197,11 +217,15 @@ class _Figure:
 
     def _draw_legend(self) -> None:
         for (name, count), (left, row) in zip(self._counts(), self._legend, strict=True):
-            top = 100 + 28 * row
+            top = 106 + _LINE_PX + 28 * row
             self._pen.rounded_rectangle((left, top, left + 17, top + 17), 4, _CLASSES[name])
-            self._pen.text((left + 26, top + 9), name, _INK, _font(16), anchor="lm")
-            after = left + 26 + _font(16).getlength(f"{name}  ")
-            self._pen.text((after, top + 9), count, _SOFT, _font(16), anchor="lm")
+            self._pen.text((left + 26, top + 9), name, _INK, _font(_BODY_PX), anchor="lm")
+            after = left + 26 + _font(_BODY_PX).getlength(f"{name}  ")
+            self._pen.text((after, top + 9), count, _SOFT, _font(_BODY_PX), anchor="lm")
+
+    def _images_note(self) -> str:
+        shown, known = len(self._images), len(self._ranges)
+        return f"{shown} of {known} images" if shown < known else ""
 
     def _thumb_px(self) -> int:
         return min(_THUMB_PX, self._side // len(self._images) - _GAP)
@@ -226,6 +250,8 @@ class _Figure:
                 ends = [(self._x(end), _LENS_PX), (self._x(start), _LENS_PX)]
                 shape = [(x, 0), (x + thumb.width, 0), *ends]
                 pen.polygon([(4 * across, 4 * down) for across, down in shape], _FAINT)
+        place = (self._left + self._side + 14, top + size / 2)
+        self._pen.text(place, self._images_note(), _SOFT, _font(_BODY_PX), anchor="lm")
         small = lens.resize((self._side, _LENS_PX), Image.Resampling.LANCZOS)
         self._canvas.paste(small, (self._left, self._ribbon_top - _LENS_PX))
 
@@ -242,6 +268,24 @@ class _Figure:
         self._canvas.paste(upright, (self._left - _RIBBON - _GAP, self._top))
         mask = self._enlarged(255 - share * (255 - colours), self._side)
         self._canvas.paste(mask, (self._left, self._top))
+        self._draw_rules()
+
+    def _draw_rules(self) -> None:
+        """White lines between splits, and fainter ones between tokens, where cells are large."""
+        if self._cell_px < _MIN_RULED_PX:
+            return
+        box = (self._left - _RIBBON - _GAP, self._ribbon_top)
+        area = (self._left + self._side, self._top + self._side)
+        veil = Image.new("L", (area[0] - box[0], area[1] - box[1]), 0)
+        pen, indent = ImageDraw.Draw(veil), _RIBBON + _GAP
+        tokens = range(self._total) if self._cell_px >= _MIN_GRID_PX else ()
+        for places, strength in ((tokens, 70), ([b.start for b in self._blocks], 255)):
+            for place in places:
+                at = indent + place * self._cell_px
+                pen.line((indent, at, veil.width, at), strength)
+                pen.line((0, at, _RIBBON - 1, at), strength)
+                pen.line((at, 0, at, veil.height), strength)
+        self._canvas.paste(_PAPER, box, veil)
 
     def _enlarged(self, pixels: npt.NDArray[np.floating], height: int) -> Image.Image:
         image = Image.fromarray(pixels.round().astype(np.uint8))
@@ -258,8 +302,8 @@ class _Figure:
             self._pen.line((edge - 6, y, edge - 2, y), _SOFT)
             self._pen.text((edge - 10, y), f"{position:,}", _SOFT, font, anchor="rm")
         middle = self._left + self._side / 2
-        self._pen.text((middle, bottom + 34), "key position", _INK, _font(16), anchor="mt")
-        label = _upright("query position", _font(16))
+        self._pen.text((middle, bottom + 34), "key position", _INK, _font(_BODY_PX), anchor="mt")
+        label = _upright("query position", _font(_BODY_PX))
         self._canvas.paste(label, (_MARGIN - 20, self._top + (self._side - label.height) // 2))
 
     def _notes(self) -> list[tuple[str, str]]:
@@ -272,22 +316,22 @@ class _Figure:
     def _draw_samples(self) -> None:
         """Lines where samples meet, and their names on the right as far as there is room."""
         right, bottom = self._left + self._side, self._top + self._side
-        self._pen.rectangle((self._left - 1, self._top - 1, right, bottom), outline=_SOFT)
         ends = np.cumsum(self._batch.sample_lens).tolist()
-        free = 0.0
+        frame, free = (self._left - 1, self._top - 1, right, bottom), 0.0
         for end, length, note in zip(ends, self._batch.sample_lens, self._notes(), strict=True):
             at = int(self._x(end))
             if end < self._total:
                 x, y = self._left + at, self._top + at
-                self._pen.line((x, self._ribbon_top, x, bottom), _SOFT)
-                self._pen.line((self._left - _RIBBON - _GAP, y, right + 10, y), _SOFT)
+                self._pen.line((x, self._ribbon_top, x, bottom), _LINE)
+                self._pen.line((self._left - _RIBBON - _GAP, y, right + 10, y), _LINE)
             lines = note if self._x(length) >= 44 else note[:1]
             middle = self._top + self._x(end - length / 2)
             if middle - 10 * len(lines) >= free:
                 for i, line in enumerate(lines):
                     beside = (right + 14, middle + 20 * (i - (len(lines) - 1) / 2))
-                    self._pen.text(beside, line, (_INK, _SOFT)[i], _font(16), anchor="lm")
+                    self._pen.text(beside, line, (_INK, _SOFT)[i], _font(_BODY_PX), anchor="lm")
                 free = middle + 10 * len(lines)
+        self._pen.rectangle(frame, outline=_SOFT)
 
 
 @cache
@@ -304,29 +348,36 @@ def _token_classes(batch: PackedBatch, blocks: Sequence[Block]) -> Ints:
     kinds = token_kinds(batch)
     classes = numbers[kinds]
     of_block = np.repeat(
-        np.array([b.kind == "text" for b in blocks], dtype=bool),
-        np.array([b.end - b.start for b in blocks], dtype=np.int64),
+        np.array([KINDS.index(block.kind) for block in blocks], dtype=np.int64),
+        np.array([block.end - block.start for block in blocks], dtype=np.int64),
     )
     with_loss = np.zeros(len(kinds), dtype=bool)
     with_loss[to_numpy(batch.ce_indexes)] = True
     is_text = kinds == TEXT
     classes[is_text & ~with_loss] = names.index("text without loss")
     classes[is_text & with_loss] = names.index("text with loss")
-    classes[is_text & ~of_block] = names.index("image markers")
+    classes[is_text & (of_block != TEXT)] = names.index("image markers")
+    classes[of_block == KINDS.index("padding")] = names.index("padding")
     return classes
 
 
-def _drawn_images(batch: PackedBatch, side: int) -> dict[int, list[tuple[int, int]]]:
-    """Images that fit above a ribbon, evenly chosen, with the ranges of tokens that show them."""
+def _image_ranges(batch: PackedBatch) -> dict[int, list[tuple[int, int]]]:
+    """For each image that is there, in order, the ranges of tokens that show it."""
     ranges: dict[int, list[tuple[int, int]]] = {}
     places = cut(to_numpy(batch.latent_indexes), [h * w for h, w in batch.latent_shapes])
     for image, of in zip(batch.latent_image_ids, places, strict=True):
         if image < len(batch.images) and len(of):
             ranges.setdefault(image, []).append((int(of[0]), int(of[-1]) + 1))
-    room = min(len(ranges), side // (_MIN_THUMB_PX + _GAP))
-    chosen = np.linspace(0, len(ranges) - 1, room).round().astype(int).tolist()
-    ordered = sorted(ranges, key=lambda image: ranges[image][0])
-    return {ordered[i]: ranges[ordered[i]] for i in chosen}
+    return {image: ranges[image] for image in sorted(ranges, key=lambda image: ranges[image][0])}
+
+
+def _evenly_chosen(
+    ranges: dict[int, list[tuple[int, int]]], room: int
+) -> dict[int, list[tuple[int, int]]]:
+    """As many of them as there is room for, from all over the pack."""
+    images = list(ranges)
+    chosen = np.linspace(0, len(images) - 1, min(len(images), room)).round().astype(int)
+    return {images[i]: ranges[images[i]] for i in chosen.tolist()}
 
 
 def _side_by_side(centres: Sequence[float], width: float, span: float) -> list[float]:

@@ -31,7 +31,7 @@ class Block:
     end: int
     """Packed position after the last."""
     kind: BlockKind
-    """What it holds; "padding" if its positions hold neither text nor image tokens."""
+    """What it holds; "padding" stands in place of a sample that couldn't be read."""
     attention_mode: AttentionMode
     expert: Expert
     """Which weights it passes; the markers of latents pass "und" all the same."""
@@ -43,9 +43,9 @@ class Block:
     """Tokens that predict a velocity."""
     size: tuple[int, int] | None
     """Rows and columns of its image's tokens; None for texts, for several images in one split, and
-    for ViT images whose position ids leave it open."""
+    for ViT images whose position ids leave it open, such as interpolated ones."""
     text: str
-    """Decoded ids of a text; empty for images."""
+    """Decoded ids of a text; empty for images and padding."""
     labels: str
     """Decoded tokens that its tokens predict; empty without such a loss."""
 
@@ -66,10 +66,10 @@ def describe_pack(batch: PackedBatch, decode: Callable[[list[int]], str]) -> tup
     ends = np.cumsum([split.length for split in splits])
     starts = ends - [split.length for split in splits]
     samples = np.searchsorted(np.cumsum(batch.sample_lens), starts, side="right").tolist()
-    kinds = np.maximum.reduceat(token_kinds(batch), starts).tolist()
     rope = to_numpy(batch.position_ids)
     text_ids = _ids_by_range(batch.text_indexes, batch.text_ids, starts, ends)
     labels = _ids_by_range(batch.ce_indexes, batch.ce_label_ids, starts, ends)
+    kinds = _kinds_by_range(token_kinds(batch), starts, text_ids, labels)
     mse_tokens = _counts_by_range(to_numpy(batch.mse_indexes), ends)
     sizes = _sizes_by_range(batch, ends)
     return tuple(
@@ -150,6 +150,24 @@ def _ids_by_range(indexes: Tensor, ids: Tensor, starts: Ints, ends: Ints) -> lis
     return [sorted_ids[first:last].tolist() for first, last in bounds]
 
 
+def _kinds_by_range(
+    kinds: npt.NDArray[np.int8],
+    starts: Ints,
+    text_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+) -> list[int]:
+    greatest = np.maximum.reduceat(kinds, starts).tolist()
+    return [
+        _PADDING if kind == TEXT and not predicted and _is_filling(ids) else kind
+        for kind, ids, predicted in zip(greatest, text_ids, labels, strict=True)
+    ]
+
+
+def _is_filling(ids: Sequence[int]) -> bool:
+    """Whether one token is repeated. A text begins and ends with different markers."""
+    return len(ids) > 1 and len(set(ids)) == 1
+
+
 def _sizes_by_range(batch: PackedBatch, ends: Ints) -> dict[int, tuple[int, int] | None]:
     """Sizes of the images in each range, None where it holds several."""
     sizes: dict[int, tuple[int, int] | None] = {}
@@ -174,21 +192,24 @@ def cut(values: Ints, lengths: Sequence[int]) -> list[Ints]:
 def _vit_sizes(position_ids: Sequence[Ints]) -> list[tuple[int, int] | None]:
     """Rows and columns of each ViT image.
 
-    An id is row * side + column, with a side that the pack does not tell: where a row ends, the id
-    jumps to the next multiple of it. Ids that never jump are one row, or rows of full width; the
-    jumps of other images tell which.
+    An id is row * side + column, with a side that the pack does not tell: it is by how much the
+    first id of a row passes that of the row before, the same in all images. Where they disagree,
+    or the ids between are not consecutive, images are spread over the table and their sizes lost.
     """
-    widths = [_first_run(ids) for ids in position_ids]
-    jumps = [
-        int(ids[width] - ids[0])
-        for ids, width in zip(position_ids, widths, strict=True)
-        if width < len(ids)
-    ]
+    runs = [_first_run(ids) for ids in position_ids]
+    steps = {
+        int(ids[run] - ids[0])
+        for ids, run in zip(position_ids, runs, strict=True)
+        if run < len(ids)
+    }
+    side = steps.pop() if len(steps) == 1 else 0
     sizes: list[tuple[int, int] | None] = []
-    for ids, width in zip(position_ids, widths, strict=True):
-        if width == len(ids) > 1:
-            width = min(width, jumps[0]) if jumps else 0
-        sizes.append((len(ids) // width, width) if width and len(ids) % width == 0 else None)
+    for ids, run in zip(position_ids, runs, strict=True):
+        columns = max(min(run, side), 1)  # rows of full width run on into one another
+        rows = len(ids) // columns
+        grid = np.arange(rows)[:, None] * side + np.arange(columns)
+        known = len(ids) == 1 or (side > 0 and np.array_equal(ids - ids[:1], grid.ravel()))
+        sizes.append((rows, columns) if known else None)
     return sizes
 
 
@@ -205,19 +226,12 @@ def sample_name(sample: int, names: Sequence[str]) -> str:
 
 def summary(blocks: Sequence[Block]) -> str:
     """One line about a pack."""
+    tokens = sum(block.end - block.start for block in blocks)
     samples = len({block.sample for block in blocks})
-    tokens, ce, mse = (
-        sum(counts)
-        for counts in zip(
-            (0, 0, 0),
-            *((b.end - b.start, b.ce_tokens, b.mse_tokens) for b in blocks),
-            strict=True,
-        )
-    )
-    return (
-        f"{tokens:,} tokens, {samples:,} samples, {len(blocks):,} splits; "
-        f"{ce:,} tokens predict text, {mse:,} an image"
-    )
+    ce, mse = sum(block.ce_tokens for block in blocks), sum(block.mse_tokens for block in blocks)
+    counts = ((tokens, "token"), (samples, "sample"), (len(blocks), "split"))
+    named = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts)
+    return f"{named}; {ce:,} predict text, {mse:,} an image"
 
 
 def _cells(block: Block) -> Iterator[str | Text]:

@@ -11,7 +11,8 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mathcanvas_lightning.batch import PackedBatch
+from mathcanvas_lightning.batch import PackedBatch, TokenGeometry
+from mathcanvas_lightning.data.packing import PackItem, PlannedSplit, SpecialTokens, pack_samples
 from mathcanvas_lightning.model.attention import dense_mask, make_layout
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.synthetic import Kind, synthetic_pack
@@ -28,6 +29,16 @@ PACKS: list[list[list[Kind]]] = [
     [["vit"]],
     [["noisy"], ["clean"], ["question"]],
 ]
+
+
+GEOMETRY = TokenGeometry(vit_patch_px=2, latent_patch_px=2, max_vit_side=8, max_latent_side=8)
+SPECIAL = SpecialTokens(bos=1, eos=2, start_of_image=3, end_of_image=4, end_of_text=5)
+
+
+def vit_images(*sizes: tuple[int, int]) -> PackItem:
+    splits = (PlannedSplit(kind="vit", element=i, droppable=False) for i in range(len(sizes)))
+    pixels = {i: np.zeros((2 * h, 2 * w, 3), np.uint8) for i, (h, w) in enumerate(sizes)}
+    return PackItem(splits=tuple(splits), text_ids={}, vae_pixels={}, vit_pixels=pixels)
 
 
 def spelled(ids: list[int]) -> str:
@@ -134,3 +145,50 @@ def test_blocks_of_another_pack(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="don't tile"):
         draw_pack(batch, tmp_path / "x.png", describe_pack(other, spelled))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "interpolate", "wanted"),
+    [
+        ([(3, 4), (2, 1), (1, 1)], False, [(3, 4), (2, 1), (1, 1)]),
+        ([(3, 4), (1, 5), (2, 8)], False, [(3, 4), (1, 5), (2, 8)]),
+        ([(2, 8)], False, [None]),  # or one row of 16
+        ([(3, 4)], True, [None]),
+        ([(3, 4), (5, 3), (1, 1)], True, [None, None, (1, 1)]),
+    ],
+)
+def test_sizes_of_vit_images(
+    sizes: list[tuple[int, int]], interpolate: bool, wanted: list[tuple[int, int] | None]
+) -> None:
+    items = [vit_images(*sizes)]
+    batch = pack_samples(items, GEOMETRY, SPECIAL, interpolate_positions=interpolate)
+    assert [block.size for block in describe_pack(batch, spelled)] == wanted
+
+
+def test_a_hole_is_padding(tmp_path: Path) -> None:
+    text = PlannedSplit(kind="text", element=0, droppable=False)
+    short = PackItem(splits=(text,), text_ids={0: ()}, vae_pixels={}, vit_pixels={})
+    batch = pack_samples([vit_images((1, 1)), PackItem(hole_tokens=9), short], GEOMETRY, SPECIAL)
+    blocks = describe_pack(batch, spelled)
+    assert [block.kind for block in blocks] == ["ViT image", "padding", "text"]
+    assert [block.text for block in blocks] == ["", "", "1 2"]
+    draw_pack(batch, tmp_path / "pack.png", blocks)
+    with Image.open(tmp_path / "pack.png") as picture:
+        assert (200, 200, 200) in {colour for _, colour in picture.getcolors(1 << 20) or []}
+
+
+def test_an_empty_pack(tmp_path: Path) -> None:
+    batch = synthetic_pack([], CONFIG)
+    assert describe_pack(batch, spelled) == ()
+    draw_pack(batch, tmp_path / "pack.png", ())
+    assert mask_image(batch).shape == (0, 0)
+
+
+def test_a_block_takes_one_line_and_counts_are_worded() -> None:
+    blocks = describe_pack(synthetic_pack([["question"]], CONFIG), lambda ids: "long " * 99)
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(blocks_table(blocks, ["name " * 9]))
+    title, *lines = captured.get().splitlines()
+    assert "1 sample, 1 split;" in title
+    assert len(lines) == 5
