@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.model.bagel import Bagel
     from mathcanvas_lightning.model.config import BagelConfig
     from mathcanvas_lightning.model.vae import LatentVAE
+    from mathcanvas_lightning.training.module import BagelModule
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ _HOMES = {
     "convert_cot": "conversion.convert",
     "generate_blockmoving": "conversion.blockmoving.generate",
     "inspect_shards": "data.inspection",
+    "BagelModule": "training.module",
     "iter_examples": "data.shards",
     "index_shards": "data.indexing",
 }
@@ -51,6 +53,7 @@ _HOMES = {
 __all__ = [
     "Bagel",
     "BagelConfig",
+    "BagelModule",
     "ConversionReport",
     "DatasetConfig",
     "ImageSegment",

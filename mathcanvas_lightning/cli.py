@@ -19,6 +19,10 @@ from mathcanvas_lightning import display
 from mathcanvas_lightning.errors import MathCanvasError
 
 FAILED, INTERRUPTED = 1, 130
+TRAINER_COMMANDS = {
+    "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
+    "validate": "Validates a network on validation sets; options as of fit.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +95,44 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if words and words[0] in TRAINER_COMMANDS:
+        return run_trainer(words)
     if not words or words[0] not in COMMANDS:
         asked = not words or words[0] in ("-h", "--help")
         console = Console(stderr=not asked)
         if not asked:
             console.print(f"error: unknown command {words[0]!r}", markup=False)
-        display.show_commands({name: _summary(name) for name in COMMANDS}, console)
+        summaries = {name: _summary(name) for name in COMMANDS}
+        display.show_commands(summaries | TRAINER_COMMANDS, console)
         return 0 if asked else 2
     return run_command(words[0], words[1:], prog=f"mathcanvas {words[0]}")
+
+
+def run_trainer(words: Sequence[str]) -> int:
+    """Runs a command of the Trainer.
+
+    Args:
+        words: The command and its options.
+
+    Returns:
+        The exit status.
+    """
+    from mathcanvas_lightning.training.cli import run_cli  # takes seconds to import
+
+    return guarded(lambda: run_cli(words))
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """Does some work; its errors become a line on standard error and an exit status."""
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        return work() or 0
+    except (MathCanvasError, OSError) as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        return FAILED
+    except KeyboardInterrupt:
+        errors.print("interrupted; what is finished stays: run the same command again to go on")
+        return INTERRUPTED
 
 
 def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -116,16 +150,8 @@ def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | Non
     function = _load(command)
     options = _parser(command, function, prog).parse_args(args)
     names = signature(function).parameters
-    errors = Console(stderr=True, soft_wrap=True)
-    try:
-        result = function(**{k: v for k, v in options.as_dict().items() if k in names})
-    except (MathCanvasError, OSError) as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
-        return FAILED
-    except KeyboardInterrupt:
-        errors.print("interrupted; what is finished stays: run the same command again to go on")
-        return INTERRUPTED
-    return command.show(result, Console())
+    given = {k: v for k, v in options.as_dict().items() if k in names}
+    return guarded(lambda: command.show(function(**given), Console()))
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

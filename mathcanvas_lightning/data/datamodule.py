@@ -58,7 +58,8 @@ class MathCanvasDataModule(LightningDataModule):
         max_bad_fraction: Damaged rows to leave out, of all; with 0 the first one is an error.
         quarantine_file: Where rows left out are listed; quarantine.jsonl in the Trainer's root
             folder by default.
-        geometry: Patch sizes and position tables of the model; BAGEL-7B-MoT's by default.
+        geometry: Patch sizes and position tables of the model. By default those of the model that
+            the command line links to it, or BAGEL-7B-MoT's.
         interpolate_positions: Spread an image over the whole position table.
         image_limits: Of the images.
         storage: Of remote shards.
@@ -82,7 +83,7 @@ class MathCanvasDataModule(LightningDataModule):
         index_dir: str | None = None,
         max_bad_fraction: float = 0.0,
         quarantine_file: str | None = None,
-        geometry: TokenGeometry = BAGEL_7B_GEOMETRY,
+        geometry: TokenGeometry | None = None,
         interpolate_positions: bool = False,
         image_limits: ImageLimits = ImageLimits(),
         storage: StorageConfig = StorageConfig(),
@@ -96,7 +97,8 @@ class MathCanvasDataModule(LightningDataModule):
         )
         self.budget.check()
         self.train_configs, self.validation_configs = tuple(train), tuple(validation)
-        self.dropout, self.seed, self.geometry = dropout, seed, geometry
+        self.dropout, self.seed = dropout, seed
+        self._geometry = geometry
         self.packs_per_step = packs_per_step
         self.workers = workers
         self._tokenizer_folder = tokenizer
@@ -108,6 +110,21 @@ class MathCanvasDataModule(LightningDataModule):
         self._train: PackedData | None = None
         self._validation: tuple[PackedData, ...] = ()
         self._position: Position | None = None
+
+    @property
+    def geometry(self) -> TokenGeometry:
+        """Patch sizes and position tables that images are cut for."""
+        return self._geometry or BAGEL_7B_GEOMETRY
+
+    def use_model(self, geometry: TokenGeometry, checkpoint: str | None) -> None:
+        """Takes from a model what isn't set; called before anything is read.
+
+        Args:
+            geometry: Of the model.
+            checkpoint: Its directory, for the tokenizer.
+        """
+        self._geometry = self._geometry or geometry
+        self._tokenizer_folder = self._tokenizer_folder or checkpoint
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:

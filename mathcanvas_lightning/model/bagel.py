@@ -209,6 +209,18 @@ class Bagel(nn.Module):
         self.llm2vae.weight.zero_()
         self.reset_tables()
 
+    @staticmethod
+    def fixed_tables(config: BagelConfig) -> dict[str, Tensor]:
+        """The fixed position tables of a configuration, by name."""
+        size = config.llm.hidden_size
+        found = {
+            "vit_pos_embed": PositionTable(config.vit_max_num_patch_per_side, size),
+            "latent_pos_embed": PositionTable(config.max_latent_size, size),
+        }
+        for table in found.values():
+            table.reset()
+        return {f"{name}.pos_embed": table.pos_embed.detach() for name, table in found.items()}
+
     def reset_tables(self) -> None:
         """Fills the fixed position tables."""
         self.latent_pos_embed.reset()

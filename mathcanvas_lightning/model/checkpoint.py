@@ -148,7 +148,7 @@ def load_weights(
     state = model.state_dict()
     wanted = {name for name in state if components is None or name.split(".")[0] in components}
     shapes = {name: tuple(state[name].shape) for name in wanted}
-    _audit(shapes, weights, place, model, partial=components is not None)
+    audit_weights(shapes, weights, place, model, partial=components is not None)
     _copy(state, weights, {n: n for n in wanted if weights.shapes.get(n) == shapes[n]})
 
 
@@ -169,7 +169,7 @@ def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -
     if "lm_head.weight" not in weights.shapes:
         sources["lm_head.weight"] = "model.embed_tokens.weight"
     shapes = {source: tuple(state[name].shape) for name, source in sources.items()}
-    _audit(shapes, weights, place, language_model, partial=True)
+    audit_weights(shapes, weights, place, language_model, partial=True)
     _copy(state, weights, sources)
 
 
@@ -184,14 +184,26 @@ def _copy(state: Mapping[str, Tensor], weights: WeightFiles, sources: Mapping[st
             state[name].copy_(tensor)
 
 
-def _audit(
+def audit_weights(
     shapes: Mapping[str, tuple[int, ...]],
     weights: WeightFiles,
     place: str,
     model: nn.Module,
     *,
-    partial: bool,
+    partial: bool = False,
 ) -> None:
+    """Compares the keys of weights with those of a model.
+
+    Args:
+        shapes: Of the model's parameters; fixed position tables may differ.
+        weights: What the files hold.
+        place: The directory, for errors.
+        model: Named in errors.
+        partial: Whether the files may hold more.
+
+    Raises:
+        DataError: If keys are missing, unexpected or of another shape: all of them are listed.
+    """
     missing = sorted(shapes.keys() - weights.shapes.keys() - TABLES.keys())
     unexpected = [] if partial else sorted(weights.shapes.keys() - shapes.keys())
     wrong = [

@@ -1,0 +1,1 @@
+"""Fine-tuning: losses, optimizer, the LightningModule, its strategy and callbacks."""

@@ -1,0 +1,75 @@
+"""What the network needs beside a pack: latents, noise, times. All draws are keyed by sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mathcanvas_lightning.batch import MicroBatch, PackedBatch
+from mathcanvas_lightning.model.flow import timesteps_from_logits, velocity_target
+from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackInputs:
+    """Inputs of `Bagel.forward`, and what it should predict."""
+
+    latents: Tensor
+    """[L, P] clean latent tokens."""
+    noise: Tensor
+    """[L, P], zero at clean images."""
+    timesteps: Tensor
+    """[L] shifted, 0 at clean images."""
+
+    def target(self, pack: PackedBatch) -> Tensor:
+        """[M, P] velocities at the noisy latents."""
+        noisy = pack.noisy_latents()
+        return velocity_target(self.latents[noisy], self.noise[noisy])
+
+
+@torch.no_grad()
+def draw_inputs(vae: LatentVAE, batch: MicroBatch, patch: int, timestep_shift: float) -> PackInputs:
+    """Encodes a micro-batch's images and draws its noise.
+
+    Args:
+        vae: On the batch's device.
+        batch: The micro-batch.
+        patch: Side of a latent patch.
+        timestep_shift: Of the training.
+
+    Returns:
+        The inputs; the same in any run, at any place in it, on the same kind of device.
+    """
+    pack = batch.pack
+    device = pack.text_ids.device
+    generators = [torch.Generator(device).manual_seed(seed) for seed in batch.image_seeds]
+    factor = vae.config.downsample
+    posterior = [
+        torch.randn(
+            (vae.config.z_channels, *(side // factor for side in image.shape[1:])),
+            generator=generator,
+            device=device,
+        )
+        for image, generator in zip(pack.images, generators, strict=True)
+    ]
+    latents = pack_latents(vae, pack, patch, posterior)
+    return PackInputs(
+        latents=latents,
+        noise=_draw_noise(pack, latents, generators),
+        timesteps=timesteps_from_logits(pack.timestep_logits, timestep_shift),
+    )
+
+
+def _draw_noise(
+    pack: PackedBatch, latents: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    noise = torch.zeros_like(latents)
+    noisy = pack.noisy_latents().tolist()
+    start = 0
+    for (rows, columns), image in zip(pack.latent_shapes, pack.latent_image_ids, strict=True):
+        end = start + rows * columns
+        if noisy[start]:
+            noise[start:end].normal_(generator=generators[image])
+        start = end
+    return noise

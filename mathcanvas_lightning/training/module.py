@@ -1,0 +1,301 @@
+"""BagelModule: fine-tuning BAGEL on packed micro-batches."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from mathcanvas_lightning.batch import LossTotals, MicroBatch
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.adapters import LoRASettings
+from mathcanvas_lightning.model.bagel import Bagel, BagelOutput
+from mathcanvas_lightning.model.parallelize import (
+    Parallelism,
+    build_sharded,
+    checkpoint_activations,
+    compile_layers,
+)
+from mathcanvas_lightning.model.vae import LatentVAE
+from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
+from mathcanvas_lightning.training.losses import LossConfig, LossTerms, loss_terms, token_accuracy
+from mathcanvas_lightning.training.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    make_optimizer,
+    make_schedule,
+)
+from mathcanvas_lightning.training.source import (
+    DTYPES,
+    DTypeName,
+    FreezeConfig,
+    ModelSource,
+    choose_trainable,
+    load_network,
+    load_vae,
+)
+
+VALIDATION_METRICS = ("ce", "accuracy", "mse")
+
+
+class BagelModule(LightningModule):
+    """Trains and validates BAGEL on micro-batches of `MathCanvasDataModule`.
+
+    Args:
+        source: Where the network comes from.
+        loss: How the two losses make one.
+        optimizer: AdamW.
+        schedule: Learning rate over the steps.
+        freeze: What is not trained.
+        lora: Train adapters instead.
+        timestep_shift: How far training times move towards noise.
+        param_dtype: Of the weights that are trained, and of their optimizer state.
+        compute_dtype: Of forward and backward; float32 weights with bfloat16 here keep a float32
+            master copy.
+        parallelism: Activation checkpointing and compilation; sharding is the strategy's.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource = ModelSource(),
+        loss: LossConfig = LossConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        freeze: FreezeConfig = FreezeConfig(),
+        lora: LoRASettings | None = None,
+        timestep_shift: float = 2.0,
+        param_dtype: DTypeName = "float32",
+        compute_dtype: DTypeName = "float32",
+        parallelism: Parallelism = Parallelism(),
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.loss_config = loss
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.freeze_config = freeze
+        self.lora = lora
+        self.timestep_shift = timestep_shift
+        self.param_dtype, self.compute_dtype = DTYPES[param_dtype], DTYPES[compute_dtype]
+        self.parallelism = parallelism
+        self.config = source.config()
+        self.model: Bagel | None = None
+        self._frozen: dict[str, LatentVAE] = {}  # not a submodule: it is in no checkpoint
+        self.validation_metrics = torch.nn.ModuleDict()
+
+    @property
+    def network(self) -> Bagel:
+        """The network, once it is configured."""
+        assert self.model is not None, "configure_model comes first"
+        return self.model
+
+    @property
+    def vae(self) -> LatentVAE:
+        """The autoencoder, on this module's device."""
+        if "vae" not in self._frozen:
+            self._frozen["vae"] = load_vae(self.source, self.compute_dtype, self.device)
+        return self._frozen["vae"]
+
+    def setup(self, stage: str) -> None:
+        """Checks that data and network fit.
+
+        Args:
+            stage: Of the Trainer.
+
+        Raises:
+            ConfigError: If images are cut otherwise than the network takes them.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        geometry = getattr(data, "geometry", None)
+        if geometry is not None and geometry != self.config.geometry:
+            raise ConfigError(
+                "data.geometry",
+                found=str(geometry),
+                wanted=f"that of the network: {self.config.geometry}",
+                remedy="Leave it out on the command line; in Python, pass "
+                "BagelConfig.from_directory(checkpoint).geometry.",
+            )
+        if stage in ("fit", "validate"):
+            self._make_metrics([d.datasets[0].config.label for d in data.validation_data])
+
+    def configure_model(self) -> None:
+        """Loads the network: whole on one device, or each rank its shards."""
+        if self.model is not None:
+            return
+        mesh = self._mesh()
+        if mesh is not None:
+            self.model = build_sharded(
+                self.config,
+                self.source.checkpoint,
+                mesh,
+                device=self._root_device(),
+                param_dtype=self.param_dtype,
+                compute_dtype=self.compute_dtype,
+                parallelism=self.parallelism,
+                prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
+                seed=self.source.seed,
+            )
+            return
+        model = load_network(self.source, self.param_dtype, self._root_device())
+        choose_trainable(model, self.freeze_config, self.lora)
+        checkpoint_activations(model, self.parallelism)
+        compile_layers(model, self.parallelism)
+        self.model = model
+
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of one micro-batch.
+
+        Args:
+            batch: On this module's device.
+            batch_idx: Of the epoch.
+
+        Returns:
+            The loss, so scaled that its gradients summed over the step's micro-batches, and
+            averaged as Lightning and the strategy do, are those of the whole step.
+        """
+        _, terms = self.run(batch)
+        loss = terms.combined(self.loss_config)
+        self._log_training(batch, terms)
+        # Lightning divides by the accumulation, the strategy averages over ranks: both undone.
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def run(
+        self, batch: MicroBatch, totals: LossTotals | None = None
+    ) -> tuple[tuple[BagelOutput, PackInputs], LossTerms]:
+        """Forward pass and losses.
+
+        Args:
+            batch: On this module's device.
+            totals: Denominators of the losses; those of the batch's step by default.
+
+        Returns:
+            What the network made of what, and the losses.
+        """
+        inputs = draw_inputs(self.vae, batch, self.config.latent_patch_size, self.timestep_shift)
+        with self._autocast():
+            output = self.network(
+                batch.pack,
+                latents=inputs.latents,
+                noise=inputs.noise,
+                timesteps=inputs.timesteps,
+            )
+        terms = loss_terms(
+            output,
+            inputs.target(batch.pack),
+            batch.pack,
+            totals or batch.step_totals,
+            self.loss_config.ce_reduction,
+        )
+        return (output, inputs), terms
+
+    def validation_step(
+        self,
+        batch: MicroBatch,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a micro-batch to the metrics of its data set.
+
+        Args:
+            batch: On this module's device; its noise and times are the same every time.
+            batch_idx: Of the loader.
+            dataloader_idx: Which validation set.
+        """
+        own = LossTotals.of(batch.pack)
+        (output, _), terms = self.run(batch, own)
+        metrics = self._metrics(dataloader_idx)
+        if own.ce_tokens:
+            right = token_accuracy(
+                output.hidden_states[batch.pack.ce_indexes],
+                self.network.language_model.lm_head.weight,
+                batch.pack.ce_label_ids,
+            )
+            metrics["ce"].update(output.ce.float().mean(), own.ce_tokens)
+            metrics["accuracy"].update(right / own.ce_tokens, own.ce_tokens)
+        if own.mse_tokens:
+            metrics["mse"].update(terms.mse, own.mse_tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of each validation set, over all ranks."""
+        for number, name in enumerate(self.validation_metrics):
+            for key, metric in self._metrics(number).items():
+                self.log(f"val/{name}/{key}", metric.compute())
+                metric.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and its schedule."""
+        optimizer = make_optimizer(self.network, self.optimizer_config)
+        schedule = make_schedule(optimizer, self.schedule_config, self._total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002 - always by norm
+    ) -> None:
+        """Clips by the norm over all ranks, and logs it."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        whole = getattr(norm, "full_tensor", lambda: norm)()
+        self.log("train/grad_norm", whole.detach())
+
+    def _log_training(self, batch: MicroBatch, terms: LossTerms) -> None:
+        """Sums over a step's micro-batches and ranks are the step's means."""
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        values: Mapping[str, Tensor] = {
+            "loss": terms.combined(self.loss_config),
+            "ce": terms.ce,
+            "mse": terms.mse,
+        }
+        for name, value in values.items():
+            self.log(
+                f"train/{name}",
+                value.detach() * scale,
+                prog_bar=name != "loss",
+                batch_size=1,
+                sync_dist=True,
+            )
+        self.log("train/ce_tokens", float(batch.step_totals.ce_tokens), batch_size=1)
+        self.log("train/mse_tokens", float(batch.step_totals.mse_tokens), batch_size=1)
+
+    def _make_metrics(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.validation_metrics:
+                self.validation_metrics[name] = torch.nn.ModuleDict(
+                    {key: MeanMetric() for key in VALIDATION_METRICS}
+                )
+
+    def _metrics(self, dataloader_idx: int) -> Mapping[str, MeanMetric]:
+        found: Any = list(self.validation_metrics.values())[dataloader_idx]
+        return dict(found.items())
+
+    def _total_steps(self) -> int:
+        if self.trainer.max_steps > 0:
+            return int(self.trainer.max_steps)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or self.trainer.max_epochs in (None, -1):
+            raise ConfigError(
+                "schedule.total_steps",
+                found="a run without end",
+                wanted="the number of steps",
+                remedy="Set trainer.max_steps, trainer.max_epochs or schedule.total_steps.",
+            )
+        return int(data.total_steps(self.trainer.max_epochs))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.compute_dtype == self.param_dtype or self._mesh() is not None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.compute_dtype)
+
+    def _mesh(self) -> Any:
+        return getattr(self.trainer.strategy, "_device_mesh", None)
+
+    def _root_device(self) -> torch.device:
+        return self.trainer.strategy.root_device
