@@ -1,7 +1,7 @@
 """What a training run would be given: one pack of its plan, as a table and a picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ def inspect_batch(
     """Shows what is in a pack of a training run: blocks, losses, positions, attention.
 
     Args:
-        config: YAML files of the run, later ones over earlier ones; only their section `data`
-            counts.
+        config: YAML files of the run, later ones over earlier ones; only the section `data` and
+            the model's checkpoint count.
         step: Optimizer step within the epoch, from 0.
         epoch: From 0.
         slot: Which pack of the step, from 0.
@@ -102,8 +102,8 @@ def load_datamodule(
         overrides: Arguments that win over them.
 
     Returns:
-        The data module, not set up yet. Where the files don't give the model's geometry, it is read
-        from the checkpoint directory of the tokenizer.
+        The data module, not set up yet, linked to the checkpoint of the section `model` as a run
+        links it; without one, to that of the tokenizer.
 
     Raises:
         ConfigError: If a file can't be read, or its section `data` is none of this data module.
@@ -113,8 +113,10 @@ def load_datamodule(
             "--config", found="no file", wanted="a run's YAML file", remedy="Name one or more."
         )
     arguments: dict[str, Any] = {}
+    model: dict[str, Any] = {}
     for path in config:
-        arguments = _merged(arguments, _data_section(path))
+        arguments = _merged(arguments, _section(path, "data"))
+        model = _merged(model, _section(path, "model"))
     arguments |= overrides or {}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MathCanvasDataModule, "data")
@@ -127,32 +129,31 @@ def load_datamodule(
             wanted="arguments of MathCanvasDataModule",
             remedy="mathcanvas_lightning/data/datamodule.py tells them.",
         ) from None
-    folder = parsed.data.tokenizer
-    known = folder is not None and (Path(folder) / "llm_config.json").is_file()
-    if known and "geometry" not in arguments:
-        arguments["geometry"] = asdict(BagelConfig.from_directory(folder).geometry)
-        parsed = parser.parse_object({"data": arguments})
     made: Namespace = parser.instantiate(parsed)
     data: MathCanvasDataModule = made.data
+    checkpoint = model.get("source", {}).get("checkpoint") or parsed.data.tokenizer
+    if checkpoint is not None and (Path(checkpoint) / "llm_config.json").is_file():
+        data.use_model(BagelConfig.from_directory(checkpoint).geometry, checkpoint)
     return data
 
 
-def _data_section(path: str) -> Mapping[str, Any]:
+def _section(path: str, name: str) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             path, found=str(error), wanted="a YAML file", remedy="Check the path and its syntax."
         ) from None
-    section = content.get("data", {}) if isinstance(content, Mapping) else None
+    section = content.get(name, {}) if isinstance(content, Mapping) else None
     if not isinstance(section, Mapping):
         raise ConfigError(
             path,
-            found="no section data",
-            wanted="data: with arguments of MathCanvasDataModule",
+            found=f"no section {name}",
+            wanted="sections data and model, as mathcanvas fit takes them",
             remedy="See configs/fit/demo_cpu.yaml.",
         )
-    return section.get("init_args", {}) if "class_path" in section else section
+    found: Mapping[str, Any] = section.get("init_args", section)
+    return found
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,12 @@ COMMANDS = {
         show=display.show_fresh_model,
         lists=frozenset({"corpus"}),
     ),
+    "export-checkpoint": Command(
+        function="training.export:export_checkpoint",
+        example="run/checkpoints/last.ckpt --output exported --dtype bf16",
+        show=display.show_export,
+        positional=frozenset({"checkpoint"}),
+    ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
         example="--name my_data --output my_data.py",
@@ -133,6 +139,19 @@ def guarded(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         errors.print("interrupted; what is finished stays: run the same command again to go on")
         return INTERRUPTED
+    except Exception as error:
+        if (ours := _cause(error)) is None:
+            raise
+        errors.print(f"error: {ours}", markup=False, highlight=False)
+        return FAILED
+
+
+def _cause(error: BaseException) -> MathCanvasError | None:
+    """The error of ours behind another: argument parsers wrap what constructors raise."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, MathCanvasError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | None = None) -> int:

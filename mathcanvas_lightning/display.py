@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.indexing import IndexReport
     from mathcanvas_lightning.data.inspection import ShardsReport
     from mathcanvas_lightning.fresh import FreshModel
+    from mathcanvas_lightning.training.export import ExportReport
 
 MAX_LISTED = 20
 MAX_TEXT = 300
@@ -149,6 +150,25 @@ def show_fresh_model(model: "FreshModel", console: Console) -> int:
         markup=False,
         highlight=False,
         soft_wrap=True,
+    )
+    return 0
+
+
+def show_export(report: "ExportReport", console: Console) -> int:
+    """Shows what was written."""
+    parts = [f"{report.num_parameters:,} parameters as of step {report.step:,}"]
+    if report.num_averaged:
+        parts.append(f"moving average of {report.num_averaged:,} tensors")
+    if report.num_merged:
+        parts.append(f"adapters merged into {report.num_merged:,} projections")
+    parts.append(
+        "neither tokenizer nor autoencoder: the run started from a preset, --source takes them "
+        "from a directory"
+        if report.source is None
+        else f"tokenizer and autoencoder of {report.source}"
+    )
+    console.print(
+        f"{report.path}: {'; '.join(parts)}", markup=False, highlight=False, soft_wrap=True
     )
     return 0
 

@@ -48,3 +48,18 @@ def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None
     packing = figures["packing"]
     assert packing["ours"]["tokens"] == packing["baseline"]["tokens"] > 0
     assert figures["fill"]["all, ours"]["samples"] == 3000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
+def test_training_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool(
+        "benchmark_training.py",
+        *("--preset", "tiny", "--steps", "1", "--tasks", "12"),
+        *("--json", tmp_path / "figures.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["speeds"]) == {"ours", "ours without data wait", "plain loop"}
+    assert all(row["tokens_per_s"] > 0 for row in figures["speeds"].values())
+    parts = figures["parts_s"]
+    assert sum(v for k, v in parts.items() if k != "step") == pytest.approx(parts["step"])

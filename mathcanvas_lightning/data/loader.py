@@ -1,5 +1,6 @@
 """The micro-batches of one rank: what a Trainer is given for a data loader."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,12 +70,16 @@ class PackLoader:
         self._quarantine = quarantine
         self._workers = workers
         self._progress = progress or OwnProgress()
+        self.waited_s = 0.0
+        """Seconds that its user has spent waiting for micro-batches."""
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        asked = time.perf_counter()
         for loaded in self._loader(self._tasks()):
+            self.waited_s += time.perf_counter() - asked
             if isinstance(loaded, MathCanvasError):
                 raise loaded
             self._quarantine.add(loaded.bad)
@@ -87,6 +92,7 @@ class PackLoader:
                 step=loaded.task.step,
             )
             self._progress.processed()
+            asked = time.perf_counter()
         self._progress.epoch_over()
 
     def state_dict(self) -> dict[str, Any]:

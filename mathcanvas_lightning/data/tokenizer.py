@@ -54,6 +54,7 @@ class TextTokenizer:
         self._backend = self._tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True
         self.special = _special_tokens(folder, self._backend)
+        self.num_ids: int = self._backend.get_vocab_size(with_added_tokens=True)
         self.digest = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 
 import torch
@@ -237,6 +237,7 @@ def write_checkpoint(
     *,
     dtype: torch.dtype,
     source: str | Path | None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Writes a directory that the reference, this library and vLLM read.
 
@@ -247,6 +248,7 @@ def write_checkpoint(
         dtype: Of the weights in the file.
         source: Directory to take tokenizer and autoencoder from, as far as it has them: linked
             where the file system can, else copied.
+        shapes: Of the weights, if `state` makes them when it is asked: each is then made once.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +257,7 @@ def write_checkpoint(
             content = _for_vllm(content)
         _write_json(folder / name, content)
     _write_json(folder / PROCESSOR_FILE, _processor(config))
-    write_safetensors(folder / WEIGHT_FILES[0], state, dtype)
+    write_safetensors(folder / WEIGHT_FILES[0], state, dtype, shapes)
     # vLLM reads every safetensors file unless an index says which; the autoencoder's is not for it.
     _write_json(folder / INDEX_FILE, {"weight_map": dict.fromkeys(sorted(state), WEIGHT_FILES[0])})
     if source is not None:
@@ -264,7 +266,12 @@ def write_checkpoint(
                 _link_or_copy(Path(source, name), folder / name)
 
 
-def write_safetensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_safetensors(
+    path: Path,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> None:
     """Writes tensors one by one, so that memory holds one converted tensor at a time.
 
     The library's own `save_file` first makes bytes of all of them.
@@ -273,22 +280,25 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtyp
         path: File; it appears when it is whole.
         state: Tensors by name, on any device.
         dtype: What to store.
+        shapes: Of the tensors; by default they are looked at for it.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, tensor in state.items():
-        start, end = end, end + tensor.numel() * dtype.itemsize
+    if shapes is None:
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+    for name, shape in shapes.items():
+        start, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": _DTYPE_NAMES[dtype],
-            "shape": list(tensor.shape),
+            "shape": list(shape),
             "data_offsets": [start, end],
         }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with written_whole(path) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in state.values():
-            stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous().flatten()
+        for name in shapes:
+            stored = state[name].detach().to(device="cpu", dtype=dtype).contiguous().flatten()
             file.write(stored.view(torch.uint8).numpy().data)
 
 

@@ -33,7 +33,8 @@ class Parallelism:
     compile: bool = False
     """Compile each layer."""
     cpu_offload: bool = False
-    """Keep sharded parameters, gradients and optimizer state in host memory."""
+    """Keep sharded parameters, gradients and optimizer state in host memory; on a processor they
+    are there anyway."""
 
 
 def layers(model: Bagel) -> list[nn.Module]:
@@ -75,14 +76,18 @@ def shard(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    offload = CPUOffloadPolicy() if parallelism.cpu_offload else OffloadPolicy()
+    elsewhere = parallelism.cpu_offload and mesh.device_type != "cpu"
+    offload = CPUOffloadPolicy() if elsewhere else OffloadPolicy()
     wrapped = layers(model)
     for layer in wrapped:
         fully_shard(layer, mesh=used, mp_policy=policy, offload_policy=offload)
     for layer, following in pairwise(wrapped):
         layer.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
     # The root too: an unsharded parameter would get no gradient of other ranks.
-    fully_shard(model, mesh=used, mp_policy=policy, offload_policy=offload)
+    root = fully_shard(model, mesh=used, mp_policy=policy, offload_policy=offload)
+    # Every part takes part in every pack; should one not, its rank must still reduce zeros.
+    if hasattr(root, "set_reduce_scatter_unused_params"):  # an older torch lacks it
+        root.set_reduce_scatter_unused_params(True)
 
 
 def build_sharded(
@@ -111,12 +116,15 @@ def build_sharded(
         seed: Of what is drawn.
 
     Returns:
-        The network.
+        The network, equal to one built on a single device.
+
+    Raises:
+        DataError: If weights are missing, unexpected or of another shape.
     """
     with torch.device("meta"):
         model = Bagel(config)
     model.to(dtype=param_dtype)
-    prepare(model)
+    adapters = _prepare_without_memory(model, prepare)
     checkpoint_activations(model, parallelism)
     compile_layers(model, parallelism)
     shard(model, mesh, compute_dtype=compute_dtype, parallelism=parallelism)
@@ -125,7 +133,27 @@ def build_sharded(
         _draw_shards(model, config, param_dtype, seed)
     else:
         _load_shards(model, checkpoint_folder)
+    state = model.state_dict()
+    for name, value in adapters.items():
+        _fill(state[name], value)
     return model
+
+
+@torch.no_grad()
+def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> dict[str, Tensor]:
+    """Prepares a network on "meta"; the first values of its adapters are given back.
+
+    Adapters are drawn on the device of the layer that they adapt: for them to be drawn at all, and
+    as on one device, each weight poses as a single number repeated.
+    """
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            posed = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+            setattr(module, name, nn.Parameter(posed, weight.requires_grad))
+    prepare(model)
+    adapters = {n: p.detach() for n, p in model.named_parameters() if _is_adapter(n)}
+    model.to(device="meta")
+    return adapters
 
 
 @torch.no_grad()
@@ -137,7 +165,6 @@ def _draw_shards(model: Bagel, config: BagelConfig, dtype: torch.dtype, seed: in
     for name, target in model.state_dict().items():
         if (source := _base_name(name)) in values:
             _fill(target, values[source])
-    _start_adapters(model, seed)
 
 
 @torch.no_grad()
@@ -145,7 +172,7 @@ def _load_shards(model: Bagel, folder: str) -> None:
     """Reads of each tensor only the rows that this rank holds."""
     weights = find_weights(folder)
     targets = {_base_name(name): tensor for name, tensor in model.state_dict().items()}
-    targets = {name: tensor for name, tensor in targets.items() if ".lora_" not in name}
+    targets = {name: tensor for name, tensor in targets.items() if not _is_adapter(name)}
     audit_weights(
         {name: tuple(tensor.shape) for name, tensor in targets.items()}, weights, folder, model
     )
@@ -157,7 +184,6 @@ def _load_shards(model: Bagel, folder: str) -> None:
         else:
             assert name in TABLES
             _fill(target, tables[name])
-    _start_adapters(model, 0)
 
 
 def _fill(target: Tensor, source: Any) -> None:
@@ -174,16 +200,8 @@ def _fill(target: Tensor, source: Any) -> None:
         target.to_local().copy_(source[first : first + rows])
 
 
-def _start_adapters(model: Bagel, seed: int) -> None:
-    """LoRA's start: one factor drawn, the other zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, target in model.state_dict().items():
-        if ".lora_A." in name:
-            bound = target.shape[1] ** -0.5
-            whole = torch.empty(tuple(target.shape)).uniform_(-bound, bound, generator=generator)
-            _fill(target, whole)
-        elif ".lora_B." in name:
-            _fill(target, torch.zeros(tuple(target.shape)))
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
 
 
 def _base_name(name: str) -> str:

@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +23,7 @@ from mathcanvas_lightning.model.parallelize import (
     compile_layers,
 )
 from mathcanvas_lightning.model.vae import LatentVAE
+from mathcanvas_lightning.training.ema import EMAConfig, EMAValidation, EMAWeights
 from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
 from mathcanvas_lightning.training.losses import LossConfig, LossTerms, loss_terms, token_accuracy
 from mathcanvas_lightning.training.optim import (
@@ -30,6 +32,7 @@ from mathcanvas_lightning.training.optim import (
     make_optimizer,
     make_schedule,
 )
+from mathcanvas_lightning.training.record import RECORD_KEY, RunRecord
 from mathcanvas_lightning.training.source import (
     DTYPES,
     DTypeName,
@@ -58,6 +61,7 @@ class BagelModule(LightningModule):
         compute_dtype: Of forward and backward; float32 weights with bfloat16 here keep a float32
             master copy.
         parallelism: Activation checkpointing and compilation; sharding is the strategy's.
+        ema: Average the trained weights over the steps, and validate the average.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class BagelModule(LightningModule):
         param_dtype: DTypeName = "float32",
         compute_dtype: DTypeName = "float32",
         parallelism: Parallelism = Parallelism(),
+        ema: EMAConfig | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -82,7 +87,16 @@ class BagelModule(LightningModule):
         self.lora = lora
         self.timestep_shift = timestep_shift
         self.param_dtype, self.compute_dtype = DTYPES[param_dtype], DTYPES[compute_dtype]
+        if self.param_dtype.itemsize < self.compute_dtype.itemsize:
+            raise ConfigError(
+                "model.compute_dtype",
+                found=f"{compute_dtype}, with weights in {param_dtype}",
+                wanted="no finer than the weights",
+                remedy="Use bfloat16 for both, or float32 weights.",
+            )
         self.parallelism = parallelism
+        self.ema_config = ema
+        self.ema_weights: EMAWeights | None = None
         self.config = source.config()
         self.model: Bagel | None = None
         self._frozen: dict[str, LatentVAE] = {}  # not a submodule: it is in no checkpoint
@@ -120,8 +134,17 @@ class BagelModule(LightningModule):
                 remedy="Leave it out on the command line; in Python, pass "
                 "BagelConfig.from_directory(checkpoint).geometry.",
             )
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None and tokenizer.num_ids > self.config.llm.vocab_size:
+            raise ConfigError(
+                "data.tokenizer",
+                found=f"{tokenizer.num_ids} ids ({tokenizer.folder})",
+                wanted=f"at most the {self.config.llm.vocab_size} that the network embeds",
+                remedy="Leave it out, and the network's own is taken.",
+            )
         if stage in ("fit", "validate"):
-            self._make_metrics([d.datasets[0].config.label for d in data.validation_data])
+            sets = getattr(data, "validation_data", ())
+            self._make_metrics([found.datasets[0].config.label for found in sets])
 
     def configure_model(self) -> None:
         """Loads the network: whole on one device, or each rank its shards."""
@@ -140,12 +163,45 @@ class BagelModule(LightningModule):
                 prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
                 seed=self.source.seed,
             )
+            self._start_average()
             return
         model = load_network(self.source, self.param_dtype, self._root_device())
         choose_trainable(model, self.freeze_config, self.lora)
         checkpoint_activations(model, self.parallelism)
         compile_layers(model, self.parallelism)
         self.model = model
+        self._start_average()
+
+    def _start_average(self) -> None:
+        if self.ema_config is not None:
+            on_cpu = self.ema_config.on_cpu or self.parallelism.cpu_offload
+            self.ema_weights = EMAWeights(self.network, replace(self.ema_config, on_cpu=on_cpu))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Validates averaged weights, if there are any."""
+        return [] if self.ema_config is None else [EMAValidation()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes what run this is."""
+        checkpoint[RECORD_KEY] = self._record().to_state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Checks that a checkpoint is of a run like this.
+
+        Raises:
+            ConfigError: If its network, adapters or moving average are others.
+            DataError: If it isn't of this class.
+        """
+        place = str((self._trainer and self._trainer.ckpt_path) or "checkpoint")
+        RunRecord.from_checkpoint(checkpoint, place).check(self._record(), place)
+
+    def _record(self) -> RunRecord:
+        return RunRecord(
+            config=self.config if self.model is None else self.model.config,
+            checkpoint=self.source.checkpoint,
+            lora=self.lora,
+            ema_decay=None if self.ema_config is None else self.ema_config.decay,
+        )
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one micro-batch.
@@ -221,17 +277,26 @@ class BagelModule(LightningModule):
             metrics["mse"].update(terms.mse, own.mse_tokens)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of each validation set, over all ranks."""
+        """Logs the metrics of each validation set that it has tokens for, over all ranks."""
         for number, name in enumerate(self.validation_metrics):
             for key, metric in self._metrics(number).items():
-                self.log(f"val/{name}/{key}", metric.compute())
+                metric.update(0.0, 0.0)  # a rank without such tokens takes part all the same
+                value = metric.compute()
                 metric.reset()
+                if torch.isfinite(value):
+                    self.log(f"val/{name}/{key}", value)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule."""
         optimizer = make_optimizer(self.network, self.optimizer_config)
         schedule = make_schedule(optimizer, self.schedule_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, and averages the weights: whatever callback saves after it saves both."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema_weights is not None:
+            self.ema_weights.update(self.network)
 
     def configure_gradient_clipping(
         self,
@@ -277,8 +342,8 @@ class BagelModule(LightningModule):
         return dict(found.items())
 
     def _total_steps(self) -> int:
-        if self.trainer.max_steps > 0:
-            return int(self.trainer.max_steps)
+        if self.trainer.max_steps >= 0:
+            return max(1, int(self.trainer.max_steps))
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or self.trainer.max_epochs in (None, -1):
             raise ConfigError(

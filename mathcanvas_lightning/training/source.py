@@ -9,6 +9,7 @@ import torch
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import LoRASettings, add_lora
 from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.checkpoint import config_for_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
 
@@ -45,7 +46,8 @@ class ModelSource:
         if self.checkpoint is None:
             assert self.preset is not None
             return BagelConfig.preset(self.preset).override(**self.overrides)
-        return BagelConfig.from_directory(self.checkpoint).override(**self.overrides)
+        stored = BagelConfig.from_directory(self.checkpoint)
+        return config_for_weights(stored, find_weights(self.checkpoint)).override(**self.overrides)
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()

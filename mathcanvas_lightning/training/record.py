@@ -1,0 +1,113 @@
+"""What a checkpoint says of the run that wrote it, as plain types."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.model.adapters import LoRASettings
+from mathcanvas_lightning.model.config import BagelConfig, LLMConfig, VAEConfig, ViTConfig
+
+RECORD_KEY = "mathcanvas"
+"""Of the record in a checkpoint."""
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run, as far as its weights can't be understood without it."""
+
+    config: BagelConfig
+    checkpoint: str | None
+    """The directory that it started from; None for a preset."""
+    lora: LoRASettings | None
+    ema_decay: float | None
+    """None without a moving average."""
+
+    def to_state(self) -> dict[str, Any]:
+        """The record in plain types."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any], place: str) -> Self:
+        """Reads the record of a checkpoint.
+
+        Args:
+            checkpoint: All of it but the weights.
+            place: Its path, for errors.
+
+        Returns:
+            The record.
+
+        Raises:
+            DataError: If it has none, or one of another version of this library.
+        """
+        state = checkpoint.get(RECORD_KEY)
+        version = state.get("version") if isinstance(state, Mapping) else None
+        if not isinstance(state, Mapping) or version != VERSION:
+            raise DataError(
+                place,
+                found="a checkpoint of something else"
+                if version is None
+                else f"a record of version {version}",
+                wanted=f"a checkpoint of mathcanvas fit (its record {RECORD_KEY!r}, "
+                f"version {VERSION})",
+                remedy="Name a .ckpt that a run of BagelModule wrote.",
+            )
+        lora = state["lora"]
+        return cls(
+            config=_config(state["config"]),
+            checkpoint=state["checkpoint"],
+            lora=None if lora is None else LoRASettings(**lora),
+            ema_decay=state["ema_decay"],
+        )
+
+    def check(self, other: Self, place: str) -> None:
+        """Checks that another run may go on from this record's checkpoint.
+
+        Args:
+            other: The run that is to go on.
+            place: The checkpoint, for errors.
+
+        Raises:
+            ConfigError: If its network, adapters or moving average are others.
+        """
+        mine, theirs = self._decisive(), other._decisive()
+        differing = sorted(k for k in mine.keys() | theirs if mine.get(k) != theirs.get(k))
+        if differing:
+            raise ConfigError(
+                place,
+                found="weights of another network: "
+                + ", ".join(f"{key} {mine.get(key)}" for key in differing),
+                wanted=", ".join(f"{key} {theirs.get(key)}" for key in differing),
+                remedy="Use the settings of the run that wrote it, or leave the checkpoint out.",
+            )
+
+    def _decisive(self) -> dict[str, Any]:
+        """Setting -> value, of all that decides names and shapes or changes what weights mean."""
+        lora = None
+        if self.lora is not None:  # how adapters start, and are trained, may change
+            parts, pattern = sorted(self.lora.parts), self.lora.pattern
+            lora = {"rank": self.lora.rank, "alpha": self.lora.alpha, "parts": parts}
+            lora["pattern"] = pattern
+        config = asdict(replace(self.config, timestep_shift=1.0))
+        nested = {"model": config, "lora": lora, "ema": self.ema_decay is not None}
+        return dict(_flat("", nested))
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [
+        item
+        for key, inner in value.items()
+        for item in _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    ]
+
+
+def _config(state: Mapping[str, Any]) -> BagelConfig:
+    vae = {**state["vae"], "ch_mult": tuple(state["vae"]["ch_mult"])}
+    own = {key: value for key, value in state.items() if key not in ("llm", "vit", "vae")}
+    return BagelConfig(
+        llm=LLMConfig(**state["llm"]), vit=ViTConfig(**state["vit"]), vae=VAEConfig(**vae), **own
+    )

@@ -1,0 +1,88 @@
+"""A clean stop when the machine is taken away: save at the next step, and end."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+log = logging.getLogger(__name__)
+
+STOPPED_FILE = "stopped.ckpt"
+
+
+class StopOnSignal(Callback):
+    """On SIGTERM to any rank: all finish their optimizer step, save, and end with status 0.
+
+    The checkpoint is `stopped.ckpt` beside the others; the same command run again goes on from it.
+
+    Args:
+        signals: Names of the signals that stop the run.
+    """
+
+    def __init__(self, signals: tuple[str, ...] = ("SIGTERM",)) -> None:
+        self.signals = signals
+        self._received = False
+        self._previous: dict[int, Any] = {}
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Takes the signals from Lightning, whose own handler waits for other ranks for ever."""
+        self._take_signals()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The same, where nothing is validated first."""
+        self._take_signals()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Saves and stops, if any rank was told to and an optimizer step is done."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        if not trainer.strategy.reduce_boolean_decision(self._received, all=False):
+            return
+        saver = trainer.checkpoint_callback
+        folder = getattr(saver, "dirpath", None) or trainer.default_root_dir
+        path = Path(folder, STOPPED_FILE)
+        trainer.save_checkpoint(path)
+        log.info("stopped by a signal after step %d; saved %s", trainer.global_step, path)
+        trainer.limit_val_batches = 0  # there is no time for a validation
+        trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Gives the signals back."""
+        self._give_back()
+
+    def on_exception(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
+        """Gives the signals back."""
+        self._give_back()
+
+    def _take_signals(self) -> None:
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            return
+        self._received = False
+        for name in self.signals:
+            number = signal.Signals[name]
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def _give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._received = True

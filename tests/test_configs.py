@@ -1,0 +1,146 @@
+"""Every shipped configuration fits the signatures, and runs end to end in miniature."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mathcanvas_lightning.cli import main
+from tests.conftest import ROOT, golden_folder
+from tests.data.rows import edit_shards, interleaved_shards, t2i_shards
+from tests.parity.packs import need
+
+FITS = sorted((ROOT / "configs" / "fit").glob("*.yaml"))
+TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+MAKERS: dict[str, Any] = {
+    "interleaved": interleaved_shards,
+    "t2i": t2i_shards,
+    "edit": edit_shards,
+}
+SMALL = {
+    "vae_transform": {"max_image_size": 64, "min_image_size": 32, "image_stride": 16},
+    "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("fit", FITS, ids=lambda path: path.stem)
+def test_fits_the_signatures(fit: Path, trainer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(fit), "--config", str(trainer), "--print_config"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(fit.read_text())
+    assert (
+        printed["model"]["init_args"]["optimizer"]["lr"]
+        == given["model"]["init_args"]["optimizer"]["lr"]
+    )
+
+
+def smaller(sets: list[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """The same data sets in miniature."""
+    for number, found in enumerate(sets):
+        path = MAKERS[found.get("format", "interleaved")](folder / f"set{number}", 12)
+        yield {**found, **SMALL, "path": str(path)}
+
+
+@pytest.mark.parametrize("fit", FITS, ids=lambda path: path.stem)
+def test_runs_in_miniature(fit: Path, tmp_path: Path) -> None:
+    arguments = yaml.safe_load(fit.read_text())["data"]["init_args"]
+    data = {
+        "train": list(smaller(arguments["train"], tmp_path / "train")),
+        "validation": list(smaller(arguments.get("validation", []), tmp_path / "validation")),
+        "max_num_tokens": 1024,
+        "max_num_tokens_per_sample": 1024,
+        "packs_per_step": 2,
+        "index_workers": 0,
+        "workers": {"num_workers": 0},
+        "quarantine_file": str(tmp_path / "quarantine.jsonl"),
+    }
+    overlay = {
+        "data": {"init_args": data},
+        "model": {
+            "init_args": {
+                "source": {"checkpoint": str(need(golden_folder() / "tiny_bagel"))},
+                "schedule": {"warmup_steps": 1},
+            }
+        },
+        "trainer": {
+            "max_steps": 2,
+            "val_check_interval": 2 if arguments.get("validation") else None,
+            "default_root_dir": str(tmp_path / "run"),
+            "logger": False,
+            "callbacks": [],
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        },
+    }
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    cpu = ROOT / "configs" / "trainer" / "cpu.yaml"
+    configs = [fit, cpu, tmp_path / "overlay.yaml"]
+    assert main(["fit", *(word for path in configs for word in ("--config", str(path)))]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.init_args.max_num_tokens_per_sample=9999999", "max_num_tokens_per_sample"),
+        ("--data.init_args.packs_per_step=0", "packs_per_step"),
+        ("--data.init_args.tokenizer=/nowhere", "tokenizer /nowhere"),
+        ("--model.init_args.source.checkpoint=/nowhere", "/nowhere"),
+        (
+            "--data.init_args.geometry={vit_patch_px: 7, latent_patch_px: 16, "
+            "max_vit_side: 8, max_latent_side: 6}",
+            "geometry",
+        ),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_loaded(
+    option: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mathcanvas_lightning.training.module import BagelModule
+
+    def refuse(self: BagelModule) -> None:
+        raise AssertionError("the network was loaded")
+
+    monkeypatch.setattr(BagelModule, "configure_model", refuse)
+    folder = interleaved_shards(tmp_path / "set", 4)
+    content = {
+        "data": {
+            "class_path": "mathcanvas_lightning.MathCanvasDataModule",
+            "init_args": {
+                "train": [{"path": str(folder), **SMALL}],
+                "max_num_tokens": 1024,
+                "max_num_tokens_per_sample": 1024,
+                "index_workers": 0,
+            },
+        },
+        "model": {
+            "class_path": "mathcanvas_lightning.BagelModule",
+            "init_args": {"source": {"checkpoint": str(need(golden_folder() / "tiny_bagel"))}},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": 1,
+            "logger": False,
+            "default_root_dir": str(tmp_path / "run"),
+        },
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(tmp_path / "run.yaml"), option]) != 0
+    assert message in capsys.readouterr().err

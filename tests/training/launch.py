@@ -1,0 +1,402 @@
+"""`mathcanvas fit` on one process or several that talk over gloo, and what it did, written down."""
+
+import errno
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from safetensors import safe_open
+
+from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.model import parallelize
+from tests.conftest import read_jsonl
+from tests.training.runs import SMALL
+
+STRATEGY = "mathcanvas_lightning.training.strategy.ShardedStrategy"
+TRANSFORMS = {
+    "vae_transform": {"max_image_size": 64, "min_image_size": 32},
+    "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
+}
+TIMEOUT_S = 150
+
+
+class Journal(Callback):
+    """Writes down each micro-batch and each step, and the weights at the end.
+
+    Args:
+        folder: Where to.
+        pauses: Where each attempt waits for the file "go": "step 3" in the middle of the step
+            after 3, "save 4" while the checkpoint of step 4 is written. Later attempts don't.
+        full_at: The disk of the last rank is full when the checkpoint of this step is written.
+        watch_reads: Count the bytes of weights that are read.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        pauses: tuple[str, ...] = (),
+        full_at: int | None = None,
+        watch_reads: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.pauses = pauses
+        self.full_at = full_at
+        self.watch_reads = watch_reads
+        self.step = self.attempt = 0
+
+    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.attempt = len(list(self.folder.glob(f"start.*.{trainer.global_rank}.jsonl")))
+        self._write(trainer, "start", {"pid": os.getpid()})
+        if self.watch_reads:
+            parallelize.safe_open = lambda *a: _Watched(safe_open(*a), self, trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, number: int) -> None:
+        self.step = trainer.global_step
+        pause = self.pauses[self.attempt] if self.attempt < len(self.pauses) else None
+        if pause == f"step {self.step}":
+            self._pause(trainer)
+        if pause == f"save {self.step + 1}":
+            save = torch.save
+            torch.save = lambda *a, **k: (save(*a, **k), self._pause(trainer))
+        if self.full_at == self.step + 1 and trainer.global_rank == trainer.world_size - 1:
+            torch.save = _full_disk
+        self._write(
+            trainer,
+            "batches",
+            {
+                "step": self.step,
+                "uids": [sample.uid for sample in batch.samples],
+                "ce": len(batch.pack.ce_indexes),
+                "mse": len(batch.pack.mse_indexes),
+                "vit": len(batch.pack.vit_indexes),
+            },
+        )
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+        trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        lacking = [name for name, parameter in trained if parameter.grad is None]
+        self._write(trainer, "gradients", {"lacking": lacking, "trained": len(trained)})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, number: int
+    ) -> None:
+        share = float(outputs["loss"]) / trainer.world_size
+        self._write(trainer, "losses", {"step": self.step, "loss": share})
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        found = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        self._write(trainer, "validations", found)
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        state = module.network.state_dict()
+        whole = {n: getattr(t, "full_tensor", lambda t=t: t)() for n, t in state.items()}
+        if trainer.is_global_zero:
+            torch.save(whole, self.folder / "weights.pt")
+
+    def _pause(self, trainer: Trainer) -> None:
+        self._write(trainer, "paused", {"step": self.step})
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (self.folder / "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _write(self, trainer: Trainer, kind: str, line: dict[str, Any]) -> None:
+        path = self.folder / f"{kind}.{self.attempt}.{trainer.global_rank}.jsonl"
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _full_disk(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class _Watched:
+    """A safetensors file that tells how much is read of it."""
+
+    def __init__(self, opened: Any, journal: Journal, trainer: Trainer) -> None:
+        self._opened, self._journal, self._trainer = opened, journal, trainer
+
+    def __enter__(self) -> "_Watched":
+        self._file = self._opened.__enter__()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._opened.__exit__(*args)
+
+    def get_slice(self, name: str) -> "_WatchedSlice":
+        return _WatchedSlice(self._file.get_slice(name), self)
+
+    def note(self, num_bytes: int) -> None:
+        self._journal._write(self._trainer, "reads", {"bytes": num_bytes})
+
+
+class _WatchedSlice:
+    def __init__(self, found: Any, file: _Watched) -> None:
+        self._found, self._file = found, file
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        tensor: torch.Tensor = self._found[key]
+        self._file.note(tensor.nbytes)
+        return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A command line: its journal is in `folder/journal`, its checkpoints in `folder/saved`."""
+
+    folder: Path
+    shards: Sequence[Path]
+    packs_per_step: int = 4
+    ranks: int = 1
+    replicas: int | None = None
+    """None: without a strategy."""
+    steps: int = 20
+    save_every: int | None = None
+    resume: Path | None = None
+    saver: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    journal: dict[str, Any] = field(default_factory=dict)
+
+    def words(self) -> list[str]:
+        """The command line; its config is written beside the journal."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"given{self.ranks}.yaml"
+        path.write_text(yaml.safe_dump(self._config()))
+        return ["fit", "--config", str(path)]
+
+    def _config(self) -> dict[str, Any]:
+        train = [
+            {"path": str(path), "name": path.name, **TRANSFORMS}
+            | ({"format": "t2i"} if path.name.startswith("t2i") else {})
+            for path in self.shards
+        ]
+        model = {
+            "source": {"preset": "tiny", "overrides": SMALL},
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"warmup_steps": 3, "total_steps": 40},
+            **self.model,
+        }
+        data = {
+            "train": train,
+            "max_num_tokens": 400,
+            "max_num_tokens_per_sample": 400,
+            "workers": {"num_workers": 0},
+            "index_workers": 0,
+            "dropout": {"text": 0.1, "vit": 0.1, "vae": 0.1},
+            "packs_per_step": self.packs_per_step,
+            **self.data,
+        }
+        return {
+            **({"ckpt_path": str(self.resume)} if self.resume else {}),
+            "data": {"class_path": "mathcanvas_lightning.MathCanvasDataModule", "init_args": data},
+            "model": {"class_path": "mathcanvas_lightning.BagelModule", "init_args": model},
+            "trainer": {**self._trainer(), **self.trainer},
+        }
+
+    def _trainer(self) -> dict[str, Any]:
+        journal = {"folder": str(self.folder / "journal"), **self.journal}
+        callbacks = [{"class_path": "tests.training.launch.Journal", "init_args": journal}]
+        if self.save_every is not None:
+            saver = {
+                "dirpath": str(self.folder / "saved"),
+                "filename": "step{step}",
+                "every_n_train_steps": self.save_every,
+                "save_top_k": -1,
+                "save_last": "link",
+                "save_on_train_epoch_end": False,
+                "enable_version_counter": False,
+                "auto_insert_metric_name": False,
+                **self.saver,
+            }
+            path = "lightning.pytorch.callbacks.ModelCheckpoint"
+            callbacks.append({"class_path": path, "init_args": saver})
+        options: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": self.ranks,
+            "max_steps": self.steps,
+            "gradient_clip_val": 0.05,
+            "logger": False,
+            "enable_checkpointing": self.save_every is not None,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": str(self.folder),
+            "callbacks": callbacks,
+        }
+        if self.replicas is not None:
+            shards = self.ranks // self.replicas
+            init = {"replicas": self.replicas, "shards": shards}
+            options["strategy"] = {"class_path": STRATEGY, "init_args": init}
+        return options
+
+    def losses(self) -> dict[int, float]:
+        """Step -> loss, summed over its micro-batches and ranks."""
+        return {step: sum(x["loss"] for x in lines) for step, lines in self._steps("losses")}
+
+    def batches(self) -> dict[int, list[list[str]]]:
+        """Step -> sample ids of each micro-batch, over all ranks."""
+        return {step: sorted(x["uids"] for x in lines) for step, lines in self._steps("batches")}
+
+    def lines(self, kind: str, rank: int, attempt: int = 0) -> list[dict[str, Any]]:
+        """What a rank wrote; nothing, if it wrote nothing."""
+        path = self.folder / "journal" / f"{kind}.{attempt}.{rank}.jsonl"
+        return read_jsonl(path) if path.is_file() else []
+
+    def attempts(self) -> int:
+        """How often it was started."""
+        return len(list((self.folder / "journal").glob("start.*.0.jsonl")))
+
+    def _steps(self, kind: str) -> list[tuple[int, list[dict[str, Any]]]]:
+        """The lines of each step; what a later attempt does again counts alone."""
+        steps: dict[int, list[dict[str, Any]]] = {}
+        for attempt in range(self.attempts()):
+            again: dict[int, list[dict[str, Any]]] = {}
+            for rank in range(8):
+                for line in self.lines(kind, rank, attempt):
+                    again.setdefault(line["step"], []).append(line)
+            steps |= again
+        return sorted(steps.items())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Whole, at the end."""
+        found: dict[str, torch.Tensor] = torch.load(self.folder / "journal" / "weights.pt")
+        return found
+
+    def saved(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.folder / "saved" / f"step{step}.ckpt"
+
+    def wait_for_pause(self, attempt: int, processes: "Sequence[Rank]") -> None:
+        """Until each rank has come to where an attempt pauses."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not all(self.lines("paused", rank, attempt) for rank in range(self.ranks)):
+            if any(p.ended() for p in processes) or time.monotonic() > deadline:
+                finish(processes)
+                raise AssertionError("it ended, and never paused")
+            time.sleep(0.02)
+
+    def error(self, rank: int = 0) -> str:
+        """The error that ended the run."""
+        return (self.folder / f"error.{rank}.txt").read_text()
+
+
+# Importing takes seconds: it is done once, in a process from which all others are forked.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["tests.training.launch", "mathcanvas_lightning.training.cli", "transformers.optimization"]
+)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process, and where its standard error goes."""
+
+    process: Any
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """Also of its process group."""
+        found: int = self.process.pid
+        return found
+
+    def ended(self) -> bool:
+        """Whether it did."""
+        return not self.process.is_alive()
+
+
+def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
+    """Starts processes that do some runs one after the other, each a session of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    work = [(str(run.folder), run.words()) for run in runs]
+    started = []
+    for rank in range(ranks):
+        log = runs[0].folder / f"log.{port}.{rank}.txt"
+        process = _CONTEXT.Process(target=_work, args=(rank, ranks, port, log, work))
+        process.start()
+        started.append(Rank(process, log))
+    return started
+
+
+def finish(ranks: Sequence[Rank], status: int = 0) -> str:
+    """Waits for processes; kills them all if one hangs.
+
+    Returns:
+        What they wrote on standard error.
+    """
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        for rank in ranks:
+            rank.process.join(max(1.0, deadline - time.monotonic()))
+            assert rank.process.exitcode == status, rank.log.read_text()[-3000:]
+    finally:
+        for rank in ranks:
+            rank.process.kill()
+            rank.process.join()
+            rank.process.close()
+    return "\n".join(rank.log.read_text() for rank in ranks)
+
+
+def launch(ranks: int, *runs: Run, status: int = 0) -> str:
+    """`start`, then `finish`."""
+    return finish(start(ranks, runs), status)
+
+
+def _work(
+    rank: int, ranks: int, port: int, log: Path, work: Sequence[tuple[str, Sequence[str]]]
+) -> None:
+    """Does the runs; an error of the library ends its run, any other error the process."""
+    os.setsid()
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": ranks,
+        "LOCAL_WORLD_SIZE": ranks,
+        "GROUP_RANK": 0,
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    try:
+        for folder, words in work:
+            _fit(rank, Path(folder), words)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # the other ranks wait in a collective; an orderly exit would too
+
+
+def _fit(rank: int, folder: Path, words: Sequence[str]) -> None:
+    from mathcanvas_lightning.training.cli import run_cli
+
+    try:
+        run_cli(words)
+    except MathCanvasError as error:
+        (folder / f"error.{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest."""
+    assert first.keys() == second.keys()
+    return max(float((first[n] - second[n]).abs().max()) for n in first if first[n].numel())

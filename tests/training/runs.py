@@ -1,0 +1,77 @@
+"""Short real trainings on generated shards, for the tests of this folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from mathcanvas_lightning.data.loader import WorkerConfig
+from mathcanvas_lightning.data.mixture import DatasetConfig
+from mathcanvas_lightning.data.roles import NO_DROPOUT
+from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
+from mathcanvas_lightning.training.source import ModelSource
+from tests.data.rows import config, module
+
+SMALL: dict[str, Any] = {
+    "llm_num_hidden_layers": 2,
+    "max_latent_size": 6,
+    "vit_max_num_patch_per_side": 8,
+}
+
+
+def training_data(*train: DatasetConfig, **options: Any) -> Any:
+    """A data module of the tiny network's geometry, set up when the Trainer does it."""
+    from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+
+    defaults: dict[str, Any] = {
+        "max_num_tokens": 400,
+        "max_num_tokens_per_sample": 400,
+        "geometry": ModelSource(preset="tiny", overrides=SMALL).config().geometry,
+        "workers": WorkerConfig(num_workers=0),
+        "index_workers": 0,
+        "dropout": NO_DROPOUT,
+    }
+    return MathCanvasDataModule(train=list(train), **{**defaults, **options})
+
+
+def network(**options: Any) -> BagelModule:
+    """A fresh tiny network to train."""
+    defaults: dict[str, Any] = {
+        "source": ModelSource(preset="tiny", overrides=SMALL),
+        "optimizer": OptimizerConfig(lr=1e-3),
+        "schedule": ScheduleConfig(name="constant"),
+    }
+    return BagelModule(**{**defaults, **options})
+
+
+def train(
+    model: BagelModule, data: Any, folder: Path, *, accumulate: int = 1, **options: Any
+) -> Trainer:
+    """Fits in this process, without loggers or bars."""
+    seed_everything(0, verbose=False)
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 3,
+        "accumulate_grad_batches": accumulate,
+        "gradient_clip_val": 1.0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+    }
+    trainer = Trainer(**{**defaults, **options})
+    trainer.fit(model, data)
+    return trainer
+
+
+def weights(model: BagelModule) -> dict[str, torch.Tensor]:
+    """A copy of the network's weights."""
+    return {name: tensor.detach().clone() for name, tensor in model.network.state_dict().items()}
+
+
+__all__ = ["SMALL", "config", "module", "network", "train", "training_data", "weights"]

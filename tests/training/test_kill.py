@@ -1,0 +1,115 @@
+"""Runs that are killed, or told to stop, and started again by the same command."""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from mathcanvas_lightning.training.resume import find_checkpoint
+from mathcanvas_lightning.training.stopping import StopOnSignal
+from tests.data.rows import interleaved_shards
+from tests.training.launch import Rank, Run, difference, finish, launch, start
+
+STEPS = 6
+KINDS = {"one file": (1, None), "sharded": (2, 1)}
+"""Ranks, replicas."""
+Make = Callable[..., Run]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes runs of one kind; the one named straight has been done."""
+    ranks, replicas = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("kill")
+    rows = interleaved_shards(folder / "rows", 60)
+
+    def run(name: str, **journal: Any) -> Run:
+        return Run(
+            folder=folder / name,
+            shards=[rows],
+            ranks=ranks,
+            replicas=replicas,
+            steps=STEPS,
+            save_every=2,
+            journal=journal,
+        )
+
+    launch(ranks, run("straight"))
+    return run
+
+
+def interrupt(run: Run, attempt: int, number: signal.Signals) -> list[Rank]:
+    """Starts a run, waits until it pauses, and sends a signal to all its processes."""
+    processes = start(run.ranks, [run])
+    run.wait_for_pause(attempt, processes)
+    for process in processes:
+        os.killpg(process.pid, number)
+    return processes
+
+
+def names(run: Run) -> set[str]:
+    saved = run.folder / "saved"
+    return {path.name for path in saved.iterdir()} if saved.is_dir() else set()
+
+
+def check_same(run: Run, straight: Run) -> None:
+    assert run.batches() == straight.batches()
+    assert run.losses() == pytest.approx(straight.losses(), abs=1e-7)
+    assert difference(run.weights(), straight.weights()) == 0
+
+
+def test_killed_again_and_again(make: Make) -> None:
+    """In the first save, in a step, in a later save: the checkpoints there were are still good."""
+    run = make("killed", pauses=["save 2", "step 3", "save 4"])
+    found: Sequence[tuple[set[str], str | None]] = [
+        ({".tmp-step2.ckpt"}, None),
+        ({"step2.ckpt", "last.ckpt"}, "step2.ckpt"),
+        ({"step2.ckpt", "last.ckpt", ".tmp-step4.ckpt"}, "step2.ckpt"),
+    ]
+    for attempt, (wanted, last) in enumerate(found):
+        finish(interrupt(run, attempt, signal.SIGKILL), status=-signal.SIGKILL)
+        assert names(run) == wanted
+        path = find_checkpoint(run.folder)
+        assert (path and Path(path).name) == last
+    launch(run.ranks, run)
+    assert run.attempts() == 4
+    assert min(line["step"] for line in run.lines("batches", 0, attempt=3)) == 2
+    assert names(run) == names(make("straight"))
+    check_same(run, make("straight"))
+
+
+def test_told_to_stop(make: Make) -> None:
+    run = make("stopped", pauses=["step 2"])
+    processes = interrupt(run, 0, signal.SIGTERM)
+    (run.folder / "journal" / "go").touch()
+    finish(processes)
+    assert names(run) == {"step2.ckpt", "last.ckpt", "stopped.ckpt"}
+    assert max(line["step"] for line in run.lines("batches", 0)) == 2
+    assert find_checkpoint(run.folder) == str(run.folder / "saved" / "stopped.ckpt")
+    launch(run.ranks, run)
+    assert min(line["step"] for line in run.lines("batches", 0, attempt=1)) == 3
+    check_same(run, make("straight"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_handlers_are_given_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[StopOnSignal()],
+    )
+    trainer.fit(BoringModel())
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(tmp_path.rglob("*.ckpt"))

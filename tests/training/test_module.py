@@ -1,0 +1,282 @@
+"""BagelModule: the reference's step, gradients that accumulation doesn't change, clear errors."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+
+from mathcanvas_lightning.batch import LossTotals, MicroBatch, PackedBatch
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.adapters import LoRASettings
+from mathcanvas_lightning.training import module as module_file
+from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
+from mathcanvas_lightning.training.losses import LossConfig
+from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
+from mathcanvas_lightning.training.source import FreezeConfig, ModelSource
+from tests.conftest import golden_folder
+from tests.data.rows import config, interleaved_shards, t2i_shards
+from tests.parity.packs import forward_inputs, load_pack, need
+from tests.training.runs import SMALL, network, train, training_data, weights
+
+GOLDEN = golden_folder()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+
+
+class Batches:
+    """A loader of given micro-batches."""
+
+    def __init__(self, batches: Sequence[MicroBatch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.batches)
+
+
+class Gradients(Callback):
+    """Keeps the gradients of the first backward, and the loss."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_after_backward(self, trainer: Any, pl_module: BagelModule) -> None:
+        for name, parameter in pl_module.network.named_parameters():
+            if parameter.grad is not None:
+                self.found.setdefault(name, parameter.grad.clone())
+
+
+def micro_batch(pack: PackedBatch, totals: LossTotals | None = None) -> MicroBatch:
+    return MicroBatch(
+        pack=pack,
+        samples=(),
+        image_seeds=tuple(range(len(pack.images))),
+        step_totals=totals or LossTotals.of(pack),
+        epoch=0,
+        step=0,
+    )
+
+
+@pytest.mark.parametrize("freeze_und", [False, True])
+def test_a_step_is_the_reference_s(
+    freeze_und: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = json.loads(need(GOLDEN / "settings.json").read_text())
+    name = "pack_all_freeze_und" if freeze_und else "pack_all"
+    forward = load_file(need(GOLDEN / f"forward_{name}.safetensors"))
+    model = BagelModule(
+        ModelSource(checkpoint=str(need(GOLDEN / "tiny_bagel"))),
+        loss=LossConfig(ce_weight=settings["ce_weight"], mse_weight=settings["mse_weight"]),
+        schedule=ScheduleConfig(name="constant"),
+        freeze=FreezeConfig(und=freeze_und),
+        timestep_shift=settings["timestep_shift"],
+    )
+    golden = load_pack(GOLDEN, "pack_all", model.config)
+    inputs = PackInputs(**forward_inputs(golden, forward, model.config, settings))
+    monkeypatch.setattr(module_file, "draw_inputs", lambda *_: inputs)
+    gradients = Gradients()
+    trainer = train(
+        model,
+        Batches([micro_batch(golden.batch)]),
+        tmp_path,
+        max_steps=1,
+        callbacks=[gradients],
+        gradient_clip_val=None,
+    )
+    loss = trainer.callback_metrics["train/loss"]
+    assert loss == pytest.approx(float(forward["loss"]), rel=1e-5)
+    norms = json.loads(need(GOLDEN / f"grad_norms_{name}.json").read_text())
+    for parameter, wanted in norms.items():
+        found = gradients.found.get(parameter)
+        norm = 0.0 if found is None else float(found.norm())
+        if max(wanted or 0, norm) > 1e-7:
+            assert norm == pytest.approx(wanted or 0, rel=1e-3, abs=1e-7), parameter
+
+
+def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
+    """Several packs as one."""
+    starts = [0]
+    images = [0]
+    for pack in packs:
+        starts.append(starts[-1] + pack.sequence_length)
+        images.append(images[-1] + len(pack.images))
+    fields: dict[str, Any] = {}
+    for name in PackedBatch.__dataclass_fields__:
+        values = [getattr(pack, name) for pack in packs]
+        if name.endswith("_indexes"):
+            values = [value + start for value, start in zip(values, starts, strict=False)]
+        if name == "latent_image_ids":
+            values = [tuple(i + first for i in v) for v, first in zip(values, images, strict=False)]
+        tensors = isinstance(values[0], torch.Tensor)
+        fields[name] = torch.cat(values) if tensors else sum(values, ())
+    return PackedBatch(**fields)
+
+
+def joined_batches(batches: Sequence[MicroBatch]) -> MicroBatch:
+    return MicroBatch(
+        pack=joined([batch.pack for batch in batches]),
+        samples=sum((batch.samples for batch in batches), ()),
+        image_seeds=sum((batch.image_seeds for batch in batches), ()),
+        step_totals=batches[0].step_totals,
+        epoch=0,
+        step=batches[0].step,
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("set"), 60)
+
+
+def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    data = training_data(config(shards), packs_per_step=4)
+    data.prepare_data()
+    data.setup("fit")
+    batches = list(data.train_dataloader())[:12]
+    # With the recipe's eps of 1e-15, Adam makes full steps of gradients that are rounding alone.
+    optimizer = OptimizerConfig(lr=1e-3, eps=1e-6)
+    one_by_one, together = network(optimizer=optimizer), network(optimizer=optimizer)
+    train(one_by_one, Batches(batches), tmp_path, accumulate=4)
+    merged = [joined_batches(batches[start : start + 4]) for start in range(0, 12, 4)]
+    train(together, Batches(merged), tmp_path)
+    for (name, found), wanted in zip(
+        weights(one_by_one).items(), weights(together).values(), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6, msg=name)
+
+
+def test_draws_are_those_of_the_sample(shards: Path) -> None:
+    data = training_data(config(shards), packs_per_step=4)
+    data.prepare_data()
+    data.setup("fit")
+    batches = list(data.train_dataloader())[:4]
+    model = network()
+    vae = module_file.load_vae(model.source, torch.float32, torch.device("cpu"))
+    alone = [draw_inputs(vae, batch, 2, 2.0) for batch in batches]
+    together = draw_inputs(vae, joined_batches(batches), 2, 2.0)
+    torch.testing.assert_close(torch.cat([i.noise for i in alone]), together.noise)
+    torch.testing.assert_close(
+        torch.cat([i.latents for i in alone]), together.latents, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(torch.cat([i.timesteps for i in alone]), together.timesteps)
+    noisy = joined([batch.pack for batch in batches]).noisy_latents()
+    assert together.noise[noisy].std() == pytest.approx(1, abs=0.05)
+    assert (together.noise[~noisy] == 0).all()
+    assert (together.timesteps[~noisy] == 0).all()
+
+
+def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
+    captions = config(t2i_shards(tmp_path / "t2i", 6), "t2i")
+    data = training_data(
+        config(shards), validation=[config(shards, name="val"), captions], packs_per_step=2
+    )
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = train(
+        network(), data, tmp_path, accumulate=2, val_check_interval=2, max_steps=2, logger=logger
+    )
+    metrics = trainer.callback_metrics
+    assert 0 <= metrics["val/val/accuracy"] <= 1
+    assert 5 < metrics["val/val/ce"] < 7.7  # it began with ln 2048
+    assert metrics["val/t2i/mse"] > 0
+    assert "val/t2i/ce" not in metrics  # captions carry no loss
+    again = trainer.validate(trainer.lightning_module, data, verbose=False)
+    third = trainer.validate(trainer.lightning_module, data, verbose=False)
+    assert again == third  # the same noise and times every time
+    assert again[0]["val/val/mse"] > 0
+
+
+@pytest.mark.parametrize(
+    ("param_dtype", "compute_dtype"),
+    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
+)
+def test_dtypes(param_dtype: Any, compute_dtype: Any, shards: Path, tmp_path: Path) -> None:
+    model = network(param_dtype=param_dtype, compute_dtype=compute_dtype)
+    trainer = train(model, training_data(config(shards)), tmp_path)
+    assert {p.dtype for p in model.network.parameters()} == {model.param_dtype}
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_only_what_is_wanted_is_trained(shards: Path, tmp_path: Path) -> None:
+    for options, trained in (
+        ({"freeze": FreezeConfig(llm=True, vit=True)}, ("connector", "llm2vae", "vae2llm", "time")),
+        ({"freeze": FreezeConfig(und=True)}, ("moe_gen", "lm_head", "llm2vae", "vae2llm", "time")),
+        ({"lora": LoRASettings(parts=["gen"], rank=2)}, ("lora",)),
+    ):
+        model, fresh = network(**options), network()
+        train(model, training_data(config(shards)), tmp_path, max_steps=2)
+        train(fresh, training_data(config(shards)), tmp_path, max_steps=0)
+        before = weights(fresh)
+        changed = {
+            name
+            for name, tensor in weights(model).items()
+            if not torch.equal(tensor, before.get(name.replace(".base_layer", ""), tensor * 0))
+        }
+        assert changed
+        assert all(any(word in name for word in trained) for name in changed), changed
+
+
+def test_the_schedule(shards: Path, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer: Any, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    schedule = ScheduleConfig(warmup_steps=2, min_lr=1e-4)
+    model = network(schedule=schedule, optimizer=OptimizerConfig(lr=1e-3))
+    train(model, training_data(config(shards)), tmp_path, max_steps=6, callbacks=[Rates()])
+    assert rates[:3] == pytest.approx([0.0, 5e-4, 1e-3])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert 1e-4 < rates[-1] < 3e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BagelModule(), "no checkpoint"),
+        (lambda: network(source=ModelSource(checkpoint="x", preset="tiny")), "both"),
+        (lambda: network(source=ModelSource(preset="huge")), "huge"),
+        (lambda: network(param_dtype="bfloat16"), "float32, with weights in bfloat16"),
+        (lambda: network(source=ModelSource(preset="tiny", overrides={"llm_x": 1})), "llm_x"),
+    ],
+)
+def test_sources_that_are_wrong(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_settings_that_contradict(shards: Path, tmp_path: Path) -> None:
+    data = training_data(config(shards))
+    both = network(lora=LoRASettings(), freeze=FreezeConfig(vit=True))
+    with pytest.raises(ConfigError, match="vit beside lora"):
+        train(both, data, tmp_path)
+    everything = network(freeze=FreezeConfig(llm=True, vit=True, connector=True))
+    train(everything, training_data(config(shards)), tmp_path, max_steps=1)
+    long = network(schedule=ScheduleConfig(warmup_steps=99))
+    with pytest.raises(ConfigError, match=r"warmup_steps.*99, with 3 steps"):
+        train(long, training_data(config(shards)), tmp_path)
+    other = training_data(config(shards), geometry=ModelSource(preset="tiny").config().geometry)
+    with pytest.raises(ConfigError, match=r"data\.geometry"):
+        train(network(), other, tmp_path)
+    with pytest.raises(ConfigError, match="a run without end"):
+        train(network(), Batches([]), tmp_path, max_steps=-1, max_epochs=-1)
+
+
+def test_a_vocabulary_that_is_too_small(shards: Path, tmp_path: Path) -> None:
+    source = ModelSource(preset="tiny", overrides={**SMALL, "llm_vocab_size": 200})
+    with pytest.raises(ConfigError, match=r"data\.tokenizer.*262 ids.*at most the 200"):
+        train(network(source=source), training_data(config(shards)), tmp_path)
