@@ -1,5 +1,6 @@
 """The README's commands, run as they are written, in a copy of the tracked files."""
 
+import csv
 import os
 import re
 import shutil
@@ -44,6 +45,7 @@ def _make_ready(clone: Path) -> None:
     subprocess.run(["bash", "-c", mark], cwd=clone, check=True)
 
 
+@pytest.mark.timeout(900)
 def test_commands_run_as_written(clone: Path) -> None:
     blocks = BLOCK.findall((clone / "README.md").read_text())
     assert len(blocks) >= 6
@@ -62,10 +64,21 @@ def test_commands_run_as_written(clone: Path) -> None:
             env=environment | {"PATH": path},
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    fall_clearly(clone / "demo" / "run" / "metrics.csv")
+    assert (clone / "demo" / "export" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
     assert (clone / "demo" / "puzzles" / "task_19" / "composite.png").is_file()
+
+
+def fall_clearly(curves: Path) -> None:
+    """Both losses of the demo, between its first and its last validation."""
+    with curves.open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("ce", "mse"):
+        values = [float(v) for row in rows if (v := row[f"val/blockmoving_test/{name}"])]
+        assert values[-1] < 0.8 * values[0], (name, values)

@@ -10,4 +10,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-python -m pytest -n "${TEST_PROCESSES:-auto}" "$@"
+# As many processes as cores: more threads would only get into each other's way.
+OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-auto}" "$@"

@@ -26,7 +26,7 @@ from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_serve
 
 NUM_ROWS = 60
 GROUP_ROWS = 20
-QUICK = StorageConfig(max_retries=2, backoff_s=0.01, timeout_s=0.4)
+QUICK = StorageConfig(max_retries=2, backoff_s=0.01, timeout_s=1.5)
 BOUND_S = 10.0
 
 
@@ -415,7 +415,7 @@ def test_faults_that_pass(
 def test_faults_that_stay(
     name: str, remote: Remote, table: pa.Table, storage_of: StorageOf
 ) -> None:
-    storage = storage_of(remote, max_retries=1, timeout_s=0.3)
+    storage = storage_of(remote, max_retries=1, timeout_s=1.0)
     remote.proxy.fault = FAULTS[name]
     start = time.monotonic()
     expected = DataError if "corrupt" in name else StorageError

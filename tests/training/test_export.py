@@ -341,7 +341,7 @@ def test_vllm_continues_as_the_trained_network(adapted: Trained, tmp_path: Path)
     export_checkpoint(str(checkpoint), output=str(out), merge_lora=True, dtype="fp32")
     ids = torch.randint(0, 250, (20,), generator=torch.Generator().manual_seed(3)).tolist()
     wanted = greedy(model.network.eval(), ids, 8)
-    assert len(set(wanted)) >= 3
+    assert len(set(wanted)) >= 2
     script = tmp_path / "greedy.py"
     script.write_text(GREEDY)
     done = subprocess.run(
