@@ -41,6 +41,9 @@ def _make_ready(clone: Path) -> None:
     venv.create(clone / ".venv", symlinks=True)
     (site,) = (clone / ".venv").glob("lib/python*/site-packages")
     (site / "this.pth").write_text(f"{clone}\n{sysconfig.get_path('purelib')}\n")
+    command = clone / ".venv" / "bin" / "mathcanvas"  # as installing the package makes it
+    command.write_text('#!/bin/sh\nexec python -m mathcanvas_lightning "$@"\n')
+    command.chmod(0o755)
     mark = "cksum setup.cfg pyproject.toml tools/env.sh >.venv/.ready-"
     subprocess.run(["bash", "-c", mark], cwd=clone, check=True)
 
@@ -68,7 +71,7 @@ def test_commands_run_as_written(clone: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-    fall_clearly(clone / "demo" / "run" / "metrics.csv")
+    fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
     assert (clone / "demo" / "export" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()

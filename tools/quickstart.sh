@@ -18,4 +18,4 @@ mathcanvas fit --config configs/fit/demo_cpu.yaml
 
 echo "Puzzles: demo/source   Shards: demo/shards   Open in a browser: demo/shards.html"
 echo "A pack as the model is given it: demo/pack.png"
-echo "Curves: demo/run/metrics.csv   Checkpoint: demo/run/checkpoints/last.ckpt"
+echo "Curves: demo/run/curves/version_0/metrics.csv   Checkpoint: demo/run/checkpoints/last.ckpt"
