@@ -22,6 +22,7 @@ FAILED, INTERRUPTED = 1, 130
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
     "validate": "Validates a network on validation sets; options as of fit.",
+    "predict": "Runs the predict loop of a LightningModule over a data module; options as of fit.",
 }
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback, LightningModule
 
+from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.cli import main
+from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from tests.conftest import ROOT, golden_folder
 from tests.data.rows import edit_shards, interleaved_shards, t2i_shards
 from tests.parity.packs import need
@@ -144,3 +147,60 @@ def test_wrong_settings_are_told_before_anything_is_loaded(
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", str(tmp_path / "run.yaml"), option]) != 0
     assert message in capsys.readouterr().err
+
+
+class Lengths(LightningModule):
+    """Predicts how many tokens a pack has."""
+
+    def predict_step(self, batch: MicroBatch, batch_idx: int) -> int:
+        return batch.pack.sequence_length
+
+
+class Packs(MathCanvasDataModule):
+    """The validation packs, for prediction."""
+
+    def predict_dataloader(self) -> Any:
+        self.setup("validate")
+        return self.val_dataloader()
+
+
+def test_predict_takes_any_module(tmp_path: Path) -> None:
+    folder = interleaved_shards(tmp_path / "set", 6)
+    data = {
+        "validation": [{"path": str(folder), **SMALL}],
+        "max_num_tokens": 400,
+        "max_num_tokens_per_sample": 400,
+        "index_workers": 0,
+        "workers": {"num_workers": 0},
+    }
+    content = {
+        "model": {"class_path": "tests.test_configs.Lengths"},
+        "data": {"class_path": "tests.test_configs.Packs", "init_args": data},
+        "trainer": {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "default_root_dir": str(tmp_path / "run"),
+            "callbacks": [
+                {
+                    "class_path": "tests.test_configs.Writer",
+                    "init_args": {"path": str(tmp_path / "lengths.txt")},
+                }
+            ],
+        },
+    }
+    (tmp_path / "predict.yaml").write_text(yaml.safe_dump(content))
+    assert main(["predict", "--config", str(tmp_path / "predict.yaml")]) == 0
+    lengths = (tmp_path / "lengths.txt").read_text().split()
+    assert all(0 < int(length) <= 400 for length in lengths)
+
+
+class Writer(Callback):
+    """Writes predictions down."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: int, *args: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{outputs}\n")

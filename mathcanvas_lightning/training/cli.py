@@ -1,11 +1,11 @@
-"""`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
+"""`mathcanvas fit|validate|predict`: LightningCLI over BagelModule and MathCanvasDataModule."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse.typing import NonNegativeInt
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
@@ -17,8 +17,6 @@ from mathcanvas_lightning.training.stopping import StopOnSignal
 from mathcanvas_lightning.training.strategy import ShardedStrategy, save_whole_files
 from mathcanvas_lightning.training.summary import DebugBatches, StartSummary
 
-SUBCOMMANDS = ("fit", "validate")
-AUTO = "auto"
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
@@ -101,14 +99,15 @@ class MathCanvasCLI(LightningCLI):
 
 
 def run_cli(args: Sequence[str]) -> None:
-    """Runs `fit` or `validate`.
+    """Runs `fit`, `validate` or `predict`; the last with any module and data module.
 
     Args:
         args: The subcommand and its options.
     """
+    predicts = args[0] == "predict"
     MathCanvasCLI(
-        BagelModule,
-        MathCanvasDataModule,
+        LightningModule if predicts else BagelModule,
+        LightningDataModule if predicts else MathCanvasDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,

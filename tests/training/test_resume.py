@@ -64,9 +64,14 @@ def runs(folder: Path) -> Runs:
         make("resumed_one_file", 1, resume=folder / "cut_one_file/saved/step6.ckpt", replicas=None),
         make("resumed_other", 1, resume=cut, model={"lora": {"rank": 2}}),
         make("resumed_folder", 1, resume=cut, replicas=None),
+        make("chain_cut_1", 1, resume=make("cut_2").saved(3), save_every=3),
         make("full_1", 1, replicas=None, journal={"full_at": 6}),
     )
-    launch(2, make("resumed_12", resume=folder / "cut_1/saved/step6.ckpt"))
+    launch(
+        2,
+        make("resumed_12", resume=folder / "cut_1/saved/step6.ckpt"),
+        make("chain_resumed_2", resume=folder / "chain_cut_1/saved/step6.ckpt"),
+    )
     return make
 
 
@@ -90,6 +95,16 @@ def test_cut_and_resumed(
     losses = first.losses() | second.losses()
     assert losses == pytest.approx(whole.losses(), abs=max(tolerance, 1e-7))
     assert difference(second.weights(), whole.weights()) <= tolerance
+
+
+def test_two_ranks_then_one_then_two(runs: Runs) -> None:
+    whole, last = runs("straight_2"), runs("chain_resumed_2")
+    parts = [runs("cut_2"), runs("chain_cut_1"), last]
+    assert [min(part.batches()) for part in parts] == [0, 3, CUT]
+    for part in parts:
+        assert part.batches().items() <= whole.batches().items()
+    assert set().union(*(part.batches() for part in parts)) == set(whole.batches())
+    assert difference(last.weights(), whole.weights()) <= 1e-6
 
 
 def test_top_checkpoints_and_link(runs: Runs) -> None:
