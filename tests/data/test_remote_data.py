@@ -49,7 +49,7 @@ def remote(tmp_path: Path, options: dict[str, Any], url: str = "s3://shards", **
         cache_dir=str(tmp_path / "cache"),
         max_retries=3,
         backoff_s=0.01,
-        timeout_s=1.0,
+        timeout_s=4.0,
         storage_options=options,
     )
     defaults = {"quarantine_file": str(tmp_path / "quarantine.jsonl"), "max_bad_fraction": 1.0}

@@ -26,7 +26,7 @@ from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_serve
 
 NUM_ROWS = 60
 GROUP_ROWS = 20
-QUICK = StorageConfig(max_retries=2, backoff_s=0.01, timeout_s=1.5)
+QUICK = StorageConfig(max_retries=2, backoff_s=0.01, timeout_s=2.5)
 BOUND_S = 10.0
 
 
