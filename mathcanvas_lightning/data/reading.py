@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
@@ -113,10 +113,11 @@ class RowSource:
         )
 
 
-class Rows:
+class Rows(Protocol):
     """Rows that were read together."""
 
     num_bytes: int
+    """Memory that they take."""
 
     def row(self, number: int, place: str) -> Mapping[str, Any]:
         """One of them.
@@ -124,10 +125,9 @@ class Rows:
         Raises:
             DataError: If it isn't there, or can't be parsed.
         """
-        raise NotImplementedError
 
 
-class _Table(Rows):
+class _Table:
     def __init__(self, table: pa.Table) -> None:
         self._table = table
         self.num_bytes = table.nbytes
@@ -139,7 +139,7 @@ class _Table(Rows):
         return row
 
 
-class _Lines(Rows):
+class _Lines:
     def __init__(self, lines: Sequence[bytes]) -> None:
         self._lines = lines
         self.num_bytes = sum(map(len, lines))
