@@ -1,0 +1,1 @@
+"""Answers for thousands of records, from any model behind a backend."""
