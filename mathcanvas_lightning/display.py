@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.conversion.handler import Handler
     from mathcanvas_lightning.data.indexing import IndexReport
     from mathcanvas_lightning.data.inspection import ShardsReport
+    from mathcanvas_lightning.demo_model import DemoModel
+    from mathcanvas_lightning.evaluation.scoring import ScoreReport
+    from mathcanvas_lightning.evaluation.verdicts import Scores
     from mathcanvas_lightning.fresh import FreshModel
+    from mathcanvas_lightning.generation.report import PredictionReport
     from mathcanvas_lightning.training.export import ExportReport
 
 MAX_LISTED = 20
 MAX_TEXT = 300
-MIN_TABLE_WIDTH = 140
+MIN_SCORES_WIDTH = 140
+INCOMPLETE = 3
+"""Exit status of a run that came to its end with some requests unanswered."""
 
 
 def show_commands(summaries: Mapping[str, str], console: Console) -> None:
@@ -100,8 +106,7 @@ def show_indexes(reports: Sequence["IndexReport"], console: Console) -> int:
         table.add_row("rows left out", _counts(stages))
         console.print(table)
         for row in report.left_out[:MAX_LISTED]:
-            place = f"{row.path}, row group {row.row_group}, row {row.row} (uid {row.uid})"
-            console.print(f"left out: {place}: {row.stage}: {row.error}", markup=False)
+            console.print(f"left out: {row.place}: {row.stage}: {row.error}", markup=False)
         if len(report.left_out) > MAX_LISTED:
             console.print(f"... and {len(report.left_out) - MAX_LISTED} more")
         damaged += sum(row.stage != "no_sample" for row in report.left_out)
@@ -110,12 +115,10 @@ def show_indexes(reports: Sequence["IndexReport"], console: Console) -> int:
 
 def show_batch(report: "BatchReport", console: Console) -> int:
     """Shows the blocks of a pack, and the plan it is from."""
-    from mathcanvas_lightning.pack_view import blocks_table  # needs torch
+    from mathcanvas_lightning.pack_view import print_blocks  # needs torch
 
     batch, pack = report.batch, report.batch.pack
-    table = blocks_table(report.blocks, [sample.uid for sample in batch.samples])
-    console.width = max(console.width, MIN_TABLE_WIDTH)  # narrower, it would show no text
-    console.print(table)
+    print_blocks(console, report.blocks, [sample.uid for sample in batch.samples])
     console.print(
         f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
         f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "
@@ -154,6 +157,18 @@ def show_fresh_model(model: "FreshModel", console: Console) -> int:
     return 0
 
 
+def show_demo_model(model: "DemoModel", console: Console) -> int:
+    """Shows where the model is."""
+    remark = "made" if model.is_new else "is there already"
+    console.print(
+        f"{model.path}: SmolLM2-135M-Instruct, {remark}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def show_export(report: "ExportReport", console: Console) -> int:
     """Shows what was written."""
     parts = [f"{report.num_parameters:,} parameters as of step {report.step:,}"]
@@ -173,6 +188,30 @@ def show_export(report: "ExportReport", console: Console) -> int:
     return 0
 
 
+def show_predictions(report: "PredictionReport | None", console: Console) -> int:
+    """Shows what became of a predict run; 3 if some requests failed, so that scripts notice."""
+    if report is None:
+        return 0
+    table = Table("input", "records", "answered", "failed", "cut", "tokens in", "tokens out")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in report.inputs:
+        counts = (one.num_records, one.num_answered, one.failures.total(), one.num_cut)
+        numbers = (*counts, one.prompt_tokens, one.completion_tokens)
+        table.add_row(escape(one.path), *(f"{number:,}" for number in numbers))
+    console.print(table)
+    for one in report.inputs:
+        for kind, count in one.failures.most_common():
+            console.print(f"failed: {kind}, {count:,} of {one.path}", markup=False)
+        console.print(f"written: {one.output}", markup=False, soft_wrap=True)
+    console.print(f"{report.num_asked:,} asked in {report.seconds:,.1f} s")
+    if report.num_failed:
+        console.print("run the same command again to ask the failed ones again")
+        return INCOMPLETE
+    return 0
+
+
 def show_handler(handler: "Handler", console: Console) -> int:
     """Shows what was written and how to use it."""
     console.print(
@@ -185,6 +224,53 @@ def show_handler(handler: "Handler", console: Console) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def show_scores(report: "ScoreReport", console: Console) -> int:
+    """Shows accuracies and counts, overall and by group."""
+    rows = {"all": report.overall} | {
+        f"{field}: {value}": scores
+        for field, values in report.groups.items()
+        for value, scores in values.items()
+    }
+    cells = {label: _score_cells(scores) for label, scores in rows.items()}
+    columns = [name for name in cells["all"] if any(one[name] != "-" for one in cells.values())]
+    table = Table("", title=f"Scores of {escape(report.path)}")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, one in cells.items():
+        shown = (one[name] for name in columns)
+        table.add_row(escape(_shortened(label, 40)), *shown, end_section=label == "all")
+    console.width = max(console.width, MIN_SCORES_WIDTH)  # narrower, it would show no names
+    console.print(table)
+    if report.num_without_reference:
+        console.print(f"{report.num_without_reference:,} records without a reference: not scored")
+    for failure, count in Counter(report.failures).most_common(MAX_LISTED):
+        console.print(f"undecided by the judge, {count:,}: {failure}", markup=False)
+    console.print(f"written: {report.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _score_cells(scores: "Scores") -> dict[str, str]:
+    """Column -> text, "-" where it says nothing."""
+    has_parts = scores.complete != scores.accuracy
+    return {
+        "records": f"{scores.num_records:,}",
+        "accuracy": _share(scores.accuracy),
+        "95 %": " to ".join(map(_share, scores.interval)),
+        "complete": _share(scores.complete if has_parts else None),
+        "weighted": _share(scores.weighted if has_parts else None),
+        "majority": _share(scores.majority),
+        "right": f"{scores.num_right:,}",
+        "wrong": f"{scores.num_wrong:,}",
+        "unanswered": f"{scores.num_unanswered:,}",
+        "failed": f"{scores.num_failed:,}",
+        "undecided": f"{scores.num_undecided:,}" if scores.num_undecided else "-",
+    }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _show_problems(report: "ShardsReport", console: Console) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -18,6 +19,8 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 KINDS: tuple[BlockKind, ...] = ("padding", "text", "ViT image", "clean latents", "noisy latents")
 _PADDING, TEXT, _VIT, _CLEAN, _NOISY = range(5)
+MIN_TABLE_WIDTH = 140
+"""Columns of the terminal that a table of blocks needs to show texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,18 @@ def blocks_table(blocks: Sequence[Block], sample_names: Sequence[str]) -> Table:
         name = sample_name(block.sample, sample_names) if begins else ""
         table.add_row(_one_line(name, 24), *_cells(block))
     return table
+
+
+def print_blocks(console: Console, blocks: Sequence[Block], sample_names: Sequence[str]) -> None:
+    """Prints the table of a pack, wide enough to show its texts.
+
+    Args:
+        console: Where; made wider if it is too narrow.
+        blocks: Of the pack.
+        sample_names: Of its samples; those without a name are numbered.
+    """
+    console.width = max(console.width, MIN_TABLE_WIDTH)
+    console.print(blocks_table(blocks, sample_names))
 
 
 def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:

@@ -16,6 +16,13 @@ from mathcanvas_lightning import generate_blockmoving
 
 ROOT = Path(__file__).parent.parent
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
+TRAINER_WARNINGS = (
+    "ignore:.*does not have many workers",
+    "ignore:.*LeafSpec",
+    "ignore:The number of training batches",
+    "ignore:.*exists and is not empty",
+)
+"""Filters for what Lightning warns of in short runs on a processor."""
 
 
 def golden_folder() -> Path:

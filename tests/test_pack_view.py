@@ -16,7 +16,8 @@ from mathcanvas_lightning.data.packing import PackItem, PlannedSplit, SpecialTok
 from mathcanvas_lightning.model.attention import dense_mask, make_layout
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.synthetic import Kind, synthetic_pack
-from mathcanvas_lightning.pack_drawing import draw_pack, mask_image
+from mathcanvas_lightning.pack_drawing import draw_pack
+from mathcanvas_lightning.pack_mask import mask_image
 from mathcanvas_lightning.pack_view import Block, blocks_table, describe_pack
 from tests.conftest import golden_folder
 from tests.parity.packs import load_pack, need

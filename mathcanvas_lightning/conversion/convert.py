@@ -23,7 +23,7 @@ from mathcanvas_lightning.conversion.existing import (
     find_existing,
     tidy,
 )
-from mathcanvas_lightning.conversion.files import SourceFiles, is_remote
+from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.options import (
     check_image_dir,
     folder_of,
@@ -40,6 +40,7 @@ from mathcanvas_lightning.conversion.splits import assign_splits, parse_split
 from mathcanvas_lightning.data.images import MAX_PIXELS, ImageLimits
 from mathcanvas_lightning.data.schema import InterleavedExample, InterleaveEncoding
 from mathcanvas_lightning.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.paths import is_remote
 from mathcanvas_lightning.progress import progress_bar
 
 FORMAT_VERSION = 1

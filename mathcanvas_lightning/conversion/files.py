@@ -8,22 +8,12 @@ import posixpath
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import fsspec
 
 from mathcanvas_lightning.conversion.rejection import Reason, Reject
 from mathcanvas_lightning.errors import InputError
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is an fsspec URL other than `file://`."""
-    return "://" in path and not path.startswith("file://")
-
-
-def local_path(path: str) -> Path:
-    """The local path that a plain path or a `file://` URL names."""
-    return Path(path.removeprefix("file://"))
+from mathcanvas_lightning.paths import is_remote, local_path
 
 
 @dataclass(frozen=True, slots=True)

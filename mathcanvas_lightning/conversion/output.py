@@ -11,8 +11,8 @@ import fsspec
 from filelock import FileLock, Timeout
 
 from mathcanvas_lightning.atomic import TEMPORARY_PREFIX, written_whole
-from mathcanvas_lightning.conversion.files import is_remote, local_path
 from mathcanvas_lightning.errors import OutputError
+from mathcanvas_lightning.paths import is_remote, local_path
 
 LOCK_FILE = ".conversion.lock"
 ATOMIC_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import fsspec
 import ijson
 
-from mathcanvas_lightning.conversion.files import is_remote, local_path
 from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.paths import is_remote, local_path
 
 CHUNK_BYTES = 2**16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -166,7 +166,7 @@ def _broken(place: str, line: int, column: int, reason: str) -> InputError:
         f"{place}:{line}:{column}",
         found=f"malformed JSON ({reason})",
         wanted="a JSON array of objects, or one JSON object a line",
-        remedy="Shards finished before this place stay; mend the file and run again.",
+        remedy="Mend the file and run again; what was finished stays.",
     )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +15,7 @@ from mathcanvas_lightning.conversion.columns import ExtraColumns
 from mathcanvas_lightning.conversion.records import read_records
 from mathcanvas_lightning.conversion.sources import BUILT_IN, SourceFormat
 from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.paths import import_from_here
 from mathcanvas_lightning.progress import progress_bar
 
 CHAIN_BYTES = 16
@@ -107,8 +107,7 @@ def find_source(name: str) -> type[SourceFormat]:
         if source.name == name:
             return source
     module_name, _, class_name = name.rpartition(".")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a script's own folder stands there instead
+    import_from_here()
     try:
         found = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:

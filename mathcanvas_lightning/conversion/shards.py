@@ -264,7 +264,10 @@ def read_finished(
         try:
             with output.open(path) as file:
                 shard = _describe(name, file)
-                ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+                # In this thread alone: one of Arrow's that still holds Python's file when the
+                # process ends aborts it.
+                parquet = pq.ParquetFile(file, pre_buffer=False)
+                ids = parquet.read(columns=["id"], use_threads=False)["id"].to_pylist()
                 found.append((shard, ids))
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise OutputError(

@@ -13,6 +13,7 @@ from mathcanvas_lightning.batch import MicroBatch, TokenGeometry
 from mathcanvas_lightning.data.dataset import DatasetReader, PackDataset, PackTask
 from mathcanvas_lightning.data.draws import hash64
 from mathcanvas_lightning.data.images import ImageLimits
+from mathcanvas_lightning.data.index import DatasetIndex
 from mathcanvas_lightning.data.loader import PackLoader, WorkerConfig
 from mathcanvas_lightning.data.mixture import (
     DatasetConfig,
@@ -20,12 +21,14 @@ from mathcanvas_lightning.data.mixture import (
     Overlong,
     TokenBudget,
     check_mixture,
+    index_dataset,
     load_dataset,
 )
 from mathcanvas_lightning.data.packed_data import PackedData
 from mathcanvas_lightning.data.plan import Plan
 from mathcanvas_lightning.data.position import OwnProgress, Position, TrainerProgress
 from mathcanvas_lightning.data.quarantine import BadRow, Quarantine
+from mathcanvas_lightning.data.reading import RowSource
 from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.data.schedule import Schedule
 from mathcanvas_lightning.data.storage import Storage, StorageConfig
@@ -178,7 +181,7 @@ class MathCanvasDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Indexes what is not indexed yet, on one process of each machine."""
         for config in (*self.train_configs, *self.validation_configs):
-            self._load(config, self.dropout)
+            self._index(config)
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the index and makes the plans.
@@ -280,18 +283,21 @@ class MathCanvasDataModule(LightningDataModule):
         if not self.validation_configs:
             trainer.limit_val_batches = 0  # Lightning takes no loaders for a mistake
 
-    def _load(self, config: DatasetConfig, dropout: DropoutConfig) -> LoadedDataset:
-        return load_dataset(
+    def _index(self, config: DatasetConfig) -> tuple[RowSource, DatasetIndex]:
+        return index_dataset(
             config,
             self.tokenizer,
             self._storage,
-            geometry=self.geometry,
-            budget=self.budget,
-            dropout=dropout,
-            limits=self._limits,
+            self._limits,
             index_dir=self._index_dir,
             num_workers=self._index_workers,
             progress=self._progress,
+        )
+
+    def _load(self, config: DatasetConfig, dropout: DropoutConfig) -> LoadedDataset:
+        source, index = self._index(config)
+        return load_dataset(
+            config, source, index, geometry=self.geometry, budget=self.budget, dropout=dropout
         )
 
     def _packed(self, loaded: Sequence[LoadedDataset], *, shuffle: bool) -> PackedData:

@@ -23,11 +23,12 @@ from mathcanvas_lightning.atomic import written_whole
 from mathcanvas_lightning.data.formats import Element, NoSampleError
 from mathcanvas_lightning.data.images import ImageError
 from mathcanvas_lightning.data.prepare import measure
-from mathcanvas_lightning.data.reading import RowGroup, Rows, RowSource
+from mathcanvas_lightning.data.reading import RowGroup, Rows, RowSource, row_uid
 from mathcanvas_lightning.data.roles import Ints
 from mathcanvas_lightning.data.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.parallel import count_workers, ordered_map
+from mathcanvas_lightning.paths import is_remote, local_path, plain_path, user_cache
 from mathcanvas_lightning.progress import progress_bar
 
 FORMAT_VERSION = 1
@@ -66,6 +67,11 @@ class LeftOut:
     """`no_sample`, `too_long`, or where it failed: `read`, `row`, `image`, `length`."""
     error: str
     """What is wrong with it."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return f"{self.path}, row group {self.row_group}, row {self.row} (uid {self.uid})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +132,13 @@ class Scanner:
             rows = self.source.read(path, group.number)
         except DataError as error:
             return [
-                _left_out(
-                    f"{Path(path).name}:{group.number}:{row}", group.number, row, "read", error
-                )
+                _left_out(row_uid(path, group.number, row), group.number, row, "read", error)
                 for row in range(group.num_rows)
             ]
         return [self._scan_row(rows, path, group.number, row) for row in range(group.num_rows)]
 
     def _scan_row(self, rows: Rows, path: str, group: int, row: int) -> dict[str, Any]:
-        uid = f"{Path(path).name}:{group}:{row}"
+        uid = row_uid(path, group, row)
         try:
             sample = self.source.sample(rows, path, group, row)
             uid = sample.uid
@@ -193,9 +197,10 @@ def build_index(
         DataError: If there is no file, or one can't be opened.
         StorageError: If a server fails.
     """
+    path = plain_path(path)
     files = source.storage.list_files(path, suffix=source.suffix)
     root = posixpath.dirname(path) if files == [path] else path.rstrip("/")
-    home = Path(index_dir) if index_dir else _index_home(root, source)
+    home = Path(index_dir) if index_dir else _index_home(root)
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         sidecars = [_Sidecar(file, root, home, source, tokenizer) for file in files]
@@ -231,7 +236,7 @@ class _Sidecar:
             return False
         if known["version"] == self.status.version:
             return True
-        if self._source.storage.is_remote(self.path) or known["digest"] != self.digest():
+        if is_remote(self.path) or known["digest"] != self.digest():
             return False
         # Touched or copied, yet the same: remember that, so that it is hashed only once.
         self.write(pq.read_table(self.target), known["digest"])
@@ -239,9 +244,9 @@ class _Sidecar:
 
     def digest(self) -> str:
         """Of the contents; for a remote shard of what its server says of them."""
-        if self._source.storage.is_remote(self.path):
+        if is_remote(self.path):
             return hashlib.sha256(repr(self.status).encode()).hexdigest()
-        with Path(self.path.removeprefix("file://")).open("rb") as file:
+        with local_path(self.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, table: pa.Table, digest: str) -> None:
@@ -347,14 +352,10 @@ def _read_metadata(target: Path) -> Mapping[str, Any] | None:
     return about
 
 
-def _index_home(root: str, source: RowSource) -> Path:
-    if not source.storage.is_remote(root):
-        folder = Path(root.removeprefix("file://"))
-        if os.access(folder, os.W_OK):
-            return folder / INDEX_FOLDER
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder_name = hashlib.sha256(root.encode()).hexdigest()[:16]
-    return Path(base) / "mathcanvas_lightning" / "index" / folder_name
+def _index_home(root: str) -> Path:
+    if not is_remote(root) and os.access(local_path(root), os.W_OK):
+        return local_path(root) / INDEX_FOLDER
+    return user_cache() / "index" / hashlib.sha256(root.encode()).hexdigest()[:16]
 
 
 @cache

@@ -25,6 +25,8 @@ from mathcanvas_lightning.errors import ConfigError, DataError
 
 Overlong = Literal["refuse", "quarantine"]
 MAX_LISTED = 10
+MAX_SHARING = 2**12 - 1
+"""Of a row; more images count as so many, as their number has 12 bits of a key."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -123,50 +125,37 @@ class LoadedDataset:
         return self.index.num_rows + len(self.index.left_out)
 
 
-def load_dataset(
+def index_dataset(
     config: DatasetConfig,
     tokenizer: TextTokenizer,
     storage: Storage,
-    *,
-    geometry: TokenGeometry,
-    budget: TokenBudget,
-    dropout: DropoutConfig,
     limits: ImageLimits,
+    *,
     index_dir: str | None = None,
     num_workers: int | None = None,
     progress: bool = True,
-) -> LoadedDataset:
-    """Indexes a data set where that isn't done, and checks that it can be planned.
+) -> tuple[RowSource, DatasetIndex]:
+    """Indexes a data set where that isn't done.
 
     Args:
         config: Which one.
         tokenizer: For its texts.
         storage: For its files.
-        geometry: Patch sizes and position tables.
-        budget: How long samples may be.
-        dropout: Probabilities of dropping conditions.
         limits: Of its images.
         index_dir: See `build_index`.
         num_workers: See `build_index`.
         progress: See `build_index`.
 
     Returns:
-        The data set.
+        How its rows are read, and what they hold.
 
     Raises:
-        ConfigError: If an image doesn't fit a position table.
-        DataError: If nothing can be trained on, or rows are too long.
+        ConfigError: If a number of its configuration is out of range.
+        DataError: If there is no file, or one can't be opened.
         StorageError: If its server fails.
     """
     config.check()
     source = RowSource(config.format, storage, config.image_dir, limits)
-    settings = RowSettings(
-        row_format=config.format,
-        vae_transform=config.vae_transform,
-        vit_transform=config.vit_transform,
-        dropout=dropout,
-        limits=limits,
-    )
     index = build_index(
         config.path,
         source,
@@ -174,6 +163,42 @@ def load_dataset(
         index_dir=index_dir,
         num_workers=num_workers,
         progress=progress,
+    )
+    return source, index
+
+
+def load_dataset(
+    config: DatasetConfig,
+    source: RowSource,
+    index: DatasetIndex,
+    *,
+    geometry: TokenGeometry,
+    budget: TokenBudget,
+    dropout: DropoutConfig,
+) -> LoadedDataset:
+    """Counts the tokens of a data set, and checks that it can be planned.
+
+    Args:
+        config: Which one.
+        source: How its rows are read.
+        index: What they hold.
+        geometry: Patch sizes and position tables.
+        budget: How long samples may be.
+        dropout: Probabilities of dropping conditions.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: If an image doesn't fit a position table.
+        DataError: If rows are too long.
+    """
+    settings = RowSettings(
+        row_format=config.format,
+        vae_transform=config.vae_transform,
+        vit_transform=config.vit_transform,
+        dropout=dropout,
+        limits=source.limits,
     )
     elements = _count(config, index, settings, geometry)
     lengths = longest_lengths(config.format, elements) if index.num_rows else np.empty(0, np.int64)
@@ -230,7 +255,7 @@ def _count(
     images = np.flatnonzero(index.widths_px)
     rows = np.searchsorted(index.offsets, images, side="right") - 1
     per_row = np.bincount(rows, minlength=index.num_rows)[rows] if len(images) else rows
-    shared = np.minimum(per_row, 4095) if config.format == "vlm" else np.ones_like(per_row)
+    shared = np.minimum(per_row, settings.sharing(MAX_SHARING))
     keys = (
         (index.widths_px[images].astype(np.int64) << 36)
         | (index.heights_px[images].astype(np.int64) << 12)
@@ -239,7 +264,7 @@ def _count(
     sizes, which = np.unique(keys, return_inverse=True)
     tokens = np.zeros((max(1, len(sizes)), 2), np.int32)
     for number, key in enumerate(sizes.tolist()):
-        width, height, count = key >> 36, (key >> 12) & 0xFFFFFF, key & 0xFFF
+        width, height, count = key >> 36, (key >> 12) & 0xFFFFFF, key & MAX_SHARING
         _check_tables(config, settings, geometry, width, height, count)
         tokens[number] = settings.tokens(width, height, count, geometry)
     latent_tokens = np.zeros(len(index.roles), np.int32)

@@ -28,6 +28,10 @@ class RowSettings:
     dropout: DropoutConfig
     limits: ImageLimits
 
+    def sharing(self, num_images: int) -> int:
+        """How many of a row's images share one limit of pixels: all of a conversation's."""
+        return num_images if self.row_format == "vlm" else 1
+
     def tokens(
         self, width: int, height: int, num_images: int, geometry: TokenGeometry
     ) -> tuple[int, int]:
@@ -42,7 +46,7 @@ class RowSettings:
         Returns:
             Tokens for the VAE, tokens for the ViT, without markers.
         """
-        shared = num_images if self.row_format == "vlm" else 1
+        shared = self.sharing(num_images)
         sizes = (
             (self.vae_transform.output_size(width, height, shared), geometry.latent_patch_px),
             (self.vit_transform.output_size(width, height, shared), geometry.vit_patch_px),
@@ -159,7 +163,7 @@ def _length(split: PlannedSplit, elements: Elements) -> int:
 def _resize(
     sample: MeasuredSample, splits: Sequence[PlannedSplit], settings: RowSettings
 ) -> tuple[dict[int, Pixels], dict[int, Pixels]]:
-    shared = len(sample.images) if settings.row_format == "vlm" else 1
+    shared = settings.sharing(len(sample.images))
     decoded: dict[int, Image.Image] = {}
     vae: dict[int, Pixels] = {}
     vit: dict[int, Pixels] = {}

@@ -83,7 +83,7 @@ class Quarantine:
     def _too_many(self, bad: BadRow, num_damaged: int) -> DataError:
         row = bad.row
         return DataError(
-            f"{row.path}, row group {row.row_group}, row {row.row} (uid {row.uid})",
+            row.place,
             found=f"{row.stage}: {row.error} ({num_damaged} bad of {self._num_rows} rows)",
             wanted=f"at most {self._max_bad_fraction:g} of the rows bad",
             remedy="Mend the shard, or set max_bad_fraction to leave such rows out; they are "

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from mathcanvas_lightning.data.formats import COLUMNS, READERS, Element, RowForm
 from mathcanvas_lightning.data.images import ImageLimits
 from mathcanvas_lightning.data.storage import Storage
 from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.paths import is_remote, local_path
 
 LINES_PER_GROUP = 64
 CACHE_BYTES = 256 * 2**20
@@ -82,8 +82,7 @@ class RowSource:
         place = f"{path}, row group {group}, row {row}"
         sample = READERS[self.row_format](rows.row(row, place), place)
         if sample.uid == place:  # it has no id: name it alike on all machines
-            uid = f"{posixpath.basename(path)}:{group}:{row}"
-            return Sample(uid=uid, elements=sample.elements)
+            return Sample(uid=row_uid(path, group, row), elements=sample.elements)
         return sample
 
     def read_image(self, element: Element, path: str) -> bytes:
@@ -161,6 +160,11 @@ class _Lines:
         )
 
 
+def row_uid(path: str, group: int, row: int) -> str:
+    """Names a row without an id: by its file's name, row group, and number in that."""
+    return f"{posixpath.basename(path)}:{group}:{row}"
+
+
 class RowCache:
     """The rows last read, up to a number of bytes."""
 
@@ -183,10 +187,10 @@ class RowCache:
 
 
 def _open(storage: Storage, path: str) -> BinaryIO:
-    if storage.is_remote(path):
+    if is_remote(path):
         return BytesIO(storage.read_bytes(path))
     try:
-        return Path(path.removeprefix("file://")).open("rb")
+        return local_path(path).open("rb")
     except OSError as error:
         raise DataError(
             path,

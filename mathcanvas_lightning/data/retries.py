@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from mathcanvas_lightning.errors import ConfigError, DataError, MathCanvasError, StorageError
+from mathcanvas_lightning.paths import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,7 @@ class StorageConfig:
         """Where the cache is, by the environment of this process."""
         if self.cache_dir is not None:
             return Path(self.cache_dir).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(base).expanduser() / "mathcanvas_lightning" / "shards"
+        return user_cache() / "shards"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

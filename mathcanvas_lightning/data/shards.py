@@ -1,6 +1,5 @@
 """Reading the rows of Parquet shards, a few at a time."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 
 from mathcanvas_lightning.data.schema import InterleavedExample, example_from_row
 from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.paths import natural_key
 
 INFO_FILE = "train_parquet_info.json"
 BATCH_ROWS = 32
@@ -36,7 +36,7 @@ def list_shards(folder: Path) -> list[Path]:
             wanted="a folder of shards",
             remedy="Make them with tools/convert_cot_to_parquet.py.",
         )
-    return sorted(shards, key=_natural)
+    return sorted(shards, key=lambda path: natural_key(str(path)))
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
@@ -85,11 +85,6 @@ def iter_examples(path: str | Path) -> Iterator[InterleavedExample]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _natural(path: Path) -> tuple[str, list[tuple[int, str]]]:
-    pieces = re.findall(r"\d+|\D+", path.name)
-    return str(path.parent), [(int(p), "") if p.isdigit() else (-1, p) for p in pieces]
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import stat
 import threading
 from collections import OrderedDict
@@ -35,6 +34,7 @@ from mathcanvas_lightning.data.retries import (
     persist,
 )
 from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.paths import is_remote, local_path, natural_key, plain_path
 
 __all__ = ["FileStatus", "Storage", "StorageConfig"]
 
@@ -62,11 +62,6 @@ class Storage:
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self._config,)
 
-    @staticmethod
-    def is_remote(path: str) -> bool:
-        """Whether a path is an fsspec URL other than `file://`."""
-        return "://" in path and not path.startswith("file://")
-
     def list_files(self, path: str, *, suffix: str = ".parquet") -> list[str]:
         """The files of a folder, in order of folder, then of the numbers in their names.
 
@@ -82,10 +77,10 @@ class Storage:
             DataError: If there is none.
             StorageError: If the server fails.
         """
-        if self.is_remote(path):
+        if is_remote(path):
             files = self._list_remote(path, suffix)
         else:
-            files = _list_local(_local(path), suffix)
+            files = _list_local(plain_path(path), suffix)
         if not files:
             raise DataError(
                 path,
@@ -93,7 +88,7 @@ class Storage:
                 wanted="a folder of shards",
                 remedy="Make them with tools/convert_cot_to_parquet.py.",
             )
-        return sorted(files, key=_natural)
+        return sorted(files, key=natural_key)
 
     def status(self, path: str) -> FileStatus:
         """Size and version of a file, asked anew; later reads are of this version.
@@ -102,8 +97,8 @@ class Storage:
             DataError: If there is no such file.
             StorageError: If the server fails.
         """
-        if not self.is_remote(path):
-            return _local_status(_local(path))
+        if not is_remote(path):
+            return _local_status(local_path(path))
         opened = self._here()
         status = persist(self._config, path, lambda: opened.remote.status(path))
         opened.statuses.put(path, status)
@@ -116,12 +111,11 @@ class Storage:
             DataError: If the file is missing or damaged.
             StorageError: If the server fails.
         """
-        if self.is_remote(path):
+        if is_remote(path):
             return self._tried(path, path, lambda status: self._footer(path, status))
-        opened = self._here()
-        path = _local(path)
-        with opened.lock, _local_failures(path):
-            return _open_local(opened, path).metadata
+        opened, local = self._here(), local_path(path)
+        with opened.lock, _local_failures(str(local)):
+            return _open_local(opened, local).metadata
 
     def read_row_group(self, path: str, row_group: int, columns: Sequence[str] | None) -> pa.Table:
         """One row group of a shard.
@@ -138,15 +132,14 @@ class Storage:
             DataError: If the file is missing or damaged, or has no such row group.
             StorageError: If the server fails.
         """
-        if self.is_remote(path):
+        if is_remote(path):
             place = f"{path}, row group {row_group}"
             return self._tried(
                 path, place, lambda status: self._table(path, status, row_group, columns)
             )
-        opened = self._here()
-        path = _local(path)
-        with opened.lock, _local_failures(f"{path}, row group {row_group}"):
-            return read_table(path, _open_local(opened, path), row_group, columns)
+        opened, local = self._here(), local_path(path)
+        with opened.lock, _local_failures(f"{local}, row group {row_group}"):
+            return read_table(str(local), _open_local(opened, local), row_group, columns)
 
     def read_bytes(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """A whole small file; not kept in the cache.
@@ -159,12 +152,12 @@ class Storage:
             DataError: If there is no such file, or it is too large.
             StorageError: If the server fails.
         """
-        if self.is_remote(path):
+        if is_remote(path):
             remote = self._here().remote
             data = persist(self._config, path, lambda: remote.read_bytes(path, max_bytes))
         else:
-            _local_status(_local(path))
-            with _local_failures(path), Path(_local(path)).open("rb") as file:
+            _local_status(local_path(path))
+            with _local_failures(path), local_path(path).open("rb") as file:
                 data = file.read() if max_bytes is None else file.read(max_bytes + 1)
         if max_bytes is not None and len(data) > max_bytes:
             found = f"more than {max_bytes} bytes"
@@ -331,21 +324,17 @@ class _Opened:
         self.statuses: _Recent[str, FileStatus] = _Recent(MAX_STATUSES)
 
 
-def _local(path: str) -> str:
-    return path.removeprefix("file://")
-
-
-def _local_status(path: str) -> FileStatus:
-    with _local_failures(path):
-        status = Path(path).stat()
+def _local_status(path: Path) -> FileStatus:
+    with _local_failures(str(path)):
+        status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         found = "a folder or device"
-        raise DataError(path, found=found, wanted="a file", remedy="Correct the path.")
+        raise DataError(str(path), found=found, wanted="a file", remedy="Correct the path.")
     return FileStatus(size_bytes=status.st_size, version=str(status.st_mtime_ns))
 
 
-def _open_local(opened: _Opened, path: str) -> pq.ParquetFile:
-    key = (path, _local_status(path))
+def _open_local(opened: _Opened, path: Path) -> pq.ParquetFile:
+    key = (str(path), _local_status(path))
     file = opened.parquet.get(key)
     if file is None:
         with parsing():
@@ -389,9 +378,3 @@ def _list_local(path: str, suffix: str) -> list[str]:
 
 def _reraise(error: OSError) -> None:
     raise error
-
-
-def _natural(path: str) -> tuple[str, list[tuple[int, str]]]:
-    folder, _, name = path.rpartition("/")
-    pieces = re.findall(r"\d+|\D+", name)
-    return folder, [(int(p), "") if p.isdigit() else (-1, p) for p in pieces]

@@ -1,11 +1,11 @@
-"""`mathcanvas fit|validate|predict`: LightningCLI over BagelModule and MathCanvasDataModule."""
+"""`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse.typing import NonNegativeInt
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
@@ -99,15 +99,14 @@ class MathCanvasCLI(LightningCLI):
 
 
 def run_cli(args: Sequence[str]) -> None:
-    """Runs `fit`, `validate` or `predict`; the last with any module and data module.
+    """Runs `fit` or `validate`.
 
     Args:
         args: The subcommand and its options.
     """
-    predicts = args[0] == "predict"
     MathCanvasCLI(
-        LightningModule if predicts else BagelModule,
-        LightningDataModule if predicts else MathCanvasDataModule,
+        BagelModule,
+        MathCanvasDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,

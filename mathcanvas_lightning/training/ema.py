@@ -22,7 +22,7 @@ class EMAConfig:
     """Whether and how the trained weights are averaged over the steps."""
 
     decay: float
-    """Of what was averaged before, at each optimizer step; such as 0.9999."""
+    """Of what was averaged before, at each optimizer step; such as 0.999."""
     on_cpu: bool = False
     """Keep the average in host memory; slower, as each step sends the weights there."""
 
@@ -37,7 +37,8 @@ class EMAConfig:
                 "model.ema.decay",
                 found=str(self.decay),
                 wanted="at least 0 and below 1",
-                remedy="The published recipe uses 0.9999; short runs want less, such as 0.99.",
+                remedy="The published recipes use 0.999 and 0.995; short runs want less, such "
+                "as 0.99.",
             )
 
 

@@ -24,7 +24,7 @@ from mathcanvas_lightning.model.checkpoint import (
     find_weights,
     write_checkpoint,
 )
-from mathcanvas_lightning.model.config import LLM_FILE
+from mathcanvas_lightning.model.config import LLM_FILE, BagelConfig
 from mathcanvas_lightning.training.ema import stored_name
 from mathcanvas_lightning.training.record import RunRecord
 from mathcanvas_lightning.training.resume import METADATA_FILE
@@ -112,20 +112,7 @@ def export_checkpoint(
     target = Path(output).resolve()
     _check_output(target, overwrite, [Path(checkpoint), *([folder] if folder else [])])
     _audit(weights, record, checkpoint, folder)
-    temporary = target.with_name(TEMPORARY_PREFIX + target.name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        write_checkpoint(
-            weights,
-            record.config,
-            temporary,
-            dtype=DTYPES[dtype],
-            source=folder,
-            shapes=weights.shapes,
-        )
-        replace_whole(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _write(weights, record.config, target, DTYPES[dtype], folder)
     return ExportReport(
         path=output,
         step=int(saved.about["global_step"]),
@@ -329,3 +316,22 @@ def _audit(weights: NetworkWeights, record: RunRecord, place: str, folder: Path 
     audit_weights(wanted, WeightFiles({}, weights.shapes), place, model)
     if folder is not None:
         audit_weights(weights.shapes, find_weights(folder), str(folder), model)
+
+
+def _write(
+    weights: NetworkWeights,
+    config: BagelConfig,
+    target: Path,
+    dtype: torch.dtype,
+    source: Path | None,
+) -> None:
+    """Writes beside the target, and takes its place when all is there."""
+    temporary = target.with_name(TEMPORARY_PREFIX + target.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write_checkpoint(
+            weights, config, temporary, dtype=dtype, source=source, shapes=weights.shapes
+        )
+        replace_whole(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

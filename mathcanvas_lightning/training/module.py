@@ -29,6 +29,7 @@ from mathcanvas_lightning.training.losses import LossConfig, LossTerms, loss_ter
 from mathcanvas_lightning.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
+    count_steps,
     make_optimizer,
     make_schedule,
 )
@@ -101,6 +102,7 @@ class BagelModule(LightningModule):
         self.model: Bagel | None = None
         self._frozen: dict[str, LatentVAE] = {}  # not a submodule: it is in no checkpoint
         self.validation_metrics = torch.nn.ModuleDict()
+        self._losses: Tensor | None = None  # [3] loss, ce, mse of the step so far, on this rank
 
     @property
     def network(self) -> Bagel:
@@ -216,7 +218,10 @@ class BagelModule(LightningModule):
         """
         _, terms = self.run(batch)
         loss = terms.combined(self.loss_config)
-        self._log_training(batch, terms)
+        shares = torch.stack([loss, terms.ce, terms.mse]).detach()
+        self._losses = shares if self._losses is None else self._losses + shares
+        self.log("train/ce_tokens", float(batch.step_totals.ce_tokens), batch_size=1)
+        self.log("train/mse_tokens", float(batch.step_totals.mse_tokens), batch_size=1)
         # Lightning divides by the accumulation, the strategy averages over ranks: both undone.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
@@ -292,6 +297,18 @@ class BagelModule(LightningModule):
         schedule = make_schedule(optimizer, self.schedule_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Forgets the losses of a step that an earlier fit didn't finish."""
+        self._losses = None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002
+        """Logs the step's losses: the micro-batches' shares, summed over them and the ranks."""
+        assert self._losses is not None
+        losses = self.trainer.strategy.reduce(self._losses, reduce_op="sum")
+        self._losses = None
+        for name, loss in zip(("loss", "ce", "mse"), losses, strict=True):
+            self.log(f"train/{name}", loss, prog_bar=name != "loss")
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, and averages the weights: whatever callback saves after it saves both."""
         super().optimizer_step(*args, **kwargs)
@@ -311,25 +328,6 @@ class BagelModule(LightningModule):
         whole = getattr(norm, "full_tensor", lambda: norm)()
         self.log("train/grad_norm", whole.detach())
 
-    def _log_training(self, batch: MicroBatch, terms: LossTerms) -> None:
-        """Sums over a step's micro-batches and ranks are the step's means."""
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        values: Mapping[str, Tensor] = {
-            "loss": terms.combined(self.loss_config),
-            "ce": terms.ce,
-            "mse": terms.mse,
-        }
-        for name, value in values.items():
-            self.log(
-                f"train/{name}",
-                value.detach() * scale,
-                prog_bar=name != "loss",
-                batch_size=1,
-                sync_dist=True,
-            )
-        self.log("train/ce_tokens", float(batch.step_totals.ce_tokens), batch_size=1)
-        self.log("train/mse_tokens", float(batch.step_totals.mse_tokens), batch_size=1)
-
     def _make_metrics(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.validation_metrics:
@@ -342,17 +340,15 @@ class BagelModule(LightningModule):
         return dict(found.items())
 
     def _total_steps(self) -> int:
-        if self.trainer.max_steps >= 0:
-            return max(1, int(self.trainer.max_steps))
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None or self.trainer.max_epochs in (None, -1):
+        steps = count_steps(self.trainer)
+        if steps is None:
             raise ConfigError(
                 "schedule.total_steps",
                 found="a run without end",
                 wanted="the number of steps",
                 remedy="Set trainer.max_steps, trainer.max_epochs or schedule.total_steps.",
             )
-        return int(data.total_steps(self.trainer.max_epochs))
+        return max(1, steps)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == self.param_dtype or self._mesh() is not None:

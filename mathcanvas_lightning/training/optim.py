@@ -1,9 +1,10 @@
-"""AdamW with its parameter groups, and the learning rate over the steps."""
+"""AdamW with its parameter groups, the steps of a run, and the learning rate over them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -123,6 +124,23 @@ def make_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int
             optimizer, config.warmup_steps, end, min_lr=config.min_lr
         )
     return scheduler
+
+
+def count_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of a run, from its first to its last.
+
+    Args:
+        trainer: At the start of its fit.
+
+    Returns:
+        Their number; None where a run has no end, or its data can't tell.
+    """
+    if trainer.max_steps >= 0:
+        return int(trainer.max_steps)
+    data: Any = getattr(trainer, "datamodule", None)
+    if trainer.max_epochs in (None, -1) or not hasattr(data, "total_steps"):
+        return None
+    return int(data.total_steps(trainer.max_epochs))
 
 
 def _parameters(groups: Iterable[dict[str, Any]]) -> Iterable[nn.Parameter]:

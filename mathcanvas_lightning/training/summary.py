@@ -15,12 +15,10 @@ from mathcanvas_lightning.data.packed_data import PackedData
 from mathcanvas_lightning.model.adapters import PartParameters, parameter_report
 from mathcanvas_lightning.model.config import VAEConfig
 from mathcanvas_lightning.model.vae import LatentVAE
-from mathcanvas_lightning.pack_view import blocks_table, describe_pack
+from mathcanvas_lightning.pack_view import describe_pack, print_blocks
 from mathcanvas_lightning.training.ema import EMAWeights
 from mathcanvas_lightning.training.module import BagelModule
-
-MIN_BLOCKS_WIDTH = 140
-"""Columns that the table of a pack needs to show texts."""
+from mathcanvas_lightning.training.optim import count_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +109,6 @@ class DebugBatches(Callback):
         if not trainer.is_global_zero or not isinstance(data, MathCanvasDataModule):
             return
         console = Console()
-        console.width = max(console.width, MIN_BLOCKS_WIDTH)
         schedule = data.plan.schedule(0, data.position.packs_per_step)
         slots = schedule.packs_per_step
         for number in range(min(self.count, schedule.num_steps * slots)):
@@ -119,7 +116,7 @@ class DebugBatches(Callback):
             batch = data.micro_batch(0, schedule, step, slot)
             blocks = describe_pack(batch.pack, data.tokenizer.decode)
             console.print(f"Epoch 0, step {step}, pack {slot} of {slots}:")
-            console.print(blocks_table(blocks, [sample.uid for sample in batch.samples]))
+            print_blocks(console, blocks, [sample.uid for sample in batch.samples])
 
 
 def parameters_table(report: list[PartParameters]) -> Table:
@@ -242,23 +239,6 @@ def _datasets(data: PackedData) -> Iterator[str]:
         left_out = f", {len(loaded.left_out):,} left out" if loaded.left_out else ""
         weight = f", weight {loaded.config.weight:g}" if loaded.config.weight is not None else ""
         yield f"{loaded.config.label}: {len(loaded.rows):,} rows{left_out}{weight}"
-
-
-def count_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of a run, from its first to its last.
-
-    Args:
-        trainer: At the start of its fit.
-
-    Returns:
-        Their number; None where a run has no end, or its data can't tell.
-    """
-    if trainer.max_steps >= 0:
-        return int(trainer.max_steps)
-    data: Any = getattr(trainer, "datamodule", None)
-    if trainer.max_epochs in (None, -1) or not isinstance(data, MathCanvasDataModule):
-        return None
-    return data.total_steps(int(trainer.max_epochs or 0))
 
 
 def _schedule(trainer: Trainer, module: BagelModule) -> str:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import threading
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
 from mathcanvas_lightning.conversion import convert as convert_module
+from mathcanvas_lightning.conversion.output import OutputFolder
 from mathcanvas_lightning.data.inspection import inspect_shards
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, WorkerError
 from mathcanvas_lightning.parallel import ordered_map
@@ -239,6 +242,27 @@ def test_foreign_shard_with_our_name_is_refused(tmp_path: Path) -> None:
             path.write_bytes(content)
         with pytest.raises(OutputError, match="no conversion wrote"):
             run(source, tmp_path / "out")
+
+
+def test_finished_shards_are_read_on_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others of Arrow's that hold Python's file as the process ends would abort it."""
+    source = write_json(tmp_path / "x.json", canvas_records(tmp_path, 3))
+    run(source, tmp_path / "out")
+    readers: set[int] = set()
+
+    class Watched(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    monkeypatch.setattr(
+        OutputFolder, "open", lambda folder, name: Watched(Path(folder.path(name)).read_bytes())
+    )
+    with pytest.raises(OutputError, match="made with other settings"):
+        run(source, tmp_path / "out", samples_per_file=2)
+    assert readers == {threading.get_ident()}
 
 
 def test_duplicate_ids_keep_the_first_good_one(tmp_path: Path) -> None:

@@ -169,6 +169,15 @@ def test_read_only_shards_are_indexed_in_the_cache(
     assert list((tmp_path / "cache").rglob("*.parquet"))
 
 
+@pytest.mark.parametrize("name", ["", "/part_0.parquet"])
+def test_file_urls_name_the_same_index(name: str, tmp_path: Path, scans: list[str]) -> None:
+    folder = interleaved_shards(tmp_path / "shards", 6)
+    path = f"{folder}{name}"
+    plain, seen = build(path), len(scans)
+    assert build(f"file://{path}").files == plain.files
+    assert len(scans) == seen
+
+
 def test_an_index_is_no_shard(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 6)
     build(folder)

@@ -22,6 +22,7 @@ import pytest
 
 from mathcanvas_lightning.data.storage import Storage, StorageConfig
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
+from mathcanvas_lightning.paths import is_remote
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -80,7 +81,7 @@ def test_local_row_groups(shard: tuple[Path, pa.Table], prefix: str) -> None:
     path, table = shard
     storage = Storage(QUICK)
     place = f"{prefix}{path}"
-    assert not storage.is_remote(place)
+    assert not is_remote(place)
     assert storage.metadata(place).num_row_groups == 3
     assert storage.status(place).size_bytes == path.stat().st_size
     assert storage.read_bytes(place) == path.read_bytes()
@@ -296,7 +297,7 @@ def cache_bytes(folder: Path) -> int:
 
 def test_remote_row_groups(remote: Remote, table: pa.Table, storage_of: StorageOf) -> None:
     storage = storage_of(remote)
-    assert storage.is_remote(remote.url)
+    assert is_remote(remote.url)
     assert storage.metadata(remote.url).num_row_groups == 3
     assert storage.metadata(remote.url).num_rows == NUM_ROWS
     for columns in (None, ["images", "none", "id"]):

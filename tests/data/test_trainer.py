@@ -12,18 +12,15 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mathcanvas_lightning.errors import ConfigError
-from tests.conftest import ROOT, read_jsonl
+from tests.conftest import ROOT, TRAINER_WARNINGS, read_jsonl
 from tests.data.rows import interleaved_shards, module
 from tests.data.training import fit
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    *TRAINER_WARNINGS,
+    "ignore:The dirpath has changed",
+    "ignore:.*callbacks used to create the checkpoint",
+)
 
 
 @pytest.fixture(scope="module")

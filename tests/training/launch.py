@@ -94,7 +94,9 @@ class Journal(Callback):
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, number: int
     ) -> None:
         share = float(outputs["loss"]) / trainer.world_size
-        self._write(trainer, "losses", {"step": self.step, "loss": share})
+        unfinished = trainer.fit_loop._should_accumulate()
+        logged = None if unfinished else float(trainer.callback_metrics["train/loss"])
+        self._write(trainer, "losses", {"step": self.step, "loss": share, "logged": logged})
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         found = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}

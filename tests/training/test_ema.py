@@ -24,18 +24,13 @@ from mathcanvas_lightning.training.export import export_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig
 from mathcanvas_lightning.training.source import FreezeConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.data.rows import interleaved_shards
 from tests.training.runs import config, network, train, training_data, weights
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    *TRAINER_WARNINGS, "ignore:You defined a `validation_step`", "ignore:The dirpath has changed"
+)
 DECAY = 0.7
 Weights = dict[str, torch.Tensor]
 

@@ -28,18 +28,12 @@ from mathcanvas_lightning.training.export import export_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
-from tests.conftest import RunTool, folder_bytes
+from tests.conftest import TRAINER_WARNINGS, RunTool, folder_bytes
 from tests.data.rows import TOKENIZER, interleaved_shards
 from tests.test_fresh import GREEDY, greedy
 from tests.training.runs import config, network, train, training_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-]
+pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS, "ignore:You defined a `validation_step`")
 STEPS = 3
 
 

@@ -20,19 +20,13 @@ from mathcanvas_lightning.training.losses import LossConfig
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import FreezeConfig, ModelSource
-from tests.conftest import golden_folder
+from tests.conftest import TRAINER_WARNINGS, golden_folder
 from tests.data.rows import config, interleaved_shards, t2i_shards
 from tests.parity.packs import forward_inputs, load_pack, need
 from tests.training.runs import SMALL, network, train, training_data, weights
 
 GOLDEN = golden_folder()
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-]
+pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS, "ignore:You defined a `validation_step`")
 
 
 class Batches:
@@ -157,6 +151,47 @@ def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
         weights(one_by_one).items(), weights(together).values(), strict=True
     ):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6, msg=name)
+
+
+class Losses(Callback):
+    """Keeps the losses logged at each step, and counts the collectives for them."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+        self.num_reductions = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        reduce = trainer.strategy.reduce
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.num_reductions += 1
+            return reduce(*args, **kwargs)
+
+        trainer.strategy.reduce = counted
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            names = ("train/loss", "train/ce", "train/mse")
+            self.logged.append({name: float(trainer.callback_metrics[name]) for name in names})
+
+
+def test_logged_losses_are_those_of_the_whole_step(shards: Path, tmp_path: Path) -> None:
+    data = training_data(config(shards), packs_per_step=4)
+    data.prepare_data()
+    data.setup("fit")
+    batches = list(data.train_dataloader())[:8]
+    merged = [joined_batches(batches[:4]), joined_batches(batches[4:])]
+    one_by_one, together = Losses(), Losses()
+    for losses, given, accumulate in ((one_by_one, batches, 4), (together, merged, 1)):
+        model = network(optimizer=OptimizerConfig(lr=1e-3, eps=1e-6))
+        options = {"accumulate": accumulate, "max_steps": 2, "callbacks": [losses]}
+        train(model, Batches(given), tmp_path, **options)
+        assert len(losses.logged) == losses.num_reductions == 2
+    for found, wanted in zip(one_by_one.logged, together.logged, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+    first = together.logged[0]
+    combined = 0.25 * first["train/ce"] + first["train/mse"]
+    assert first["train/loss"] == pytest.approx(combined)
 
 
 def test_draws_are_those_of_the_sample(shards: Path) -> None:

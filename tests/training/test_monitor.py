@@ -23,16 +23,11 @@ from mathcanvas_lightning.model.flops import forward_flops
 from mathcanvas_lightning.training import monitor as monitor_file
 from mathcanvas_lightning.training.monitor import Counts, ThroughputMonitor, peak_memory_gib
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig, make_schedule
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.data.rows import config, interleaved_shards
 from tests.training.runs import SMALL, network, train, training_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 PEAK = 1e12
 NAMES = {
     "speed/tokens_per_s",

@@ -14,15 +14,11 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.vae import to_pixels
 from mathcanvas_lightning.training.inputs import draw_inputs
 from mathcanvas_lightning.training.pictures import GAP_PX, PictureLogger, clean_estimates, compare
+from tests.conftest import TRAINER_WARNINGS
 from tests.data.rows import config, interleaved_shards
 from tests.training.runs import network, train, training_data, weights
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 
 
 @pytest.fixture(scope="module")

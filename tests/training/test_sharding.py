@@ -102,6 +102,15 @@ def test_two_ranks_are_one_device(name: str, runs: Runs) -> None:
     check_same(runs("long", 1), runs(name, 2))
 
 
+@pytest.mark.parametrize(("name", "ranks"), [("long", 1), ("long", 2), ("replicated", 2)])
+def test_every_rank_logs_the_loss_of_the_whole_step(name: str, ranks: int, runs: Runs) -> None:
+    run = runs(name, ranks)
+    for rank in range(ranks):
+        lines = run.lines("losses", rank)
+        logged = {line["step"]: line["logged"] for line in lines if line["logged"] is not None}
+        assert logged == pytest.approx(run.losses(), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_is_trained(name: str, runs: Runs) -> None:
     check_same(runs(name, 1), runs(name, 2))

@@ -12,26 +12,21 @@ from lightning.pytorch import Callback
 from mathcanvas_lightning.model.adapters import LoRASettings, parameter_report
 from mathcanvas_lightning.model.vae import LatentVAE
 from mathcanvas_lightning.training.module import BagelModule
-from mathcanvas_lightning.training.optim import ScheduleConfig
+from mathcanvas_lightning.training.optim import ScheduleConfig, count_steps
 from mathcanvas_lightning.training.source import FreezeConfig
 from mathcanvas_lightning.training.summary import (
     DebugBatches,
     StartSummary,
-    count_steps,
     count_vae_parameters,
     describe_run,
     memory_estimate,
     mesh_sizes,
 )
+from tests.conftest import TRAINER_WARNINGS
 from tests.data.rows import config, interleaved_shards
 from tests.training.runs import network, train, training_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 
 
 class Told(Callback):
