@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.shards import iter_examples
     from mathcanvas_lightning.data.transforms import ImageTransform
     from mathcanvas_lightning.errors import MathCanvasError
+    from mathcanvas_lightning.evaluation.scoring import score_responses
+    from mathcanvas_lightning.generation.backend import EchoBackend, GenerationBackend, generate
+    from mathcanvas_lightning.generation.batch_tool import generate_responses
+    from mathcanvas_lightning.generation.datamodule import RecordDataModule
+    from mathcanvas_lightning.generation.module import GenerationModule
+    from mathcanvas_lightning.generation.prompts import ChatPrompt
+    from mathcanvas_lightning.generation.records import RecordInput
+    from mathcanvas_lightning.generation.requests import (
+        GenerationRequest,
+        GenerationResponse,
+        Message,
+        Picture,
+        Sampling,
+    )
+    from mathcanvas_lightning.generation.server_backend import ServerBackend
+    from mathcanvas_lightning.generation.server_process import ServerConfig
+    from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
+    from mathcanvas_lightning.generation.writer import ResponseWriter
     from mathcanvas_lightning.model.bagel import Bagel
     from mathcanvas_lightning.model.config import BagelConfig
     from mathcanvas_lightning.model.vae import LatentVAE
@@ -29,49 +47,85 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bagel": "model.bagel",
     "BagelConfig": "model.config",
+    "BagelModule": "training.module",
+    "ChatPrompt": "generation.prompts",
     "ConversionReport": "conversion.convert",
     "DatasetConfig": "data.mixture",
+    "EchoBackend": "generation.backend",
+    "GenerationBackend": "generation.backend",
+    "GenerationModule": "generation.module",
+    "GenerationRequest": "generation.requests",
+    "GenerationResponse": "generation.requests",
     "ImageSegment": "data.schema",
     "ImageTransform": "data.transforms",
     "InterleavedExample": "data.schema",
     "LatentVAE": "model.vae",
     "MathCanvasDataModule": "data.datamodule",
     "MathCanvasError": "errors",
+    "Message": "generation.requests",
     "MicroBatch": "batch",
     "PackedBatch": "batch",
+    "Picture": "generation.requests",
+    "RecordDataModule": "generation.datamodule",
+    "RecordInput": "generation.records",
+    "ResponseWriter": "generation.writer",
+    "Sampling": "generation.requests",
+    "ServerBackend": "generation.server_backend",
+    "ServerConfig": "generation.server_process",
     "SourceFormat": "conversion.sources",
     "TextSegment": "data.schema",
     "TokenGeometry": "batch",
+    "VLLMBackend": "generation.vllm_backend",
     "convert_cot": "conversion.convert",
+    "generate": "generation.backend",
     "generate_blockmoving": "conversion.blockmoving.generate",
-    "inspect_shards": "data.inspection",
-    "BagelModule": "training.module",
-    "iter_examples": "data.shards",
+    "generate_responses": "generation.batch_tool",
     "index_shards": "data.indexing",
+    "inspect_shards": "data.inspection",
+    "iter_examples": "data.shards",
+    "score_responses": "evaluation.scoring",
 }
 
 __all__ = [
     "Bagel",
     "BagelConfig",
     "BagelModule",
+    "ChatPrompt",
     "ConversionReport",
     "DatasetConfig",
+    "EchoBackend",
+    "GenerationBackend",
+    "GenerationModule",
+    "GenerationRequest",
+    "GenerationResponse",
     "ImageSegment",
     "ImageTransform",
     "InterleavedExample",
     "LatentVAE",
     "MathCanvasDataModule",
     "MathCanvasError",
+    "Message",
     "MicroBatch",
     "PackedBatch",
+    "Picture",
+    "RecordDataModule",
+    "RecordInput",
+    "ResponseWriter",
+    "Sampling",
+    "ServerBackend",
+    "ServerConfig",
     "SourceFormat",
     "TextSegment",
     "TokenGeometry",
+    "VLLMBackend",
     "convert_cot",
+    "generate",
     "generate_blockmoving",
+    "generate_responses",
     "index_shards",
     "inspect_shards",
     "iter_examples",
+    "score_responses",
 ]
 
 

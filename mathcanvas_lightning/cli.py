@@ -17,12 +17,13 @@ from rich.console import Console
 
 from mathcanvas_lightning import display
 from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.paths import import_from_here
 
 FAILED, INTERRUPTED = 1, 130
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
     "validate": "Validates a network on validation sets; options as of fit.",
-    "predict": "Runs the predict loop of a LightningModule over a data module; options as of fit.",
+    "predict": "Answers records with a model: --config A.yaml --config B.yaml --key value.",
 }
 
 
@@ -78,16 +79,33 @@ COMMANDS = {
         show=display.show_fresh_model,
         lists=frozenset({"corpus"}),
     ),
+    "make-demo-model": Command(
+        function="demo_model:make_demo_model",
+        example="--output demo/smollm2",
+        show=display.show_demo_model,
+    ),
     "export-checkpoint": Command(
         function="training.export:export_checkpoint",
         example="run/checkpoints/last.ckpt --output exported --dtype bf16",
         show=display.show_export,
         positional=frozenset({"checkpoint"}),
     ),
+    "generate-response": Command(
+        function="generation.batch_tool:generate_responses",
+        example="--backend vllm --model_path SmolLM2 --tensor_parallel_size 1 --max_model_len 2048"
+        " --text_only_input questions.jsonl --text_only_output answers.jsonl",
+        show=display.show_predictions,
+    ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
         example="--name my_data --output my_data.py",
         show=display.show_handler,
+    ),
+    "score": Command(
+        function="evaluation.scoring:score_responses",
+        example="--input answers.jsonl --by subject --by level",
+        show=display.show_scores,
+        lists=frozenset({"by"}),
     ),
 }
 
@@ -124,7 +142,13 @@ def run_trainer(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    from mathcanvas_lightning.training.cli import run_cli  # takes seconds to import
+    import_from_here()
+    # Both take seconds to import.
+    if words[0] == "predict":
+        from mathcanvas_lightning.generation.cli import run_predict
+
+        return guarded(lambda: display.show_predictions(run_predict(words), Console()))
+    from mathcanvas_lightning.training.cli import run_cli
 
     return guarded(lambda: run_cli(words))
 
@@ -197,7 +221,9 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
     skip: set[str | int] = {*flags, *command.positional, *command.lists, "progress"}
     parser.add_function_arguments(function, as_group=False, skip=skip)
     for name in sorted(command.lists - command.positional):
-        parser.add_argument(f"--{name}", nargs="*", type=str, default=[], help=help_of[name])
+        parser.add_argument(
+            f"--{name}", nargs="*", action="extend", type=str, default=[], help=help_of[name]
+        )
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
     return parser

@@ -21,7 +21,10 @@ TOOLS = {
     "inspect_shards.py": "inspect",
     "generate_blockmoving.py": "generate-blockmoving",
     "generate_dataset_handler.py": "generate-handler",
+    "generate_response.py": "generate-response",
+    "make_demo_model.py": "make-demo-model",
     "make_tiny_bagel.py": "make-bagel",
+    "score_responses.py": "score",
 }
 
 

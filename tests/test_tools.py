@@ -63,3 +63,15 @@ def test_training_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     assert all(row["tokens_per_s"] > 0 for row in figures["speeds"].values())
     parts = figures["parts_s"]
     assert sum(v for k, v in parts.items() if k != "step") == pytest.approx(parts["step"])
+
+
+def test_predict_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
+    figures = tmp_path / "figures.json"
+    done = run_tool(
+        "benchmark_predict.py", *("--records", "50", "--rounds", "1"), *("--json", figures)
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert [one["records"] for one in found["echo"]] == [10, 50]
+    assert all(one["first_seconds"] > 0 < one["again_peak_mib"] for one in found["echo"])
+    assert "µs a record" in done.stdout

@@ -1,9 +1,9 @@
 """What is asked of a model and what it answers: the records at the seams of generation."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from types import MappingProxyType
 from typing import Any, Literal
 
 from mathcanvas_lightning.errors import ConfigError
@@ -98,7 +98,7 @@ class GenerationRequest:
     """Names it within a run."""
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
-    template_options: Mapping[str, Any] = MappingProxyType({})
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the model's chat template, such as `enable_thinking`."""
 
     @property
@@ -106,6 +106,13 @@ class GenerationRequest:
         """Seed of this request's draws: 31 bits, the same in any batch, order or process."""
         key = f"{self.sampling.seed}:{self.uid}".encode()
         return int.from_bytes(blake2b(key, digest_size=4).digest()) >> 1
+
+    @property
+    def text_digest(self) -> str:
+        """A short hash of all that it says: equal for equal texts, roles and template options."""
+        said = [[message.role, message.text] for message in self.messages]
+        key = json.dumps([said, dict(self.template_options)], sort_keys=True, default=repr)
+        return blake2b(key.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -156,3 +163,12 @@ class GenerationResponse:
 
     def __post_init__(self) -> None:
         assert bool(self.outputs) != (self.failure is not None), self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A response and what it answers."""
+
+    response: GenerationResponse
+    request: GenerationRequest | None
+    """None where the record could not be made into a request."""

@@ -1,0 +1,278 @@
+"""Scores a file of answered records: a verdict for each, accuracies, groups."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mathcanvas_lightning.atomic import written_whole
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.evaluation.answered import Answered, Fields, read_answered
+from mathcanvas_lightning.evaluation.answers import clean, extract_answers
+from mathcanvas_lightning.evaluation.comparer import Comparer, Pair
+from mathcanvas_lightning.evaluation.equivalence import Comparison
+from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
+from mathcanvas_lightning.evaluation.verdicts import (
+    PartVerdict,
+    ScoredRecord,
+    ScoredResponse,
+    Scores,
+    Verdict,
+    summarize,
+)
+from mathcanvas_lightning.parallel import count_workers
+from mathcanvas_lightning.paths import natural_key
+from mathcanvas_lightning.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+PAIRS_PER_PROCESS = 200
+"""Fewer are compared before another process has started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """What a file of answered records is worth."""
+
+    path: str
+    """The records."""
+    output: Path
+    """The JSON file with all verdicts."""
+    overall: Scores
+    groups: Mapping[str, Mapping[str, Scores]]
+    """Field -> value -> scores of the records with that value."""
+    num_without_reference: int
+    """Records that have no reference answer, and so aren't scored."""
+    failures: Sequence[str]
+    """Why the judge left answers undecided."""
+
+
+def score_responses(
+    input: str,  # noqa: A002
+    *,
+    answer_field: str = "answer",
+    response_field: str = "model_answer",
+    options_field: str = "options",
+    question_field: str = "query_cot",
+    by: Sequence[str] = (),
+    output: str | None = None,
+    judge: str | None = None,
+    num_workers: int | None = None,
+    time_limit_s: float = 5.0,
+    progress: bool = True,
+) -> ScoreReport:
+    """Scores the answers of a model against reference answers.
+
+    The final answer of each response is extracted and compared: letters of choices, numbers with
+    their units, lists, formulas. A record may have several responses (a list), and a question
+    several parts (a reference of several answers).
+
+    Args:
+        input: JSON, JSON lines, CSV or Parquet file of records.
+        answer_field: Has the reference answer: a text or number, or a list with one for each part.
+        response_field: Has the response, or a list of them; null where there is none.
+        options_field: Has the texts of the choices, for questions that have any.
+        question_field: Has the question, for the judge.
+        by: Fields whose values are scored each for itself, such as subject level.
+        output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
+        judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
+            and init_args): a model that decides on answers that the rules don't find right.
+        num_workers: Processes that compare; by default one a core.
+        time_limit_s: Seconds that one comparison may take; what takes longer is wrong.
+        progress: Show a progress bar.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InputError: If the file can't be read, or lacks a field.
+        ConfigError: If an option can't be used.
+        BackendError: If the judge can't start, or can't go on.
+    """
+    by = (by,) if isinstance(by, str) else tuple(by)
+    target = _target(input, output)
+    fields = Fields(
+        answer=answer_field,
+        response=response_field,
+        options=options_field,
+        question=question_field,
+        by=by,
+    )
+    chosen_judge = None if judge is None else load_judge(judge)
+    found = read_answered(input, fields)
+    scored = _compared(found.records, num_workers, time_limit_s, progress)
+    failures: list[str] = []
+    if chosen_judge is not None:
+        try:
+            scored, failures = _judged(scored, chosen_judge, progress)
+        finally:
+            chosen_judge.backend.close()
+    report = ScoreReport(
+        path=str(input),
+        output=target,
+        overall=summarize(scored),
+        groups={name: _grouped(scored, name) for name in by},
+        num_without_reference=found.num_without_reference,
+        failures=failures,
+    )
+    _write(report, scored)
+    return report
+
+
+def _target(source: str, output: str | None) -> Path:
+    path = Path(source)
+    target = path.with_name(f"{path.stem}_scores.json") if output is None else Path(output)
+    if target.resolve() == path.resolve():
+        raise ConfigError(
+            "--output", found=str(target), wanted="not the input", remedy="Name another file."
+        )
+    return target
+
+
+def _compared(
+    records: Sequence[Answered], num_workers: int | None, time_limit_s: float, progress: bool
+) -> list[ScoredRecord]:
+    """What the rules find."""
+    answers = [_extracted(record, response) for record in records for response in record.responses]
+    pairs = [pair for parts in answers for pair in parts if pair.given]
+    num_processes = max(1, count_workers(num_workers, len(pairs), PAIRS_PER_PROCESS))
+    comparisons: list[Comparison] = []
+    with (
+        Comparer(num_processes, time_limit_s) as comparer,
+        progress_bar("Comparing", len(pairs), show=progress) as advance,
+    ):
+        for comparison in comparer.compare_all(pairs):
+            comparisons.append(comparison)
+            advance(1, "")
+    if num_slow := sum(one.how == "time_limit" for one in comparisons):
+        log.warning("%d comparisons took over %g s: counted as wrong", num_slow, time_limit_s)
+    left, remaining = iter(answers), iter(comparisons)
+    return [
+        ScoredRecord(
+            record=record,
+            responses=tuple(
+                ScoredResponse(parts=_part_verdicts(next(left), response, remaining))
+                for response in record.responses
+            ),
+        )
+        for record in records
+    ]
+
+
+def _extracted(record: Answered, response: str | None) -> list[Pair]:
+    """The answer to each part, empty where there is none."""
+    expected = record.expected
+    if response is None:
+        given: Sequence[str] = [""] * len(expected)
+    elif len(expected) == 1 and clean(response) == expected[0]:
+        given = expected  # however long it is
+    else:
+        given = extract_answers(response, len(expected))
+    return [Pair(*both, record.options) for both in zip(given, expected, strict=True)]
+
+
+def _part_verdicts(
+    pairs: Sequence[Pair], response: str | None, comparisons: Iterator[Comparison]
+) -> tuple[PartVerdict, ...]:
+    nothing: Verdict = "failed" if response is None else "unanswered"
+    parts = []
+    for pair in pairs:
+        found = next(comparisons) if pair.given else Comparison(False, "none")
+        verdict: Verdict = "right" if found.is_right else "wrong" if pair.given else nothing
+        parts.append(
+            PartVerdict(
+                extracted=pair.given, expected=pair.expected, verdict=verdict, how=found.how
+            )
+        )
+    return tuple(parts)
+
+
+def _judged(
+    scored: Sequence[ScoredRecord], judge: Judge, progress: bool
+) -> tuple[list[ScoredRecord], list[str]]:
+    """What the judge makes of responses that the rules don't find right, and why it failed."""
+    cases = [
+        Case(question=one.record.question, response=text, expected=one.record.expected)
+        for one in scored
+        for text, response in zip(one.record.responses, one.responses, strict=True)
+        if text is not None and _is_open(response)
+    ]
+    total = sum(1 + len(case.expected) for case in cases)
+    with progress_bar("Judging", total, show=progress) as advance:
+        rulings = judge.judge(cases, lambda count: advance(count, ""))
+    left = iter(rulings)
+    judged = [
+        replace(
+            one,
+            responses=tuple(
+                _ruled(response, next(left)) if _is_open(response) else response
+                for response in one.responses
+            ),
+        )
+        for one in scored
+    ]
+    return judged, [failure for ruling in rulings for failure in ruling.failures]
+
+
+def _is_open(response: ScoredResponse) -> bool:
+    """Whether a judge should look at it."""
+    return any(map(_is_open_part, response.parts))
+
+
+def _is_open_part(part: PartVerdict) -> bool:
+    is_known = Comparison(part.verdict == "right", part.how).is_certain
+    return part.verdict != "failed" and not is_known
+
+
+def _ruled(response: ScoredResponse, ruling: Ruling) -> ScoredResponse:
+    return ScoredResponse(
+        parts=tuple(
+            _ruled_part(part, ruling, is_right) if _is_open_part(part) else part
+            for part, is_right in zip(response.parts, ruling.parts, strict=True)
+        )
+    )
+
+
+def _ruled_part(part: PartVerdict, ruling: Ruling, is_right: bool | None) -> PartVerdict:
+    answered: Verdict = "right" if is_right else "wrong" if ruling.extracted else "unanswered"
+    verdict: Verdict = "undecided" if is_right is None else answered
+    return replace(part, extracted=ruling.extracted or part.extracted, verdict=verdict, how="judge")
+
+
+def _grouped(scored: Sequence[ScoredRecord], field: str) -> dict[str, Scores]:
+    members: dict[str, list[ScoredRecord]] = {}
+    for one in scored:
+        members.setdefault(one.record.groups[field], []).append(one)
+    return {value: summarize(members[value]) for value in sorted(members, key=natural_key)}
+
+
+def _write(report: ScoreReport, scored: Sequence[ScoredRecord]) -> None:
+    summary = {
+        "input": report.path,
+        "overall": asdict(report.overall),
+        "groups": {
+            field: {value: asdict(scores) for value, scores in values.items()}
+            for field, values in report.groups.items()
+        },
+        "num_without_reference": report.num_without_reference,
+        "judge_failures": list(islice(report.failures, 100)),
+        "records": [_record(one) for one in scored],
+    }
+    with written_whole(report.output) as temporary:
+        text = json.dumps(summary, ensure_ascii=False, indent=1)
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def _record(scored: ScoredRecord) -> dict[str, Any]:
+    named = {} if scored.record.uid is None else {"uid": scored.record.uid}
+    return {
+        "index": scored.record.index,
+        **named,
+        "responses": [
+            {"verdict": response.verdict, "parts": [asdict(part) for part in response.parts]}
+            for response in scored.responses
+        ],
+    }

@@ -1,0 +1,286 @@
+"""Files of answered records, scored from the command line and from Python."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mathcanvas_lightning.cli import main
+from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.evaluation import scoring
+from mathcanvas_lightning.evaluation.scoring import ScoreReport, score_responses
+from tests.conftest import RunTool, read_jsonl, write_json
+from tests.evaluation.judging import DeadBackend
+
+OPTIONS = ["2 cm", "3 cm", "4 cm"]
+RECORDS: list[dict[str, Any]] = [
+    {"answer": "B", "options": OPTIONS, "subject": "lengths", "model_answer": "So \\boxed{B}."},
+    {
+        "answer": "B",
+        "options": OPTIONS,
+        "subject": "lengths",
+        "model_answer": "The answer is 3 cm.",
+    },
+    {"answer": "A", "options": OPTIONS, "subject": "lengths", "model_answer": "Answer: C"},
+    {"answer": "1/2", "subject": "numbers", "model_answer": "<think>1</think>It is 0.5"},
+    {"answer": 7, "subject": "numbers", "model_answer": "I don't know."},
+    {"answer": "8", "subject": "numbers", "model_answer": None},
+    {"answer": ["1", "2"], "subject": None, "model_answer": "(1) 1 (2) 3"},
+    {"answer": None, "subject": "numbers", "model_answer": "\\boxed{5}"},
+]
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def score(path: str | Path, **options: Any) -> ScoreReport:
+    return score_responses(str(path), num_workers=1, progress=False, **options)
+
+
+def verdicts(report: ScoreReport) -> list[list[str]]:
+    records = json.loads(report.output.read_text())["records"]
+    return [[response["verdict"] for response in one["responses"]] for one in records]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_formats_give_the_same_scores(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"answers{suffix}"
+    write(path, RECORDS)
+    report = score(path, by=["subject"])
+    assert report.output == tmp_path / "answers_scores.json"
+    overall = report.overall
+    assert (overall.num_records, overall.num_responses, report.num_without_reference) == (7, 7, 1)
+    assert (overall.num_right, overall.num_wrong) == (3, 2)
+    # A CSV file has no null: no response there is an empty one.
+    assert (overall.num_unanswered, overall.num_failed) == ((2, 0) if suffix == ".csv" else (1, 1))
+    assert overall.accuracy == pytest.approx(3.5 / 7)
+    assert overall.complete == pytest.approx(3 / 7)
+    assert overall.weighted == pytest.approx(3.4348 / 7, abs=1e-5)
+    assert overall.interval == pytest.approx((0.2024, 0.7976), abs=1e-4)
+    assert overall.majority is None
+    subjects = report.groups["subject"]
+    assert {name: one.num_records for name, one in subjects.items()} == {
+        "(none)": 1,
+        "lengths": 3,
+        "numbers": 3,
+    }
+    assert subjects["lengths"].accuracy == pytest.approx(2 / 3)
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    if path.suffix == ".jsonl":
+        write_lines(path, records)
+    elif path.suffix == ".json":
+        write_json(path, records)
+    else:
+        texts = [
+            {
+                name: None
+                if record.get(name) is None
+                else value
+                if isinstance(value := record[name], str)
+                else json.dumps(value)
+                for name in ("answer", "options", "subject", "model_answer")
+            }
+            for record in records
+        ]
+        table = pa.Table.from_pylist(texts)
+        if path.suffix == ".parquet":
+            pq.write_table(table, path)
+        else:
+            table.to_pandas().to_csv(path, index=False)
+
+
+def test_verdicts_are_written_down(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"id": 3} | RECORDS[0], *RECORDS[4:7]])
+    report = score(path, output=str(tmp_path / "new" / "scores.json"))
+    written = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert written["overall"]["num_records"] == report.overall.num_records == 4
+    first, unanswered, failed, parts = written["records"]
+    assert first == {
+        "index": 0,
+        "uid": "3",
+        "responses": [
+            {
+                "verdict": "right",
+                "parts": [{"extracted": "B", "expected": "B", "verdict": "right", "how": "choice"}],
+            }
+        ],
+    }
+    assert unanswered["responses"][0]["verdict"] == "unanswered"
+    assert failed["responses"][0]["parts"][0]["verdict"] == "failed"
+    assert parts["responses"][0]["verdict"] == "wrong"
+    assert [part["verdict"] for part in parts["responses"][0]["parts"]] == ["right", "wrong"]
+
+
+def test_samples(tmp_path: Path) -> None:
+    records = [
+        {"answer": "5", "model_answer": ["5", "x = 5", "6", None]},  # 2 of 4; majority right
+        {"answer": "5", "model_answer": ["6", "6", "5", "I don't know"]},  # 1 of 4; wrong
+        {"answer": "5", "model_answer": ["6", "5", "5.0", "6"]},  # 2 of 4; the first of a tie
+        {"answer": "5", "model_answer": [None, None, None, None]},
+    ]
+    overall = score(write_lines(tmp_path / "a.jsonl", records)).overall
+    assert (overall.num_records, overall.num_responses) == (4, 16)
+    assert overall.accuracy == pytest.approx(5 / 16)
+    assert overall.majority == pytest.approx(1 / 4)
+    assert (overall.num_failed, overall.num_unanswered) == (5, 1)
+
+
+def test_other_field_names_and_failures_of_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        'truth,choices,said,said_error\nB,"[""1"", ""2""]",2,\n5,,,"timeout: too slow"\n'
+        '5,,"[""5"", ""6""]",\n'
+    )
+    report = score(path, answer_field="truth", response_field="said", options_field="choices")
+    assert verdicts(report) == [["right"], ["failed"], ["right", "wrong"]]
+
+
+def test_long_references_match_themselves(tmp_path: Path) -> None:
+    text = "It is a square if and only if " + "all of its sides are equally long and " * 9
+    path = write_lines(tmp_path / "a.jsonl", [{"answer": text, "model_answer": text}])
+    assert score(path).overall.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        (RECORDS, {"answer_field": "truth"}, r"--answer_field truth.*there are: answer, options"),
+        (RECORDS, {"response_field": "said"}, "--response_field said"),
+        (RECORDS, {"by": ["level"]}, "--by level"),
+        ([{"answer": None, "model_answer": "5"}], {}, "no value in any of 1 records"),
+        ([5], {}, "record 0: found 5"),
+        ([], {}, "there are: none"),
+    ],
+)
+def test_files_that_can_not_be_scored(
+    tmp_path: Path, records: list[Any], options: dict[str, Any], message: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", records)
+    with pytest.raises(InputError, match=message):
+        score(path, **options)
+    assert not (tmp_path / "a_scores.json").exists()
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        score(tmp_path / "nowhere.jsonl")
+    path = write_json(tmp_path / "a.json", RECORDS)
+    with pytest.raises(ConfigError, match="not the input"):
+        score(path, output=str(path))
+
+
+JUDGED = [
+    {
+        "answer": "B",
+        "options": OPTIONS,
+        "model_answer": "The answer is C.\n[[B]]",
+    },  # another letter
+    {"answer": "7", "model_answer": "\\boxed{7}"},
+    {"answer": "seven", "model_answer": "Seven apples I count, and no more: [[seven]] of them."},
+    {"answer": "seven", "model_answer": "\\boxed{6} [[six]]"},
+    {"answer": "seven", "model_answer": "\\boxed{6} fail here"},
+    {"answer": "seven", "model_answer": "I don't know."},
+    {"answer": "seven", "model_answer": None},
+    {"answer": ["7", "seven"], "model_answer": "(1) 7 (2) 6 [[seven]]"},
+]
+
+
+def judge_file(folder: Path, class_path: str) -> str:
+    path = folder / "judge.yaml"
+    path.write_text(yaml.safe_dump({"backend": {"class_path": class_path}}))
+    return str(path)
+
+
+def test_a_judge_looks_at_what_the_rules_do_not_find_right(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", JUDGED)
+    assert verdicts(score(path)) == [
+        *(["wrong"], ["right"], ["wrong"], ["wrong"], ["wrong"]),
+        *(["unanswered"], ["failed"], ["wrong"]),
+    ]
+    report = score(path, judge=judge_file(tmp_path, "tests.evaluation.judging.MarkedBackend"))
+    assert verdicts(report) == [
+        *(["wrong"], ["right"], ["right"], ["wrong"], ["undecided"]),
+        *(["unanswered"], ["failed"], ["right"]),
+    ]
+    assert report.failures == ["timeout: too slow"]
+    overall = report.overall
+    assert (overall.num_records, overall.num_undecided) == (8, 1)
+    assert overall.accuracy == pytest.approx(3 / 7)  # undecided is neither right nor wrong
+    assert json.loads(report.output.read_text())["judge_failures"] == ["timeout: too slow"]
+
+
+def test_a_judge_that_dies_ends_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", JUDGED)
+    judge = judge_file(tmp_path, "tests.evaluation.judging.DeadBackend")
+    assert main(["score", "--input", path, "--judge", judge, "--num_workers", "1"]) == 1
+    assert "it is dead" in capsys.readouterr().err
+    assert DeadBackend.num_closed == 1
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", RECORDS)
+    assert main(["score", "--input", path, "--by", "subject", "--num_workers", "1"]) == 0
+    said = capsys.readouterr().out
+    for text in ("50.0%", "42.9%", "49.1%", "subject: lengths", "66.7%", "1 records without"):
+        assert text in said, said
+    assert "undecided" not in said
+    assert str(tmp_path / "a_scores.json") in said
+    assert main(["score", "--input", path, "--answer_field", "truth"]) == 1
+    assert "--answer_field truth" in capsys.readouterr().err
+
+
+def test_tool(tmp_path: Path, run_tool: RunTool) -> None:
+    path = write_lines(tmp_path / "a.jsonl", RECORDS)
+    done = run_tool("score_responses.py", "--input", path, "--output", tmp_path / "s.json")
+    assert done.returncode == 0, done.stderr
+    assert "50.0%" in done.stdout
+    assert json.loads((tmp_path / "s.json").read_text())["overall"]["num_right"] == 3
+
+
+def test_slow_comparisons_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [{"answer": "5.5", "model_answer": "\\boxed{1000000000!}"}]
+    report = score(write_lines(tmp_path / "a.jsonl", records), time_limit_s=0.5)
+    assert verdicts(report) == [["wrong"]]
+    assert "1 comparisons took over 0.5 s" in caplog.text
+
+
+def test_a_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "PAIRS_PER_PROCESS", 2)
+    records = [{"answer": str(i), "model_answer": str(i - i % 3)} for i in range(12)]
+    report = score_responses(write_lines(tmp_path / "a.jsonl", records), num_workers=2)
+    assert [one[0] == "right" for one in verdicts(report)] == [i % 3 == 0 for i in range(12)]
+
+
+@pytest.mark.skipif("MATHCANVAS_REAL_DATA" not in os.environ, reason="needs real problems")
+def test_real_problems(tmp_path: Path) -> None:
+    records = read_jsonl(Path(os.environ["MATHCANVAS_REAL_DATA"]) / "test.jsonl")
+    shapes = ("{}", "The answer is {}.", "So \\boxed{{{}}}.", "**Answer:** {}")
+    for shape in shapes:
+        right = [one | {"model_answer": shape.format(one["answer"])} for one in records]
+        report = score(write_lines(tmp_path / "right.jsonl", right))
+        assert report.overall.accuracy == 1.0, shape
+        assert report.overall.num_right == len(records)
+    letters = [one for one in records if one["options"]]
+    assert letters
+    for shape in shapes:
+        wrong = [
+            one | {"model_answer": shape.format("ABCDEA"["ABCDE".index(one["answer"]) + 1])}
+            for one in letters
+        ]
+        assert score(write_lines(tmp_path / "wrong.jsonl", wrong)).overall.num_right == 0, shape
+    texts = [
+        one | {"model_answer": f"\\boxed{{{one['options']['ABCDE'.index(one['answer'])]}}}"}
+        for one in letters
+    ]
+    assert score(write_lines(tmp_path / "texts.jsonl", texts)).overall.accuracy == 1.0

