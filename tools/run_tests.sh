@@ -11,4 +11,4 @@ ruff format --check .
 mypy
 lint-imports
 # As many processes as cores: more threads would only get into each other's way.
-OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-auto}" "$@"
+OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-auto}" --dist loadgroup "$@"

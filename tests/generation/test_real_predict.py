@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
-
 from mathcanvas_lightning.evaluation.scoring import score_responses
 from tests.conftest import ROOT
-from tests.generation.engine import engine_lock, smollm2  # noqa: F401 - fixtures
+from tests.generation.engine import engine_lock, real_engine, smollm2  # noqa: F401
 from tests.generation.runs import read_lines, run_command, run_file, write_lines
 
+pytestmark = real_engine
 MAX_TOKENS = 24
 WINDOW = 256
 
@@ -55,8 +54,6 @@ def journal_lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.usefixtures("engine_lock")
 def test_tool_and_command_agree_and_a_kill_loses_nothing(
     smollm2: Path,  # noqa: F811
     tmp_path: Path,
