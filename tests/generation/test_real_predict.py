@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from mathcanvas_lightning.evaluation.scoring import score_responses
-from tests.conftest import ROOT
-from tests.generation.engine import engine_lock, real_engine, smollm2  # noqa: F401
-from tests.generation.runs import read_lines, run_command, run_file, write_lines
+import pytest
 
-pytestmark = real_engine
+from mathcanvas_lightning.evaluation.scoring import score_responses
+from mathcanvas_lightning.generation.prompts import ChatPrompt
+from mathcanvas_lightning.generation.records import RecordInput
+from mathcanvas_lightning.generation.requests import Sampling
+from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
+from tests.conftest import ROOT, TRAINER_WARNINGS
+from tests.generation.engine import (  # noqa: F401
+    SMALL_CACHE,
+    engine_lock,
+    real_engine,
+    smollm2,
+)
+from tests.generation.runs import predict, read_lines, run_command, run_file, write_lines
+from tests.generation.tiny_idefics3 import make_tiny_idefics3
+
+pytestmark = [*real_engine, *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS)]
 MAX_TOKENS = 24
 WINDOW = 256
 
@@ -106,3 +118,27 @@ def kill_in_the_middle(command: list[str], output: Path) -> None:
     assert engine
     _, alive = psutil.wait_procs(engine, timeout=60)
     assert not alive
+
+
+@pytest.mark.skipif("MATHCANVAS_REAL_DATA" not in os.environ, reason="needs real problems")
+def test_real_problems_with_pictures(tmp_path: Path) -> None:
+    source = Path(os.environ["MATHCANVAS_REAL_DATA"], "test.jsonl")
+    make_tiny_idefics3(tmp_path / "model")
+    report = predict(
+        VLLMBackend(str(tmp_path / "model"), dtype="float32", engine_options=SMALL_CACHE),
+        [
+            RecordInput(
+                path=str(source),
+                output=str(tmp_path / "answers.jsonl"),
+                index_field="id",
+                query_field="question",
+            )
+        ],
+        prompt=ChatPrompt(options_field="options"),
+        sampling=Sampling(max_tokens=8),
+    )
+    problems = read_lines(source)
+    written = read_lines(tmp_path / "answers.jsonl")
+    assert [one["id"] for one in written] == [one["id"] for one in problems]
+    assert report.num_failed == 0
+    assert len({one["model_answer"] for one in written}) > len(problems) / 2

@@ -19,6 +19,7 @@ from mathcanvas_lightning.generation.backend import BackendError, generate
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message
 from mathcanvas_lightning.generation.server_backend import ServerBackend
 from mathcanvas_lightning.generation.server_process import ServerConfig, ServerProcess
+from mathcanvas_lightning.generation.vllm_engine import CPU_CACHE_BYTES
 from tests.conftest import ROOT
 
 PROGRAM = str(ROOT / "tests" / "generation" / "misbehaving.py")
@@ -155,6 +156,7 @@ def test_a_killed_launcher_leaves_no_server(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, time
 from mathcanvas_lightning.generation.server_process import ServerConfig, ServerProcess
+from mathcanvas_lightning.generation.vllm_engine import CPU_CACHE_BYTES
 server = ServerProcess(ServerConfig(command=sys.argv[2:], stop_timeout_s=1))
 server.start()
 if sys.argv[1] == "wait":
@@ -203,7 +205,8 @@ def test_a_fork_leaves_the_server_alone(tmp_path: Path) -> None:
         assert all(map(alive, family(tmp_path)))
 
 
-def test_options_become_arguments() -> None:
+def test_options_become_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "distributions", lambda **_: [])
     made = ServerConfig(
         model_path="some model",
         options={
@@ -225,6 +228,20 @@ def test_options_become_arguments() -> None:
     ]
     other = ServerConfig(command=["serve", "--json={}", "--at={port}"], options={"x": 1})
     assert other.arguments(5) == ["serve", "--json={}", "--at=5", "--x", "1"]
+
+
+def test_without_gpu_vllm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "distributions", lambda **_: [object()])
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    words = ServerConfig(model_path="m", options={"seed": 1}).arguments(80)
+    assert "--enforce-eager" in words
+    assert int(words[words.index("--kv-cache-memory-bytes") + 1]) == CPU_CACHE_BYTES
+    told = ServerConfig(
+        model_path="m", options={"enforce_eager": False}, env={"VLLM_CPU_KVCACHE_SPACE": "1"}
+    ).arguments(80)
+    assert told[-1] == "--no-enforce-eager"
+    assert "--kv-cache-memory-bytes" not in told
+    assert "--enforce-eager" not in ServerConfig(command=["serve", "{port}"]).arguments(80)
 
 
 @pytest.mark.parametrize(
