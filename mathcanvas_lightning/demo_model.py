@@ -147,7 +147,7 @@ def _convert(gguf: Path, output: Path, dtype: str) -> None:
             model = AutoModelForCausalLM.from_pretrained(
                 **source, dtype=dtype, quantization_config=unpacked
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # readers raise whatever comes to them on broken input
             raise InputError(
                 str(gguf),
                 found=str(error) or type(error).__name__,
@@ -161,9 +161,6 @@ def _convert(gguf: Path, output: Path, dtype: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the progress bars and warnings of a conversion that is known to work."""
-    with (
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

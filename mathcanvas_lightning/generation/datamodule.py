@@ -178,7 +178,10 @@ class RecordDataModule(LightningDataModule):
             failure = Failure(kind=PROMPT_FAILURE, message=str(error))
         else:
             return GenerationRequest(
-                uid=record.uid, messages=messages, template_options=self.template_options
+                uid=record.uid,
+                messages=messages,
+                template_options=self.template_options,
+                record=record.values,
             )
         return GenerationResponse(uid=record.uid, failure=failure)
 

@@ -65,7 +65,7 @@ class _Tally:
             self.failures[line["error"]["kind"]] += 1
             return
         self.num_answered += 1
-        self.num_cut += "length" in line["finish_reasons"]
+        self.num_cut += any(reason not in (None, "stop") for reason in line["finish_reasons"])
         self.prompt_tokens += line["usage"]["prompt_tokens"]
         self.completion_tokens += line["usage"]["completion_tokens"]
 

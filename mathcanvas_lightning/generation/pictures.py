@@ -101,10 +101,14 @@ def load_pictures(
         except PictureError as error:
             raise PictureError(error.kind, f"{name}: {error}") from None
         except ImageError as error:
-            kind = TOO_LARGE if error.reason == "image_too_large" else UNREADABLE
-            raise PictureError(kind, f"{name}: {error}") from None
+            raise PictureError(failure_kind(error), f"{name}: {error}") from None
         pictures.append(Picture(located, place=name))
     return tuple(pictures)
+
+
+def failure_kind(error: ImageError) -> str:
+    """What a failure by such an image is called."""
+    return TOO_LARGE if error.reason == "image_too_large" else UNREADABLE
 
 
 def locate_picture(reference: Any, base: str) -> bytes | str:

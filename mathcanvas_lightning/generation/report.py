@@ -17,7 +17,7 @@ class InputReport:
     failures: Counter[str]
     """Requests without an answer, by kind of failure; the next run asks them again."""
     num_cut: int
-    """Answers that ended at `max_tokens` or at the window's end."""
+    """Answers that a limit ended: `max_tokens`, the window's end, ..."""
     prompt_tokens: int
     completion_tokens: int
 

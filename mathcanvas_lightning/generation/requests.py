@@ -100,6 +100,8 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the model's chat template, such as `enable_thinking`."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What it was made of, for writers; no backend looks at it."""
 
     @property
     def seed(self) -> int:
@@ -147,7 +149,7 @@ class Failure:
     """Why a request has no answer."""
 
     kind: str
-    """A short name: `prompt_too_long`, `picture`, `timeout`, `http_500`, ..."""
+    """A short name: `prompt_too_long`, `picture_unreadable`, `timeout`, `http_500`, ..."""
     message: str
     """What happened, with the values found."""
 

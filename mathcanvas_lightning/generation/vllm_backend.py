@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class VLLMBackend:
         max_model_len: The window: tokens of a prompt with its answer. By default the model's own.
         gpu_memory_utilization: Part of each GPU's memory that vLLM may fill.
         dtype: Of weights and activations: auto, float32, bfloat16 or float16.
-        max_images: Most pictures a request may have; 0 leaves the picture tower out. By default
-            as many as the window holds.
+        max_images: Most pictures a request may have; 0 spares the memory for seeing any. By
+            default as many as the window holds.
         lora_path: Folder of a peft adapter that is applied to all requests.
         engine_options: Further arguments of vLLM's engine, such as `enforce_eager` or `seed`.
         max_pending: Requests held at a time. More than the engine runs at once (`max_num_seqs`)
@@ -139,7 +140,7 @@ class VLLMBackend:
         self._options = engine_options or {}
         _check_options(self._options, self._arguments.keys() | {"enable_lora"})
         self._model_name = model_name or Path(model_path).name
-        self._lora_path = lora_path
+        self._lora_path = None if lora_path is None else str(Path(lora_path).expanduser())
         self._num_gpus = tensor_parallel_size * pipeline_parallel_size
         self._max_pending = max_pending
         self._num_pending = 0
@@ -214,7 +215,7 @@ class VLLMBackend:
         process = self._running()
         for request in requests:
             try:
-                process.send(request)
+                process.send(replace(request, record={}))  # which may hold whole pictures
             except ProcessEndedError:
                 raise self._broken(process, "") from None
             self._num_pending += 1

@@ -24,6 +24,7 @@ from typing import Any
 from mathcanvas_lightning.data.images import ImageError, ImageLimits
 from mathcanvas_lightning.data.transforms import decode_image
 from mathcanvas_lightning.generation.backend import BackendError
+from mathcanvas_lightning.generation.pictures import failure_kind
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -149,7 +150,7 @@ class _Engine:
             arguments.setdefault("enforce_eager", True)
             if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
                 arguments.setdefault("kv_cache_memory_bytes", CPU_CACHE_BYTES)
-        else:
+        elif current_platform.is_cuda_alike() or current_platform.is_unspecified():
             gpus = share_of_gpus(_visible_gpus(), settings.local_rank, settings.num_gpus)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._llm = LLM(**arguments)
@@ -224,8 +225,7 @@ class _PictureError(Exception):
 
     def __init__(self, picture: Picture, error: ImageError) -> None:
         super().__init__(f"{picture.place}: {error}")
-        too_large = error.reason == "image_too_large"
-        self.kind = "picture_too_large" if too_large else "picture_unreadable"
+        self.kind = failure_kind(error)
 
 
 def _chat_message(message: Message) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class ResponseWriter(ResponseCallback):
         Raises:
             OutputError: If the answers of earlier runs were made by another model or sampling.
         """
-        data = _data_of(trainer)
+        data = data_of(trainer)
         model = pl_module.backend.model_name
         lines: dict[str, list[dict[str, Any]]] = {}
         for exchange in exchanges:
@@ -83,7 +83,7 @@ class ResponseWriter(ResponseCallback):
         self._close()
         trainer.strategy.barrier("responses")
         if trainer.is_global_zero:
-            data = _data_of(trainer)
+            data = data_of(trainer)
             self.report = PredictionReport(
                 inputs=tuple(
                     write_output(one, self.post_processors, keep_old_responses=not data.rerun)
@@ -132,13 +132,18 @@ class ResponseWriter(ResponseCallback):
             )
 
 
-def _data_of(trainer: Trainer) -> RecordDataModule:
+def data_of(trainer: Trainer) -> RecordDataModule:
+    """The data of a run.
+
+    Raises:
+        ConfigError: If it is no RecordDataModule.
+    """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, RecordDataModule):
         raise ConfigError(
             "data",
             found=type(data).__name__,
-            wanted="a RecordDataModule, whose inputs and outputs ResponseWriter joins",
+            wanted="a RecordDataModule, whose inputs and outputs writers join",
             remedy="Use one, or take responses in a ResponseCallback of your own.",
         )
     return data

@@ -121,7 +121,7 @@ def test_a_list_of_batches_is_data_too() -> None:
 
 
 def test_failures_of_records_are_handed_on() -> None:
-    failure = GenerationResponse(uid="x", failure=Failure(kind="picture", message="cut"))
+    failure = GenerationResponse(uid="x", failure=Failure(kind="picture_unreadable", message="cut"))
     backend, listener = LastFirst(), Listener()
     batch = RequestBatch(requests=(request("a"),), failures=(failure,), is_last=True)
     predict(GenerationModule(backend), Stream([batch]), listener)

@@ -32,12 +32,12 @@ def adapted_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32")
-    model = get_peft_model(model, LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
     torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.1)
+                parameter.normal_(std=0.3)
     model.adapter_path = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(model.adapter_path)
     return model

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from hypothesis import strategies as st
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation import vllm_backend
-from mathcanvas_lightning.generation.backend import BackendError, GenerationBackend
+from mathcanvas_lightning.generation.backend import BackendError, GenerationBackend, generate
+from mathcanvas_lightning.generation.requests import GenerationResponse, Output
 from mathcanvas_lightning.generation.vllm_backend import (
     VLLMBackend,
     find_cause,
     find_model,
     find_remedy,
 )
-from mathcanvas_lightning.generation.vllm_engine import share_of_gpus
+from mathcanvas_lightning.generation.vllm_engine import Fault, Ready, share_of_gpus
 from tests.generation.engine import ask, real_engine
 
 
@@ -111,6 +113,50 @@ def test_engines_share_all_gpus(num_engines: int, count: int) -> None:
     assert [name for share in shares for name in share] == visible
     with pytest.raises(BackendError, match=f"found {len(visible)} visible GPUs"):
         share_of_gpus(visible, num_engines, count)
+
+
+def faulty(descriptor: int) -> None:
+    """An engine that answers the first request, and breaks at the second."""
+    connection = Connection(descriptor)
+    settings = connection.recv()
+    if settings.arguments["dtype"] == "never":
+        connection.send(Fault("ValueError: CUDA out of memory"))
+        return
+    connection.send(Ready())
+    first, _ = connection.recv(), connection.recv()
+    connection.send(GenerationResponse(uid=first.uid, outputs=(Output(text="fine"),)))
+    connection.send(Fault("KeyError: 'lost'"))
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder that passes for a model, for an engine without vLLM."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(vllm_backend, "find_spec", lambda name: name)
+    monkeypatch.setattr(vllm_backend, "ENGINE", f"{__name__}:faulty")
+    return str(tmp_path)
+
+
+def test_what_was_answered_before_a_fault_is_kept(model: str) -> None:
+    backend = VLLMBackend(model, max_pending=2)
+    responses = generate(backend, [ask(uid, "Hi.") for uid in "abc"])
+    assert next(responses).uid == "a"
+    with pytest.raises(BackendError, match="KeyError: 'lost'"):
+        next(responses)
+    with pytest.raises(BackendError, match="KeyError: 'lost'"):
+        backend.submit([ask("d", "Hi.")])
+    backend.start()  # once more, from the beginning
+    assert backend.num_pending == 0
+    backend.submit([ask("d", "Hi.")])
+    backend.close()
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_a_fault_at_the_start(model: str) -> None:
+    backend = VLLMBackend(model, dtype="never")
+    with pytest.raises(BackendError, match=r"CUDA out of memory.*tensor_parallel_size"):
+        backend.start()
+    assert not psutil.Process().children(recursive=True)
 
 
 LINES = [
