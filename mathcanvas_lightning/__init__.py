@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.shards import iter_examples
     from mathcanvas_lightning.data.transforms import ImageTransform
     from mathcanvas_lightning.errors import MathCanvasError
+    from mathcanvas_lightning.evaluation.report import write_report
     from mathcanvas_lightning.evaluation.scoring import score_responses
     from mathcanvas_lightning.generation.backend import EchoBackend, GenerationBackend, generate
+    from mathcanvas_lightning.generation.bagel_backend import BagelBackend
     from mathcanvas_lightning.generation.batch_tool import generate_responses
     from mathcanvas_lightning.generation.datamodule import RecordDataModule
+    from mathcanvas_lightning.generation.guidance import DrawingConfig
     from mathcanvas_lightning.generation.module import GenerationModule
     from mathcanvas_lightning.generation.prompts import ChatPrompt
+    from mathcanvas_lightning.generation.reasoning_folders import ReasoningFolders
     from mathcanvas_lightning.generation.records import RecordInput
     from mathcanvas_lightning.generation.requests import (
         GenerationRequest,
@@ -46,11 +50,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Bagel": "model.bagel",
+    "BagelBackend": "generation.bagel_backend",
     "BagelConfig": "model.config",
     "BagelModule": "training.module",
     "ChatPrompt": "generation.prompts",
     "ConversionReport": "conversion.convert",
     "DatasetConfig": "data.mixture",
+    "DrawingConfig": "generation.guidance",
     "EchoBackend": "generation.backend",
     "GenerationBackend": "generation.backend",
     "GenerationModule": "generation.module",
@@ -66,6 +72,7 @@ _HOMES = {
     "MicroBatch": "batch",
     "PackedBatch": "batch",
     "Picture": "generation.requests",
+    "ReasoningFolders": "generation.reasoning_folders",
     "RecordDataModule": "generation.datamodule",
     "RecordInput": "generation.records",
     "ResponseWriter": "generation.writer",
@@ -84,15 +91,18 @@ _HOMES = {
     "inspect_shards": "data.inspection",
     "iter_examples": "data.shards",
     "score_responses": "evaluation.scoring",
+    "write_report": "evaluation.report",
 }
 
 __all__ = [
     "Bagel",
+    "BagelBackend",
     "BagelConfig",
     "BagelModule",
     "ChatPrompt",
     "ConversionReport",
     "DatasetConfig",
+    "DrawingConfig",
     "EchoBackend",
     "GenerationBackend",
     "GenerationModule",
@@ -108,6 +118,7 @@ __all__ = [
     "MicroBatch",
     "PackedBatch",
     "Picture",
+    "ReasoningFolders",
     "RecordDataModule",
     "RecordInput",
     "ResponseWriter",
@@ -126,6 +137,7 @@ __all__ = [
     "inspect_shards",
     "iter_examples",
     "score_responses",
+    "write_report",
 ]
 
 

@@ -19,7 +19,9 @@ from mathcanvas_lightning import display
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.paths import import_from_here
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, SIGNALS, INTERRUPTED = 1, 128, 130
+"""Exit statuses; signals add their number to 128."""
+_INTERRUPTION = "interrupted; what is finished stays: run the same command again to go on"
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
     "validate": "Validates a network on validation sets; options as of fit.",
@@ -107,6 +109,11 @@ COMMANDS = {
         show=display.show_scores,
         lists=frozenset({"by"}),
     ),
+    "report": Command(
+        function="evaluation.report:write_report",
+        example="--input answers.jsonl --only wrong",
+        show=display.show_report,
+    ),
 }
 
 
@@ -162,8 +169,13 @@ def guarded(work: Callable[[], int | None]) -> int:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return FAILED
     except KeyboardInterrupt:
-        errors.print("interrupted; what is finished stays: run the same command again to go on")
+        errors.print(_INTERRUPTION)
         return INTERRUPTED
+    except SystemExit as ended:
+        if not isinstance(ended.code, int) or ended.code <= SIGNALS:
+            raise
+        errors.print(_INTERRUPTION)
+        return ended.code
     except Exception as error:
         if (ours := _cause(error)) is None:
             raise

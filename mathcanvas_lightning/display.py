@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.indexing import IndexReport
     from mathcanvas_lightning.data.inspection import ShardsReport
     from mathcanvas_lightning.demo_model import DemoModel
+    from mathcanvas_lightning.evaluation.report import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
-    from mathcanvas_lightning.evaluation.verdicts import Scores
     from mathcanvas_lightning.fresh import FreshModel
     from mathcanvas_lightning.generation.report import PredictionReport
     from mathcanvas_lightning.training.export import ExportReport
@@ -228,19 +228,14 @@ def show_handler(handler: "Handler", console: Console) -> int:
 
 def show_scores(report: "ScoreReport", console: Console) -> int:
     """Shows accuracies and counts, overall and by group."""
-    rows = {"all": report.overall} | {
-        f"{field}: {value}": scores
-        for field, values in report.groups.items()
-        for value, scores in values.items()
-    }
-    cells = {label: _score_cells(scores) for label, scores in rows.items()}
-    columns = [name for name in cells["all"] if any(one[name] != "-" for one in cells.values())]
+    from mathcanvas_lightning.evaluation.score_table import ALL, score_rows  # needs pyarrow
+
+    rows = score_rows(report.overall, report.groups)
     table = Table("", title=f"Scores of {escape(report.path)}")
-    for name in columns:
+    for name in rows[ALL]:
         table.add_column(name, justify="right", no_wrap=True)
-    for label, one in cells.items():
-        shown = (one[name] for name in columns)
-        table.add_row(escape(_shortened(label, 40)), *shown, end_section=label == "all")
+    for label, row in rows.items():
+        table.add_row(escape(_shortened(label, 40)), *row.values(), end_section=label == ALL)
     console.width = max(console.width, MIN_SCORES_WIDTH)  # narrower, it would show no names
     console.print(table)
     if report.num_without_reference:
@@ -251,26 +246,17 @@ def show_scores(report: "ScoreReport", console: Console) -> int:
     return 0
 
 
-def _score_cells(scores: "Scores") -> dict[str, str]:
-    """Column -> text, "-" where it says nothing."""
-    has_parts = scores.complete != scores.accuracy
-    return {
-        "records": f"{scores.num_records:,}",
-        "accuracy": _share(scores.accuracy),
-        "95 %": " to ".join(map(_share, scores.interval)),
-        "complete": _share(scores.complete if has_parts else None),
-        "weighted": _share(scores.weighted if has_parts else None),
-        "majority": _share(scores.majority),
-        "right": f"{scores.num_right:,}",
-        "wrong": f"{scores.num_wrong:,}",
-        "unanswered": f"{scores.num_unanswered:,}",
-        "failed": f"{scores.num_failed:,}",
-        "undecided": f"{scores.num_undecided:,}" if scores.num_undecided else "-",
-    }
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def show_report(page: "ReportPage", console: Console) -> int:
+    """Shows where the page is and what is on it."""
+    first = "the first " if page.has_more else ""
+    faults = f"; {page.num_faults:,} things can't be shown" if page.num_faults else ""
+    console.print(
+        f"{page.path}: {first}{page.num_records:,} records, {page.num_pictures:,} pictures{faults}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
 
 
 def _show_problems(report: "ShardsReport", console: Console) -> int:

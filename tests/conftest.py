@@ -1,5 +1,6 @@
 """What several tests need: generated data, and commands run as a user runs them."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -63,6 +65,27 @@ def run_tool() -> RunTool:
         )
 
     return run
+
+
+def child_processes() -> list[psutil.Process]:
+    """Processes below this one, but for Python's own helper of multiprocessing."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            is_helper = "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+            if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def real_problems() -> Path:
+    """A folder with real MathVision problems; skips where none is at hand."""
+    folder = Path(
+        os.environ.get("MATHCANVAS_MATHVISION", ROOT.parent / "shared/data/mathvision_mini")
+    )
+    if not (folder / "test.jsonl").is_file():
+        pytest.skip(f"no MathVision problems in {folder}; name theirs in MATHCANVAS_MATHVISION")
+    return folder
 
 
 def png(width: int = 8, height: int = 6, colour: str = "red", mode: str = "RGB") -> bytes:

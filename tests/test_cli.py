@@ -25,6 +25,7 @@ TOOLS = {
     "make_demo_model.py": "make-demo-model",
     "make_tiny_bagel.py": "make-bagel",
     "score_responses.py": "score",
+    "show_answers.py": "report",
 }
 
 

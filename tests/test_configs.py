@@ -11,11 +11,13 @@ from lightning.pytorch import Callback, LightningModule
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.cli import main
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
-from tests.conftest import ROOT, golden_folder
+from tests.conftest import ROOT, TRAINER_WARNINGS, golden_folder, read_jsonl
 from tests.data.rows import edit_shards, interleaved_shards, t2i_shards
+from tests.generation.misbehaving import ChatServer, chat_server
 from tests.parity.packs import need
 
 FITS = sorted((ROOT / "configs" / "fit").glob("*.yaml"))
+PREDICTS = sorted((ROOT / "configs").glob("predict_*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 MAKERS: dict[str, Any] = {
     "interleaved": interleaved_shards,
@@ -27,12 +29,9 @@ SMALL = {
     "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
 }
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS),
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
 ]
 
 
@@ -48,6 +47,38 @@ def test_fits_the_signatures(fit: Path, trainer: Path, capsys: pytest.CaptureFix
         printed["model"]["init_args"]["optimizer"]["lr"]
         == given["model"]["init_args"]["optimizer"]["lr"]
     )
+
+
+@pytest.mark.parametrize("predict", PREDICTS, ids=lambda path: path.stem)
+def test_predict_fits_the_signatures(predict: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", str(predict), "--print_config"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(predict.read_text())
+    assert set(given) <= set(printed)
+    assert printed["data"]["init_args"]["inputs"][0]["path"]
+    assert printed["trainer"]["devices"] == 1
+    assert printed["trainer"]["logger"] is False
+
+
+def test_predict_server_runs(tmp_path: Path) -> None:
+    with chat_server(ChatServer()) as server:
+        status = main(
+            [
+                "predict",
+                "--config",
+                str(ROOT / "configs" / "predict_server.yaml"),
+                f"--model.init_args.backend.init_args.base_url={server.url}",
+                "--data.init_args.inputs="
+                f"[{{path: {ROOT}/tools/questions.jsonl, output: {tmp_path}/answers.jsonl}}]",
+            ]
+        )
+    assert status == 0
+    questions = read_jsonl(ROOT / "tools" / "questions.jsonl")
+    answers = [one["model_answer"] for one in read_jsonl(tmp_path / "answers.jsonl")]
+    assert answers == [f"re: {one['query_cot']}" for one in questions]
+    assert all(body["messages"][0]["role"] == "system" for body in server.bodies)
 
 
 def smaller(sets: list[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:

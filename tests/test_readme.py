@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_jsonl
 
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
 
@@ -77,9 +77,18 @@ def test_commands_run_as_written(clone: Path) -> None:
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
     for answers in ("answers.jsonl", "tool_answers.jsonl"):
-        said = [json.loads(line) for line in (clone / "demo" / answers).open()]
+        said = read_jsonl(clone / "demo" / answers)
         assert len(said) == 32
         assert all(one["model_answer"] for one in said)
+    for folder in ("reasoning", "reasoned"):
+        results = list((clone / "demo" / folder).glob("*/reasoning_result.json"))
+        assert len(results) >= 10
+        told = [json.loads(path.read_text())["summary"] for path in results]
+        assert sum(one["text_steps"] for one in told) >= len(results)
+        page = (clone / "demo" / f"{folder}.html").read_text()
+        assert page.count("data:image/") > len(results)
+        drawn = list((clone / "demo" / folder).glob("*/images/reasoning_image_*.png"))
+        assert len(drawn) == sum(one["image_steps"] for one in told)
     scores = json.loads((clone / "demo" / "answers_scores.json").read_text())
     assert len(scores["records"]) == 32
     assert (clone / "demo" / "puzzles" / "task_19" / "composite.png").is_file()

@@ -5,8 +5,9 @@ all is answered (which reads the input and the journal and writes the output ane
 process of its own; its peak memory is told beside that of a run over ten records.
 
 With --model: `vllm.LLM.chat` on all prompts at once against `Trainer.predict` with VLLMBackend,
-journal and output file included. Both engines live in this process, and take turns; the medians of
-several rounds are told. Answers are greedy; whether they are equal is told too.
+journal and output file included. Both engines are loaded, in processes of their own, and take
+turns; the medians of several rounds are told. Answers are greedy; whether they are equal is told
+too.
 
 Example:
   python tools/benchmark_predict.py --records 10000 100000
@@ -23,6 +24,7 @@ import resource
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -64,14 +66,14 @@ def predict(
     return [json.loads(line)["model_answer"] for line in output.open()]
 
 
-def echo_run(source: Path, output: Path, results: Any) -> None:
+def echo_run(source: Path, output: Path) -> dict[str, float]:
     """One run with EchoBackend, in a process of its own."""
     quiet()
     started = time.perf_counter()
     predict(EchoBackend(), source, output, Sampling())
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results.put({"seconds": seconds, "peak_mib": peak})
+    return {"seconds": seconds, "peak_mib": peak}
 
 
 def measure_echo(num: int, rounds: int) -> dict[str, Any]:
@@ -81,14 +83,10 @@ def measure_echo(num: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             source = write_questions(Path(folder), num)
-            for kind, runs in found.items():
-                results = context.Queue()
-                process = context.Process(
-                    target=echo_run, args=(source, Path(folder) / "answers.jsonl", results)
-                )
-                process.start()
-                runs.append(results.get() | {"kind": kind})
-                process.join()
+            for runs in found.values():
+                with ProcessPoolExecutor(1, mp_context=context) as alone:
+                    work = alone.submit(echo_run, source, Path(folder) / "answers.jsonl")
+                    runs.append(work.result())  # raises if the process fails, or dies
     return {
         "records": num,
         **{

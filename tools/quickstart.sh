@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to a trained model, in miniature: makes .venv, generates BlockMoving puzzles, converts
-# them to shards, draws some rows as a page, makes a tiny model, draws the first pack of its
-# training, and trains it. Then a small real language model answers questions, and is scored.
-# Everything goes to demo/.
+# The whole road, in miniature and on one machine: makes .venv, generates BlockMoving puzzles, converts
+# them to shards, draws some rows as a page, makes a tiny BAGEL, draws the first pack of its training,
+# trains it, and lets it reason with drawings about puzzles that were held out. Beside it a small real
+# language model answers questions. Both are scored. Everything goes to demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
@@ -17,11 +17,17 @@ python tools/inspect_batch.py --config configs/fit/demo_cpu.yaml --png demo/pack
 
 mathcanvas fit --config configs/fit/demo_cpu.yaml
 
+python tools/export_checkpoint.py demo/run/checkpoints/last.ckpt --output demo/export
+mathcanvas predict --config configs/predict_bagel.yaml
+python tools/score_responses.py --input demo/reasoning.parquet
+python tools/show_answers.py --input demo/reasoning.parquet
+
 python tools/make_demo_model.py --output demo/smollm2
 mathcanvas predict --config configs/predict_vllm.yaml
 python tools/score_responses.py --input demo/answers.jsonl --by subject --by level
 
 echo "Puzzles: demo/source   Shards: demo/shards   Open in a browser: demo/shards.html"
 echo "A pack as the model is given it: demo/pack.png"
-echo "Curves: demo/run/curves/version_0/metrics.csv   Checkpoint: demo/run/checkpoints/last.ckpt"
-echo "Questions and answers: demo/answers.jsonl   Verdicts: demo/answers_scores.json"
+echo "Curves: demo/run/curves/version_0/metrics.csv   Trained model: demo/export"
+echo "Its reasoning, to open in a browser: demo/reasoning.html   A folder a puzzle: demo/reasoning"
+echo "Questions and a language model's answers: demo/answers.jsonl   Verdicts: demo/answers_scores.json"

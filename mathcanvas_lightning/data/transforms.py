@@ -117,12 +117,20 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is checked by the limits
-            return _on_white(Image.open(BytesIO(data), formats=FORMATS))
+            return on_white(Image.open(BytesIO(data), formats=FORMATS))
     except Exception as error:  # decoders raise whatever comes to them on broken input
         raise ImageError("image_unreadable", str(error) or type(error).__name__) from None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
+    """Decodes an image; what is transparent becomes white.
+
+    Args:
+        image: Of any mode.
+
+    Returns:
+        An RGB image, or a grey one where it is grey.
+    """
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         if image.mode in ("RGB", "L"):
             image.load()

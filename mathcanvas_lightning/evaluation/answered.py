@@ -9,7 +9,7 @@ from typing import Any
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.answers import reference_parts
 from mathcanvas_lightning.generation.formats import read_records
-from mathcanvas_lightning.generation.outputs import ERROR_SUFFIX
+from mathcanvas_lightning.generation.records import ERROR_SUFFIX
 
 UID_FIELDS = ("uid", "id")
 NO_GROUP = "(none)"
@@ -81,8 +81,9 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
                 remedy="Give each record its answers in fields.",
             )
         found.update(dict.fromkeys(map(str, record)))
-        if expected := reference_parts(_listed(record.get(fields.answer))):
-            records.append(_answered(index, record, expected, fields))
+        one = answered_of(index, record, fields)
+        if one.expected:
+            records.append(one)
     for option, name in (
         ("answer_field", fields.answer),
         ("response_field", fields.response),
@@ -100,9 +101,17 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
     return AnsweredFile(records=records, num_without_reference=num_records - len(records))
 
 
-def _answered(
-    index: int, record: Mapping[str, Any], expected: tuple[str, ...], fields: Fields
-) -> Answered:
+def answered_of(index: int, record: Mapping[str, Any], fields: Fields) -> Answered:
+    """What scoring takes of a record.
+
+    Args:
+        index: Its place in the file, from 0.
+        record: The record.
+        fields: What to take.
+
+    Returns:
+        Its reference answers, none if it has none, and its responses.
+    """
     uid = next((record[name] for name in UID_FIELDS if record.get(name) is not None), None)
     question = record.get(fields.question)
     has_failed = bool(record.get(fields.response + ERROR_SUFFIX))  # CSV has no null
@@ -111,7 +120,7 @@ def _answered(
         uid=None if uid is None else str(uid),
         question=question if isinstance(question, str) else "",
         options=_options(record.get(fields.options)),
-        expected=expected,
+        expected=reference_parts(_listed(record.get(fields.answer))),
         responses=(None,) if has_failed else _responses(record.get(fields.response)),
         groups={name: _group(record.get(name)) for name in fields.by},
     )

@@ -1,8 +1,8 @@
 """What answers requests: the one interface, its use from Python, and a backend without a model."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.generation.requests import (
@@ -28,6 +28,14 @@ class GenerationBackend(Protocol):
     @property
     def model_name(self) -> str:
         """The model's name, for the journal."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides its answers besides the request: the model's path, its precision, ...
+
+        JSON values, for the journal, which never mixes answers made by different ones.
+        """
         ...
 
     @property
@@ -110,6 +118,11 @@ class EchoBackend:
     def model_name(self) -> str:
         """The model's name, for the journal."""
         return self._model_name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """None."""
+        return {}
 
     @property
     def max_pending(self) -> int:

@@ -71,11 +71,11 @@ def generate_responses(
         image_field: Field of a record that holds its pictures.
         response_field: Field of a record that is given the answer.
         batch_size: Records read at a time.
-        rerun: Throw earlier answers away.
+        rerun: Ask all again.
         system_prompt_file: A text file, or a Python file with the prompt in a variable.
         system_prompt_variable: Name of that variable.
         repetition_penalty: Above 1, tokens seen before become less likely.
-        backend: A vLLM engine in this process, an OpenAI-compatible server, or an echo to try
+        backend: A vLLM engine on this machine, an OpenAI-compatible server, or an echo to try
             things out.
         base_url: Of a running server, such as http://127.0.0.1:8000/v1; without it, one is started
             for the time of the run.
@@ -86,10 +86,14 @@ def generate_responses(
     Raises:
         ConfigError: If there is no input, or no model for it.
     """
-    pairs = ((multimodal_input, multimodal_output), (text_only_input, text_only_output))
+    given = (
+        (True, multimodal_input, multimodal_output),
+        (False, text_only_input, text_only_output),
+    )
     data = RecordDataModule(
         [
             RecordInput(
+                has_images=is_multimodal,
                 path=path,
                 output=output,
                 image_base_path=image_base_path,
@@ -98,7 +102,7 @@ def generate_responses(
                 image_field=image_field,
                 response_field=response_field,
             )
-            for path, output in pairs
+            for is_multimodal, path, output in given
             if path is not None
         ],
         prompt=ChatPrompt(

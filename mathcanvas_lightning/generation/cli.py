@@ -1,5 +1,6 @@
 """`mathcanvas predict`: LightningCLI over GenerationModule and RecordDataModule, or any others."""
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +8,19 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from mathcanvas_lightning.generation.module import QUIET_TRAINER, GenerationModule, callbacks_of
+from mathcanvas_lightning.generation.module import (
+    QUIET_TRAINER,
+    GenerationModule,
+    callbacks_of,
+    ending_on,
+)
 from mathcanvas_lightning.generation.monitor import GenerationProgress
+from mathcanvas_lightning.generation.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.generation.report import PredictionReport
 from mathcanvas_lightning.generation.writer import ResponseWriter
 
 _SECTIONS: Mapping[str, type[Callback]] = {
+    "folders": ReasoningFolders,
     "writer": ResponseWriter,
     "progress": GenerationProgress,
 }
@@ -20,7 +28,7 @@ _SECTIONS: Mapping[str, type[Callback]] = {
 
 
 class PredictCLI(LightningCLI):
-    """Adds a writer and a progress bar to runs with a GenerationModule."""
+    """Adds writers and a progress bar to runs with a GenerationModule."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the sections of the callbacks.
@@ -45,8 +53,9 @@ class PredictCLI(LightningCLI):
         listed = kwargs.get("callbacks", config.trainer.callbacks) or []
         callbacks = list(listed) if isinstance(listed, Sequence) else [listed]
         if isinstance(self.model, GenerationModule):
+            present = {type(callback) for callback in callbacks}
             found = [config.get(name) for name in _SECTIONS]
-            callbacks += [callback for callback in found if callback is not None]
+            callbacks += [c for c in found if c is not None and type(c) not in present]
         return super().instantiate_trainer(**{**kwargs, "callbacks": callbacks})
 
     def before_predict(self) -> None:
@@ -64,7 +73,12 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
     Returns:
         What became of the run, where a ResponseWriter tells it: on rank 0.
     """
-    cli = PredictCLI(
+    with ending_on(signal.SIGINT, signal.SIGTERM):
+        return find_report(_run(args).trainer)
+
+
+def _run(args: Sequence[str]) -> PredictCLI:
+    return PredictCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -76,7 +90,6 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
         parser_kwargs={"prog": "mathcanvas"},
         args=None if list(args) == sys.argv[1:] else list(args),
     )
-    return find_report(cli.trainer)
 
 
 def find_report(trainer: Trainer) -> PredictionReport | None:

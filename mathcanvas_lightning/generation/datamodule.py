@@ -1,18 +1,26 @@
 """RecordDataModule: the records of some files that have no answer yet, as requests."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from mathcanvas_lightning.errors import ConfigError, InputError, MathCanvasError, OutputError
 from mathcanvas_lightning.generation.batching import Batching, FixedSize
 from mathcanvas_lightning.generation.filters import RecordFilter
-from mathcanvas_lightning.generation.journal import Entry, journal_folder, read_journal
+from mathcanvas_lightning.generation.journal import (
+    Entry,
+    begin_anew,
+    clear_ends,
+    journal_folder,
+    read_journal,
+    replaces_responses,
+    take_lock,
+)
 from mathcanvas_lightning.generation.module import RequestBatch
 from mathcanvas_lightning.generation.pictures import PictureError, read_pictures
 from mathcanvas_lightning.generation.prompts import ChatPrompt, PromptBuilder
@@ -29,10 +37,10 @@ from mathcanvas_lightning.generation.requests import (
     GenerationResponse,
 )
 
-log = logging.getLogger(__name__)
-
 PROMPT_FAILURE = "prompt"
 """Kind of failure of a record that the prompt doesn't fit."""
+NUM_TRIED = 10
+"""Records on which the prompt is tried."""
 Prepared = GenerationRequest | GenerationResponse
 """A request, or the failure of a record that can't be made into one."""
 
@@ -47,7 +55,8 @@ class RecordDataModule(LightningDataModule):
         batching: Groups requests; `FixedSize(64)` by default. The backend's queue decides how many
             are answered at a time, not this.
         template_options: Further variables of the model's chat template.
-        rerun: Throw all earlier answers away.
+        rerun: Ask all again. Earlier answers are put aside, into the journal's folder `replaced`;
+            a run that was killed goes on without it.
     """
 
     def __init__(
@@ -71,27 +80,35 @@ class RecordDataModule(LightningDataModule):
         self.template_options = template_options or {}
         self.rerun = rerun
         self.prepare_data_per_node = False
+        self.wanted: dict[str, RecordKey] = {}
+        """Records that shall have an answer of these runs, by uid: all but those that filters
+        refuse, and those with a response in the input."""
         self.pending: dict[str, RecordKey] = {}
-        """What this run asks, over all ranks, by uid."""
+        """Those that have none yet: what this run asks, over all ranks."""
         self.answered: dict[str, Entry] = {}
-        """Answers of earlier runs that stay, by uid."""
+        """Answers of earlier runs, by uid."""
         self._locks: list[FileLock] = []
 
     def prepare_data(self) -> None:
-        """Takes the outputs for this run alone; with `rerun`, throws their journals away.
+        """Takes the outputs for this run alone; with `rerun`, puts their journals aside.
 
         Raises:
             InputError: If the inputs have faults; it lists them.
             OutputError: If another run writes there.
         """
         if self.rerun:
-            survey(self.inputs, self.filters)  # nothing is thrown away for inputs with faults
-        for one in self.inputs:
-            folder = journal_folder(one.output_path)
-            self._lock(folder)
-            if self.rerun:
-                for path in folder.glob("rank*.jsonl"):
-                    path.unlink()
+            self._survey()  # nothing is put aside for inputs with faults
+        folders = [journal_folder(one.output_path) for one in self.inputs]
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._locks.append(take_lock(folder / "lock"))
+        except OutputError:
+            self._unlock()
+            raise
+        for folder in folders if self.rerun else ():
+            begin_anew(folder)
+        clear_ends(folders[0])
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Reads all inputs and journals, and finds what is to be asked.
@@ -103,19 +120,20 @@ class RecordDataModule(LightningDataModule):
             InputError: If the inputs have faults (it lists them), or the prompt doesn't fit them.
             OutputError: If earlier answers were made from other prompts.
         """
-        keys = survey(self.inputs, self.filters)
-        entries: dict[str, Entry] = {}
-        for one in self.inputs:
-            entries |= read_journal(journal_folder(one.output_path))
-        self.answered = {
-            key.uid: entries[key.uid] for key in keys if _is_answered(key, entries.get(key.uid))
-        }
-        self.pending = {
-            key.uid: key
-            for key in keys
-            if key.uid not in self.answered and (self.rerun or not key.has_response)
-        }
-        self._require_same_prompts(keys)
+        folders = {one.label: journal_folder(one.output_path) for one in self.inputs}
+        entries = {label: read_journal(folder) for label, folder in folders.items()}
+        anew = {label for label, folder in folders.items() if replaces_responses(folder)}
+        self.wanted, self.pending, self.answered = {}, {}, {}
+        for key in self._survey():
+            entry = entries[key.label].get((key.uid, key.digest))
+            if entry is None and key.has_response and key.label not in anew:
+                continue
+            self.wanted[key.uid] = key
+            if entry is not None and entry.failure is None:
+                self.answered[key.uid] = entry
+            else:
+                self.pending[key.uid] = key
+        self._require_same_prompts()
         self._try_prompts()
 
     def predict_dataloader(self) -> DataLoader[RequestBatch]:
@@ -128,8 +146,13 @@ class RecordDataModule(LightningDataModule):
         return DataLoader(_RequestStream(self, mine), batch_size=None)
 
     def share(self, trainer: Trainer) -> dict[str, RecordKey]:
-        """What the process of a Trainer asks, by uid: every n-th pending record of n ranks."""
-        return dict(list(self.pending.items())[trainer.global_rank :: trainer.world_size])
+        """What the process of a Trainer asks, by uid: of n ranks, every n-th wanted record.
+
+        Counted over all that are wanted, so that ranks which see different journals still take
+        different records.
+        """
+        own = islice(self.wanted.items(), trainer.global_rank, None, trainer.world_size)
+        return {uid: key for uid, key in own if uid in self.pending}
 
     def requests(self) -> Iterator[GenerationRequest]:
         """All requests, one after the other: for use without a Trainer.
@@ -149,16 +172,23 @@ class RecordDataModule(LightningDataModule):
 
         Yields:
             A request for each, or its failure.
+
+        Raises:
+            InputError: If an input has changed since `setup`.
         """
         for one in self.inputs:
-            positions = {key.position for key in wanted.values() if key.label == one.label}
-            records = iter_records(one) if positions else ()
+            keys = {key.position: key for key in wanted.values() if key.label == one.label}
+            records = iter_records(one, self._fields) if keys else ()
             for record in records:
-                if record.position in positions:
+                key = keys.pop(record.position, None)
+                if key is not None:
+                    if (record.uid, record.digest) != (key.uid, key.digest):
+                        raise _changed(one)
                     yield self.prepare_record(record)
-                    positions.remove(record.position)
-                    if not positions:
-                        break
+                if not keys:
+                    break
+            if keys:
+                raise _changed(one)
 
     def prepare_record(self, record: Record) -> Prepared:
         """Makes a request of a record.
@@ -185,20 +215,55 @@ class RecordDataModule(LightningDataModule):
             )
         return GenerationResponse(uid=record.uid, failure=failure)
 
-    def _try_prompts(self) -> None:
-        """Makes a prompt of each input's first record: what is wrong with it may be with all."""
-        first: dict[str, RecordKey] = {}
-        for key in self.pending.values():
-            first.setdefault(key.label, key)
-        for made in self.prepared({key.uid: key for key in first.values()}):
-            failure = made.failure if isinstance(made, GenerationResponse) else None
-            if failure is not None and failure.kind == PROMPT_FAILURE:
-                raise InputError(
-                    "data.prompt",
-                    found=f"an error with the first record ({failure.message})",
-                    wanted="a prompt that fits the records",
-                    remedy="Change the prompt, or leave the record out by a filter.",
+    @property
+    def _fields(self) -> Collection[str] | None:
+        """Fields that the prompt reads."""
+        fields: Collection[str] | None = getattr(self.prompt, "fields", None)
+        return fields
+
+    def _survey(self) -> list[RecordKey]:
+        return survey(self.inputs, self.filters, self._fields)
+
+    def _require_same_prompts(self) -> None:
+        """Compares an earlier answer of each input with what would be asked now."""
+        first = self._first_of_each(self.answered, 1)
+        for now in self.prepared(first):
+            entry = self.answered[now.uid]
+            if isinstance(now, GenerationRequest) and now.text_digest != entry.prompt_digest:
+                raise OutputError(
+                    str(entry.path.parent),
+                    found=f"an answer of {now.uid} to another prompt",
+                    wanted="answers to the prompts of this run",
+                    remedy="Set rerun: true to ask all again, or name another output.",
                 )
+
+    def _try_prompts(self) -> None:
+        """Tries the prompt of inputs without answers: what fails with all of a few may be wrong."""
+        has_answers = {self.wanted[uid].label for uid in self.answered}
+        tried = self._first_of_each(self.pending, NUM_TRIED)
+        made = list(
+            self.prepared({u: key for u, key in tried.items() if key.label not in has_answers})
+        )
+        failures = [one.failure for one in made if isinstance(one, GenerationResponse)]
+        prompts = [one for one in failures if one is not None and one.kind == PROMPT_FAILURE]
+        if made and len(prompts) == len(made):
+            raise InputError(
+                "data.prompt",
+                found=f"an error with each of the first {len(made)} records ({prompts[0].message})",
+                wanted="a prompt that fits the records",
+                remedy="Change the prompt, or leave such records out by a filter.",
+            )
+
+    def _first_of_each(self, uids: Iterable[str], count: int) -> dict[str, RecordKey]:
+        """The first records of each input among some."""
+        taken: Counter[str] = Counter()
+        first: dict[str, RecordKey] = {}
+        for uid in uids:
+            key = self.wanted[uid]
+            taken[key.label] += 1
+            if taken[key.label] <= count:
+                first[uid] = key
+        return first
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
         """Gives the outputs free.
@@ -216,41 +281,10 @@ class RecordDataModule(LightningDataModule):
         """
         self._unlock()
 
-    def _lock(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._unlock()
-            raise OutputError(
-                str(folder),
-                found="another run that writes there",
-                wanted="one run an output",
-                remedy="Wait for it, or name another output.",
-            ) from None
-        self._locks.append(lock)
-
     def _unlock(self) -> None:
         for lock in self._locks:
             lock.release()
         self._locks = []
-
-    def _require_same_prompts(self, keys: Sequence[RecordKey]) -> None:
-        """Compares an earlier answer of each input with what would be asked now."""
-        first: dict[str, RecordKey] = {}
-        for key in keys:
-            if key.uid in self.answered:
-                first.setdefault(key.label, key)
-        for now in self.prepared({key.uid: key for key in first.values()}):
-            entry = self.answered[now.uid]
-            if isinstance(now, GenerationRequest) and now.text_digest != entry.prompt_digest:
-                raise OutputError(
-                    str(entry.path.parent),
-                    found=f"an answer of {now.uid} to another prompt",
-                    wanted="answers to the prompts of this run",
-                    remedy="Set rerun: true to ask all again, or name another output.",
-                )
 
 
 class _RequestStream(IterableDataset[RequestBatch]):
@@ -259,17 +293,20 @@ class _RequestStream(IterableDataset[RequestBatch]):
         self._wanted = wanted
 
     def __iter__(self) -> Iterator[RequestBatch]:
-        groups = iter(self._data.batching(self._data.prepared(self._wanted)))
-        group = next(groups, None)
-        while group is not None:
-            following = next(groups, None)
+        num_left = len(self._wanted)
+        for group in self._data.batching(self._data.prepared(self._wanted)):
+            num_left -= len(group)
             yield RequestBatch(
-                requests=tuple(one for one in group if isinstance(one, GenerationRequest)),
-                failures=tuple(one for one in group if isinstance(one, GenerationResponse)),
-                is_last=following is None,
+                requests=(one for one in group if isinstance(one, GenerationRequest)),
+                failures=(one for one in group if isinstance(one, GenerationResponse)),
+                is_last=num_left == 0,
             )
-            group = following
 
 
-def _is_answered(key: RecordKey, entry: Entry | None) -> bool:
-    return entry is not None and entry.failure is None and entry.digest == key.digest
+def _changed(source: RecordInput) -> InputError:
+    return InputError(
+        source.path,
+        found="other records than at the start of this run",
+        wanted="a file that stays as it is while it is read",
+        remedy="Start again; what has been answered stays.",
+    )

@@ -2,7 +2,9 @@
 
 It runs in a session of its own: Ctrl-C at the terminal reaches this process alone, and one signal
 to its process group ends it with every process below it. Each side of the pipe between the two
-closes when its process ends, however that comes about; the other side then ends the rest.
+closes when its process ends, however that comes about; the other side then ends the rest. A forked
+copy of this process, such as a data loader's worker, may keep this side open for longer; so the
+other one watches this process too.
 """
 
 import contextlib
@@ -12,15 +14,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 GRACE_S = 20.0
 """Time to end in good order before everything is killed."""
+POLL_S = 0.5
 MAX_LINES = 400
 
 logger = logging.getLogger(__name__)
@@ -39,12 +44,11 @@ class EngineProcess:
     """
 
     def __init__(self, target: str, environment: Mapping[str, str]) -> None:
-        module, function = target.split(":")
         self._connection, theirs = Pipe()
         # Not `multiprocessing`: its children run the caller's script again, and so need it guarded.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from {module} import {function}; {function}({theirs.fileno()})"
+            f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import host; "
+            f"host({target!r}, {theirs.fileno()}, {os.getpid()}, {GRACE_S})"
         )
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
@@ -117,6 +121,28 @@ class EngineProcess:
     def close(self) -> None:
         """Ends it and all processes below it; may be called at any time, repeatedly."""
         self._end()
+
+
+def host(target: str, descriptor: int, parent_pid: int, grace_s: float) -> None:
+    """Runs a function in the new process.
+
+    Args:
+        target: `module:function`.
+        descriptor: Of this side of the pipe.
+        parent_pid: The process at the other side.
+        grace_s: Time to end in good order once that is gone.
+    """
+    watch = threading.Thread(target=_watch_parent, args=(parent_pid, grace_s), daemon=True)
+    watch.start()
+    module, function = target.split(":")
+    getattr(import_module(module), function)(descriptor)
+
+
+def _watch_parent(parent_pid: int, grace_s: float) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(POLL_S)
+    time.sleep(grace_s)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _reap(process: "subprocess.Popen[str]") -> None:

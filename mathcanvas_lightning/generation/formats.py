@@ -163,7 +163,7 @@ def _write_json(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with path.open("wb") as file:
         before = "[\n  "
         for record in records:
-            file.write((before + _json(record, indent=2).replace("\n", "\n  ")).encode())
+            file.write((before + json_text(record, indent=2).replace("\n", "\n  ")).encode())
             before = ",\n  "
         file.write(b"[]\n" if before.startswith("[") else b"\n]\n")
 
@@ -171,7 +171,7 @@ def _write_json(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with path.open("wb") as file:
         for record in records:
-            file.write(_json(record).encode() + b"\n")
+            file.write(json_text(record).encode() + b"\n")
 
 
 def _write_csv(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -242,7 +242,9 @@ def _field(name: str, kind: pa.DataType | None, known: pa.Schema) -> pa.Field:
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array | None:
     """The values as an array that gives them back as they are, None if the type can't."""
     if kind is None:
-        return pa.array([None if value is None else _json(value) for value in values], pa.string())
+        return pa.array(
+            [None if value is None else json_text(value) for value in values], pa.string()
+        )
     try:
         array = pa.array(values, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -325,7 +327,16 @@ def _size(value: Any) -> int:
     return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
-def _json(value: Any, *, indent: int | None = None) -> str:
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold, whatever the texts in it; bytes become base64.
+
+    Args:
+        value: Anything; what JSON has no form for becomes text.
+        indent: Spaces a level; None for one line.
+
+    Returns:
+        The text.
+    """
     if isinstance(value, Mapping):
         value = dict(value)
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=_as_text)
@@ -345,7 +356,7 @@ def _as_text(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else _json(value)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def _delimiter(path: Path) -> str:

@@ -1,11 +1,13 @@
 """GenerationModule: the predict loop over a backend."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -27,6 +29,9 @@ QUIET_TRAINER: Mapping[str, Any] = {
     "enable_progress_bar": False,
 }
 """Options of a Trainer that only answers; backends bring their own processes and devices."""
+
+
+POLL_S = 1.0
 
 
 class RequestBatch:
@@ -71,6 +76,9 @@ class Responses:
 
 class ResponseCallback(Callback):
     """A callback that is told of responses as they come."""
+
+    comes_last: ClassVar[bool] = False
+    """Whether it is told after all others."""
 
     def on_responses(
         self, trainer: Trainer, pl_module: "GenerationModule", exchanges: Sequence[Exchange]
@@ -157,9 +165,9 @@ class GenerationModule(LightningModule):
             Exchange(response=response, request=self._asked.pop(response.uid, None))
             for response in responses
         ]
-        for callback in callbacks_of(self.trainer) if exchanges else ():
-            if isinstance(callback, ResponseCallback):
-                callback.on_responses(self.trainer, self, exchanges)
+        told = [c for c in callbacks_of(self.trainer) if isinstance(c, ResponseCallback)]
+        for callback in sorted(told, key=lambda c: c.comes_last) if exchanges else ():
+            callback.on_responses(self.trainer, self, exchanges)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -172,12 +180,17 @@ class _EndBackend(Callback):
     """Closes the backend when the run ends: well, by an exception, or by SIGTERM."""
 
     def __init__(self) -> None:
-        self._previous: Any = None
+        self._signals = ExitStack()
+        self._is_closed = threading.Event()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Makes SIGTERM an exception, so that all is put in order before the process ends."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, _exit_on_signal)
+        """Makes SIGTERM an exception, so that all is put in order before the process ends.
+
+        A rank that another one started ends with that one, however that ends.
+        """
+        self._signals.enter_context(ending_on(signal.SIGTERM))
+        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank:
+            threading.Thread(target=self._end_with, args=(os.getppid(),), daemon=True).start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """The run has ended well."""
@@ -190,17 +203,45 @@ class _EndBackend(Callback):
         exception: BaseException,  # noqa: ARG002
     ) -> None:
         """The run has ended otherwise; Lightning calls no teardown then."""
-        self._close(pl_module)
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGTERM)  # the other ranks, which would wait for this one
+        try:
+            self._close(pl_module)
+        finally:
+            launcher = trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGTERM)  # the other ranks, which would go on alone
+
+    def _end_with(self, parent: int) -> None:
+        """Ends this process in order when its parent has ended."""
+        while not self._is_closed.wait(POLL_S):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     def _close(self, module: LightningModule) -> None:
         assert isinstance(module, GenerationModule)
-        module.backend.close()
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        self._is_closed.set()
+        try:
+            module.backend.close()
+        finally:
+            self._signals.close()
+
+
+@contextmanager
+def ending_on(*numbers: int) -> Iterator[None]:
+    """Makes signals exceptions for a while, so that all is put in order before the process ends.
+
+    Args:
+        numbers: Of the signals; the exit status tells which, as shells expect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _exit_on_signal) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

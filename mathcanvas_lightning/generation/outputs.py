@@ -12,32 +12,35 @@ from mathcanvas_lightning.generation.journal import (
     read_journal,
 )
 from mathcanvas_lightning.generation.post_processors import PostProcessor
-from mathcanvas_lightning.generation.records import RecordInput, iter_records
+from mathcanvas_lightning.generation.records import (
+    RecordInput,
+    RecordKey,
+    has_response,
+    iter_records,
+)
 from mathcanvas_lightning.generation.report import InputReport
 
-ERROR_SUFFIX = "_error"
-"""Behind the response field, names the field that says why a record has no answer."""
+NOT_ASKED = "not_asked"
+"""Kind of failure of a record that the run should have asked, and did not."""
 
 
 def write_output(
     source: RecordInput,
+    wanted: Mapping[str, RecordKey],
     post_processors: Sequence[PostProcessor] = (),
-    *,
-    keep_old_responses: bool = True,
 ) -> InputReport:
     """Writes an input with the answers of its journal in the response field.
 
     Args:
         source: The input, its fields and its output.
+        wanted: Records that shall have an answer; the others are written as they are.
         post_processors: Applied to each answer, one after the other.
-        keep_old_responses: Whether responses that stand in the input stay where the journal has
-            none.
 
     Returns:
         What became of its records.
     """
     tally = _Tally()
-    records = _merged(source, post_processors, keep_old_responses, tally)
+    records = _merged(source, wanted, post_processors, tally)
     write_records(source.output_path, records, like=source.path)
     return InputReport(
         path=source.path,
@@ -72,8 +75,8 @@ class _Tally:
 
 def _merged(
     source: RecordInput,
+    wanted: Mapping[str, RecordKey],
     post_processors: Sequence[PostProcessor],
-    keep_old_responses: bool,
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
     entries = read_journal(journal_folder(source.output_path))
@@ -81,25 +84,30 @@ def _merged(
         for record in iter_records(source):
             tally.num_records += 1
             merged = dict(record.values)
-            entry = entries.get(record.uid)
-            if entry is not None and entry.digest == record.digest:
-                line = read(entry)
-                tally.add(line)
-                merged |= _response_fields(line, source.response_field, post_processors)
-            elif keep_old_responses and merged.get(source.response_field):
-                tally.num_answered += 1
+            key = wanted.get(record.uid)
+            if key is None:
+                tally.num_answered += has_response(source, merged)
+                merged.setdefault(source.response_field, None)
             else:
-                merged[source.response_field] = None
+                entry = entries.get((key.uid, key.digest))
+                line = _NO_LINE if entry is None else read(entry)
+                tally.add(line)
+                merged.pop(source.error_field, None)
+                merged |= _response_fields(line, source, post_processors)
             yield merged
 
 
+_NO_LINE = {"error": {"kind": NOT_ASKED, "message": "the run ended before it"}}
+
+
 def _response_fields(
-    line: Mapping[str, Any], name: str, post_processors: Sequence[PostProcessor]
+    line: Mapping[str, Any], source: RecordInput, post_processors: Sequence[PostProcessor]
 ) -> dict[str, Any]:
     if line["error"]:
-        return {name: None, name + ERROR_SUFFIX: "{kind}: {message}".format(**line["error"])}
+        error = "{kind}: {message}".format(**line["error"])
+        return {source.response_field: None, source.error_field: error}
     answers = [_processed(text, post_processors) for text in line["texts"]]
-    return {name: answers[0] if len(answers) == 1 else answers}
+    return {source.response_field: answers[0] if len(answers) == 1 else answers}
 
 
 def _processed(text: str, post_processors: Sequence[PostProcessor]) -> str:

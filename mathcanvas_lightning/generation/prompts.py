@@ -22,7 +22,9 @@ _SLOT = re.compile(r"\{\{([^{}]*)\}\}|\{([^{}]+)\}")
 PromptBuilder = Callable[[Record, Sequence[Picture]], tuple[Message, ...]]
 """Makes a conversation of a record and its pictures, one for each of its references, in their
 order; the last message is the user's. May raise a MathCanvasError: the record then fails alone. In
-YAML: the path of a function, or class_path and init_args of a class whose objects can be called."""
+YAML: the path of a function, or class_path and init_args of a class whose objects can be called.
+An attribute `fields` names the fields that it reads besides the query; without one, a record is
+asked again where any of its fields has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -90,6 +92,9 @@ class ChatPrompt:
         self._images = images
         self._template = template
         self._options_field = options_field
+        slots = {name for _, name in _SLOT.findall(template) if name} - {"query"}
+        self.fields = frozenset(slots | ({options_field} if options_field else set()))
+        """Of a record, read besides query and pictures: where they change, it is asked again."""
         system = Message(role="system", parts=(system_prompt,)) if system_prompt else None
         self._start = (*([system] if system else []), *self._examples(few_shot))
 

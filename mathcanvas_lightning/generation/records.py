@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +21,8 @@ from mathcanvas_lightning.generation.record_faults import FaultList
 
 logger = logging.getLogger(__name__)
 
+ERROR_SUFFIX = "_error"
+"""Behind the response field's name: the field that says why there is no response."""
 INTERLEAVED_COLUMNS = {"question_interleave", "question_images"}
 NO_INDEX = "no usable index"
 NUM_SHOWN_RECORDS = 100
@@ -47,12 +49,19 @@ class RecordInput:
     """A picture or a list of them; absent, null or empty for questions of text alone."""
     response_field: str = "model_answer"
     """Where the answer goes; a record that has one already is not asked."""
+    has_images: bool = False
+    """Whether it is a fault if no record has the image field."""
 
     @property
     def label(self) -> str:
         """What the ids of its records begin with."""
         path = Path(self.path)
         return self.name or (path.name if path.is_dir() else path.stem)
+
+    @property
+    def error_field(self) -> str:
+        """Why a record has no answer."""
+        return self.response_field + ERROR_SUFFIX
 
     @property
     def output_path(self) -> Path:
@@ -89,7 +98,8 @@ class Record:
     values: Mapping[str, Any]
     """All its fields."""
     digest: str
-    """A short hash of query and references: another one where they have changed."""
+    """A short hash of what is asked: another one where the query, a reference, or a field that the
+    prompt reads has changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +130,16 @@ class RecordError(Exception):
         self.kind = kind
 
 
-def iter_records(source: RecordInput) -> Iterator[Record]:
+Fields = Collection[str] | None
+"""Fields that a prompt reads besides query and pictures; None for any."""
+
+
+def iter_records(source: RecordInput, fields: Fields = ()) -> Iterator[Record]:
     """Reads the records of an input, one at a time.
 
     Args:
         source: The input.
+        fields: Whose values enter the digest too.
 
     Yields:
         Each record, with whatever faults only `survey` looks for.
@@ -133,7 +148,7 @@ def iter_records(source: RecordInput) -> Iterator[Record]:
         InputError: At the first that is no object or has no usable index, or where the file is
             malformed.
     """
-    for position, (_, record) in enumerate(_parsed(source)):
+    for position, (_, record) in enumerate(_parsed(source, fields)):
         if isinstance(record, RecordError):
             raise InputError(
                 f"{source.path}, record {position}",
@@ -144,7 +159,12 @@ def iter_records(source: RecordInput) -> Iterator[Record]:
         yield record
 
 
-def _parsed(source: RecordInput) -> Iterator[tuple[Any, Record | RecordError]]:
+def has_response(source: RecordInput, values: Mapping[str, Any]) -> bool:
+    """Whether a record has a response already; 0 and false are some."""
+    return bool(as_list(values.get(source.response_field)))
+
+
+def _parsed(source: RecordInput, fields: Fields) -> Iterator[tuple[Any, Record | RecordError]]:
     """What was read of each record, and what it is or why it is none."""
     label, image_base = source.label, source.image_base  # both look at the disk
     for position, values in enumerate(read_records(source.path)):
@@ -161,7 +181,7 @@ def _parsed(source: RecordInput) -> Iterator[tuple[Any, Record | RecordError]]:
                 images=images,
                 image_base=image_base,
                 values=values,
-                digest=_digest(query, images),
+                digest=_digest(query, images, _read_by_prompt(source, values, fields)),
             )
             yield values, record
 
@@ -199,9 +219,17 @@ def _question(row: Mapping[str, Any]) -> tuple[str, list[bytes]]:
     return "\n".join(pieces), [one.data for one in segments if isinstance(one, ImageSegment)]
 
 
-def _digest(query: str, images: Sequence[Any]) -> str:
+def _read_by_prompt(source: RecordInput, values: Mapping[str, Any], fields: Fields) -> list[Any]:
+    """What else a prompt may say, as texts."""
+    if fields is None:
+        own = {source.index_field, source.query_field, source.image_field}
+        fields = values.keys() - own - {source.response_field, source.error_field}
+    return [f"{name}={values[name]!r}" for name in sorted(fields) if name in values]
+
+
+def _digest(query: str, images: Sequence[Any], others: Sequence[str]) -> str:
     digest = blake2b(digest_size=8)
-    for piece in (query, *images):
+    for piece in (query, *images, *others):
         if isinstance(piece, Mapping):
             piece = piece.get("path") if piece.get("bytes") is None else piece["bytes"]
         data = piece if isinstance(piece, bytes) else str(piece).encode(errors="surrogatepass")
@@ -232,13 +260,16 @@ def as_list(value: Any) -> list[Any]:
 
 
 def survey(
-    inputs: Sequence[RecordInput], filters: Sequence[Callable[[Record], bool]] = ()
+    inputs: Sequence[RecordInput],
+    filters: Sequence[Callable[[Record], bool]] = (),
+    fields: Fields = (),
 ) -> list[RecordKey]:
     """Goes through all records once, before anything is asked; no picture is opened.
 
     Args:
         inputs: All inputs of a run.
         filters: Of a record that one of them refuses only the index is checked.
+        fields: Whose values enter the digests too.
 
     Returns:
         A key for each record that passes the filters, in order.
@@ -250,7 +281,7 @@ def survey(
     _check_names(inputs, faults)
     keys: list[RecordKey] = []
     for source in inputs:
-        keys += _Pass(source=source, filters=filters, faults=faults).run()
+        keys += _Pass(source=source, filters=filters, fields=fields, faults=faults).run()
     if not keys and not faults:
         names = ", ".join(source.path for source in inputs)
         faults.add("no record to ask", names, "no records, or none that the filters let pass")
@@ -265,6 +296,11 @@ def _check_names(inputs: Sequence[RecordInput], faults: FaultList) -> None:
     paths = {os.path.realpath(source.path) for source in inputs}
     for source in inputs:
         output = os.path.realpath(source.output_path)
+        if ":" in source.label:
+            message = (
+                f"{source.label!r} begins the ids of its records, and ends at a colon; set name"
+            )
+            faults.add("a name with a colon", source.path, message)
         if source.label in labels:
             message = f"{source.label!r} is {labels[source.label]} too; set name"
             faults.add("two inputs of one name", source.path, message)
@@ -289,6 +325,7 @@ class _Pass:
 
     source: RecordInput
     filters: Sequence[Callable[[Record], bool]]
+    fields: Fields
     faults: FaultList
     positions: dict[str, int] = field(default_factory=dict)
     """Index, as text -> the record that has it."""
@@ -301,7 +338,7 @@ class _Pass:
     def run(self) -> Iterator[RecordKey]:
         label = self.source.label
         with self.faults.taking_errors("unreadable file"):
-            for position, (values, record) in enumerate(_parsed(self.source)):
+            for position, (values, record) in enumerate(_parsed(self.source, self.fields)):
                 if isinstance(values, Mapping):
                     self.num_objects += 1
                     if position < NUM_SHOWN_RECORDS:
@@ -354,7 +391,7 @@ class _Pass:
             uid=record.uid,
             position=record.position,
             digest=record.digest,
-            has_response=bool(as_list(record.values.get(self.source.response_field))),
+            has_response=has_response(self.source, record.values),
         )
 
     def _add_absent(self, name: str, place: str) -> None:
@@ -365,15 +402,20 @@ class _Pass:
         """Tells of a field that no record has in one line."""
         name = self.source.image_field
         is_absent = name not in self.found and not self.found.keys() >= INTERLEAVED_COLUMNS
-        if is_absent and (close := self._like(name)):
+        if is_absent and self.source.has_images and self.num_objects:
+            self._add_wrong_name(name)
+        elif is_absent and (close := self._like(name)):
             text = "%s: no record has the field %r, so all are texts alone; is it %r?"
             logger.warning(text, self.source.path, name, close)
         for name, count in self.absent.items():
             if count == self.num_objects:
                 self.faults.drop(self._no_field(name))
-                message = f"no record has the field {name!r}; they have {', '.join(self.found)}"
-                message += f"; did you mean {close!r}?" if (close := self._like(name)) else ""
-                self.faults.add("wrong name of a field", self.source.path, message)
+                self._add_wrong_name(name)
+
+    def _add_wrong_name(self, name: str) -> None:
+        message = f"no record has the field {name!r}; they have {', '.join(self.found)}"
+        message += f"; did you mean {close!r}?" if (close := self._like(name)) else ""
+        self.faults.add("wrong name of a field", self.source.path, message)
 
     def _like(self, name: str) -> str | None:
         """A field whose name is like another."""

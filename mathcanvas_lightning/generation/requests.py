@@ -106,13 +106,16 @@ class GenerationRequest:
     @property
     def seed(self) -> int:
         """Seed of this request's draws: 31 bits, the same in any batch, order or process."""
-        key = f"{self.sampling.seed}:{self.uid}".encode()
+        key = f"{self.sampling.seed}:{self.uid}".encode(errors="surrogatepass")
         return int.from_bytes(blake2b(key, digest_size=4).digest()) >> 1
 
     @property
     def text_digest(self) -> str:
-        """A short hash of all that it says: equal for equal texts, roles and template options."""
-        said = [[message.role, message.text] for message in self.messages]
+        """A short hash of all that it says, and of where its pictures stand."""
+        said = [
+            [message.role, *(part if isinstance(part, str) else None for part in message.parts)]
+            for message in self.messages
+        ]
         key = json.dumps([said, dict(self.template_options)], sort_keys=True, default=repr)
         return blake2b(key.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
@@ -129,11 +132,13 @@ class Output:
 
     text: str
     finish_reason: str | None = None
-    """Why it ended: "stop" (a stop text, or the model's own end), "length" (`max_tokens`), ..."""
+    """Why it ended: "stop" (a stop text, or the model's own end), "length" (`max_tokens`); where
+    the model draws too, "max_steps", "max_images", or "window" (its context is full); ..."""
     token_ids: tuple[int, ...] = ()
     """Its tokens, where the backend tells them."""
     steps: tuple[Part, ...] = ()
-    """Texts and drawings in order, where the model makes both."""
+    """Texts and drawings in order, where the model makes both; an empty text stands for one that
+    the model left out before it drew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

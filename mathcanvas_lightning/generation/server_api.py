@@ -13,7 +13,9 @@ from typing import Any
 
 from mathcanvas_lightning.data.images import ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.transforms import decode_image
+from mathcanvas_lightning.generation.pictures import PictureError, failure_kind
 from mathcanvas_lightning.generation.requests import (
+    Failure,
     GenerationRequest,
     GenerationResponse,
     Message,
@@ -32,18 +34,26 @@ MIME_TYPES = {
 }
 """Formats that servers read; pictures of others are sent as PNG."""
 PROMPT_TOO_LONG = re.compile(
-    r"context.length|context.window|longer than the (model|maximum)", re.IGNORECASE
+    r"context.length|context.window|longer than the (model|maximum)|greater than max_model_len",
+    re.IGNORECASE,
 )
-"""What servers say of a prompt that is too long: OpenAI's code, vLLM, SGLang, llama.cpp."""
+"""What servers say of a prompt that is too long, alone or with the answer that is asked for:
+OpenAI's code, vLLM, SGLang, llama.cpp."""
+ANY_LENGTH: Mapping[str, Any] = {"max_tokens": None, "max_completion_tokens": None}
+"""Further fields of a body that asks for whatever fits into the window."""
+GIVEN_UP = ("abort", "error")
+"""Reasons why an answer ended that make it none; another try may get one."""
+NO_ANSWER = {
+    "content_filter": "the server's filter held the answer back",
+    "tool_calls": "the model called tools instead of answering",
+    "function_call": "the model called a function instead of answering",
+}
+"""Reasons that make an answer without text none."""
 MAX_MESSAGE_CHARS = 2000
 
 
 class BadBodyError(ValueError):
     """An answer that isn't what the API promises."""
-
-
-class PictureError(Exception):
-    """A picture that can't be sent; its text names it."""
 
 
 def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) -> bytes:
@@ -93,7 +103,7 @@ def _data_url(picture: Picture) -> str:
             decode_image(data, ImageLimits()).save(buffer, "PNG")
             data, mime_type = buffer.getvalue(), "image/png"
     except ImageError as error:
-        raise PictureError(f"{picture.place}: {error}") from None
+        raise PictureError(failure_kind(error), f"{picture.place}: {error}") from None
     return f"data:{mime_type};base64,{b64encode(data).decode()}"
 
 
@@ -131,34 +141,52 @@ def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse
 
     Returns:
         One output for each that was wanted. An empty one is what the server made: no text, and a
-        reason why it ended.
+        reason why it ended. A failure where a filter held the text back, or tools were called.
 
     Raises:
-        BadBodyError: If anything that must be there is not.
+        BadBodyError: If anything that must be there is not, or the server gave the answer up.
     """
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         outputs = tuple(_output(choice) for choice in choices)
-        usage = answer.get("usage") or {}
-        counts = (usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+        usage = answer.get("usage")
     except (KeyError, TypeError, AttributeError):
         said = json.dumps(answer)[:MAX_MESSAGE_CHARS]
         raise BadBodyError(f"not a chat completion: {said}") from None
     if len(outputs) != request.sampling.n:
         raise BadBodyError(f"{len(outputs)} answers came, {request.sampling.n} were asked for")
+    for output in outputs:
+        if not output.text and output.finish_reason in NO_ANSWER:
+            kind = str(output.finish_reason)
+            return GenerationResponse(
+                uid=request.uid, failure=Failure(kind=kind, message=NO_ANSWER[kind])
+            )
     return GenerationResponse(
         uid=request.uid,
         outputs=outputs,
-        usage=Usage(prompt_tokens=counts[0], completion_tokens=counts[1]),
+        usage=Usage(
+            prompt_tokens=_count(usage, "prompt_tokens"),
+            completion_tokens=_count(usage, "completion_tokens"),
+        ),
     )
+
+
+def _count(usage: Any, name: str) -> int:
+    """Tokens; 0 where the server tells no number of them."""
+    try:
+        return int(usage[name])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _output(choice: dict[str, Any]) -> Output:
     content, reason = choice["message"].get("content"), choice.get("finish_reason")
-    if content is None and reason is not None:  # refused, or all tokens went into thinking
+    if content is None:  # refused, or all tokens went into thinking
         content = choice["message"].get("refusal") or ""
-    if not isinstance(content, str):
+    if not isinstance(content, str) or not isinstance(reason, str):
         raise TypeError
+    if reason in GIVEN_UP:
+        raise BadBodyError(f"the server gave it up: {reason}")
     return Output(
         text=content, finish_reason=reason, token_ids=tuple(choice.get("token_ids") or ())
     )

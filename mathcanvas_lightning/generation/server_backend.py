@@ -5,7 +5,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backend import BackendError
+from mathcanvas_lightning.generation.backend_settings import check_least, journal_options
+from mathcanvas_lightning.generation.pictures import PictureError
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
     GenerationResponse,
 )
 from mathcanvas_lightning.generation.server_api import (
-    PictureError,
+    ANY_LENGTH,
     chat_body,
     read_models,
     read_response,
@@ -28,6 +30,8 @@ from mathcanvas_lightning.generation.server_client import RequestFailed, RetryPo
 from mathcanvas_lightning.generation.server_process import ServerConfig, ServerProcess
 
 PROBE_TIMEOUT_S = 30.0
+REFUSALS = frozenset(f"http_{status}" for status in (301, 302, 307, 308, 401, 402, 403, 404))
+"""No further request would fare better: the server is elsewhere, or doesn't want us."""
 T = TypeVar("T")
 
 
@@ -43,14 +47,23 @@ class _Session:
     pending: set[Future[GenerationResponse]] = field(default_factory=set)
     done: queue.SimpleQueue[Future[GenerationResponse]] = field(default_factory=queue.SimpleQueue)
     error: BackendError | None = None
+    """Why no further request is answered."""
+
+    def check(self) -> None:
+        """Raises the error, if there is one."""
+        if self.error is not None:
+            raise self.error
 
 
 class ServerBackend:
     """Asks a chat server, many requests at a time.
 
     A request whose tries are spent becomes a failed response, as long as the server still answers
-    a question for its models. If it doesn't, or refuses us altogether (HTTP 401 and 404), a
-    `BackendError` ends the run, so that the remaining requests can be asked later.
+    a question for its models. If it doesn't, or refuses us altogether (HTTP 401 to 404, or a
+    redirection), a `BackendError` ends the run, so that the remaining requests can be asked later.
+
+    An answer ends where the window does, as vLLM's own engine has it: where a server says that
+    prompt and `max_tokens` are too long together, it is asked once more without `max_tokens`.
 
     `choice` and `regex` of a request's sampling, a `repetition_penalty` other than 1, and template
     options are asked for in the way of vLLM, the rest in that of OpenAI. What a request doesn't
@@ -66,7 +79,8 @@ class ServerBackend:
         max_concurrency: Requests open, or waiting for their next try, at a time.
         max_pending: Requests held at a time, by default twice as many.
         max_retries: Further tries of a request after rate limits (HTTP 429), errors of the server
-            (5xx), lost connections, timeouts, and answers that are cut short or not as promised.
+            (5xx, 408, 409), lost connections, timeouts, and answers that are cut short, given up
+            or not as promised.
         timeout_s: Of one try.
         backoff_s: Wait before the first retry at most; doubles each time. A server's Retry-After
             comes on top, up to timeout_s.
@@ -95,7 +109,7 @@ class ServerBackend:
     ) -> None:
         _check_server(base_url, server)
         max_pending = 2 * max_concurrency if max_pending is None else max_pending
-        _check_numbers(
+        check_least(
             max_concurrency=(max_concurrency, 1),
             max_pending=(max_pending, 1),
             max_retries=(max_retries, 0),
@@ -124,6 +138,12 @@ class ServerBackend:
         return self._session.model if self._session else self._model_name or ""
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its answers besides the request, for the journal."""
+        server = None if self._server is None else self._server.settings
+        return {"extra_body": journal_options(self._extra_body), "server": server}
+
+    @property
     def max_pending(self) -> int:
         """Requests that keep it busy."""
         return self._max_pending
@@ -133,23 +153,25 @@ class ServerBackend:
         """Requests submitted and not yet collected."""
         return len(self._session.pending) if self._session else 0
 
-    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
+    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
         """Starts the server if it is ours, and asks it for its models.
 
         Args:
             local_rank: Of this process on its machine; each starts a server of its own.
-            device: Where the Trainer puts this process's tensors.
+            device: Not used: a server takes its GPUs by `local_rank`.
 
         Raises:
-            BackendError: If the server doesn't start, or doesn't answer.
+            BackendError: If the server doesn't start, or doesn't answer. Also if it failed and
+                `close` hasn't been called since: pending requests are not forgotten in silence.
             ConfigError: If it offers several models and none is chosen.
         """
         if self._session is not None:
+            self._session.check()
             return
         with contextlib.ExitStack() as resources:
             base_url, check = self._base_url, _no_check
             if self._server is not None:
-                process = ServerProcess(self._server, local_rank=local_rank, device=device)
+                process = ServerProcess(self._server, local_rank=local_rank)
                 resources.enter_context(process)
                 base_url, check = process.base_url, process.check
             assert base_url is not None
@@ -168,7 +190,7 @@ class ServerBackend:
         """Takes requests, without waiting for their answers.
 
         Raises:
-            BackendError: If it isn't started.
+            BackendError: If it isn't started, or can't go on.
         """
         session = self._session
         if session is None:
@@ -178,6 +200,7 @@ class ServerBackend:
                 wanted="a started backend",
                 remedy="Call `start` first.",
             )
+        session.check()
         for request in requests:
             answer = self._answer(session, request)
             future = asyncio.run_coroutine_threadsafe(answer, session.loop)
@@ -196,18 +219,18 @@ class ServerBackend:
         session = self._session
         responses: list[GenerationResponse] = []
         while session is not None and not responses:
-            if session.error is not None:
-                raise session.error
+            session.check()
             if not session.pending:
                 break
             for future in _drain(session.done):
-                session.pending.discard(future)
                 try:
                     responses.append(future.result())
-                except BackendError as error:
-                    session.error = error
                 except CancelledError:
                     pass  # by `close`, in another thread
+                except Exception as error:  # which the next call raises, after these responses
+                    session.error = session.error or _as_backend_error(error)
+                    continue  # still pending, so that there is a next call
+                session.pending.discard(future)
         return responses
 
     def close(self) -> None:
@@ -226,21 +249,48 @@ class ServerBackend:
     async def _answer(self, session: _Session, request: GenerationRequest) -> GenerationResponse:
         async with session.slots:
             try:
-                return await session.client.ask(
-                    "/chat/completions",
-                    partial(read_response, request),
-                    body=chat_body(request, session.model, self._extra_body),
-                )
+                return await self._ask(session, request)
             except PictureError as error:
-                failure = Failure(kind="picture", message=str(error))
+                failure = Failure(kind=error.kind, message=str(error))
             except RequestFailed as failed:
                 await _check_others_get_through(session.client, failed)
                 failure = Failure(kind=failed.kind, message=str(failed))
         return GenerationResponse(uid=request.uid, failure=failure)
 
+    async def _ask(self, session: _Session, request: GenerationRequest) -> GenerationResponse:
+        try:
+            return await _complete(session, request, self._extra_body)
+        except RequestFailed as failed:
+            if failed.kind != "prompt_too_long":
+                raise
+        return await _complete(session, request, {**self._extra_body, **ANY_LENGTH})
+
+
+async def _complete(
+    session: _Session, request: GenerationRequest, extra: Mapping[str, Any]
+) -> GenerationResponse:
+    return await session.client.ask(
+        "/chat/completions",
+        partial(read_response, request),
+        body=chat_body(request, session.model, extra),
+    )
+
+
+def _as_backend_error(error: Exception) -> BackendError:
+    if isinstance(error, BackendError):
+        return error
+    unforeseen = BackendError(
+        "the server backend",
+        found=f"{type(error).__name__}: {error}",
+        wanted="requests and answers that can be written and read",
+        remedy="What has been answered is kept; what is new in the requests may be the cause.",
+    )
+    unforeseen.__cause__ = error
+    return unforeseen
+
 
 async def _check_others_get_through(client: ServerClient, failed: RequestFailed) -> None:
-    if failed.kind in ("http_401", "http_404"):
+    if failed.kind in REFUSALS:
         raise _no_answers(client, failed)
     if failed.transient:
         try:
@@ -326,11 +376,3 @@ def _check_server(base_url: str | None, server: ServerConfig | None) -> None:
             wanted="a URL such as http://127.0.0.1:8000/v1",
             remedy="Correct it.",
         )
-
-
-def _check_numbers(**settings: tuple[float, float]) -> None:
-    for name, (value, least) in settings.items():
-        if value < least:
-            raise ConfigError(
-                name, found=str(value), wanted=f"{least} or more", remedy="Change it."
-            )

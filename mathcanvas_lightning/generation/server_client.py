@@ -20,6 +20,8 @@ from mathcanvas_lightning.generation.server_api import BadBodyError, read_error
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0
+TRANSIENT = (408, 409, 429)
+"""Statuses below 500 after which trying again may help: timeout, conflict, rate limit."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 T = TypeVar("T")
 
@@ -153,12 +155,12 @@ class ServerClient:
             raise RequestFailed(
                 kind,
                 f"HTTP {status}: {message}",
-                transient=status == 429 or status >= 500,
+                transient=status in TRANSIENT or status >= 500,
                 wait_s=parse_retry_after(retry_after),
             )
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestFailed("bad_body", f"not JSON: {error}") from None
 
     async def _exchange(

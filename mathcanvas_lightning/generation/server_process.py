@@ -22,7 +22,17 @@ from typing import Any, Self
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation import server_launcher
 from mathcanvas_lightning.generation.backend import BackendError
-from mathcanvas_lightning.generation.vllm_engine import CPU_CACHE_BYTES
+from mathcanvas_lightning.generation.backend_settings import (
+    check_least,
+    journal_command,
+    journal_options,
+    resolved_path,
+)
+from mathcanvas_lightning.generation.vllm_engine import (
+    CPU_CACHE_BYTES,
+    share_of_gpus,
+    visible_gpus,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +43,8 @@ VLLM_COMMAND = (
     # Otherwise the model's generation_config.json changes the sampling behind the request's back.
     *("--generation-config", "vllm"),
 )
+DEPLOYMENT = ("tensor-parallel-size", "pipeline-parallel-size", "gpu-memory-utilization")
+"""Options that say where a model runs, not what it answers."""
 POLL_S = 0.3
 PROGRESS_S = 15.0
 TAIL_LINES = 30
@@ -58,8 +70,9 @@ class ServerConfig:
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables besides those of this process."""
     num_gpus: int | None = None
-    """GPUs of a server, for several processes with a server each: the first takes the first of
-    them, and so on. By default a server sees all, which only fits one process."""
+    """GPUs of a server, for several processes with a server each, on whatever device these compute:
+    the first takes the first of them, and so on; 0 for none. By default a server sees all, which
+    only fits one process."""
     health_path: str = "/health"
     """Answers 200 as soon as the server is ready."""
     start_timeout_s: float = 1800.0
@@ -79,14 +92,12 @@ class ServerConfig:
                 wanted="{port} in the command, and a model_path if it has {model_path}",
                 remedy="Set model_path, or correct the command.",
             )
-        for name in ("start_timeout_s", "stop_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(
-                    f"server.{name}",
-                    found=str(getattr(self, name)),
-                    wanted="a positive number of seconds",
-                    remedy="Leave it out for the default.",
-                )
+        limits = {
+            "num_gpus": (self.num_gpus, 0),
+            "start_timeout_s": (self.start_timeout_s, 0.001),
+            "stop_timeout_s": (self.stop_timeout_s, 0.001),
+        }
+        check_least(**{f"server.{name}": limit for name, limit in limits.items()})
 
     @property
     def parts(self) -> list[str]:
@@ -103,10 +114,23 @@ class ServerConfig:
             part.replace("{port}", str(port)).replace("{model_path}", self.model_path or "")
             for part in self.parts
         ]
-        options = {name.replace("_", "-"): value for name, value in self.options.items()}
+        options = self._dashed_options()
         if self.command is None:
             options = {**_options_without_gpu(self.env), **options}
         return filled + [word for name, value in options.items() for word in _flag(name, value)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the server's answers, for the journal: JSON values, without secrets."""
+        options = self._dashed_options().items()
+        return {
+            "model": None if self.model_path is None else resolved_path(self.model_path),
+            "command": None if self.command is None else journal_command(self.command),
+            "options": journal_options({k: v for k, v in options if k not in DEPLOYMENT}),
+        }
+
+    def _dashed_options(self) -> dict[str, Any]:
+        return {name.replace("_", "-"): value for name, value in self.options.items()}
 
 
 def _options_without_gpu(env: Mapping[str, str]) -> dict[str, object]:
@@ -140,17 +164,22 @@ class ServerProcess:
     Args:
         config: What to start.
         local_rank: Of this process on its machine, where several have a server each.
-        device: Where this process computes: "cpu", "cuda:0", ...
+
+    Raises:
+        BackendError: If there aren't enough GPUs for all.
+        ConfigError: If there are, and nobody said how many this one takes.
     """
 
-    def __init__(self, config: ServerConfig, *, local_rank: int = 0, device: str = "cpu") -> None:
+    def __init__(self, config: ServerConfig, *, local_rank: int = 0) -> None:
         self._config = config
-        self._env = {**os.environ, **config.env, **_own_gpus(config, local_rank, device)}
+        self._env = {**os.environ, **config.env}
+        self._env |= _own_gpus(config.num_gpus, local_rank, self._env)
         self._local_rank = local_rank
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._log = Path()
         self._port = 0
+        self._port_holder: socket.socket | None = None
 
     @property
     def base_url(self) -> str:
@@ -165,8 +194,9 @@ class ServerProcess:
         """
         if self._process is not None:
             return
-        self._port = _free_port()
         self._log = self._open_log()
+        self._port_holder = hold_port()
+        self._port = self._port_holder.getsockname()[1]
         command = self._config.arguments(self._port)
         logger.info("starting %s; its log is %s", " ".join(command), self._log)
         # -P: the launcher's folder must not hide modules of other packages.
@@ -199,7 +229,10 @@ class ServerProcess:
 
     def stop(self) -> None:
         """Ends it; does nothing if it isn't running. May be called at any time, repeatedly."""
+        holder, self._port_holder = self._port_holder, None
         process, self._process = self._process, None
+        if holder is not None:
+            holder.close()
         if process is None or os.getpid() != self._owner:  # a fork has our objects too
             return
         atexit.unregister(self.stop)
@@ -256,28 +289,35 @@ class ServerProcess:
         )
 
 
-def _own_gpus(config: ServerConfig, local_rank: int, device: str) -> dict[str, str]:
-    if not device.startswith("cuda") or (config.num_gpus is None and local_rank == 0):
-        return {}
-    if config.num_gpus is None:
+def _own_gpus(num_gpus: int | None, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The variable that shows a server its GPUs alone."""
+    if num_gpus is not None:
+        own = share_of_gpus(visible_gpus(env), local_rank, num_gpus)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+    if local_rank > 0 and visible_gpus(env):
         raise ConfigError(
             "server.num_gpus",
             found="null, with several processes on this machine",
             wanted="how many GPUs the server of each process takes",
             remedy="Set it, or start one server by hand and give all processes its base_url.",
         )
-    first = local_rank * config.num_gpus
-    numbers = [str(first + offset) for offset in range(config.num_gpus)]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        numbers = visible.split(",")[first : first + config.num_gpus]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(numbers)}
+    return {}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def hold_port() -> socket.socket:
+    """Takes a free port of 127.0.0.1 that nothing else gets, and on which one server can listen.
+
+    Returns:
+        A socket that holds it until it is closed. It doesn't listen; servers set at least one of
+        the two options below, and may then bind to its port too.
+    """
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    # Not before: the system could then hand out a port that another holder has.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return holder
 
 
 def _is_ready(url: str) -> bool:

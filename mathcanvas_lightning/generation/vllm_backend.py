@@ -13,6 +13,11 @@ from typing import Any
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backend import BackendError
+from mathcanvas_lightning.generation.backend_settings import (
+    check_least,
+    journal_options,
+    resolved_path,
+)
 from mathcanvas_lightning.generation.engine_process import EngineProcess, ProcessEndedError
 from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
 from mathcanvas_lightning.generation.vllm_engine import EngineSettings, Fault, Ready
@@ -116,7 +121,7 @@ class VLLMBackend:
         engine_options: dict[str, Any] | None = None,
         max_pending: int = 256,
     ) -> None:
-        _check_ranges(
+        check_least(
             tensor_parallel_size=(tensor_parallel_size, 1),
             pipeline_parallel_size=(pipeline_parallel_size, 1),
             max_model_len=(max_model_len, 2),
@@ -124,8 +129,11 @@ class VLLMBackend:
             max_pending=(max_pending, 1),
         )
         if not 0 < gpu_memory_utilization <= 1:
-            raise _out_of_range(
-                "gpu_memory_utilization", gpu_memory_utilization, "above 0, at most 1"
+            raise ConfigError(
+                "gpu_memory_utilization",
+                found=repr(gpu_memory_utilization),
+                wanted="above 0, at most 1",
+                remedy="Change it.",
             )
         self._arguments: dict[str, Any] = {
             "model": model_path,
@@ -153,6 +161,17 @@ class VLLMBackend:
         return self._model_name
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its answers besides the request, for the journal."""
+        return {
+            "model": resolved_path(self._arguments["model"]),
+            "lora": None if self._lora_path is None else resolved_path(self._lora_path),
+            "dtype": self._arguments["dtype"],
+            "max_model_len": self._arguments["max_model_len"],
+            "engine_options": journal_options(self._options),
+        }
+
+    @property
     def max_pending(self) -> int:
         """Requests held at a time."""
         return self._max_pending
@@ -170,9 +189,12 @@ class VLLMBackend:
             device: Not used: the engine takes its GPUs by `local_rank`.
 
         Raises:
-            BackendError: If vLLM can't, with its cause and what helps.
+            BackendError: If vLLM can't, with its cause and what helps. Also if an engine broke and
+                `close` hasn't been called since: its pending requests are not forgotten in silence.
             ConfigError: If the model or the adapter isn't there.
         """
+        if self._error is not None:
+            raise self._error
         if self._process is not None:
             return
         if find_spec("vllm") is None:
@@ -193,7 +215,6 @@ class VLLMBackend:
             local_rank=local_rank,
             num_gpus=self._num_gpus,
         )
-        self.close()
         self._process = EngineProcess(ENGINE, _environment(os.environ))
         try:
             self._process.send(settings)
@@ -328,17 +349,6 @@ def find_remedy(cause: str) -> str:
         if re.search(pattern, cause):
             return remedy
     return "VLLM_LOGGING_LEVEL=INFO and logging at level INFO show all that vLLM says."
-
-
-def _check_ranges(**settings: tuple[int | None, int]) -> None:
-    """Compares values with their minimum."""
-    for name, (value, minimum) in settings.items():
-        if value is not None and value < minimum:
-            raise _out_of_range(name, value, f"{minimum} or more")
-
-
-def _out_of_range(name: str, value: float, wanted: str) -> ConfigError:
-    return ConfigError(name, found=repr(value), wanted=wanted, remedy="Change it.")
 
 
 def _check_options(options: Mapping[str, Any], named: AbstractSet[str]) -> None:

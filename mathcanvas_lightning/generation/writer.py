@@ -1,5 +1,6 @@
 """ResponseWriter: the journal of a run, and at its end the files with the answers in them."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,12 +16,16 @@ from mathcanvas_lightning.generation.journal import (
     journal_folder,
     line_of,
     maker_of,
+    note_end,
+    wait_for_ends,
 )
 from mathcanvas_lightning.generation.module import GenerationModule, ResponseCallback
-from mathcanvas_lightning.generation.outputs import write_output
+from mathcanvas_lightning.generation.outputs import NOT_ASKED, write_output
 from mathcanvas_lightning.generation.post_processors import PostProcessor
 from mathcanvas_lightning.generation.report import PredictionReport
-from mathcanvas_lightning.generation.requests import Exchange
+from mathcanvas_lightning.generation.requests import Exchange, Sampling
+
+log = logging.getLogger(__name__)
 
 
 class ResponseWriter(ResponseCallback):
@@ -36,6 +41,8 @@ class ResponseWriter(ResponseCallback):
             costs none.)
     """
 
+    comes_last = True  # what others write of an answer is there before its line says so
+
     def __init__(
         self, post_processors: list[PostProcessor] | None = None, sync_every_s: float = 1.0
     ) -> None:
@@ -47,11 +54,22 @@ class ResponseWriter(ResponseCallback):
         self._maker_is_known = False
         self._started_at = 0.0
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Starts the clock."""
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, and compares model and sampling with those of earlier answers.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: A GenerationModule.
+
+        Raises:
+            OutputError: If earlier answers were made by another model or sampling.
+        """
         self.report = None
         self._maker_is_known = False
         self._started_at = time.monotonic()
+        assert isinstance(pl_module, GenerationModule)
+        if pl_module.sampling is not None and pl_module.backend.model_name:
+            self._require_same_maker(pl_module, pl_module.sampling, data_of(trainer).answered)
 
     def on_responses(
         self, trainer: Trainer, pl_module: GenerationModule, exchanges: Sequence[Exchange]
@@ -64,33 +82,34 @@ class ResponseWriter(ResponseCallback):
             exchanges: What was asked and said.
 
         Raises:
-            OutputError: If the answers of earlier runs were made by another model or sampling.
+            OutputError: If earlier answers were made by another model or sampling.
         """
-        data = data_of(trainer)
-        model = pl_module.backend.model_name
+        data, backend = data_of(trainer), pl_module.backend
         lines: dict[str, list[dict[str, Any]]] = {}
         for exchange in exchanges:
-            self._require_same_maker(exchange, model, data.answered)
+            if exchange.request is not None and not self._maker_is_known:
+                self._require_same_maker(pl_module, exchange.request.sampling, data.answered)
             key = data.pending[exchange.response.uid]
-            line = line_of(exchange, model=model, digest=key.digest)
+            line = line_of(
+                exchange, model=backend.model_name, settings=backend.settings, digest=key.digest
+            )
             lines.setdefault(key.label, []).append(line)
         for label, some in lines.items():
             self._journal(label, data, trainer.global_rank).append(some)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Waits for all ranks; rank 0 writes the outputs."""
-        seconds = time.monotonic() - self._started_at
         self._close()
-        trainer.strategy.barrier("responses")
+        data = data_of(trainer)
+        folder = journal_folder(data.inputs[0].output_path)
+        note_end(folder, trainer.global_rank)
         if trainer.is_global_zero:
-            data = data_of(trainer)
+            wait_for_ends(folder, trainer.world_size)
+            seconds = time.monotonic() - self._started_at
+            inputs = [write_output(one, data.wanted, self.post_processors) for one in data.inputs]
+            num_left = sum(one.failures[NOT_ASKED] for one in inputs)
             self.report = PredictionReport(
-                inputs=tuple(
-                    write_output(one, self.post_processors, keep_old_responses=not data.rerun)
-                    for one in data.inputs
-                ),
-                num_asked=len(data.pending),
-                seconds=seconds,
+                inputs=tuple(inputs), num_asked=len(data.pending) - num_left, seconds=seconds
             )
 
     def on_exception(
@@ -100,7 +119,10 @@ class ResponseWriter(ResponseCallback):
         exception: BaseException,  # noqa: ARG002
     ) -> None:
         """Keeps what there is."""
-        self._close()
+        try:
+            self._close()
+        except OSError as error:  # the disk is full, most likely: others must still be told
+            log.warning("the journal could not be closed in order: %s", error)
 
     def _journal(self, label: str, data: RecordDataModule, rank: int) -> JournalWriter:
         if label not in self._journals:
@@ -110,18 +132,14 @@ class ResponseWriter(ResponseCallback):
         return self._journals[label]
 
     def _close(self) -> None:
-        for journal in self._journals.values():
-            journal.close()
-        self._journals = {}
+        while self._journals:
+            self._journals.popitem()[1].close()
 
     def _require_same_maker(
-        self, exchange: Exchange, model: str, answered: Mapping[str, Entry]
+        self, module: GenerationModule, sampling: Sampling, answered: Mapping[str, Entry]
     ) -> None:
-        """Compares the first request with the earlier answers, before it is written down."""
-        if self._maker_is_known or exchange.request is None:
-            return
-        self._maker_is_known = True
-        maker = maker_of(model, asdict(exchange.request.sampling))
+        backend = module.backend
+        maker = maker_of(backend.model_name, backend.settings, asdict(sampling))
         other = next((entry for entry in answered.values() if entry.maker != maker), None)
         if other is not None:
             raise OutputError(
@@ -130,6 +148,7 @@ class ResponseWriter(ResponseCallback):
                 wanted=f"answers made by {maker}",
                 remedy="Set rerun: true to ask all again, or name another output.",
             )
+        self._maker_is_known = True
 
 
 def data_of(trainer: Trainer) -> RecordDataModule:

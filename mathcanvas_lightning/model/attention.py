@@ -7,7 +7,7 @@ rule is a function of those. So the model may sort tokens by expert and attend w
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,6 +18,22 @@ from mathcanvas_lightning.batch import Split
 AttentionPath = Literal["dense", "sdpa", "flex"]
 MAX_SHORT_SPLITS = 128
 """Tokens up to which neighbouring splits attend in one call."""
+
+
+class LayerAttention(Protocol):
+    """Attention of one layer."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[T, N, H] queries, [T, K, H] keys and values to [T, N, H]."""
+        ...
+
+
+class StackAttention(Protocol):
+    """Attention of all layers: of a pack, or of new tokens and those cached before them."""
+
+    def of_layer(self, number: int) -> LayerAttention:
+        """That of one layer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +152,10 @@ class Attention:
             self._lengths, self._groups = _group_splits(layout.sorted_by(self._order))
         else:
             self._block_mask = _block_mask(layout)
+
+    def of_layer(self, number: int) -> Self:  # noqa: ARG002
+        """Itself: it is the same in all layers."""
+        return self
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attends.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mathcanvas_lightning.model.attention import Attention
+from mathcanvas_lightning.model.attention import LayerAttention, StackAttention
 from mathcanvas_lightning.model.config import GEN_SUFFIX, LLMConfig
 from mathcanvas_lightning.model.layers import RMSNorm, rotate
 
@@ -54,7 +54,7 @@ class SelfAttention(nn.Module):
             self.add_module(f"k_norm{suffix}", RMSNorm(config.head_dim, config.rms_norm_eps))
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: Attention
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: LayerAttention
     ) -> Experts:
         """Normed hidden states of both experts to what is added to them."""
         of_und = self._project(und, rotary[0], "")
@@ -67,6 +67,12 @@ class SelfAttention(nn.Module):
             self._part("o_proj")(attended[: len(und)]),
             self._part(f"o_proj{GEN_SUFFIX}")(attended[len(und) :]),
         )
+
+    def und_alone(self, und: Tensor, rotary: Rotary, attention: LayerAttention) -> Tensor:
+        """The same for tokens of the und expert alone."""
+        attended = attention(*self._project(und, rotary, "")).flatten(1)
+        added: Tensor = self._part("o_proj")(attended)
+        return added
 
     def _project(self, x: Tensor, rotary: Rotary, suffix: str) -> list[Tensor]:
         """Queries and keys, normed and rotated, and values of one expert: [n, heads, H] each."""
@@ -100,7 +106,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm_moe_gen = RMSNorm(size, eps)
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: Attention
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: LayerAttention
     ) -> Experts:
         """One layer.
 
@@ -113,6 +119,8 @@ class DecoderLayer(nn.Module):
         Returns:
             New hidden states of both.
         """
+        if len(gen) == 0 and not torch.is_grad_enabled():
+            return self._und_alone(und, rotary[0], attention), gen
         und = self._detached(und)
         of_und, of_gen = self.self_attn(
             self.input_layernorm(und), self.input_layernorm_moe_gen(gen), rotary, attention
@@ -121,6 +129,12 @@ class DecoderLayer(nn.Module):
         und = und + self.mlp(self.post_attention_layernorm(und))
         gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
         return self._detached(und), gen
+
+    def _und_alone(self, und: Tensor, rotary: Rotary, attention: LayerAttention) -> Tensor:
+        """The same without latents and gradients: spares a writing model the empty calls."""
+        und = und + self.self_attn.und_alone(self.input_layernorm(und), rotary, attention)
+        after: Tensor = und + self.mlp(self.post_attention_layernorm(und))
+        return after
 
     def _detached(self, und: Tensor) -> Tensor:
         return und.detach() if self.freeze_und else und
@@ -138,11 +152,11 @@ class Decoder(nn.Module):
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: Attention
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: StackAttention
     ) -> Experts:
         """Embedded tokens of both experts to their last hidden states."""
-        for layer in self.layers:
-            und, gen = layer(und, gen, rotary, attention)
+        for number, layer in enumerate(self.layers):
+            und, gen = layer(und, gen, rotary, attention.of_layer(number))
         und, gen = self.norm(und), self.norm_moe_gen(gen)
         return (und.detach() if self.freeze_und else und), gen
 

@@ -1,23 +1,17 @@
 """Conversion of real MathVision problems, where a copy of them is at hand."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from mathcanvas_lightning import convert_cot, inspect_shards, iter_examples
-from tests.conftest import ROOT, read_jsonl
-
-DATA = Path(os.environ.get("MATHCANVAS_MATHVISION", ROOT.parent / "shared/data/mathvision_mini"))
+from tests.conftest import read_jsonl, real_problems
 
 
 @pytest.fixture
 def source() -> Path:
-    path = DATA / "test.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no MathVision problems at {path}; name their folder in MATHCANVAS_MATHVISION")
-    return path
+    return real_problems() / "test.jsonl"
 
 
 def test_only_solved_problems_are_for_training(source: Path, tmp_path: Path) -> None:
@@ -35,7 +29,7 @@ def test_all_problems_are_for_prediction(source: Path, tmp_path: Path) -> None:
     assert inspect_shards(str(tmp_path), validate=True).problems == []
     for example, record in zip(iter_examples(tmp_path), records, strict=True):
         (image,) = example.images
-        assert image.data == (DATA / record["image"]).read_bytes()
+        assert image.data == (source.parent / record["image"]).read_bytes()
         assert example.extras == {"level": record["level"], "subject": record["subject"]}
         question = json.dumps([getattr(s, "text", None) for s in example.question])
         assert "<image" not in question

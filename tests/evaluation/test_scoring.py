@@ -1,7 +1,6 @@
 """Files of answered records, scored from the command line and from Python."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from mathcanvas_lightning.cli import main
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation import scoring
 from mathcanvas_lightning.evaluation.scoring import ScoreReport, score_responses
-from tests.conftest import RunTool, read_jsonl, write_json
+from tests.conftest import RunTool, read_jsonl, real_problems, write_json
 from tests.evaluation.judging import DeadBackend
 
 OPTIONS = ["2 cm", "3 cm", "4 cm"]
@@ -262,9 +261,8 @@ def test_a_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [one[0] == "right" for one in verdicts(report)] == [i % 3 == 0 for i in range(12)]
 
 
-@pytest.mark.skipif("MATHCANVAS_REAL_DATA" not in os.environ, reason="needs real problems")
 def test_real_problems(tmp_path: Path) -> None:
-    records = read_jsonl(Path(os.environ["MATHCANVAS_REAL_DATA"]) / "test.jsonl")
+    records = read_jsonl(real_problems() / "test.jsonl")
     shapes = ("{}", "The answer is {}.", "So \\boxed{{{}}}.", "**Answer:** {}")
     for shape in shapes:
         right = [one | {"model_answer": shape.format(one["answer"])} for one in records]

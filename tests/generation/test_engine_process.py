@@ -14,7 +14,7 @@ import pytest
 
 from mathcanvas_lightning.generation import engine_process
 from mathcanvas_lightning.generation.engine_process import EngineProcess, ProcessEndedError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, child_processes
 
 HERE = "tests.generation.test_engine_process"
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -107,7 +107,7 @@ def test_closing_ends_it_with_all_below(echoing: EngineProcess) -> None:
     echoing.close()
     echoing.close()
     assert gone(echoing.pid, below)
-    assert not psutil.Process().children(recursive=True)
+    assert not child_processes()
 
 
 def test_one_that_hears_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +149,30 @@ def test_nobody_needs_to_close_it(last: str) -> None:
     )
     assert done.returncode == (3 if "3" in last else 0), done.stderr
     assert gone(*map(int, done.stdout.split()))
+
+
+FORKED = """
+import signal, time
+if os.fork() == 0:
+    time.sleep(600)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_forked_copy_of_a_killed_process_keeps_nothing_alive() -> None:
+    short = "from mathcanvas_lightning.generation import engine_process; engine_process.GRACE_S = 1"
+    command = [sys.executable, "-W", "ignore", "-c", short + LEAVER + FORKED]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        below = [int(word) for word in process.stdout.readline().split()]
+        try:
+            process.wait(60)
+            assert len(below) == 2
+            assert gone(*below)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the copy
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12, of threads

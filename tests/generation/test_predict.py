@@ -16,6 +16,7 @@ from filelock import FileLock
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.generation.backend import BackendError, EchoBackend
 from mathcanvas_lightning.generation.batch_tool import generate_responses
+from mathcanvas_lightning.generation.batching import FixedSize
 from mathcanvas_lightning.generation.journal import journal_folder, read_journal
 from mathcanvas_lightning.generation.module import ResponseCallback
 from mathcanvas_lightning.generation.monitor import GenerationProgress
@@ -44,6 +45,13 @@ def source(tmp_path: Path) -> RecordInput:
     """Twenty questions, and where their answers go."""
     path = write_lines(tmp_path / "questions.jsonl", records(20, extra={"kept": [1, None]}))
     return RecordInput(path=str(path), output=str(tmp_path / "answers.jsonl"))
+
+
+def kept_in(source: RecordInput | Path) -> set[str]:
+    """Records whose answers the journal has."""
+    output = source if isinstance(source, Path) else source.output_path
+    entries = read_journal(journal_folder(output))
+    return {uid for (uid, _), entry in entries.items() if entry.failure is None}
 
 
 def answers(source: RecordInput) -> dict[Any, Any]:
@@ -92,7 +100,7 @@ def test_goes_on_after_an_error(source: RecordInput) -> None:
     with pytest.raises(BackendError):
         predict(Dying(after=7, max_pending=3), [source])
     assert not source.output_path.exists()
-    done = set(read_journal(journal_folder(source.output_path)))
+    done = kept_in(source)
     assert len(done) == 7
     backend = LastFirst()
     predict(backend, [source])
@@ -118,16 +126,185 @@ def test_failures_are_told_and_asked_again(source: RecordInput, tmp_path: Path) 
     assert all(one["model_answer"] and "model_answer_error" not in one for one in written)
 
 
-def test_rerun_throws_answers_away(source: RecordInput) -> None:
+def test_rerun_asks_all_again_and_puts_answers_aside(source: RecordInput) -> None:
     predict(LastFirst(), [source])
     backend = LastFirst()
     predict(backend, [source], sampling=Sampling(max_tokens=7), rerun=True)
     assert len(backend.asked) == 20
+    aside = journal_folder(source.output_path) / "replaced" / "rank0.jsonl"
+    assert len(aside.read_text().splitlines()) == 20
     # ... but not for an input with faults.
     Path(source.path).write_text('{"sample_index": 1}\n')
     with pytest.raises(InputError):
         predict(LastFirst(), [source], rerun=True)
-    assert len(read_journal(journal_folder(source.output_path))) == 20
+    assert len(kept_in(source)) == 20
+
+
+def test_a_rerun_goes_on_without_the_option(tmp_path: Path) -> None:
+    some = records(6, model_answer="old")
+    source = RecordInput(
+        path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
+    )
+    with pytest.raises(BackendError):
+        predict(Dying(after=2, max_pending=1), [source], rerun=True)
+    backend = LastFirst()
+    predict(backend, [source])
+    assert len(backend.asked) == 4
+    assert all(text.startswith("re: ") for text in answers(source).values())
+
+
+def test_a_rerun_that_fails_is_asked_again(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    flag.touch()
+    some = records(3, model_answer="old")
+    source = RecordInput(
+        path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
+    )
+    assert predict(Failing("1", str(flag)), [source], rerun=True).num_failed == 1
+    flag.unlink()
+    assert predict(Failing("1", str(flag)), [source]).num_failed == 0
+    assert "old" not in answers(source).values()
+
+
+def test_a_rerun_leaves_what_filters_refuse(tmp_path: Path) -> None:
+    some = records(4, model_answer="old")
+    source = RecordInput(
+        path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
+    )
+    predict(LastFirst(), [source], rerun=True, filters=[is_even])
+    assert [text == "old" for text in answers(source).values()] == [False, True, False, True]
+
+
+def test_a_rerun_of_two_outputs_begins_with_both_or_none(tmp_path: Path) -> None:
+    inputs = [
+        RecordInput(
+            path=str(write_lines(tmp_path / f"{name}.jsonl", records(2))),
+            output=str(tmp_path / f"{name}_out.jsonl"),
+        )
+        for name in "ab"
+    ]
+    predict(LastFirst(), inputs)
+    held = FileLock(journal_folder(inputs[1].output_path) / "lock")
+    with held, pytest.raises(OutputError, match="another run"):
+        predict(LastFirst(), inputs, rerun=True)
+    assert [len(kept_in(one)) for one in inputs] == [2, 2]
+
+
+def test_outputs_that_were_swapped(tmp_path: Path) -> None:
+    paths = [str(write_lines(tmp_path / f"{name}.jsonl", records(2))) for name in "ab"]
+    outputs = [str(tmp_path / f"{name}_out.jsonl") for name in "ab"]
+    for order in (outputs[::-1], outputs):
+        inputs = [RecordInput(path=p, output=o) for p, o in zip(paths, order, strict=True)]
+        report = predict(LastFirst(), inputs)
+        assert report.num_asked == 4
+        assert all(answers(one)[n] for one in inputs for n in range(2))
+
+
+def test_what_a_limit_leaves_is_told(source: RecordInput) -> None:
+    limits = {"limit_predict_batches": 1}
+    report = predict(LastFirst(), [source], trainer=limits, batching=FixedSize(5))
+    assert report.inputs[0].failures == Counter(not_asked=15)
+    assert report.num_asked == 5
+    assert "not_asked" in read_lines(source.output_path)[9]["model_answer_error"]
+    assert predict(LastFirst(), [source]).num_asked == 15
+
+
+def test_fields_that_the_prompt_reads_count(tmp_path: Path) -> None:
+    some = records(4, options=["1", "2"], note="a")
+    path = write_lines(tmp_path / "in.jsonl", some)
+    source = RecordInput(path=str(path), output=str(tmp_path / "out.jsonl"))
+    prompt = ChatPrompt(options_field="options")
+    predict(LastFirst(), [source], prompt=prompt)
+    some[0] |= {"options": ["3", "4"]}
+    some[1] |= {"note": "b"}
+    write_lines(path, some)
+    backend = LastFirst()
+    predict(backend, [source], prompt=prompt)
+    assert [one.uid for one in backend.asked] == ["in:0"]
+    assert "(A) 3" in answers(source)[0]
+    # A prompt that doesn't say what it reads may read anything.
+    predict(LastFirst(), [source], prompt=Terse(), rerun=True)
+    some[2] |= {"note": "c"}
+    write_lines(path, some)
+    backend = LastFirst()
+    predict(backend, [source], prompt=Terse())
+    assert [one.uid for one in backend.asked] == ["in:2"]
+
+
+def test_an_input_that_changes_meanwhile(source: RecordInput) -> None:
+    class Editor(LastFirst):
+        def start(self, **where: Any) -> None:
+            super().start(**where)
+            path = Path(source.path)
+            path.write_text(path.read_text().replace("What", "Whom"))
+
+    some = records(2000, filler="x" * 200)  # more than is read ahead
+    write_lines(Path(source.path), some)
+    with pytest.raises(InputError, match="other records"):
+        predict(Editor(max_pending=2), [source], batching=FixedSize(1))
+
+
+def test_a_prompt_that_fails_for_one_record_stops_nobody(source: RecordInput) -> None:
+    def prompt(record: Record, pictures: Any) -> tuple[Message, ...]:
+        if record.index == 2:
+            raise InputError("record 2", found="this", wanted="that", remedy="Do.")
+        return (Message(role="user", parts=(record.query,)),)
+
+    for _ in range(2):
+        report = predict(LastFirst(), [source], prompt=prompt)
+        assert report.inputs[0].failures == Counter(prompt=1)
+
+
+def test_a_prompt_that_fails_for_all_is_told_at_once(source: RecordInput) -> None:
+    backend = LastFirst()
+    with pytest.raises(InputError, match=r"first 10 records.*absent"):
+        predict(backend, [source], prompt=ChatPrompt(template="{absent} {query}"))
+    assert backend.starts == []
+
+
+def test_falsy_responses_are_responses(tmp_path: Path) -> None:
+    some = records(3)
+    for record, response in zip(some, (0, False, None), strict=True):
+        record["model_answer"] = response
+    source = RecordInput(
+        path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
+    )
+    assert predict(LastFirst(), [source]).num_asked == 1
+    assert list(answers(source).values())[:2] == [0, False]
+
+
+def test_an_old_error_goes_with_the_answer(tmp_path: Path) -> None:
+    some = records(2, model_answer=None, model_answer_error="timeout: once")
+    source = RecordInput(
+        path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
+    )
+    predict(LastFirst(), [source])
+    assert all("model_answer_error" not in one for one in read_lines(source.output_path))
+
+
+def test_writers_come_before_the_journal(source: RecordInput) -> None:
+    class Refusing(ResponseCallback):
+        def on_responses(self, trainer: Any, pl_module: Any, exchanges: Any) -> None:
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        predict(LastFirst(), [source], Refusing())
+    assert not kept_in(source)
+
+
+def test_a_journal_that_cannot_be_closed_hides_nothing(
+    source: RecordInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    backend = LastFirst()
+    with pytest.raises(OSError, match="No space"):
+        predict(backend, [source], writer=ResponseWriter(sync_every_s=0))
+    assert backend.num_closed == 1
+    monkeypatch.undo()
+    assert predict(LastFirst(), [source]).num_failed == 0
 
 
 @pytest.mark.parametrize(
@@ -144,14 +321,15 @@ def test_answers_made_otherwise_are_not_mixed(
     write_lines(Path(source.path), records(21, extra={"kept": [1, None]}))
     with pytest.raises(OutputError, match=message):
         predict(LastFirst(), [source], **changed)
-    assert len(read_journal(journal_folder(source.output_path))) == 20
+    assert len(kept_in(source)) == 20
 
 
 def test_answers_of_another_model_are_not_mixed(source: RecordInput) -> None:
     predict(EchoBackend("one"), [source])
-    write_lines(Path(source.path), records(21))
-    with pytest.raises(OutputError, match=r"one.*two"):
-        predict(EchoBackend("two"), [source])
+    for backend in (EchoBackend("two"), Told("one")):
+        with pytest.raises(OutputError, match=r"one.*/b|one.*two"):
+            predict(backend, [source])  # though nothing is left to ask
+    assert predict(EchoBackend("one"), [source]).num_asked == 0
 
 
 def test_responses_that_stand_in_the_input_stay(tmp_path: Path) -> None:
@@ -237,6 +415,14 @@ def test_samples_and_post_processing(source: RecordInput) -> None:
     assert "<think>" in answers(source)[0][0]
 
 
+class Told(EchoBackend):
+    """Has another path."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model_path": "/b"}
+
+
 class Shout:
     """A post-processor of one's own."""
 
@@ -264,7 +450,7 @@ class Pairs:
             yield [item, *(following for following in [next(items, None)] if following)]
 
 
-class Told(ResponseCallback):
+class Telling(ResponseCallback):
     """A writer of one's own."""
 
     def __init__(self, path: str) -> None:
@@ -293,7 +479,9 @@ def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
         f"--data.init_args.filters=[{here}.is_even]",
         f"--data.init_args.batching={here}.Pairs",
         "--trainer.callbacks="
-        + json.dumps([{"class_path": f"{here}.Told", "init_args": {"path": f"{tmp_path}/told"}}]),
+        + json.dumps(
+            [{"class_path": f"{here}.Telling", "init_args": {"path": f"{tmp_path}/told"}}]
+        ),
         "--model.init_args.sampling.max_tokens=5",
     ]
     done = run_command(config, *words, cwd=ROOT)
@@ -345,10 +533,12 @@ def test_killed_in_the_middle(tmp_path: Path, how: str) -> None:
     with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.PIPE) as process:
         wait_for_lines(tmp_path, 8)
         os.kill(process.pid, signal.Signals[how])
-        process.communicate(timeout=60)
-    assert process.returncode not in (0, 3)
+        _, said = process.communicate(timeout=60)
+    status = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[how]
+    assert process.returncode == status
+    assert (b"run the same command again" in said) == (how != "SIGKILL")
     assert not (tmp_path / "answers.jsonl").exists()
-    kept = set(read_journal(tmp_path / "answers.jsonl.journal"))
+    kept = kept_in(tmp_path / "answers.jsonl")
     assert len(kept) >= 8
     assert run_command(config, cwd=ROOT).returncode == 0
     written = read_lines(tmp_path / "answers.jsonl")
@@ -371,7 +561,7 @@ def test_ranks_share_the_records(tmp_path: Path) -> None:
     assert (len(parts[0]), len(parts[1])) == (16, 15)
     assert {*parts[0], *parts[1]} == {f"questions:{n}" for n in range(31)}
     journal = tmp_path / "answers.jsonl.journal"
-    assert {p.name for p in journal.glob("rank*")} == {"rank0.jsonl", "rank1.jsonl"}
+    assert {p.name for p in journal.glob("rank*.jsonl")} == {"rank0.jsonl", "rank1.jsonl"}
     written = read_lines(tmp_path / "answers.jsonl")
     assert [one["sample_index"] for one in written] == list(range(31))
     assert all(one["model_answer"] for one in written)
@@ -388,12 +578,24 @@ def test_ranks_end_together_and_one_goes_on(tmp_path: Path) -> None:
     assert children
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
-    kept = set(read_journal(tmp_path / "answers.jsonl.journal"))
+    kept = kept_in(tmp_path / "answers.jsonl")
     before = len(asked(tmp_path))
     words = ["--trainer.devices=1", "--trainer.strategy=auto"]
     assert run_command(config, *words, cwd=ROOT).returncode == 0
     assert len(asked(tmp_path)) - before == 60 - len(kept)
     assert all(one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl"))
+
+
+def test_ranks_end_with_the_first(tmp_path: Path) -> None:
+    config = slow_run(tmp_path, 400, trainer=RANKS)
+    with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        wait_for_lines(tmp_path, 12)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait(timeout=60)
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
 
 
 def test_the_tool_and_the_command_write_the_same(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mathcanvas_lightning.generation.prompts import (
 )
 from mathcanvas_lightning.generation.records import Record, RecordInput, iter_records, survey
 from mathcanvas_lightning.generation.requests import Message, Part, Picture
-from tests.conftest import png, write_json
+from tests.conftest import png, real_problems, write_json
 
 A, B = Picture(b"a"), Picture(b"b")
 
@@ -283,10 +283,7 @@ def test_configured_from_yaml() -> None:
 
 
 def test_real_problems() -> None:
-    folder = os.environ.get("MATHCANVAS_REAL_DATA")
-    path = Path(folder or ".", "test.jsonl")
-    if folder is None or not path.is_file():
-        pytest.skip("name a folder with MathVision's test.jsonl in MATHCANVAS_REAL_DATA")
+    path = real_problems() / "test.jsonl"
     source = RecordInput(path=str(path), index_field="id", query_field="question")
     prompt = ChatPrompt(options_field="options", template="{query}\nAnswer with a letter.")
     assert survey([source])

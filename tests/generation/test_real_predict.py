@@ -18,7 +18,7 @@ from mathcanvas_lightning.generation.prompts import ChatPrompt
 from mathcanvas_lightning.generation.records import RecordInput
 from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
-from tests.conftest import ROOT, TRAINER_WARNINGS
+from tests.conftest import ROOT, TRAINER_WARNINGS, real_problems
 from tests.generation.engine import (  # noqa: F401
     SMALL_CACHE,
     engine_lock,
@@ -120,9 +120,8 @@ def kill_in_the_middle(command: list[str], output: Path) -> None:
     assert not alive
 
 
-@pytest.mark.skipif("MATHCANVAS_REAL_DATA" not in os.environ, reason="needs real problems")
 def test_real_problems_with_pictures(tmp_path: Path) -> None:
-    source = Path(os.environ["MATHCANVAS_REAL_DATA"], "test.jsonl")
+    source = real_problems() / "test.jsonl"
     make_tiny_idefics3(tmp_path / "model")
     report = predict(
         VLLMBackend(str(tmp_path / "model"), dtype="float32", engine_options=SMALL_CACHE),

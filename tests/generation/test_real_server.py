@@ -64,6 +64,7 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
         ask("again", "Tell a story.", n=2, temperature=1.0),
         ask("picture", Picture(png()), "What is this?"),
         ask("long", "word " * 700),
+        ask("window", "Go on.", max_tokens=600, regex="[a-z ]{3000}"),
     ]
     backend = ServerBackend(server=server)
     try:
@@ -84,6 +85,9 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
     assert text(responses["schema"]).strip() in ("true", "false")
     assert kind(responses["picture"]) == "http_400"
     assert kind(responses["long"]) == "prompt_too_long"
+    assert responses["window"].outputs[0].finish_reason == "length"
+    usage = responses["window"].usage
+    assert usage.prompt_tokens + usage.completion_tokens == 512
     # Seeds go with the id: the same for a request, different for another.
     first, second = (output.text for output in responses["two"].outputs)
     assert first != second

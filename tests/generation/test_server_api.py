@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mathcanvas_lightning.generation.pictures import PictureError
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
     Message,
@@ -21,7 +22,6 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.generation.server_api import (
     BadBodyError,
-    PictureError,
     chat_body,
     read_error,
     read_models,
@@ -111,8 +111,9 @@ def test_pictures_that_servers_do_not_read_become_png(kind: str, mode: str) -> N
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded("TIFF")[:-40]])
 def test_a_broken_picture_is_named(data: bytes) -> None:
-    with pytest.raises(PictureError, match=r"puzzle 7\.png: "):
+    with pytest.raises(PictureError, match=r"puzzle 7\.png: ") as raised:
         sent(request(Picture(data, place="puzzle 7.png")))
+    assert raised.value.kind == "picture_unreadable"
 
 
 def test_sampling_is_asked_for() -> None:
@@ -181,6 +182,34 @@ def test_an_empty_answer_is_one_if_the_server_says_why(
 
 
 @pytest.mark.parametrize(
+    ("usage", "wanted"),
+    [
+        ({"prompt_tokens": "7", "completion_tokens": 2.0}, (7, 2)),
+        ({"prompt_tokens": None}, (0, 0)),
+        ({"prompt_tokens": "many", "completion_tokens": [3]}, (0, 0)),
+        ({"prompt_tokens": float("inf"), "completion_tokens": float("nan")}, (0, 0)),
+        ("none", (0, 0)),
+        ([], (0, 0)),
+        (3, (0, 0)),
+    ],
+)
+def test_odd_counts_of_tokens_cost_no_answer(usage: object, wanted: tuple[int, int]) -> None:
+    response = read_response(request(), completion("yes") | {"usage": usage})
+    assert response.outputs[0].text == "yes"
+    assert response.usage == Usage(prompt_tokens=wanted[0], completion_tokens=wanted[1])
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "tool_calls"])
+def test_no_text_is_no_answer_if_something_else_came_instead(reason: str) -> None:
+    for content in ("", None):
+        response = read_response(request(n=2), completion(content, content, reason=reason))
+        assert response.failure is not None
+        assert response.failure.kind == reason
+    (output,) = read_response(request(), completion("The answer is", reason=reason)).outputs
+    assert output == Output(text="The answer is", finish_reason=reason)
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         None,
@@ -195,6 +224,9 @@ def test_an_empty_answer_is_one_if_the_server_says_why(
         completion(None, reason=None),
         completion(3),  # type: ignore[arg-type]
         completion("one", "too many"),
+        completion("cut off", reason=None),
+        completion("cut off", reason="abort"),
+        completion("cut off", reason="error"),
     ],
 )
 def test_other_answers_are_refused(answer: object) -> None:

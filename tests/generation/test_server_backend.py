@@ -1,10 +1,11 @@
 """Requests to a chat server that goes wrong in every way, and to a real one."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from mathcanvas_lightning.generation.server_backend import ServerBackend
 from mathcanvas_lightning.generation.server_client import RetryPolicy, parse_retry_after
 from mathcanvas_lightning.generation.server_process import ServerConfig
 from tests.conftest import png
-from tests.generation.misbehaving import ChatServer, Fault, chat_server
+from tests.generation.misbehaving import ChatServer, Fault, chat_server, completion
 
 
 def named(fault: object) -> str | None:
@@ -117,6 +118,8 @@ def test_several_outputs_and_pictures() -> None:
         Fault(status=503),
         Fault(status=429),
         Fault(status=429, headers={"Retry-After": "nonsense"}),
+        Fault(status=408),
+        Fault(status=409),
         Fault(drop=True),
         Fault(cut=True),
         Fault(hang=True),
@@ -124,6 +127,8 @@ def test_several_outputs_and_pictures() -> None:
         Fault(body=b"\xff\xfe"),
         Fault(body=b"[]"),
         Fault(body=b'{"error": {"message": "busy"}}'),
+        Fault(body=b"[" * 100_000),
+        Fault(body=json.dumps(completion("re: b", reason="abort")).encode()),
     ],
     ids=named,
 )
@@ -151,11 +156,10 @@ def test_what_may_pass_is_tried_again(fault: Fault) -> None:
         (Fault(body=b"{"), "bad_body", 4, "not JSON: "),
         (Fault(body=b"{}"), "bad_body", 4, "not a chat completion: {} (the last of 4 tries)"),
         (Fault(status=400, message="no role"), "http_400", 1, "HTTP 400: no role"),
-        (Fault(status=307, headers={"Location": "/"}), "http_307", 1, "HTTP 307"),
         (
             Fault(status=400, message="This model's maximum context length is 8 tokens."),
             "prompt_too_long",
-            1,
+            2,
             "HTTP 400: This model's maximum context length is 8 tokens.",
         ),
     ],
@@ -179,7 +183,7 @@ def test_a_broken_picture_fails_alone() -> None:
     with chat_server(ChatServer()) as chat, backend(chat) as made:
         broken = Picture(b"GIF89a", place="drawing.gif")
         responses = answers(made, ask("see", broken), ask("good"))
-        assert kind(responses["see"]) == "picture"
+        assert kind(responses["see"]) == "picture_unreadable"
         assert responses["see"].failure is not None
         assert "drawing.gif" in responses["see"].failure.message
         assert text(responses["good"]) == "re: good"
@@ -296,7 +300,78 @@ def test_answers_come_before_the_error() -> None:
             made.collect()
 
 
-@pytest.mark.parametrize("status", [401, 404])
+def test_an_error_is_raised_even_if_nothing_else_is_pending() -> None:
+    plans = {"bad": [Fault(status=404)]}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
+        made.submit([ask("good"), ask("bad")])
+        while chat.num_open or len(chat.tries) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        collected = []
+        with pytest.raises(BackendError, match="HTTP 404"):
+            while made.num_pending:
+                collected += made.collect()
+        assert [text(response) for response in collected] == ["re: good"]
+        for call in (made.start, lambda: made.submit([ask("more")])):  # nothing is forgotten
+            with pytest.raises(BackendError, match="HTTP 404"):
+                call()
+        assert made.num_pending == 1
+        made.close()
+        made.start()
+        assert text(answers(made, ask("more"))["more"]) == "re: more"
+
+
+def test_what_nobody_foresaw_comes_after_the_answers() -> None:
+    with chat_server(ChatServer()) as chat, backend(chat) as made:
+        unspeakable = replace(ask("bad"), template_options={"key": object()})
+        made.submit([ask("good"), unspeakable, ask("fine")])
+        while chat.num_open or len(chat.tries) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert {text(response) for response in made.collect()} == {"re: good", "re: fine"}
+        with pytest.raises(BackendError, match=r"TypeError: .*not JSON serializable") as raised:
+            made.collect()
+        assert isinstance(raised.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_the_window_ends_an_answer(limit: str) -> None:
+    words = "max_tokens=99 cannot be greater than max_model_len=64."
+    plans = {"long": [Fault(status=400, message=words)]}
+    extra = {"max_tokens": None, limit: 99}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat, extra_body=extra) as made:
+        assert text(answers(made, ask("long"))["long"]) == "re: long"
+        first, second = chat.bodies
+        assert first.pop(limit) == 99
+        assert first == second  # but for the limit
+
+
+def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1/v1"
+    plain = ServerBackend(url).settings
+    same = ServerBackend(
+        "http://127.0.0.1:2/v1", api_key="hidden", max_concurrency=2, max_retries=0, timeout_s=9
+    )
+    assert same.settings == plain
+    assert ServerBackend(url, extra_body={"top_k": 3}).settings != plain
+    (tmp_path / "link").symlink_to(tmp_path)
+    options = {"api-key": "hidden", "dtype": "float32", "tensor_parallel_size": 2}
+    command = ["serve", "{port}", "--api-key", "hidden", "--token=hidden", "sh -c 'A_KEY=hidden x'"]
+    one, other = (
+        ServerBackend(
+            server=ServerConfig(
+                model_path=path, command=command, options=options | more, env={"TOKEN": "hidden"}
+            )
+        ).settings
+        for path, more in ((str(tmp_path / "link"), {}), (str(tmp_path), {"api_key": "hidden"}))
+    )
+    assert one == other == json.loads(json.dumps(one))
+    assert one["server"]["model"] == str(tmp_path.resolve())
+    assert one["server"]["options"] == {"dtype": "float32"}
+    assert "hidden" not in json.dumps(one)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404])
 def test_a_server_that_refuses_us_ends_all(status: int) -> None:
     fault = Fault(status=status, message="not for you")
     with (

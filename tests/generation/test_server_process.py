@@ -3,12 +3,14 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -18,7 +20,11 @@ from mathcanvas_lightning.generation import server_process
 from mathcanvas_lightning.generation.backend import BackendError, generate
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message
 from mathcanvas_lightning.generation.server_backend import ServerBackend
-from mathcanvas_lightning.generation.server_process import ServerConfig, ServerProcess
+from mathcanvas_lightning.generation.server_process import (
+    ServerConfig,
+    ServerProcess,
+    hold_port,
+)
 from mathcanvas_lightning.generation.vllm_engine import CPU_CACHE_BYTES
 from tests.conftest import ROOT
 
@@ -71,7 +77,7 @@ def test_all_of_it_ends(tmp_path: Path, ignore_term: bool) -> None:
         assert [response.uid for response in generate(backend, [request()])] == ["hello"]
         backend.close()
         assert all(map(alive, pids))  # who is given a URL starts and ends nothing
-    assert not any(map(alive, pids))
+    wait_until_gone(pids)  # killed ones take a moment
     server.stop()
     assert (tmp_path / "logs" / "server.log").read_text() == "loading the model\n"
 
@@ -85,7 +91,7 @@ def test_a_backend_ends_its_server(tmp_path: Path) -> None:
         "re: hello"
     ]
     backend.close()
-    assert not any(map(alive, pids))
+    wait_until_gone(pids)
     backend.close()
 
 
@@ -252,6 +258,7 @@ def test_without_gpu_vllm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"command": ["serve", "{model_path}", "{port}"]}, "model_path"),
         ({"model_path": "m", "start_timeout_s": 0}, "start_timeout_s"),
         ({"model_path": "m", "stop_timeout_s": -1}, "stop_timeout_s"),
+        ({"model_path": "m", "num_gpus": -1}, r"server\.num_gpus"),
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], words: str) -> None:
@@ -260,39 +267,64 @@ def test_settings_are_checked(options: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_gpus", "rank", "device", "visible", "wanted"),
-    [
-        (None, 0, "cuda:0", "0,1", "0,1"),
-        (1, 3, "cpu", "0,1", "0,1"),
-        (1, 1, "cuda:1", "4,6", "6"),
-        (2, 1, "cuda:1", "4,5,6,7", "6,7"),
-        (2, 1, "cuda:1", "", "2,3"),
-    ],
+    ("num_gpus", "rank", "visible", "wanted"),
+    [(None, 0, "0,1", "0,1"), (1, 1, "4,6", "6"), (2, 1, "4,5,6,7", "6,7"), (0, 1, "4,5", "")],
 )
 def test_each_server_gets_its_gpus(
     num_gpus: int | None,
     rank: int,
-    device: str,
     visible: str,
     wanted: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    seen = "import os, sys; sys.exit('sees ' + os.environ['CUDA_VISIBLE_DEVICES'])"
+    seen = "import os, sys; sys.exit('sees ' + os.environ['CUDA_VISIBLE_DEVICES'] + '.')"
     tell = ServerConfig(
         command=[sys.executable, "-c", seen, "{port}"],
         num_gpus=num_gpus,
         log_file=str(tmp_path / "server.log"),
     )
-    server = ServerProcess(tell, local_rank=rank, device=device)
-    with pytest.raises(BackendError, match=f"sees {wanted}$"):
+    server = ServerProcess(tell, local_rank=rank)
+    with pytest.raises(BackendError, match=rf"sees {wanted}\.$"):
         server.start()
 
 
-def test_processes_must_share_the_gpus() -> None:
+def test_processes_must_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="num_gpus"):
-        ServerProcess(ServerConfig(model_path="m"), local_rank=1, device="cuda:1")
+        ServerProcess(ServerConfig(model_path="m"), local_rank=1)
+    with pytest.raises(BackendError, match=r"found 2 visible GPUs; wanted 3: .*num_gpus"):
+        ServerProcess(ServerConfig(model_path="m", num_gpus=1), local_rank=2)
+    one = {"CUDA_VISIBLE_DEVICES": "1"}  # the server's own variables count
+    with pytest.raises(BackendError, match="found 1 visible GPUs"):
+        ServerProcess(ServerConfig(model_path="m", num_gpus=2, env=one))
+    ServerProcess(ServerConfig(model_path="m", env={"CUDA_VISIBLE_DEVICES": ""}), local_rank=1)
+
+
+def test_nothing_else_gets_the_port() -> None:
+    with hold_port() as held, socket.socket() as other, socket.socket() as server:
+        address = held.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        server.listen()
+        socket.create_connection(address).close()
+
+
+def test_the_port_is_held_for_the_server(tmp_path: Path) -> None:
+    grab = "import socket, sys; socket.socket().bind(('127.0.0.1', int(sys.argv[1])))"
+    other = ServerConfig(
+        command=[sys.executable, "-c", grab, "{port}"], log_file=str(tmp_path / "server.log")
+    )
+    server = ServerProcess(other)
+    with pytest.raises(BackendError, match="in use"):
+        server.start()
+    with socket.socket() as another:  # which gets it afterwards
+        another.bind(("127.0.0.1", urlsplit(server.base_url).port))
 
 
 def test_each_process_has_a_log(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from mathcanvas_lightning.generation.backend import BackendError
 from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
+from tests.conftest import child_processes
 from tests.generation.engine import (  # noqa: F401 - fixtures
     MAX_GAP,
     SMALL_CACHE,
@@ -73,7 +74,7 @@ def test_adapter_is_applied(adapted: VLLMBackend, adapted_model: Any, smollm2: P
 
 def test_death_is_noticed_after_what_was_answered(adapted: VLLMBackend) -> None:
     adapted.submit([ask("long", "Tell.", max_tokens=200, regex=r"[a-z ]{900}")])
-    processes = psutil.Process().children(recursive=True)
+    processes = child_processes()
     (core,) = [p for p in processes if "EngineCore" in p.name()]
     core.kill()
     with pytest.raises(BackendError, match=r"EngineCore: -9.*no memory left"):

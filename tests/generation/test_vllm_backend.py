@@ -5,12 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mathcanvas_lightning.generation.requests import Picture
 from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
-from tests.conftest import png
+from tests.conftest import child_processes, png
 from tests.generation.engine import (  # noqa: F401 - fixtures
     MAX_GAP,
     SMALL_CACHE,
@@ -41,7 +40,7 @@ def backend(engine_lock: None, smollm2: Path) -> Iterator[VLLMBackend]:  # noqa:
     yield engine
     engine.close()
     engine.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not child_processes()
 
 
 @pytest.mark.filterwarnings("ignore")

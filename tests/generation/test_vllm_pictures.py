@@ -12,7 +12,7 @@ import pytest
 
 from mathcanvas_lightning.generation.requests import GenerationResponse, Picture
 from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
-from tests.conftest import ROOT, encoded, png
+from tests.conftest import ROOT, child_processes, encoded, png
 from tests.generation.engine import (  # noqa: F401 - fixtures
     SMALL_CACHE,
     answers,
@@ -41,7 +41,7 @@ def backend(engine_lock: None, model: Path) -> Iterator[VLLMBackend]:  # noqa: F
     engine.start()
     yield engine
     engine.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not child_processes()
 
 
 def ids(response: GenerationResponse) -> tuple[int, ...]:

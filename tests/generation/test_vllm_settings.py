@@ -1,12 +1,13 @@
 """What can be wrong before vLLM runs, and how its own words become a cause and a remedy."""
 
 import json
+import os
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation import vllm_backend
 from mathcanvas_lightning.generation.backend import BackendError, GenerationBackend, generate
+from mathcanvas_lightning.generation.records import RecordInput
 from mathcanvas_lightning.generation.requests import GenerationResponse, Output
 from mathcanvas_lightning.generation.vllm_backend import (
     VLLMBackend,
@@ -22,7 +24,9 @@ from mathcanvas_lightning.generation.vllm_backend import (
     find_remedy,
 )
 from mathcanvas_lightning.generation.vllm_engine import Fault, Ready, share_of_gpus
+from tests.conftest import TRAINER_WARNINGS, child_processes
 from tests.generation.engine import ask, real_engine
+from tests.generation.runs import predict, records, write_lines
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,20 @@ def faulty(descriptor: int) -> None:
     connection.send(Fault("KeyError: 'lost'"))
 
 
+LIFE = 15
+
+
+def mortal(descriptor: int) -> None:
+    """An engine that is killed when it has answered so many requests."""
+    connection = Connection(descriptor)
+    connection.recv()
+    connection.send(Ready())
+    for _ in range(LIFE):
+        request = connection.recv()
+        connection.send(GenerationResponse(uid=request.uid, outputs=(Output(text="fine"),)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder that passes for a model, for an engine without vLLM."""
@@ -145,18 +163,52 @@ def test_what_was_answered_before_a_fault_is_kept(model: str) -> None:
         next(responses)
     with pytest.raises(BackendError, match="KeyError: 'lost'"):
         backend.submit([ask("d", "Hi.")])
+    with pytest.raises(BackendError, match="KeyError: 'lost'"):
+        backend.start()  # its pending request would be forgotten
+    assert backend.num_pending == 1
+    backend.close()
     backend.start()  # once more, from the beginning
     assert backend.num_pending == 0
     backend.submit([ask("d", "Hi.")])
     backend.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not child_processes()
+
+
+@pytest.mark.filterwarnings(*TRAINER_WARNINGS)
+def test_an_engine_that_dies_ends_the_run(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vllm_backend, "ENGINE", f"{__name__}:mortal")
+    source = write_lines(tmp_path / "questions.jsonl", records(LIFE + 5))
+    run = RecordInput(path=str(source), output=str(tmp_path / "answers.jsonl"))
+    with pytest.raises(BackendError, match="exit status -9"):
+        predict(VLLMBackend(model, max_pending=5), [run])
+    assert not child_processes()
+
+
+def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    options = {"quantization": "fp8", "hf_token": "hidden", "revision": tmp_path}
+    one, other = (
+        VLLMBackend(str(path), lora_path=str(path), engine_options=options, **more).settings
+        for path, more in (
+            (tmp_path, {}),
+            (tmp_path / "link", {"tensor_parallel_size": 2, "max_pending": 3}),
+        )
+    )
+    assert one == other == json.loads(json.dumps(one))
+    assert one["model"] == one["lora"] == str(tmp_path.resolve())
+    assert one["engine_options"] == {"quantization": "fp8", "revision": str(tmp_path)}
+    assert VLLMBackend("Qwen/Qwen3").settings["model"] == "Qwen/Qwen3"
+    for more in ({"dtype": "half"}, {"max_model_len": 9}, {"lora_path": "x"}):
+        assert VLLMBackend(str(tmp_path), **more).settings != one
 
 
 def test_a_fault_at_the_start(model: str) -> None:
     backend = VLLMBackend(model, dtype="never")
     with pytest.raises(BackendError, match=r"CUDA out of memory.*tensor_parallel_size"):
         backend.start()
-    assert not psutil.Process().children(recursive=True)
+    assert not child_processes()
 
 
 LINES = [
@@ -201,4 +253,4 @@ def test_unknown_option_of_the_engine(tmp_path: Path) -> None:
     backend = VLLMBackend(str(tmp_path), engine_options={"max_num_seq": 3})
     with pytest.raises(BackendError, match=r"max_num_seq: .*such as max_num_seqs"):
         backend.start()
-    assert not psutil.Process().children(recursive=True)
+    assert not child_processes()

@@ -1,0 +1,109 @@
+"""Files of scores, read back: what records sum up to, and the verdicts one record at a time."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ijson
+
+from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.evaluation.verdicts import PartVerdict, ScoredResponse, Scores
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSummary:
+    """What the records of a file sum up to."""
+
+    overall: Scores
+    groups: Mapping[str, Mapping[str, Scores]]
+    """Field -> value -> scores of the records with that value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredLine:
+    """What is found on one record."""
+
+    index: int
+    """Where the record stands in its file, from 0."""
+    uid: str | None
+    responses: tuple[ScoredResponse, ...]
+
+
+def read_summary(path: Path) -> ScoreSummary:
+    """Reads the head of a file that `score_responses` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its scores.
+
+    Raises:
+        InputError: If there is no such file, or it is another kind of file.
+    """
+    overall = next(_items(path, "overall", _scores), None)
+    groups = next(_items(path, "groups", _groups), None)
+    if overall is None or groups is None:
+        raise _no_scores(path, "no scores")
+    return ScoreSummary(overall=overall, groups=groups)
+
+
+def iter_scored(path: Path) -> Iterator[ScoredLine]:
+    """Reads the verdicts in a file that `score_responses` wrote, few of them in memory at once.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A line for each record that has a reference, in the order of the records.
+
+    Raises:
+        InputError: At the first that is malformed.
+    """
+    return _items(path, "records.item", _line)
+
+
+def _items(path: Path, prefix: str, read: Callable[[Any], T]) -> Iterator[T]:
+    try:
+        with path.open("rb") as file:
+            for item in ijson.items(file, prefix, use_float=True):
+                yield read(item)
+    except OSError as error:
+        raise _no_scores(path, error.strerror or str(error)) from None
+    except (ijson.JSONError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _no_scores(path, f"{reason} in {prefix}") from None
+
+
+def _scores(value: Any) -> Scores:
+    return Scores(**{**value, "interval": tuple(value["interval"])})
+
+
+def _groups(value: Any) -> dict[str, dict[str, Scores]]:
+    return {
+        field: {name: _scores(one) for name, one in values.items()}
+        for field, values in value.items()
+    }
+
+
+def _line(value: Any) -> ScoredLine:
+    return ScoredLine(
+        index=value["index"],
+        uid=value.get("uid"),
+        responses=tuple(
+            ScoredResponse(parts=tuple(PartVerdict(**part) for part in response["parts"]))
+            for response in value["responses"]
+        ),
+    )
+
+
+def _no_scores(path: Path, found: str) -> InputError:
+    return InputError(
+        str(path),
+        found=found,
+        wanted="a file that mathcanvas score wrote",
+        remedy="Score the answers (again), or name the file with --scores.",
+    )

@@ -1,0 +1,51 @@
+"""Scores as a table of texts: a row for all records, and one for each group."""
+
+from collections.abc import Mapping
+
+from mathcanvas_lightning.evaluation.verdicts import Scores
+
+ALL = "all"
+
+
+def score_rows(
+    overall: Scores, groups: Mapping[str, Mapping[str, Scores]]
+) -> dict[str, dict[str, str]]:
+    """Lays scores out as a table.
+
+    Args:
+        overall: Of all records.
+        groups: Field -> value -> scores of the records with that value.
+
+    Returns:
+        Row -> column -> text; columns that say nothing in any row are left out.
+    """
+    scores_of = {ALL: overall} | {
+        f"{field}: {value}": scores
+        for field, values in groups.items()
+        for value, scores in values.items()
+    }
+    rows = {label: _cells(scores) for label, scores in scores_of.items()}
+    telling = [name for name in rows[ALL] if any(row[name] != "-" for row in rows.values())]
+    return {label: {name: row[name] for name in telling} for label, row in rows.items()}
+
+
+def _cells(scores: Scores) -> dict[str, str]:
+    """Column -> text, "-" where it says nothing."""
+    has_parts = scores.complete != scores.accuracy
+    return {
+        "records": f"{scores.num_records:,}",
+        "accuracy": _share(scores.accuracy),
+        "95 %": " to ".join(map(_share, scores.interval)),
+        "complete": _share(scores.complete if has_parts else None),
+        "weighted": _share(scores.weighted if has_parts else None),
+        "majority": _share(scores.majority),
+        "right": f"{scores.num_right:,}",
+        "wrong": f"{scores.num_wrong:,}",
+        "unanswered": f"{scores.num_unanswered:,}",
+        "failed": f"{scores.num_failed:,}",
+        "undecided": f"{scores.num_undecided:,}" if scores.num_undecided else "-",
+    }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

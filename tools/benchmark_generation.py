@@ -1,0 +1,245 @@
+"""Speed of reasoning with drawings, beside a plain loop that answers one problem at a time.
+
+Every problem is a text and a picture; its answer a text, a drawing, ..., a text. The model is
+fresh, so its tokens are replaced by a script after they were chosen; both do the same work, and
+their drawings are compared before anything is measured. The plain loop is described in
+benchmark_generation_baseline.py. Figures are medians of runs that alternate in this process.
+
+Example:
+  python tools/benchmark_generation.py --preset tiny --batch_sizes 1 4 16
+  python tools/benchmark_generation.py --preset small --text_tokens 64 --json figures.json
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark_generation_baseline import PlainGenerator
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mathcanvas_lightning.data.tokenizer import TextTokenizer
+from mathcanvas_lightning.data.transforms import ImageTransform
+from mathcanvas_lightning.generation.contexts import ItemMaker
+from mathcanvas_lightning.generation.guidance import DrawingConfig, FeatureCache
+from mathcanvas_lightning.generation.interleaved import InterleavedGenerator
+from mathcanvas_lightning.generation.problems import InterleavedConfig, Problem
+from mathcanvas_lightning.generation.text_steps import TextConfig, TokenDraw, choose_tokens
+from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.vae import LatentVAE
+
+QUESTION = "What is the area of the shape in the picture? Draw what helps you, then answer. "
+MAX_DIFFERENCE = {"float32": 0.1, "bfloat16": 5.0}
+"""Mean difference of drawings, in levels of a pixel, that rounding may make."""
+GREEDY = TextConfig(temperature=0.0)
+
+
+class Bench:
+    """A model, problems and their script.
+
+    Args:
+        options: Of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.tokenizer = TextTokenizer(None)
+        config = BagelConfig.preset(options.preset)
+        if options.layers is not None:
+            config = config.override(llm_num_hidden_layers=options.layers)
+        dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+        self.model = Bagel.empty(config, dtype=dtype, device=device)
+        self.model.reset_parameters(0)
+        with torch.no_grad():
+            self.model.llm2vae.weight.normal_(std=0.02)  # a fresh one would draw nothing
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.vae = LatentVAE(config.vae).to(device, dtype)
+        side, patch = options.image_px, config.vit.patch_size
+        near = side // patch * patch
+        self.transforms = (
+            ImageTransform(max_image_size=side, min_image_size=side, image_stride=16),
+            ImageTransform(max_image_size=near, min_image_size=near, image_stride=patch),
+        )
+        special = self.tokenizer.special
+        self.text_ids = self.tokenizer.encode("abcdefgh" * options.text_tokens)
+        self.text_ids = self.text_ids[: options.text_tokens]
+        self.actions = [special.start_of_image] * options.drawings + [special.end_of_text]
+
+    def inputs(self, number: int) -> tuple[str, Image.Image]:
+        """A question and its picture."""
+        side = self.options.image_px
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+        return QUESTION, Image.fromarray(pixels)
+
+    def scripted(self, step: int, index: int) -> int:
+        """A token of each answer: of a text, its end, or the action after it."""
+        length = len(self.text_ids)
+        if index < length:
+            return self.text_ids[index]
+        return self.tokenizer.special.eos if index == length else self.actions[step - 1]
+
+    def plain(self, count: int) -> list[list[Any]]:
+        """Answers of the plain loop."""
+        maker = ItemMaker(self.model, self.tokenizer, *self.transforms)
+        config = DrawingConfig(num_timesteps=self.options.timesteps)
+        generator = PlainGenerator(self.model, self.vae, self.tokenizer, maker, config)
+
+        def choose(logits: Tensor, step: int, index: int) -> int:
+            int(logits[0].argmax())
+            return self.scripted(step, index)
+
+        return [generator.answer(str(i), self.inputs(i), choose) for i in range(count)]
+
+    def ours(self, count: int, batch_size: int, reuse: FeatureCache | None) -> list[list[Any]]:
+        """Answers of the library."""
+
+        def choose(logits: Tensor, draws: Sequence[TokenDraw]) -> list[int]:
+            choose_tokens(logits, draws)
+            return [self.scripted(draw.step, draw.index) for draw in draws]
+
+        drawing = DrawingConfig(num_timesteps=self.options.timesteps, feature_cache=reuse)
+        generator = InterleavedGenerator(
+            self.model,
+            self.vae,
+            self.tokenizer,
+            vae_transform=self.transforms[0],
+            vit_transform=self.transforms[1],
+            config=InterleavedConfig(text=GREEDY, drawing=drawing),
+            max_batch_size=batch_size,
+            max_context_tokens=self.options.max_context_tokens,
+            choose=choose,
+        )
+        problems = [Problem(uid=str(i), inputs=self.inputs(i)) for i in range(count)]
+        return [[step.content for step in answer.steps] for answer in generator.run(problems)]
+
+
+def check_agreement(bench: Bench) -> dict[str, float]:
+    """Stops if the two don't draw the same; returns how far reused features are from it."""
+    plain, ours = bench.plain(1), bench.ours(1, 1, None)
+    difference = _difference(plain, ours)
+    if difference > MAX_DIFFERENCE[bench.options.dtype]:
+        raise SystemExit(f"the implementations disagree by {difference} levels of a pixel")
+    reused = bench.ours(1, 1, FeatureCache(refresh_every=bench.options.refresh_every))
+    return {"agreement_levels": difference, "reused_levels": _difference(ours, reused)}
+
+
+def _difference(left: list[list[Any]], right: list[list[Any]]) -> float:
+    """Mean difference of drawings in levels of a pixel; texts must be equal."""
+    found = [0.0]
+    for one, other in zip(left[0], right[0], strict=True):
+        if isinstance(one, str):
+            assert one == other
+        else:
+            pixels = [np.asarray(image).astype(float) for image in (one, other)]
+            found.append(float(np.abs(pixels[0] - pixels[1]).mean()))
+    return max(found)
+
+
+def measure(bench: Bench) -> list[dict[str, Any]]:
+    """Problems a second of each contender."""
+    options = bench.options
+    reuse = FeatureCache(refresh_every=options.refresh_every)
+    contenders: dict[str, tuple[int, Callable[[int], Any]]] = {
+        "plain loop": (options.plain_problems, bench.plain)
+    }
+    for size in options.batch_sizes:
+        name, count = f"ours, batch {size}", max(size, options.plain_problems)
+        contenders[name] = (count, lambda n, size=size: bench.ours(n, size, None))
+    largest = max(options.batch_sizes)
+    contenders[f"ours, batch {largest}, feature cache"] = (
+        max(largest, options.plain_problems),
+        lambda n: bench.ours(n, largest, reuse),
+    )
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(options.repeats + 1):
+        for name, (count, answer) in contenders.items():
+            started = time.perf_counter()
+            answer(count if repeat else 1)
+            if repeat:  # the first is for warming up
+                rates[name].append(count / (time.perf_counter() - started))
+    base = median(rates["plain loop"])
+    return [
+        {
+            "implementation": name,
+            "problems": contenders[name][0],
+            "problems_per_s": median(own),
+            "slowest": min(own),
+            "fastest": max(own),
+            "times_plain": median(own) / base,
+        }
+        for name, own in rates.items()
+    ]
+
+
+def parse() -> argparse.Namespace:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--preset", default="tiny", help="tiny, small or 7b (default: tiny)")
+    parser.add_argument("--layers", type=int, help="decoder layers (default: the preset's)")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--text_tokens", type=int, default=64, help="of each text (default: 64)")
+    parser.add_argument("--drawings", type=int, default=1, help="of an answer (default: 1)")
+    parser.add_argument("--timesteps", type=int, default=25, help="of a drawing (default: 25)")
+    parser.add_argument("--image_px", type=int, default=64, help="side of pictures (default: 64)")
+    parser.add_argument("--refresh_every", type=int, default=3, help="steps, of the feature cache")
+    parser.add_argument("--max_context_tokens", type=int, default=2048)
+    parser.add_argument("--plain_problems", type=int, default=2, help="a run of the plain loop")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """A table on the screen."""
+    names = ("implementation", "problems", "problems/s", "slowest to fastest", "x plain loop")
+    table = Table(*names, title=title)
+    for row in rows:
+        table.add_row(
+            row["implementation"],
+            str(row["problems"]),
+            f"{row['problems_per_s']:.3f}",
+            f"{row['slowest']:.3f} to {row['fastest']:.3f}",
+            f"{row['times_plain']:.1f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Measures and shows."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    agreement = check_agreement(bench)
+    rows = measure(bench)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": device,
+        "torch": torch.__version__,
+        "options": {k: str(v) for k, v in vars(options).items()},
+    }
+    show(rows, f"{options.preset}, {options.text_tokens} tokens a text, {options.dtype}, {device}")
+    if options.json:
+        options.json.write_text(json.dumps(about | agreement | {"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

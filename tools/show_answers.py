@@ -1,0 +1,8 @@
+"""`mathcanvas report` as a file; --help tells its options."""
+
+import sys
+
+from mathcanvas_lightning.cli import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("report"))
