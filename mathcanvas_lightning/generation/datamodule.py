@@ -24,18 +24,13 @@ from mathcanvas_lightning.generation.journal import (
 from mathcanvas_lightning.generation.module import RequestBatch
 from mathcanvas_lightning.generation.pictures import PictureError, read_pictures
 from mathcanvas_lightning.generation.prompts import ChatPrompt, PromptBuilder
-from mathcanvas_lightning.generation.records import (
-    Record,
-    RecordInput,
-    RecordKey,
-    iter_records,
-    survey,
-)
+from mathcanvas_lightning.generation.records import Record, RecordInput, iter_records
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
     GenerationResponse,
 )
+from mathcanvas_lightning.generation.survey import RecordKey, survey
 
 PROMPT_FAILURE = "prompt"
 """Kind of failure of a record that the prompt doesn't fit."""

@@ -12,13 +12,9 @@ from mathcanvas_lightning.generation.journal import (
     read_journal,
 )
 from mathcanvas_lightning.generation.post_processors import PostProcessor
-from mathcanvas_lightning.generation.records import (
-    RecordInput,
-    RecordKey,
-    has_response,
-    iter_records,
-)
+from mathcanvas_lightning.generation.records import RecordInput, has_response, iter_records
 from mathcanvas_lightning.generation.report import InputReport
+from mathcanvas_lightning.generation.survey import RecordKey
 
 NOT_ASKED = "not_asked"
 """Kind of failure of a record that the run should have asked, and did not."""

@@ -36,7 +36,9 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
     Returns:
         Two tensors [T, 1, H] float32.
     """
-    exponents = torch.arange(0, head_dim, 2, device=position_ids.device) / head_dim
+    exponents = (
+        torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
+    )
     angles = position_ids[:, None].float() * theta ** -exponents.float()
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return angles.cos(), angles.sin()

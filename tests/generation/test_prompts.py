@@ -22,8 +22,9 @@ from mathcanvas_lightning.generation.prompts import (
     options_text,
     read_system_prompt,
 )
-from mathcanvas_lightning.generation.records import Record, RecordInput, iter_records, survey
+from mathcanvas_lightning.generation.records import Record, RecordInput, iter_records
 from mathcanvas_lightning.generation.requests import Message, Part, Picture
+from mathcanvas_lightning.generation.survey import survey
 from tests.conftest import png, real_problems, write_json
 
 A, B = Picture(b"a"), Picture(b"b")

@@ -24,14 +24,8 @@ from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.generation.filters import FieldIs, HasImages
 from mathcanvas_lightning.generation.formats import read_records, write_records
 from mathcanvas_lightning.generation.record_faults import MAX_LINES, FaultList
-from mathcanvas_lightning.generation.records import (
-    Record,
-    RecordInput,
-    RecordKey,
-    as_list,
-    iter_records,
-    survey,
-)
+from mathcanvas_lightning.generation.records import Record, RecordInput, as_list, iter_records
+from mathcanvas_lightning.generation.survey import RecordKey, survey
 from tests.conftest import png, write_json
 
 
