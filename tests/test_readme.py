@@ -73,7 +73,7 @@ def test_commands_run_as_written(clone: Path) -> None:
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
     fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
-    assert (clone / "demo" / "export" / "ema.safetensors").is_file()
+    assert (clone / "demo" / "exported" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
     for answers in ("answers.jsonl", "tool_answers.jsonl"):

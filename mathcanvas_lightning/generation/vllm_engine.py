@@ -91,7 +91,13 @@ def main(descriptor: int) -> None:
             with contextlib.closing(_Engine(settings)) as engine:
                 connection.send(Ready())
                 is_ready.set()
-                _serve(engine, inbox, connection)
+                try:
+                    _serve(engine, inbox, connection)
+                except Exception as error:
+                    killed = _killed(engine.processes) if _is_dead(error) else ""
+                    if killed:  # there is no cause in what vLLM says
+                        raise RuntimeError(killed) from error
+                    raise
     except BrokenPipeError:
         pass  # nobody is left to be told
     except Exception as error:
@@ -158,9 +164,10 @@ class _Engine:
         self._requests: dict[str, GenerationRequest] = {}
         self._num_added = 0
         self._closing = threading.Event()
-        if children := multiprocessing.active_children():
-            watch = threading.Thread(target=_watch, args=(children, self._closing), daemon=True)
-            watch.start()
+        self.processes = multiprocessing.active_children()
+        if self.processes:
+            watched = (self.processes, self._closing)
+            threading.Thread(target=_watch, args=watched, daemon=True).start()
 
     @property
     def is_idle(self) -> bool:
@@ -346,9 +353,21 @@ def _watch(children: Sequence[Any], closing: threading.Event) -> None:
     """Ends everything when one of vLLM's processes is killed: vLLM would wait for it for ever."""
     wait([child.sentinel for child in children])
     if not closing.wait(timeout=NOTICE_S):
-        ended = ", ".join(f"{c.name}: {c.exitcode}" for c in children if c.exitcode is not None)
-        logger.error("RuntimeError: vLLM's core ended unexpectedly (exit status of %s)", ended)
+        logger.error("RuntimeError: %s", _ended(children))
         os.killpg(0, signal.SIGKILL)
+
+
+def _killed(children: Sequence[Any]) -> str:
+    """What is to be told where a signal ended one of them; "" where none did."""
+    for child in children:
+        child.join(NOTICE_S)
+    is_killed = any(child.exitcode is not None and child.exitcode < 0 for child in children)
+    return _ended(children) if is_killed else ""
+
+
+def _ended(children: Sequence[Any]) -> str:
+    ended = ", ".join(f"{c.name}: {c.exitcode}" for c in children if c.exitcode is not None)
+    return f"vLLM's core ended unexpectedly (exit status of {ended})"
 
 
 def _is_dead(error: Exception) -> bool:
