@@ -37,7 +37,8 @@ def write_output(
     """
     tally = _Tally()
     records = _merged(source, wanted, post_processors, tally)
-    write_records(source.output_path, records, like=source.path)
+    like = source.path if source.reader is None else None
+    write_records(source.output_path, records, like=like)
     return InputReport(
         path=source.path,
         output=source.output_path,

@@ -1,7 +1,7 @@
 """What records are, and how they are read."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from mathcanvas_lightning.data.formats import IMAGE_MARK
 from mathcanvas_lightning.data.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
-from mathcanvas_lightning.generation.formats import read_records
+from mathcanvas_lightning.generation.formats import FORMATS, read_records
 
 ERROR_SUFFIX = "_error"
 """Behind the response field's name: the field that says why there is no response."""
@@ -40,6 +40,10 @@ class RecordInput:
     """Where the answer goes; a record that has one already is not asked."""
     has_images: bool = False
     """Whether it is a fault if no record has the image field."""
+    reader: Callable[[str], Iterable[Any]] | None = None
+    """Gives the records of the path, where that is anything else (a database, ...): a function, or
+    an object that can be called, which is gone through several times. In YAML: its import path, or
+    class_path and init_args."""
 
     @property
     def label(self) -> str:
@@ -60,7 +64,8 @@ class RecordInput:
             return Path(self.output)
         if path.is_dir():
             return path.with_name(f"{path.name}_answers.parquet")
-        return path.with_name(f"{path.stem}_answers{path.suffix}")
+        suffix = path.suffix if path.suffix.lower() in FORMATS else ".jsonl"
+        return path.with_name(f"{path.stem}_answers{suffix}")
 
     @property
     def image_base(self) -> str:
@@ -154,7 +159,7 @@ def parsed_records(
         InputError: Where the file is malformed.
     """
     label, image_base = source.label, source.image_base  # both look at the disk
-    for position, values in enumerate(read_records(source.path)):
+    for position, values in enumerate((source.reader or read_records)(source.path)):
         try:
             index, query, images = _contents(source, values)
         except RecordError as error:

@@ -494,6 +494,23 @@ def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
     assert sorted(told) == [f"questions:{n}" for n in range(0, 10, 2)]
 
 
+def count_to(path: str) -> Any:
+    """A source of one's own: as many records as the path says."""
+    return iter(records(int(Path(path).stem)))
+
+
+def test_a_source_of_ones_own_from_yaml(tmp_path: Path) -> None:
+    config = run_file(
+        tmp_path, {"class_path": "mathcanvas_lightning.EchoBackend"}, tmp_path / "6.number"
+    )
+    reader = "tests.generation.test_predict.count_to"
+    one = f"{{path: {tmp_path}/6.number, output: null, reader: {reader}}}"
+    done = run_command(config, f"--data.init_args.inputs=[{one}]", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    written = read_lines(tmp_path / "6_answers.jsonl")
+    assert [one["model_answer"] for one in written] == [f"What is {n} + 1?" for n in range(6)]
+
+
 def test_exit_status_tells_of_failures(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(12))
     backend = {"class_path": "tests.generation.backends.Failing", "init_args": {"word": "1"}}
