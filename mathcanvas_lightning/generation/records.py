@@ -64,7 +64,8 @@ class RecordInput:
             return Path(self.output)
         if path.is_dir():
             return path.with_name(f"{path.name}_answers.parquet")
-        suffix = path.suffix if path.suffix.lower() in FORMATS else ".jsonl"
+        is_known = self.reader is None or path.suffix.lower() in FORMATS
+        suffix = path.suffix if is_known else ".jsonl"
         return path.with_name(f"{path.stem}_answers{suffix}")
 
     @property
