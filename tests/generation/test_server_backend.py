@@ -82,7 +82,7 @@ def kind(response: GenerationResponse) -> str:
 
 def test_many_are_answered_a_few_at_a_time() -> None:
     with (
-        chat_server(ChatServer(delay_s=0.02)) as chat,
+        chat_server(ChatServer(delay_s=0.1)) as chat,
         backend(chat, max_concurrency=7) as made,
     ):
         assert isinstance(made, GenerationBackend)

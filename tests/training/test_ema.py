@@ -419,3 +419,4 @@ def test_resumed_in_shards(ranks: int, sharded: Path, shards: Path, tmp_path: Pa
 
 if __name__ == "__main__":
     sharded_run(**json.loads(sys.argv[1]))
+    torch.distributed.destroy_process_group()  # gloo's threads must not outlive the interpreter
