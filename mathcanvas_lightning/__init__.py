@@ -8,90 +8,94 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mathcanvas_lightning.batch import MicroBatch, PackedBatch, TokenGeometry
-    from mathcanvas_lightning.conversion.blockmoving.generate import generate_blockmoving
+    from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
     from mathcanvas_lightning.conversion.convert import ConversionReport, convert_cot
     from mathcanvas_lightning.conversion.sources import SourceFormat
     from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
-    from mathcanvas_lightning.data.indexing import index_shards
-    from mathcanvas_lightning.data.inspection import inspect_shards
-    from mathcanvas_lightning.data.mixture import DatasetConfig
-    from mathcanvas_lightning.data.schema import ImageSegment, InterleavedExample, TextSegment
-    from mathcanvas_lightning.data.shards import iter_examples
-    from mathcanvas_lightning.data.transforms import ImageTransform
+    from mathcanvas_lightning.data.images.resize import ImageTransform
+    from mathcanvas_lightning.data.index.build import index_shards
+    from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+    from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, TextSegment
+    from mathcanvas_lightning.data.rows.shards import iter_examples
     from mathcanvas_lightning.errors import MathCanvasError
-    from mathcanvas_lightning.evaluation.report import write_report
+    from mathcanvas_lightning.evaluation.report.page import write_report
     from mathcanvas_lightning.evaluation.scoring import score_responses
-    from mathcanvas_lightning.generation.backend import EchoBackend, GenerationBackend, generate
-    from mathcanvas_lightning.generation.bagel_backend import BagelBackend
-    from mathcanvas_lightning.generation.batch_tool import generate_responses
-    from mathcanvas_lightning.generation.datamodule import RecordDataModule
-    from mathcanvas_lightning.generation.guidance import DrawingConfig
-    from mathcanvas_lightning.generation.module import GenerationModule
-    from mathcanvas_lightning.generation.prompts import ChatPrompt
-    from mathcanvas_lightning.generation.reasoning_folders import ReasoningFolders
-    from mathcanvas_lightning.generation.records import RecordInput
+    from mathcanvas_lightning.generation.api import generate_responses
+    from mathcanvas_lightning.generation.backends.base import (
+        EchoBackend,
+        GenerationBackend,
+        generate,
+    )
+    from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
+    from mathcanvas_lightning.generation.backends.server.process import ServerConfig
+    from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
+    from mathcanvas_lightning.generation.bagel.backend import BagelBackend
+    from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+    from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
     from mathcanvas_lightning.generation.requests import (
         GenerationRequest,
         GenerationResponse,
         Message,
-        Picture,
         Sampling,
     )
-    from mathcanvas_lightning.generation.server_backend import ServerBackend
-    from mathcanvas_lightning.generation.server_process import ServerConfig
-    from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
-    from mathcanvas_lightning.generation.writer import ResponseWriter
+    from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
+    from mathcanvas_lightning.generation.run.module import GenerationModule
+    from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
+    from mathcanvas_lightning.generation.run.writer import ResponseWriter
+    from mathcanvas_lightning.inspection.shards import inspect_shards
     from mathcanvas_lightning.model.bagel import Bagel
     from mathcanvas_lightning.model.config import BagelConfig
     from mathcanvas_lightning.model.vae import LatentVAE
+    from mathcanvas_lightning.records.pictures import Picture
+    from mathcanvas_lightning.records.record import RecordInput
     from mathcanvas_lightning.training.module import BagelModule
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Bagel": "model.bagel",
-    "BagelBackend": "generation.bagel_backend",
+    "BagelBackend": "generation.bagel.backend",
     "BagelConfig": "model.config",
     "BagelModule": "training.module",
-    "ChatPrompt": "generation.prompts",
+    "ChatPrompt": "generation.prompts.chat",
     "ConversionReport": "conversion.convert",
-    "DatasetConfig": "data.mixture",
-    "DrawingConfig": "generation.guidance",
-    "EchoBackend": "generation.backend",
-    "GenerationBackend": "generation.backend",
-    "GenerationModule": "generation.module",
+    "DatasetConfig": "data.loading.datasets",
+    "DrawingConfig": "generation.bagel.guidance",
+    "EchoBackend": "generation.backends.base",
+    "GenerationBackend": "generation.backends.base",
+    "GenerationModule": "generation.run.module",
     "GenerationRequest": "generation.requests",
     "GenerationResponse": "generation.requests",
-    "ImageSegment": "data.schema",
-    "ImageTransform": "data.transforms",
-    "InterleavedExample": "data.schema",
+    "ImageSegment": "data.rows.schema",
+    "ImageTransform": "data.images.resize",
+    "InterleavedExample": "data.rows.schema",
     "LatentVAE": "model.vae",
     "MathCanvasDataModule": "data.datamodule",
     "MathCanvasError": "errors",
     "Message": "generation.requests",
     "MicroBatch": "batch",
     "PackedBatch": "batch",
-    "Picture": "generation.requests",
-    "ReasoningFolders": "generation.reasoning_folders",
-    "RecordDataModule": "generation.datamodule",
-    "RecordInput": "generation.records",
-    "ResponseWriter": "generation.writer",
+    "Picture": "records.pictures",
+    "ReasoningFolders": "generation.run.reasoning_folders",
+    "RecordDataModule": "generation.run.datamodule",
+    "RecordInput": "records.record",
+    "ResponseWriter": "generation.run.writer",
     "Sampling": "generation.requests",
-    "ServerBackend": "generation.server_backend",
-    "ServerConfig": "generation.server_process",
+    "ServerBackend": "generation.backends.server.backend",
+    "ServerConfig": "generation.backends.server.process",
     "SourceFormat": "conversion.sources",
-    "TextSegment": "data.schema",
+    "TextSegment": "data.rows.schema",
     "TokenGeometry": "batch",
-    "VLLMBackend": "generation.vllm_backend",
+    "VLLMBackend": "generation.backends.vllm.backend",
     "convert_cot": "conversion.convert",
-    "generate": "generation.backend",
-    "generate_blockmoving": "conversion.blockmoving.generate",
-    "generate_responses": "generation.batch_tool",
-    "index_shards": "data.indexing",
-    "inspect_shards": "data.inspection",
-    "iter_examples": "data.shards",
+    "generate": "generation.backends.base",
+    "generate_blockmoving": "blockmoving.generate",
+    "generate_responses": "generation.api",
+    "index_shards": "data.index.build",
+    "inspect_shards": "inspection.shards",
+    "iter_examples": "data.rows.shards",
     "score_responses": "evaluation.scoring",
-    "write_report": "evaluation.report",
+    "write_report": "evaluation.report.page",
 }
 
 __all__ = [

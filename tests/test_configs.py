@@ -9,10 +9,10 @@ import yaml
 from lightning.pytorch import Callback, LightningModule
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.cli import main
+from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from tests.conftest import ROOT, TRAINER_WARNINGS, golden_folder, read_jsonl
-from tests.data.rows import edit_shards, interleaved_shards, t2i_shards
+from tests.data.make_rows import edit_shards, interleaved_shards, t2i_shards
 from tests.generation.misbehaving import ChatServer, chat_server
 from tests.parity.packs import need
 

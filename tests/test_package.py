@@ -43,7 +43,7 @@ def test_conversion_needs_no_torch() -> None:
 
 def test_list_of_commands_needs_no_torch() -> None:
     code = (
-        "import sys; from mathcanvas_lightning.cli import main; "
+        "import sys; from mathcanvas_lightning.cli.main import main; "
         "assert main([]) == 0; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

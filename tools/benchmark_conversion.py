@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mathcanvas_lightning import convert_cot, generate_blockmoving
-from mathcanvas_lightning.parallel import usable_cores
+from mathcanvas_lightning.common.parallel import usable_cores
 
 SOURCE = "enhanced_cot_cleaned.json"
 TAG = re.compile(r"<image>(.*?)</image>")

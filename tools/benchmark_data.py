@@ -37,13 +37,15 @@ from rich.table import Table
 from torch import Tensor
 
 from mathcanvas_lightning.batch import to_unit_range
+from mathcanvas_lightning.common.parallel import usable_cores
 from mathcanvas_lightning.data.datamodule import BAGEL_7B_GEOMETRY, MathCanvasDataModule
-from mathcanvas_lightning.data.dataset import LoadedPack
-from mathcanvas_lightning.data.formats import Role, RowFormat
-from mathcanvas_lightning.data.mixture import DatasetConfig
-from mathcanvas_lightning.data.packed_data import PackedData
-from mathcanvas_lightning.data.plan import Plan, PlannedDataset
-from mathcanvas_lightning.data.roles import (
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.loading.dataset import LoadedPack
+from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+from mathcanvas_lightning.data.loading.packed_data import PackedData
+from mathcanvas_lightning.data.plan.epoch import Plan, PlannedDataset
+from mathcanvas_lightning.data.rows.readers import Role, RowFormat
+from mathcanvas_lightning.data.sequence.roles import (
     MARKERS,
     NO_DROPOUT,
     SPLITS,
@@ -51,10 +53,8 @@ from mathcanvas_lightning.data.roles import (
     Elements,
     packed_lengths,
 )
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.data.transforms import ImageTransform
-from mathcanvas_lightning.fresh import save_tokenizer, train_tokenizer
-from mathcanvas_lightning.parallel import usable_cores
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.demo.new_bagel import save_tokenizer, train_tokenizer
 
 LIMITS = GreedyLimits()
 CONTENTS = ("text_ids", "ce_label_ids", "latent_position_ids", "vit_position_ids")

@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mathcanvas_lightning.batch import TokenGeometry
-from mathcanvas_lightning.conversion.columns import shard_schema
-from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.shards import ShardLayout, ShardWriter
-from mathcanvas_lightning.data.schema import ImageSegment, InterleavedExample, TextSegment
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.data.transforms import ImageTransform
+from mathcanvas_lightning.conversion.output.columns import shard_schema
+from mathcanvas_lightning.conversion.output.folder import OutputFolder
+from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWriter
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, TextSegment
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 
 Item = TypeVar("Item")
 TEXT = """the triangle circle angle line point perpendicular through radius of length equal to we

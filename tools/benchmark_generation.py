@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.data.transforms import ImageTransform
-from mathcanvas_lightning.generation.contexts import ItemMaker
-from mathcanvas_lightning.generation.guidance import DrawingConfig, FeatureCache
-from mathcanvas_lightning.generation.interleaved import InterleavedGenerator
-from mathcanvas_lightning.generation.problems import InterleavedConfig, Problem
-from mathcanvas_lightning.generation.text_steps import TextConfig, TokenDraw, choose_tokens
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.generation.bagel.contexts import ItemMaker
+from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
+from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig, FeatureCache
+from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Problem
+from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, TokenDraw, choose_tokens
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE

@@ -15,14 +15,14 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor
 
-from mathcanvas_lightning.data.packing import pack_samples, positions_in_table
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.generation.contexts import Item, ItemMaker
-from mathcanvas_lightning.generation.guidance import DrawingConfig, guide
-from mathcanvas_lightning.generation.image_steps import draw_noise
+from mathcanvas_lightning.data.sequence.pack import pack_samples, positions_in_table
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker
+from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig, guide
+from mathcanvas_lightning.generation.bagel.image_steps import draw_noise
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.flow import unpatchify
-from mathcanvas_lightning.model.layers import rotary_tables
+from mathcanvas_lightning.model.layers.basic import rotary_tables
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents, to_pixels
 
 Choose = Callable[[Tensor, int, int], int]

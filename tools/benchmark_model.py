@@ -30,13 +30,13 @@ from rich.table import Table
 from torch import Tensor
 
 from mathcanvas_lightning.batch import PackedBatch
-from mathcanvas_lightning.model.attention import dense_mask, make_layout
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
 from mathcanvas_lightning.model.flow import add_noise, velocity_target
-from mathcanvas_lightning.model.layers import rotary_tables, rotate
-from mathcanvas_lightning.model.mot import DecoderLayer
+from mathcanvas_lightning.model.layers.attention import dense_mask, make_layout
+from mathcanvas_lightning.model.layers.basic import rotary_tables, rotate
+from mathcanvas_lightning.model.layers.mot import DecoderLayer
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
 

@@ -34,13 +34,13 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from mathcanvas_lightning.generation.backend import EchoBackend, GenerationBackend
-from mathcanvas_lightning.generation.datamodule import RecordDataModule
-from mathcanvas_lightning.generation.module import QUIET_TRAINER, GenerationModule
-from mathcanvas_lightning.generation.records import RecordInput
+from mathcanvas_lightning.generation.backends.base import EchoBackend, GenerationBackend
+from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.generation.requests import Sampling
-from mathcanvas_lightning.generation.vllm_backend import VLLMBackend
-from mathcanvas_lightning.generation.writer import ResponseWriter
+from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
+from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
+from mathcanvas_lightning.generation.run.writer import ResponseWriter
+from mathcanvas_lightning.records.record import RecordInput
 
 FEW = 10
 WINDOW = 1024

@@ -42,15 +42,15 @@ from mathcanvas_lightning import generate_blockmoving
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.conversion.convert import convert_cot
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
-from mathcanvas_lightning.data.loader import WorkerConfig
-from mathcanvas_lightning.data.mixture import DatasetConfig
-from mathcanvas_lightning.data.transforms import ImageTransform
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+from mathcanvas_lightning.data.loading.loader import WorkerConfig
 from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
 from mathcanvas_lightning.model.parallelize import Parallelism
 from mathcanvas_lightning.training import module as training_module
+from mathcanvas_lightning.training.callbacks.monitor import peak_memory_gib
 from mathcanvas_lightning.training.inputs import draw_inputs
 from mathcanvas_lightning.training.module import BagelModule
-from mathcanvas_lightning.training.monitor import peak_memory_gib
 from mathcanvas_lightning.training.optim import ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from mathcanvas_lightning.cli import run_command
+from mathcanvas_lightning.cli.main import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command("report"))

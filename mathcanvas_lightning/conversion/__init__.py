@@ -1,1 +1,5 @@
-"""From source data with images to shards."""
+"""Source data to shards.
+
+In: JSON records of a published data set and their image files. Out: a folder of Parquet shards
+with a manifest and a list of rejected records. Needs no torch.
+"""

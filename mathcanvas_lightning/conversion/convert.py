@@ -14,8 +14,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from mathcanvas_lightning.conversion.columns import shard_schema
-from mathcanvas_lightning.conversion.existing import (
+from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.paths import is_remote
+from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.conversion.input.images import SourceFiles
+from mathcanvas_lightning.conversion.input.records import fetched, read_records
+from mathcanvas_lightning.conversion.input.scan import (
+    Scan,
+    find_source,
+    recognise_source,
+    scan_input,
+)
+from mathcanvas_lightning.conversion.options import (
+    check_image_dir,
+    folder_of,
+    make_source,
+    relative_image_dir,
+)
+from mathcanvas_lightning.conversion.output.columns import shard_schema
+from mathcanvas_lightning.conversion.output.existing import (
     REJECTS_FILE,
     SUMMARY_FILE,
     Existing,
@@ -23,25 +40,13 @@ from mathcanvas_lightning.conversion.existing import (
     find_existing,
     tidy,
 )
-from mathcanvas_lightning.conversion.files import SourceFiles
-from mathcanvas_lightning.conversion.options import (
-    check_image_dir,
-    folder_of,
-    make_source,
-    relative_image_dir,
-)
-from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.conversion.records import fetched, read_records
+from mathcanvas_lightning.conversion.output.folder import OutputFolder
+from mathcanvas_lightning.conversion.output.splits import assign_splits, parse_split
+from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWriter
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
-from mathcanvas_lightning.conversion.scan import Scan, find_source, recognise_source, scan_input
-from mathcanvas_lightning.conversion.shards import ShardLayout, ShardWriter
-from mathcanvas_lightning.conversion.splits import assign_splits, parse_split
-from mathcanvas_lightning.data.images import MAX_PIXELS, ImageLimits
-from mathcanvas_lightning.data.schema import InterleavedExample, InterleaveEncoding
-from mathcanvas_lightning.parallel import chunked, count_workers, ordered_map
-from mathcanvas_lightning.paths import is_remote
-from mathcanvas_lightning.progress import progress_bar
+from mathcanvas_lightning.data.images.decode import MAX_PIXELS, ImageLimits
+from mathcanvas_lightning.data.rows.schema import InterleavedExample, InterleaveEncoding
 
 FORMAT_VERSION = 1
 CHUNK_RECORDS = 8

@@ -16,7 +16,7 @@ Use it from the folder that holds this file:
 from collections.abc import Mapping
 from typing import Any
 
-from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.input.images import SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reject
 from mathcanvas_lightning.conversion.sources import Draft, Part, Picture, SourceFormat, text_field
 

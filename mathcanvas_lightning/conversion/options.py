@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
+from mathcanvas_lightning.common.paths import is_remote, local_path
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.paths import is_remote, local_path
 
 MAX_PATH_CHARACTERS = 4096
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.input.images import SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, Reject, Rejection
 from mathcanvas_lightning.conversion.sources import Draft, Part, Picture, SourceFormat
-from mathcanvas_lightning.data.images import ImageError, ImageLimits, check_image
-from mathcanvas_lightning.data.schema import (
+from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.rows.schema import (
     ImageSegment,
     InterleavedExample,
     Segment,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.input.images import SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, Reject
-from mathcanvas_lightning.data.schema import CORE_COLUMNS, Scalar
+from mathcanvas_lightning.data.rows.schema import CORE_COLUMNS, Scalar
 
 BLOCKMOVING_PROMPT = (
     "The picture shows a stack of coloured cubes before (top row) and after (bottom row) a series "

@@ -1,1 +1,4 @@
-"""From shards to what the model trains on."""
+"""Shards to packed batches.
+
+In: folders of shards. Out: `MicroBatch` objects, in an order that a seed decides.
+"""

@@ -10,12 +10,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from mathcanvas_lightning.batch import MicroBatch, TokenGeometry
-from mathcanvas_lightning.data.dataset import DatasetReader, PackDataset, PackTask
-from mathcanvas_lightning.data.draws import hash64
-from mathcanvas_lightning.data.images import ImageLimits
-from mathcanvas_lightning.data.index import DatasetIndex
-from mathcanvas_lightning.data.loader import PackLoader, WorkerConfig
-from mathcanvas_lightning.data.mixture import (
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.index.index import DatasetIndex
+from mathcanvas_lightning.data.loading.dataset import DatasetReader, PackDataset, PackTask
+from mathcanvas_lightning.data.loading.datasets import (
     DatasetConfig,
     LoadedDataset,
     Overlong,
@@ -24,16 +22,18 @@ from mathcanvas_lightning.data.mixture import (
     index_dataset,
     load_dataset,
 )
-from mathcanvas_lightning.data.packed_data import PackedData
-from mathcanvas_lightning.data.plan import Plan
-from mathcanvas_lightning.data.position import OwnProgress, Position, TrainerProgress
-from mathcanvas_lightning.data.quarantine import BadRow, Quarantine
-from mathcanvas_lightning.data.reading import RowSource
-from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig
-from mathcanvas_lightning.data.schedule import Schedule
-from mathcanvas_lightning.data.storage import Storage, StorageConfig
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
+from mathcanvas_lightning.data.loading.loader import PackLoader, WorkerConfig
+from mathcanvas_lightning.data.loading.packed_data import PackedData
+from mathcanvas_lightning.data.loading.quarantine import BadRow, Quarantine
+from mathcanvas_lightning.data.plan.epoch import Plan
+from mathcanvas_lightning.data.plan.position import OwnProgress, Position, TrainerProgress
+from mathcanvas_lightning.data.plan.schedule import Schedule
+from mathcanvas_lightning.data.rows.source import RowSource
+from mathcanvas_lightning.data.sequence.rng import hash64
+from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.storage.shards import Storage, StorageConfig
 
 BAGEL_7B_GEOMETRY = TokenGeometry(
     vit_patch_px=14, latent_patch_px=16, max_vit_side=70, max_latent_side=64

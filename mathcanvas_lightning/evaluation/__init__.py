@@ -1,1 +1,4 @@
-"""Scores of answers: extraction, comparison with the reference, a model as judge, metrics."""
+"""Scores of answered records.
+
+In: answers and references. Out: a verdict for each record, accuracies with intervals, a page.
+"""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.errors import InputError
-from mathcanvas_lightning.evaluation.answers import reference_parts
-from mathcanvas_lightning.generation.formats import read_records
-from mathcanvas_lightning.generation.records import ERROR_SUFFIX
+from mathcanvas_lightning.evaluation.extraction import reference_parts
+from mathcanvas_lightning.records.files import read_records
+from mathcanvas_lightning.records.record import ERROR_SUFFIX
 
 UID_FIELDS = ("uid", "id")
 NO_GROUP = "(none)"

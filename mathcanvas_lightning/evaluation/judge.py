@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
+from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.generation.backend import GenerationBackend, generate
-from mathcanvas_lightning.generation.post_processors import remove_thinking
+from mathcanvas_lightning.generation.backends.base import GenerationBackend, generate
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message, Sampling
-from mathcanvas_lightning.paths import import_from_here
+from mathcanvas_lightning.generation.run.post_processors import remove_thinking
 
 EXTRACT_PROMPT = """\
 Below are a question and a response to it. Write down the final answer that the response gives, \

@@ -8,12 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mathcanvas_lightning.atomic import written_whole
+from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.parallel import count_workers
+from mathcanvas_lightning.common.paths import natural_key
+from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.answered import Answered, Fields, read_answered
-from mathcanvas_lightning.evaluation.answers import clean, extract_answers
-from mathcanvas_lightning.evaluation.comparer import Comparer, Pair
-from mathcanvas_lightning.evaluation.equivalence import Comparison
+from mathcanvas_lightning.evaluation.comparison.comparer import Comparer, Pair
+from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison
+from mathcanvas_lightning.evaluation.extraction import clean, extract_answers
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
 from mathcanvas_lightning.evaluation.verdicts import (
     PartVerdict,
@@ -23,9 +26,6 @@ from mathcanvas_lightning.evaluation.verdicts import (
     Verdict,
     summarize,
 )
-from mathcanvas_lightning.parallel import count_workers
-from mathcanvas_lightning.paths import natural_key
-from mathcanvas_lightning.progress import progress_bar
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mathcanvas_lightning.evaluation.answered import Answered
+from mathcanvas_lightning.evaluation.comparison.equivalence import How, vote_of
 from mathcanvas_lightning.evaluation.credit import CREDITS, wilson_interval
-from mathcanvas_lightning.evaluation.equivalence import How, vote_of
 
 Verdict = Literal["right", "wrong", "unanswered", "failed", "undecided"]
 """`unanswered`: no answer in the response; `failed`: no response; `undecided`: the judge failed."""

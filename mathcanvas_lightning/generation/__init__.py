@@ -1,1 +1,4 @@
-"""Answers for thousands of records, from any model behind a backend."""
+"""Answers from a model, in batches.
+
+In: records. Out: answered records, journaled so that a run can resume.
+"""

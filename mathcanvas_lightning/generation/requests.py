@@ -7,18 +7,9 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.records.pictures import Picture
 
 Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An encoded image file, as it was read; decoded only where its pixels are needed."""
-
-    data: bytes = field(repr=False)
-    """The file: PNG, JPEG, WebP, ..."""
-    place: str = "a picture"
-    """Where it came from, for messages."""
 
 
 Part = str | Picture

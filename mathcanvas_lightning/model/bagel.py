@@ -10,13 +10,6 @@ from torch import Tensor, nn
 
 from mathcanvas_lightning.batch import PackedBatch, make_splits, to_unit_range
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.model.attention import (
-    Attention,
-    AttentionPath,
-    TokenLayout,
-    default_path,
-    make_layout,
-)
 from mathcanvas_lightning.model.checkpoint import (
     TABLES,
     config_for_weights,
@@ -27,15 +20,22 @@ from mathcanvas_lightning.model.checkpoint import (
 )
 from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig, LLMConfig
 from mathcanvas_lightning.model.flow import add_noise
-from mathcanvas_lightning.model.layers import (
+from mathcanvas_lightning.model.layers.attention import (
+    Attention,
+    AttentionPath,
+    TokenLayout,
+    default_path,
+    make_layout,
+)
+from mathcanvas_lightning.model.layers.basic import (
     Connector,
     PositionTable,
     TimeEmbedder,
     rotary_tables,
 )
-from mathcanvas_lightning.model.losses import token_cross_entropy
-from mathcanvas_lightning.model.mot import DecoderLayer, LanguageModel
-from mathcanvas_lightning.model.vit import ViTModel
+from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
+from mathcanvas_lightning.model.layers.mot import DecoderLayer, LanguageModel
+from mathcanvas_lightning.model.layers.vit import ViTModel
 
 COMPONENTS = ("language_model", "vit_model", "connector", "time_embedder", "vae2llm", "llm2vae")
 

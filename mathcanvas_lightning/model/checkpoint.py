@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mathcanvas_lightning.atomic import written_whole
+from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig
 from mathcanvas_lightning.model.vae import VAE_FILE

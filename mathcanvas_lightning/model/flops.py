@@ -1,9 +1,9 @@
 """Floating point operations of a pack, counting only pairs of tokens that attend to each other."""
 
 from mathcanvas_lightning.batch import PackedBatch
-from mathcanvas_lightning.model.attention import count_attended_pairs
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.layers import TIME_FREQUENCIES
+from mathcanvas_lightning.model.layers.attention import count_attended_pairs
+from mathcanvas_lightning.model.layers.basic import TIME_FREQUENCIES
 
 PEAK_FLOPS: dict[str, float] = {
     "H200": 989e12,

@@ -1,1 +1,4 @@
-"""Fine-tuning: losses, optimizer, the LightningModule, its strategy and callbacks."""
+"""Fine-tuning under Lightning.
+
+In: micro-batches and initial weights. Out: checkpoints, metrics and pictures of what was learned.
+"""

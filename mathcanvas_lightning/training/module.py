@@ -23,7 +23,8 @@ from mathcanvas_lightning.model.parallelize import (
     compile_layers,
 )
 from mathcanvas_lightning.model.vae import LatentVAE
-from mathcanvas_lightning.training.ema import EMAConfig, EMAValidation, EMAWeights
+from mathcanvas_lightning.training.callbacks.ema import EMAConfig, EMAValidation, EMAWeights
+from mathcanvas_lightning.training.checkpoint.record import RECORD_KEY, RunRecord
 from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
 from mathcanvas_lightning.training.losses import LossConfig, LossTerms, loss_terms, token_accuracy
 from mathcanvas_lightning.training.optim import (
@@ -33,7 +34,6 @@ from mathcanvas_lightning.training.optim import (
     make_optimizer,
     make_schedule,
 )
-from mathcanvas_lightning.training.record import RECORD_KEY, RunRecord
 from mathcanvas_lightning.training.source import (
     DTYPES,
     DTypeName,

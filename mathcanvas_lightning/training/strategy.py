@@ -14,9 +14,13 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
-from mathcanvas_lightning.atomic import TEMPORARY_PREFIX, written_whole
+from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX, written_whole
 from mathcanvas_lightning.errors import ConfigError, OutputError
-from mathcanvas_lightning.training.resume import check_same_model, require_whole, stored_shapes
+from mathcanvas_lightning.training.checkpoint.resume import (
+    check_same_model,
+    require_whole,
+    stored_shapes,
+)
 
 REPLACED_PREFIX = ".old-"
 SUFFIX = ".ckpt"

@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
+from mathcanvas_lightning.common.parallel import ordered_map
 from mathcanvas_lightning.conversion import convert as convert_module
-from mathcanvas_lightning.conversion.output import OutputFolder
-from mathcanvas_lightning.data.inspection import inspect_shards
+from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, WorkerError
-from mathcanvas_lightning.parallel import ordered_map
+from mathcanvas_lightning.inspection.shards import inspect_shards
 from tests.conftest import folder_bytes, png, read_jsonl, write_json
 
 SOURCE = "enhanced_cot_cleaned.json"
@@ -95,7 +95,7 @@ def test_files_and_info(puzzles: Path, tmp_path: Path) -> None:
 def test_large_images_end_a_row_group_early(
     puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mathcanvas_lightning.conversion.shards.ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("mathcanvas_lightning.conversion.output.writer.ROW_GROUP_BYTES", 1)
     run(puzzles / SOURCE, tmp_path)
     report = inspect_shards(str(tmp_path))
     assert set(report.row_group_rows) == {1}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.conversion import records
-from mathcanvas_lightning.conversion.records import fetched, read_records
-from mathcanvas_lightning.conversion.scan import scan_input
+from mathcanvas_lightning.conversion.input import records
+from mathcanvas_lightning.conversion.input.records import fetched, read_records
+from mathcanvas_lightning.conversion.input.scan import scan_input
 from mathcanvas_lightning.conversion.sources import BlockMoving
 from mathcanvas_lightning.errors import InputError
 

@@ -134,7 +134,7 @@ def test_s3_in_and_out(bucket: str, puzzles: Path, tmp_path: Path) -> None:
 def test_other_stores_get_whole_files_by_renaming(
     puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mathcanvas_lightning.conversion.output.ATOMIC_STORES", frozenset())
+    monkeypatch.setattr("mathcanvas_lightning.conversion.output.folder.ATOMIC_STORES", frozenset())
     convert_cot(str(puzzles / SOURCE), "memory://out", num_workers=0)
     filesystem = fsspec.filesystem("memory")
     local = straight(puzzles, tmp_path)

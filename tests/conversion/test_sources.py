@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.conversion import files
-from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.input import images as files
+from mathcanvas_lightning.conversion.input.images import SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, Reject, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.conversion.sources import (
@@ -24,8 +24,8 @@ from mathcanvas_lightning.conversion.sources import (
     options_text,
     split_image_tags,
 )
-from mathcanvas_lightning.data.images import ImageLimits
-from mathcanvas_lightning.data.schema import ImageSegment, InterleavedExample
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample
 from tests.conftest import encoded, png
 
 

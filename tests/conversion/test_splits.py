@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.conversion.splits import WHOLE, assign_splits, parse_split
+from mathcanvas_lightning.conversion.output.splits import WHOLE, assign_splits, parse_split
 from mathcanvas_lightning.errors import ConfigError
 
 

@@ -11,12 +11,12 @@ import torch
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
-from mathcanvas_lightning.data.loader import WorkerConfig
-from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig
-from mathcanvas_lightning.data.transforms import ImageTransform
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.errors import ConfigError, DataError
 from tests.data.hashes import by_step, digest, uids
-from tests.data.rows import (
+from tests.data.make_rows import (
     config,
     edit_shards,
     interleaved_row,

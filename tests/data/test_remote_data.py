@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mathcanvas_lightning.data.loader import WorkerConfig
-from mathcanvas_lightning.data.storage import StorageConfig
+from mathcanvas_lightning.data.loading.loader import WorkerConfig
 from mathcanvas_lightning.errors import StorageError
+from mathcanvas_lightning.storage.shards import StorageConfig
 from tests.data.hashes import digest, uids
-from tests.data.rows import config, interleaved_shards, module, vlm_file
+from tests.data.make_rows import config, interleaved_shards, module, vlm_file
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 24

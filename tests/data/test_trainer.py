@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import ROOT, TRAINER_WARNINGS, read_jsonl
-from tests.data.rows import interleaved_shards, module
+from tests.data.make_rows import interleaved_shards, module
 from tests.data.training import fit
 
 pytestmark = pytest.mark.filterwarnings(
@@ -81,7 +81,7 @@ def test_lengths_are_exact(shards: Path, whole: Steps, tmp_path: Path) -> None:
 
 
 def module_of(shards: Path) -> Any:
-    from tests.data.rows import config
+    from tests.data.make_rows import config
 
     return module(config(shards), packs_per_step=4)
 

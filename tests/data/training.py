@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.data.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.loader import WorkerConfig
 from tests.data.hashes import digest
-from tests.data.rows import config, module
+from tests.data.make_rows import config, module
 
 
 class Recorder(LightningModule):

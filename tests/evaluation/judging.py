@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from mathcanvas_lightning.generation.backend import BackendError, EchoBackend
+from mathcanvas_lightning.generation.backends.base import BackendError, EchoBackend
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,

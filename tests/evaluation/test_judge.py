@@ -7,7 +7,7 @@ import yaml
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
-from mathcanvas_lightning.generation.backend import EchoBackend
+from mathcanvas_lightning.generation.backends.base import EchoBackend
 from tests.evaluation.judging import MarkedBackend
 
 

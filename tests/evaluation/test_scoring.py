@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mathcanvas_lightning.cli import main
+from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation import scoring
 from mathcanvas_lightning.evaluation.scoring import ScoreReport, score_responses

@@ -10,15 +10,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.data.transforms import ImageTransform
-from mathcanvas_lightning.generation.contexts import CONTEXTS, Context, Item, ItemMaker, Reader
-from mathcanvas_lightning.generation.guidance import DrawingConfig
-from mathcanvas_lightning.generation.image_steps import Painter
-from mathcanvas_lightning.generation.interleaved import InterleavedGenerator
-from mathcanvas_lightning.generation.kv_cache import KVCache
-from mathcanvas_lightning.generation.problems import InterleavedConfig
-from mathcanvas_lightning.generation.text_steps import TextConfig, TokenDraw, choose_tokens
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.generation.bagel.contexts import (
+    CONTEXTS,
+    Context,
+    Item,
+    ItemMaker,
+    Reader,
+)
+from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
+from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+from mathcanvas_lightning.generation.bagel.image_steps import Painter
+from mathcanvas_lightning.generation.bagel.kv_cache import KVCache
+from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig
+from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, TokenDraw, choose_tokens
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig, VAEConfig
 from mathcanvas_lightning.model.vae import LatentVAE

@@ -16,9 +16,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from mathcanvas_lightning.demo_model import make_demo_model
+from mathcanvas_lightning.demo.language_model import make_demo_model
 from mathcanvas_lightning.errors import ConfigError, StorageError
-from mathcanvas_lightning.generation.backend import GenerationBackend, generate
+from mathcanvas_lightning.generation.backends.base import GenerationBackend, generate
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
     GenerationResponse,

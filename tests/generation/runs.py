@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
-from mathcanvas_lightning.generation.backend import GenerationBackend
-from mathcanvas_lightning.generation.datamodule import RecordDataModule
-from mathcanvas_lightning.generation.module import QUIET_TRAINER, GenerationModule
-from mathcanvas_lightning.generation.records import RecordInput
-from mathcanvas_lightning.generation.report import PredictionReport
+from mathcanvas_lightning.generation.backends.base import GenerationBackend
 from mathcanvas_lightning.generation.requests import Sampling
-from mathcanvas_lightning.generation.writer import ResponseWriter
+from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
+from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
+from mathcanvas_lightning.generation.run.report import PredictionReport
+from mathcanvas_lightning.generation.run.writer import ResponseWriter
+from mathcanvas_lightning.records.record import RecordInput
 
 
 def records(num: int, **fields: Any) -> list[dict[str, Any]]:

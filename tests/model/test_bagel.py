@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.model import losses
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.layers import rotary_tables
-from mathcanvas_lightning.model.losses import token_cross_entropy
+from mathcanvas_lightning.model.layers import cross_entropy as losses
+from mathcanvas_lightning.model.layers.basic import rotary_tables
+from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
 from mathcanvas_lightning.model.synthetic import KINDS, synthetic_inputs, synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny", llm_vocab_size=128)

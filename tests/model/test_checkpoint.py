@@ -16,7 +16,7 @@ from mathcanvas_lightning.model.adapters import LoRASettings, add_lora
 from mathcanvas_lightning.model.bagel import COMPONENTS, Bagel
 from mathcanvas_lightning.model.checkpoint import write_safetensors
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.layers import sincos_table
+from mathcanvas_lightning.model.layers.basic import sincos_table
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mathcanvas_lightning.model.attention import count_attended_pairs
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.flops import forward_flops, peak_flops
+from mathcanvas_lightning.model.layers.attention import count_attended_pairs
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny")

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from mathcanvas_lightning.batch import PackedBatch, TokenGeometry, to_unit_range
-from mathcanvas_lightning.data.formats import READERS, Element, RowFormat, Sample
-from mathcanvas_lightning.data.images import ImageLimits
-from mathcanvas_lightning.data.packing import PackItem, pack_samples
-from mathcanvas_lightning.data.prepare import (
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.rows.readers import READERS, Element, RowFormat, Sample
+from mathcanvas_lightning.data.sequence.encode import (
     MeasuredSample,
     RowSettings,
     count_elements,
     measure,
     prepare,
 )
-from mathcanvas_lightning.data.roles import NO_DROPOUT, DropoutConfig
-from mathcanvas_lightning.data.sequence_plan import plan_sequence
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.data.transforms import ImageTransform
+from mathcanvas_lightning.data.sequence.pack import PackItem, pack_samples
+from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
+from mathcanvas_lightning.data.sequence.splits import plan_sequence
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.model.config import BagelConfig
 from tests.conftest import golden_folder
 from tests.parity.packs import load_pack, need

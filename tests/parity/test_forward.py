@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mathcanvas_lightning.model.attention import dense_mask, make_layout
 from mathcanvas_lightning.model.bagel import Bagel, BagelOutput
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.flow import unpatchify, velocity_target
+from mathcanvas_lightning.model.layers.attention import dense_mask, make_layout
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents, to_pixels
 from tests.conftest import golden_folder
 from tests.parity.packs import GoldenPack, forward_inputs, load_pack, need

@@ -14,17 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mathcanvas_lightning.data.formats import READERS, Role
-from mathcanvas_lightning.data.images import ImageLimits
-from mathcanvas_lightning.data.tokenizer import TextTokenizer
-from mathcanvas_lightning.data.transforms import ImageTransform, decode_image
-from mathcanvas_lightning.generation import image_steps
-from mathcanvas_lightning.generation.contexts import CONTEXTS, Context, Item, ItemMaker
-from mathcanvas_lightning.generation.guidance import DrawingConfig
-from mathcanvas_lightning.generation.image_steps import Drawing
-from mathcanvas_lightning.generation.interleaved import InterleavedGenerator
-from mathcanvas_lightning.generation.problems import InterleavedConfig, Problem
-from mathcanvas_lightning.generation.text_steps import (
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.images.resize import ImageTransform, decode_image
+from mathcanvas_lightning.data.rows.readers import READERS, Role
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.generation.bagel import image_steps
+from mathcanvas_lightning.generation.bagel.contexts import CONTEXTS, Context, Item, ItemMaker
+from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
+from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+from mathcanvas_lightning.generation.bagel.image_steps import Drawing
+from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Problem
+from mathcanvas_lightning.generation.bagel.text_steps import (
     TextConfig,
     TokenDraw,
     choose_tokens,

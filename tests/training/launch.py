@@ -299,7 +299,7 @@ class Run:
 # Importing takes seconds: it is done once, in a process from which all others are forked.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tests.training.launch", "mathcanvas_lightning.training.cli", "transformers.optimization"]
+    ["tests.training.launch", "mathcanvas_lightning.cli.fit", "transformers.optimization"]
 )
 
 
@@ -390,7 +390,7 @@ def _work(
 
 
 def _fit(rank: int, folder: Path, words: Sequence[str]) -> None:
-    from mathcanvas_lightning.training.cli import run_cli
+    from mathcanvas_lightning.cli.fit import run_cli
 
     try:
         run_cli(words)

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from mathcanvas_lightning.data.loader import WorkerConfig
-from mathcanvas_lightning.data.mixture import DatasetConfig
-from mathcanvas_lightning.data.roles import NO_DROPOUT
+from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
-from tests.data.rows import config, module
+from tests.data.make_rows import config, module
 
 SMALL: dict[str, Any] = {
     "llm_num_hidden_layers": 2,

@@ -10,9 +10,9 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from mathcanvas_lightning.training.resume import find_checkpoint
-from mathcanvas_lightning.training.stopping import StopOnSignal
-from tests.data.rows import interleaved_shards
+from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
+from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
+from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Rank, Run, difference, finish, launch, start
 
 STEPS = 6

@@ -21,7 +21,7 @@ from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import FreezeConfig, ModelSource
 from tests.conftest import TRAINER_WARNINGS, golden_folder
-from tests.data.rows import config, interleaved_shards, t2i_shards
+from tests.data.make_rows import config, interleaved_shards, t2i_shards
 from tests.parity.packs import forward_inputs, load_pack, need
 from tests.training.runs import SMALL, network, train, training_data, weights
 

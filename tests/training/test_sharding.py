@@ -14,7 +14,7 @@ from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.parallelize import Parallelism, build_sharded
 from mathcanvas_lightning.training.source import ModelSource
-from tests.data.rows import interleaved_row, interleaved_shards, t2i_shards, write_shards
+from tests.data.make_rows import interleaved_row, interleaved_shards, t2i_shards, write_shards
 from tests.training.launch import TRANSFORMS, Run, difference, launch
 
 # Adam divides by the root of the squared gradient: with a tiny eps a gradient that is zero but for

@@ -1,0 +1,137 @@
+"""`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
+from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
+from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
+from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
+from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint, require_readable
+from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.strategy import ShardedStrategy, save_whole_files
+
+MONITORS: Mapping[str, type[Callback]] = {
+    "summary": StartSummary,
+    "throughput": ThroughputMonitor,
+    "pictures": PictureLogger,
+}
+"""Callbacks of every run, by the section that sets them; null leaves one out."""
+
+
+class MathCanvasCLI(LightningCLI):
+    """Links model, data and accumulation, and finds the checkpoint to go on from."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what Lightning hasn't."""
+        parser.add_argument(
+            "--auto_resume",
+            type=bool,
+            default=True,
+            help="Go on from the last whole checkpoint below trainer.default_root_dir, if any.",
+        )
+        parser.add_argument(
+            "--debug_batches",
+            type=NonNegativeInt,
+            default=0,
+            help="Show so many packs, from the first on, before training starts.",
+        )
+        for name, kind in MONITORS.items():
+            parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
+            parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
+
+    def before_instantiate_classes(self) -> None:
+        """Sets the accumulation where the data tells it.
+
+        Raises:
+            ConfigError: If it contradicts the data.
+        """
+        config = self.config[self.subcommand]
+        packs = _argument(config, "data", "packs_per_step")
+        ranks = _count_ranks(config.trainer)
+        if packs and ranks and packs % ranks == 0 and config.trainer.accumulate_grad_batches == 1:
+            config.trainer.accumulate_grad_batches = packs // ranks
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and Trainer, and links the first two."""
+        super().instantiate_classes()
+        if isinstance(self.model, BagelModule) and isinstance(
+            self.datamodule, MathCanvasDataModule
+        ):
+            self.datamodule.use_model(self.model.config.geometry, self.model.source.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the Trainer, with the monitors that aren't left out.
+
+        Args:
+            kwargs: Arguments of the Trainer that win over the configuration.
+
+        Returns:
+            The Trainer.
+        """
+        config = self.config_init[self.subcommand]
+        listed = kwargs.get("callbacks", config.trainer.callbacks) or []
+        callbacks = list(listed) if isinstance(listed, Sequence) else [listed]
+        present = {type(callback) for callback in callbacks}
+        found = [config.get(name) for name in MONITORS]
+        callbacks += [c for c in found if c is not None and type(c) not in present]
+        if config.debug_batches:
+            callbacks.append(DebugBatches(config.debug_batches))
+        changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
+        if config.get("summary") is not None and config.trainer.enable_model_summary is None:
+            changed["enable_model_summary"] = False  # ours tells it all
+        return super().instantiate_trainer(**changed)
+
+    def before_fit(self) -> None:
+        """Finds where to go on."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path is None and config.auto_resume:
+            config.ckpt_path = find_checkpoint(self.trainer.default_root_dir)
+        if config.ckpt_path is not None:
+            require_readable(config.ckpt_path, isinstance(self.trainer.strategy, ShardedStrategy))
+        save_whole_files(self.trainer.strategy)
+
+
+def run_cli(args: Sequence[str]) -> None:
+    """Runs `fit` or `validate`.
+
+    Args:
+        args: The subcommand and its options.
+    """
+    MathCanvasCLI(
+        BagelModule,
+        MathCanvasDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "reload_dataloaders_every_n_epochs": 1,
+            "use_distributed_sampler": False,
+            "callbacks": [StopOnSignal()],
+        },
+        parser_kwargs={"prog": "mathcanvas"},
+        args=None if list(args) == sys.argv[1:] else list(args),
+    )
+
+
+def _argument(config: Any, section: str, name: str) -> Any:
+    found = config.get(section)
+    init = found.get("init_args", found) if found is not None else {}
+    return init.get(name)
+
+
+def _count_ranks(trainer: Any) -> int | None:
+    """Ranks that a Trainer will have, None where it is to find out."""
+    if not isinstance(trainer.devices, int | str) or not isinstance(trainer.num_nodes, int):
+        return None
+    text = str(trainer.devices)
+    return int(text) * trainer.num_nodes if text.isdigit() else None

@@ -1,0 +1,285 @@
+"""What commands show when they are done: tables on the terminal."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mathcanvas_lightning.data.rows.schema import SECTIONS, ImageSegment
+
+if TYPE_CHECKING:
+    from mathcanvas_lightning.blockmoving.generate import BlockMovingReport
+    from mathcanvas_lightning.conversion.convert import ConversionReport
+    from mathcanvas_lightning.conversion.handler import Handler
+    from mathcanvas_lightning.data.index.build import IndexReport
+    from mathcanvas_lightning.demo.language_model import DemoModel
+    from mathcanvas_lightning.demo.new_bagel import FreshModel
+    from mathcanvas_lightning.evaluation.report.page import ReportPage
+    from mathcanvas_lightning.evaluation.scoring import ScoreReport
+    from mathcanvas_lightning.generation.run.report import PredictionReport
+    from mathcanvas_lightning.inspection.batch import BatchReport
+    from mathcanvas_lightning.inspection.shards import ShardsReport
+    from mathcanvas_lightning.training.checkpoint.export import ExportReport
+
+MAX_LISTED = 20
+MAX_TEXT = 300
+MIN_SCORES_WIDTH = 140
+INCOMPLETE = 3
+"""Exit status of a run that came to its end with some requests unanswered."""
+
+
+def show_commands(summaries: Mapping[str, str], console: Console) -> None:
+    """Lists the commands."""
+    table = Table("command", "", title="mathcanvas COMMAND --help tells more", title_justify="left")
+    for name, summary in summaries.items():
+        table.add_row(name, summary)
+    console.print(table)
+
+
+def show_conversion(report: "ConversionReport", console: Console) -> int:
+    """Shows what became of the records; 1 if the conversion counts as failed."""
+    table = Table("outcome", "records", title=f"Conversion to {escape(report.output)}")
+    table.columns[1].justify = "right"
+    for split, rows in report.rows.items():
+        table.add_row(f"rows in {split}" if split else "rows", f"{rows:,}")
+    for reason, count in sorted(report.rejects.items(), key=lambda item: -item[1]):
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("all", f"{report.num_records:,}")
+    console.print(table)
+    resumed = f", {report.num_resumed:,} rows were already there" if report.num_resumed else ""
+    console.print(f"{report.seconds:.1f} s{resumed}")
+    if report.problem is not None:
+        console.print(f"failed: {report.problem}", markup=False)
+        return 1
+    return 0
+
+
+def show_shards(report: "ShardsReport", console: Console) -> int:
+    """Shows what is in shards; 1 if something is wrong with them."""
+    table = Table("what", "found", title=f"Shards in {escape(report.path)}", show_lines=False)
+    table.add_row("files", f"{report.num_files:,}, {report.size_bytes / 2**20:,.1f} MiB")
+    table.add_row("rows", f"{report.num_rows:,}")
+    table.add_row(
+        "row groups",
+        f"{len(report.row_group_rows):,} of {_spread(report.row_group_rows)} rows",
+    )
+    for name, kind in report.columns.items():
+        table.add_row(f"column {escape(name)}", escape(kind))
+    for section in SECTIONS:
+        table.add_row(f"{section}: images a row", _spread(report.images_per_row[section]))
+        table.add_row(f"{section}: characters a row", _spread(report.text_lengths[section]))
+    table.add_row("image formats", _counts(report.image_formats))
+    sizes = {f"{width}x{height}": n for (width, height), n in report.image_sizes_px.items()}
+    table.add_row("image sizes", _counts(sizes))
+    table.add_row("answers", escape(_counts(report.answers)))
+    console.print(table)
+    for example in report.examples:
+        console.rule(escape(f"{example.uid} (answer {example.answer})"))
+        for section in SECTIONS:
+            for segment in getattr(example, section):
+                text = (
+                    f"[image {segment.path}, {len(segment.data):,} bytes]"
+                    if isinstance(segment, ImageSegment)
+                    else _shortened(segment.text)
+                )
+                console.print(f"{section}: {text}", markup=False, highlight=False)
+    return _show_problems(report, console)
+
+
+def show_indexes(reports: Sequence["IndexReport"], console: Console) -> int:
+    """Shows what the indexes hold; 1 if rows are damaged."""
+    damaged = 0
+    for report in reports:
+        table = Table("what", "found", title=f"Index of {escape(report.path)}")
+        table.add_row("files", f"{report.num_files:,}")
+        table.add_row("samples", f"{report.num_samples:,}")
+        table.add_row("text tokens", f"{report.text_tokens:,}")
+        table.add_row("images", f"{report.num_images:,}")
+        sizes = {f"{width}x{height}": n for (width, height), n in report.sizes_px.items()}
+        table.add_row("image sizes", _counts(sizes))
+        stages = Counter(row.stage for row in report.left_out)
+        table.add_row("rows left out", _counts(stages))
+        console.print(table)
+        for row in report.left_out[:MAX_LISTED]:
+            console.print(f"left out: {row.place}: {row.stage}: {row.error}", markup=False)
+        if len(report.left_out) > MAX_LISTED:
+            console.print(f"... and {len(report.left_out) - MAX_LISTED} more")
+        damaged += sum(row.stage != "no_sample" for row in report.left_out)
+    return 1 if damaged else 0
+
+
+def show_batch(report: "BatchReport", console: Console) -> int:
+    """Shows the blocks of a pack, and the plan it is from."""
+    from mathcanvas_lightning.inspection.pack_table import print_blocks  # needs torch
+
+    batch, pack = report.batch, report.batch.pack
+    print_blocks(console, report.blocks, [sample.uid for sample in batch.samples])
+    console.print(
+        f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
+        f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "
+        f"{len(pack.ce_indexes):,} tokens with text loss, {len(pack.mse_indexes):,} with image "
+        f"loss.\nThe epoch: {report.num_samples:,} samples in {report.num_packs:,} packs, "
+        f"{report.fill:.1%} full, and {report.num_fillers} fillers.",
+        markup=False,
+        highlight=False,
+    )
+    if report.png:
+        console.print(f"Picture: {report.png}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def show_blockmoving(report: "BlockMovingReport", console: Console) -> int:
+    """Shows what was generated."""
+    console.print(
+        f"{report.num_tasks:,} tasks with {report.num_images:,} pictures in "
+        f"{report.seconds:.1f} s: {report.source_file} ({report.num_wrong} answered wrongly, "
+        f"{report.num_unrendered} with an undrawn step)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def show_fresh_model(model: "FreshModel", console: Console) -> int:
+    """Shows what was made."""
+    console.print(
+        f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, untrained",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def show_demo_model(model: "DemoModel", console: Console) -> int:
+    """Shows where the model is."""
+    remark = "made" if model.is_new else "is there already"
+    console.print(
+        f"{model.path}: SmolLM2-135M-Instruct, {remark}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def show_export(report: "ExportReport", console: Console) -> int:
+    """Shows what was written."""
+    parts = [f"{report.num_parameters:,} parameters as of step {report.step:,}"]
+    if report.num_averaged:
+        parts.append(f"moving average of {report.num_averaged:,} tensors")
+    if report.num_merged:
+        parts.append(f"adapters merged into {report.num_merged:,} projections")
+    parts.append(
+        "neither tokenizer nor autoencoder: the run started from a preset, --source takes them "
+        "from a directory"
+        if report.source is None
+        else f"tokenizer and autoencoder of {report.source}"
+    )
+    console.print(
+        f"{report.path}: {'; '.join(parts)}", markup=False, highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+def show_predictions(report: "PredictionReport | None", console: Console) -> int:
+    """Shows what became of a predict run; 3 if some requests failed, so that scripts notice."""
+    if report is None:
+        return 0
+    table = Table("input", "records", "answered", "failed", "cut", "tokens in", "tokens out")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in report.inputs:
+        counts = (one.num_records, one.num_answered, one.failures.total(), one.num_cut)
+        numbers = (*counts, one.prompt_tokens, one.completion_tokens)
+        table.add_row(escape(one.path), *(f"{number:,}" for number in numbers))
+    console.print(table)
+    for one in report.inputs:
+        for kind, count in one.failures.most_common():
+            console.print(f"failed: {kind}, {count:,} of {one.path}", markup=False)
+        console.print(f"written: {one.output}", markup=False, soft_wrap=True)
+    console.print(f"{report.num_asked:,} asked in {report.seconds:,.1f} s")
+    if report.num_failed:
+        console.print("run the same command again to ask the failed ones again")
+        return INCOMPLETE
+    return 0
+
+
+def show_handler(handler: "Handler", console: Console) -> int:
+    """Shows what was written and how to use it."""
+    console.print(
+        f"Wrote {handler.path} and its test {handler.test_path}.\n"
+        f"Test it:  python -m pytest {handler.test_path}\n"
+        f"Use it:   python tools/convert_cot_to_parquet.py --source {handler.import_path} "
+        "--input FILE --output DIR",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def show_scores(report: "ScoreReport", console: Console) -> int:
+    """Shows accuracies and counts, overall and by group."""
+    from mathcanvas_lightning.evaluation.score_table import ALL, score_rows  # needs pyarrow
+
+    rows = score_rows(report.overall, report.groups)
+    table = Table("", title=f"Scores of {escape(report.path)}")
+    for name in rows[ALL]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, row in rows.items():
+        table.add_row(escape(_shortened(label, 40)), *row.values(), end_section=label == ALL)
+    console.width = max(console.width, MIN_SCORES_WIDTH)  # narrower, it would show no names
+    console.print(table)
+    if report.num_without_reference:
+        console.print(f"{report.num_without_reference:,} records without a reference: not scored")
+    for failure, count in Counter(report.failures).most_common(MAX_LISTED):
+        console.print(f"undecided by the judge, {count:,}: {failure}", markup=False)
+    console.print(f"written: {report.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def show_report(page: "ReportPage", console: Console) -> int:
+    """Shows where the page is and what is on it."""
+    first = "the first " if page.has_more else ""
+    faults = f"; {page.num_faults:,} things can't be shown" if page.num_faults else ""
+    console.print(
+        f"{page.path}: {first}{page.num_records:,} records, {page.num_pictures:,} pictures{faults}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _show_problems(report: "ShardsReport", console: Console) -> int:
+    for problem in report.problems[:MAX_LISTED]:
+        uid = "" if problem.uid is None else f" (uid {problem.uid})"
+        console.print(f"problem: {problem.place}{uid}: {problem.message}", markup=False)
+    if len(report.problems) > MAX_LISTED:
+        console.print(f"... and {len(report.problems) - MAX_LISTED} more")
+    return 1 if report.problems else 0
+
+
+def _spread(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}, median {median(values):g}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{_shortened(name, 20)}: {count:,}" for name, count in ranked[:8])
+    return listed + (f" and {len(ranked) - 8} more" if len(ranked) > 8 else "") or "-"
+
+
+def _shortened(text: str, limit: int = MAX_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,1 +1,0 @@
-"""A generator of real BlockMoving data: simulated, drawn and explained."""

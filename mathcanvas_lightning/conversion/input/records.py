@@ -1,0 +1,176 @@
+"""Streams the records of a JSON array or of JSON lines, and says where a broken file breaks."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import ijson
+
+from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.errors import InputError
+
+CHUNK_BYTES = 2**16
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@contextlib.contextmanager
+def fetched(source: str) -> Iterator[Path]:
+    """The input as a local file: itself, or a temporary copy of a remote one.
+
+    Args:
+        source: A path, or any URL that fsspec reads.
+
+    Yields:
+        A local path.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    if not is_remote(source):
+        path = local_path(source)
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "nothing"
+            raise _no_file(source, found)
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
+        path = Path(folder, source.split("?")[0].rsplit("/", 1)[-1] or "input")
+        try:
+            with fsspec.open(source, "rb") as remote, path.open("wb") as copy:
+                shutil.copyfileobj(remote, copy)
+        except FileNotFoundError:
+            raise _no_file(source, "nothing") from None
+        except Exception as error:  # every storage has errors of its own
+            raise _no_file(source, f"{type(error).__name__}: {error}") from error
+        yield path
+
+
+def read_records(path: Path, place: str) -> Generator[Any]:
+    """Yields the values of a JSON array, or of JSON lines, one at a time.
+
+    A file is read as lines if its name ends in `.jsonl` or `.ndjson` or its first character is
+    not `[`.
+
+    Args:
+        path: A local file.
+        place: What to call it in errors.
+
+    Yields:
+        Any JSON value, as Python has it.
+
+    Raises:
+        InputError: At the first byte that breaks the JSON, with line and column.
+    """
+    with path.open("rb") as file:
+        if file.read(3) != BYTE_ORDER_MARK:
+            file.seek(0)
+        start = file.tell()
+        first = next((char for line in file for char in line.strip()[:1]), None)
+        file.seek(start)
+        if first is None:
+            return
+        is_array = first == ord("[") and not path.name.lower().endswith(LINE_SUFFIXES)
+        yield from (_array_items if is_array else _lines)(file, place)
+
+
+def _lines(file: BinaryIO, place: str) -> Iterator[Any]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            raise _broken(place, number, error.pos + 1, error.msg) from None
+        except UnicodeDecodeError as error:
+            column = len(line[: error.start].decode()) + 1
+            raise _broken(place, number, column, f"a byte that is not UTF-8 ({error})") from None
+        except (RecursionError, ValueError) as error:
+            raise _broken(place, number, 1, str(error)) from None
+
+
+def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
+    start = file.tell()
+    try:
+        # Not use_float=True: that refuses integers of more than 64 bits, which JSON allows.
+        yield from map(_with_floats, ijson.items(file, "item", buf_size=CHUNK_BYTES))
+    except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
+        offset = _failing_byte(file, start)
+        line, column = _line_and_column(file, offset)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _broken(place, line, column, reason) from None
+
+
+def _with_floats(value: Any) -> Any:
+    """The value with floats in place of decimals, as the standard library reads it."""
+    if isinstance(value, dict):
+        return {name: _with_floats(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _failing_byte(file: BinaryIO, start: int) -> int:
+    """Where a parser stops: by chunks up to the one that fails, then byte by byte."""
+    good = start
+    with contextlib.suppress(Exception):
+        feed = _parser()
+        file.seek(start)
+        while chunk := file.read(CHUNK_BYTES):
+            feed(chunk)
+            good += len(chunk)
+    feed = _parser()
+    file.seek(start)
+    for size in [CHUNK_BYTES] * ((good - start) // CHUNK_BYTES):
+        feed(file.read(size))
+    with contextlib.suppress(Exception):
+        while byte := file.read(1):
+            feed(byte)
+        return file.tell()  # all bytes are fine: it is the end that comes too early
+    return file.tell() - 1
+
+
+def _parser() -> Callable[[bytes], None]:
+    events = ijson.sendable_list()  # never read: it is the parser's errors that are wanted
+    parser = ijson.basic_parse_coro(events)
+
+    def feed(data: bytes) -> None:
+        parser.send(data)
+        events.clear()
+
+    return feed
+
+
+def _line_and_column(file: BinaryIO, offset: int) -> tuple[int, int]:
+    file.seek(0)
+    line, line_start, position = 1, 0, 0
+    while position < offset:
+        chunk = file.read(min(CHUNK_BYTES, offset - position))
+        if newlines := chunk.count(b"\n"):
+            line += newlines
+            line_start = position + chunk.rindex(b"\n") + 1
+        position += len(chunk)
+    file.seek(line_start)
+    text = file.read(offset - line_start).decode(errors="replace")
+    return line, len(text) + 1
+
+
+def _broken(place: str, line: int, column: int, reason: str) -> InputError:
+    return InputError(
+        f"{place}:{line}:{column}",
+        found=f"malformed JSON ({reason})",
+        wanted="a JSON array of objects, or one JSON object a line",
+        remedy="Mend the file and run again; what was finished stays.",
+    )
+
+
+def _no_file(source: str, found: str) -> InputError:
+    return InputError(
+        source, found=found, wanted="a JSON or JSONL file", remedy="Check the path or URL."
+    )

@@ -1,0 +1,139 @@
+"""A first look through the input: how many records, of which format, with which further columns."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mathcanvas_lightning.common.paths import import_from_here
+from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.conversion.input.records import read_records
+from mathcanvas_lightning.conversion.output.columns import ExtraColumns
+from mathcanvas_lightning.conversion.sources import BUILT_IN, SourceFormat
+from mathcanvas_lightning.errors import ConfigError, InputError
+
+CHAIN_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What is known of the input before any picture is read."""
+
+    num_records: int
+    """Records before the end, or before the place where the JSON breaks."""
+    extras: Mapping[str, pa.DataType]
+    """Scalar fields that become columns."""
+    chains: bytes
+    """`CHAIN_BYTES` a record: hash of all records up to it."""
+    error: InputError | None
+    """Where the JSON breaks."""
+
+    def chain(self, record: int) -> str:
+        """Hash of all records up to one, in hexadecimal; "" where there is no such record."""
+        return self.chains[record * CHAIN_BYTES : (record + 1) * CHAIN_BYTES].hex()
+
+
+def scan_input(path: Path, place: str, source: SourceFormat, *, progress: bool) -> Scan:
+    """Reads all records once.
+
+    Args:
+        path: Local file.
+        place: What to call it in errors.
+        source: Says which fields are carried along.
+        progress: Whether to show a bar.
+
+    Returns:
+        The scan; broken JSON ends it and is kept in it.
+    """
+    extras = ExtraColumns()
+    chains = bytearray()
+    digest = hashlib.blake2b(digest_size=CHAIN_BYTES)
+    error = None
+    with progress_bar("Looking through records", None, show=progress) as advance:
+        try:
+            for record in read_records(path, place):
+                digest.update(_canonical(record, len(chains) // CHAIN_BYTES, place))
+                chains += digest.digest()
+                if isinstance(record, dict):
+                    with contextlib.suppress(Exception):  # the conversion will say what is wrong
+                        extras.add(source.extras(record))
+                advance(1, "")
+        except InputError as broken:
+            error = broken
+    return Scan(
+        num_records=len(chains) // CHAIN_BYTES,
+        extras=extras.types(),
+        chains=bytes(chains),
+        error=error,
+    )
+
+
+def recognise_source(path: Path, place: str) -> type[SourceFormat]:
+    """Finds the built-in format of a file by the fields of its first recognisable object.
+
+    Raises:
+        InputError: If no object has the fields of a known format, or the JSON breaks before one.
+    """
+    fields: set[str] = set()
+    for record in read_records(path, place):
+        if isinstance(record, dict):
+            fields = fields or set(record)
+            for source in BUILT_IN:
+                if source.recognised_by <= set(record):
+                    return source
+    known = "; ".join(f"{s.name}: {', '.join(sorted(s.recognised_by))}" for s in BUILT_IN)
+    raise InputError(
+        place,
+        found=f"objects with the fields {sorted(fields)}" if fields else "no objects",
+        wanted=f"those of a known format ({known})",
+        remedy="Name the format with --source, or write one with "
+        "tools/generate_dataset_handler.py.",
+    )
+
+
+def find_source(name: str) -> type[SourceFormat]:
+    """The format class of a built-in name, or of an import path such as `my_data.MyData`.
+
+    Raises:
+        ConfigError: If there is no such class, or it is no `SourceFormat`.
+    """
+    for source in BUILT_IN:
+        if source.name == name:
+            return source
+    module_name, _, class_name = name.rpartition(".")
+    import_from_here()
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _bad_source(name, f"nothing to import ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, SourceFormat)):
+        raise _bad_source(name, f"{found!r}")
+    return found
+
+
+def _canonical(record: Any, number: int, place: str) -> bytes:
+    try:
+        return json.dumps(record).encode()
+    except RecursionError:
+        raise InputError(
+            f"{place}, record {number}",
+            found="arrays or objects hundreds of levels deep",
+            wanted="a record of plain fields",
+            remedy="Take it out.",
+        ) from None
+
+
+def _bad_source(name: str, found: str) -> ConfigError:
+    names = ", ".join(source.name for source in BUILT_IN)
+    return ConfigError(
+        f"--source {name}",
+        found=found,
+        wanted=f"auto, {names}, or the import path of a SourceFormat subclass",
+        remedy="Run from the folder that holds your module, or install it.",
+    )

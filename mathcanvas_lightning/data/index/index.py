@@ -1,0 +1,363 @@
+"""The index of a data set: what its rows hold, as numbers, in a sidecar file a shard.
+
+A sidecar lies beside its shard in `.mathcanvas_index/`, or in the user's cache where it can't. It
+is made by one scan and made again when the shard, the tokenizer or the image limits change.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.parallel import count_workers, ordered_map
+from mathcanvas_lightning.common.paths import is_remote, local_path, plain_path, user_cache
+from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.data.images.decode import ImageError
+from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
+from mathcanvas_lightning.data.rows.source import RowGroup, Rows, RowSource, row_uid
+from mathcanvas_lightning.data.sequence.encode import measure
+from mathcanvas_lightning.data.sequence.roles import Ints
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.errors import DataError
+
+FORMAT_VERSION = 1
+INDEX_FOLDER = ".mathcanvas_index"
+METADATA_KEY = b"mathcanvas_index"
+GROUPS_PER_TASK = 16
+SCHEMA = pa.schema(
+    {
+        "uid": pa.string(),
+        "row_group": pa.int64(),
+        "row": pa.int32(),
+        "stage": pa.string(),  # why the row is left out; null for a sample
+        "problem": pa.string(),
+        "roles": pa.list_(pa.int8()),
+        "steps": pa.list_(pa.int16()),
+        "text_tokens": pa.list_(pa.int32()),
+        "widths": pa.list_(pa.int32()),
+        "heights": pa.list_(pa.int32()),
+    }
+)
+NO_SAMPLE = "no_sample"
+"""Stage of sound rows that are no training samples; all others are damage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A row that is not trained on."""
+
+    uid: str
+    path: str
+    """Of its file."""
+    row_group: int
+    row: int
+    """In its row group."""
+    stage: str
+    """`no_sample`, `too_long`, or where it failed: `read`, `row`, `image`, `length`."""
+    error: str
+    """What is wrong with it."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return f"{self.path}, row group {self.row_group}, row {self.row} (uid {self.uid})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetIndex:
+    """All samples of a data set. [N] rows, [E] elements."""
+
+    files: tuple[str, ...]
+    """Its shards."""
+    file_numbers: Ints
+    """[N] which of them a row is in."""
+    row_groups: Ints
+    """[N]."""
+    rows: Ints
+    """[N] in the row group."""
+    uids: pa.ChunkedArray
+    """[N] strings."""
+    offsets: Ints
+    """[N + 1] where the elements of each row begin."""
+    roles: Ints
+    """[E] int8."""
+    steps: Ints
+    """[E] int16."""
+    text_tokens: Ints
+    """[E] int32."""
+    widths_px: Ints
+    """[E] int32, 0 for texts."""
+    heights_px: Ints
+    """[E] int32, 0 for texts."""
+    left_out: tuple[LeftOut, ...]
+    """Rows that are no samples, or damaged."""
+    digest: str
+    """Of the contents of all its shards."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Scanner:
+    """Reads row groups and counts what is in them; sent to worker processes."""
+
+    source: RowSource
+    tokenizer_folder: str
+
+    def __call__(self, tasks: Sequence[tuple[str, Sequence[RowGroup]]]) -> list[pa.Table]:
+        """One table a task."""
+        return [
+            pa.Table.from_pylist(
+                [row for group in groups for row in self._scan(path, group)], schema=SCHEMA
+            )
+            for path, groups in tasks
+        ]
+
+    def _scan(self, path: str, group: RowGroup) -> list[dict[str, Any]]:
+        try:
+            rows = self.source.read(path, group.number)
+        except DataError as error:
+            return [
+                _left_out(row_uid(path, group.number, row), group.number, row, "read", error)
+                for row in range(group.num_rows)
+            ]
+        return [self._scan_row(rows, path, group.number, row) for row in range(group.num_rows)]
+
+    def _scan_row(self, rows: Rows, path: str, group: int, row: int) -> dict[str, Any]:
+        uid = row_uid(path, group, row)
+        try:
+            sample = self.source.sample(rows, path, group, row)
+            uid = sample.uid
+
+            def read_image(element: Element) -> bytes:
+                return self.source.read_image(element, path)
+
+            measured = measure(
+                sample, _tokenizer(self.tokenizer_folder), self.source.limits, read_image
+            )
+        except NoSampleError as error:
+            return _left_out(uid, group, row, NO_SAMPLE, error)
+        except DataError as error:
+            return _left_out(uid, group, row, "row", error)
+        except ImageError as error:
+            return _left_out(uid, group, row, "image", error)
+        indexes = range(len(measured.elements))
+        sizes = [measured.sizes_px.get(index, (0, 0)) for index in indexes]
+        return {
+            "uid": uid,
+            "row_group": group,
+            "row": row,
+            "stage": None,
+            "problem": None,
+            "roles": [int(element.role) for element in measured.elements],
+            "steps": [element.step for element in measured.elements],
+            "text_tokens": [len(measured.text_ids.get(index, ())) for index in indexes],
+            "widths": [width for width, _ in sizes],
+            "heights": [height for _, height in sizes],
+        }
+
+
+def build_index(
+    path: str,
+    source: RowSource,
+    tokenizer: TextTokenizer,
+    *,
+    index_dir: str | None = None,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> DatasetIndex:
+    """Indexes what is not indexed yet, and loads all of it.
+
+    Args:
+        path: A folder of shards, or a file; local or on a server.
+        source: How to read it.
+        tokenizer: For its texts.
+        index_dir: Where sidecars go; None for beside the shards, or the user's cache.
+        num_workers: Worker processes, one a core by default.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        The index.
+
+    Raises:
+        DataError: If there is no file, or one can't be opened.
+        StorageError: If a server fails.
+    """
+    path = plain_path(path)
+    files = source.storage.list_files(path, suffix=source.suffix)
+    root = posixpath.dirname(path) if files == [path] else path.rstrip("/")
+    home = Path(index_dir) if index_dir else _index_home(root)
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        sidecars = [_Sidecar(file, root, home, source, tokenizer) for file in files]
+        stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
+        if stale:
+            _scan_all(stale, Scanner(source, tokenizer.folder), num_workers, progress)
+    return _load(files, [sidecar.target for sidecar in sidecars])
+
+
+class _Sidecar:
+    """The index file of one shard."""
+
+    def __init__(
+        self, path: str, root: str, home: Path, source: RowSource, tokenizer: TextTokenizer
+    ) -> None:
+        self.path, self._source = path, source
+        settings = {
+            "format": FORMAT_VERSION,
+            "rows": source.row_format,
+            "tokenizer": tokenizer.digest,
+            "limits": asdict(source.limits),
+            "image_dir": source.image_dir,
+        }
+        name = f"{posixpath.relpath(path, root or '.')}\n{json.dumps(settings, sort_keys=True)}"
+        tag = hashlib.sha256(name.encode()).hexdigest()[:16]
+        self.target = home / f"{Path(path).name}.{tag}.parquet"
+        self.status = source.storage.status(path)
+
+    def is_fresh(self) -> bool:
+        """Whether it is there and of the shard as it stands."""
+        known = _read_metadata(self.target)
+        if known is None or known["size_bytes"] != self.status.size_bytes:
+            return False
+        if known["version"] == self.status.version:
+            return True
+        if is_remote(self.path) or known["digest"] != self.digest():
+            return False
+        # Touched or copied, yet the same: remember that, so that it is hashed only once.
+        self.write(pq.read_table(self.target), known["digest"])
+        return True
+
+    def digest(self) -> str:
+        """Of the contents; for a remote shard of what its server says of them."""
+        if is_remote(self.path):
+            return hashlib.sha256(repr(self.status).encode()).hexdigest()
+        with local_path(self.path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def write(self, table: pa.Table, digest: str) -> None:
+        """Replaces the file as a whole."""
+        about = {
+            "size_bytes": self.status.size_bytes,
+            "version": self.status.version,
+            "digest": digest,
+        }
+        table = table.replace_schema_metadata({METADATA_KEY: json.dumps(about)})
+        with written_whole(self.target) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+
+def _scan_all(
+    sidecars: Sequence[_Sidecar], scanner: Scanner, num_workers: int | None, progress: bool
+) -> None:
+    groups = [scanner.source.groups(sidecar.path) for sidecar in sidecars]
+    tasks = [
+        [(sidecar.path, of_file[first : first + GROUPS_PER_TASK])]
+        for sidecar, of_file in zip(sidecars, groups, strict=True)
+        for first in range(0, len(of_file), GROUPS_PER_TASK)
+    ]
+    workers = count_workers(num_workers, len(tasks), 1)
+    num_rows = sum(group.num_rows for of_file in groups for group in of_file)
+    with progress_bar("Indexing", num_rows, show=progress) as advance:
+        tables = ordered_map(scanner, tasks, num_workers=workers)
+        for sidecar, of_file in zip(sidecars, groups, strict=True):
+            parts = []
+            for _ in range(0, len(of_file), GROUPS_PER_TASK):
+                parts.append(next(tables))
+                advance(parts[-1].num_rows, Path(sidecar.path).name)
+            sidecar.write(pa.concat_tables([SCHEMA.empty_table(), *parts]), sidecar.digest())
+        tables.close()
+
+
+def _load(files: Sequence[str], targets: Sequence[Path]) -> DatasetIndex:
+    tables, left_out, digests = [], [], hashlib.sha256()
+    for number, (path, target) in enumerate(zip(files, targets, strict=True)):
+        table = pq.read_table(target)
+        digests.update(json.loads(table.schema.metadata[METADATA_KEY])["digest"].encode())
+        out = table.filter(pa.compute.is_valid(table["stage"])).to_pylist()
+        left_out += [_from_row(path, row) for row in out]
+        table = table.filter(pa.compute.is_null(table["stage"])).drop_columns(["stage", "problem"])
+        numbers = pa.array(np.full(table.num_rows, number, np.int32))
+        tables.append(table.append_column("file", numbers).replace_schema_metadata(None))
+    table = pa.concat_tables(tables)
+    lengths = pa.compute.list_value_length(table["roles"]).to_numpy()
+
+    def flat(name: str) -> Ints:
+        values: Ints = pa.compute.list_flatten(table[name]).to_numpy()
+        return values
+
+    return DatasetIndex(
+        files=tuple(files),
+        file_numbers=table["file"].to_numpy(),
+        row_groups=table["row_group"].to_numpy(),
+        rows=table["row"].to_numpy(),
+        uids=table["uid"],
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        roles=flat("roles"),
+        steps=flat("steps"),
+        text_tokens=flat("text_tokens"),
+        widths_px=flat("widths"),
+        heights_px=flat("heights"),
+        left_out=tuple(left_out),
+        digest=digests.hexdigest(),
+    )
+
+
+def _left_out(uid: str, group: int, row: int, stage: str, error: Exception) -> dict[str, Any]:
+    return {
+        "uid": uid,
+        "row_group": group,
+        "row": row,
+        "stage": stage,
+        "problem": str(error),
+        "roles": [],
+        "steps": [],
+        "text_tokens": [],
+        "widths": [],
+        "heights": [],
+    }
+
+
+def _from_row(path: str, row: Mapping[str, Any]) -> LeftOut:
+    return LeftOut(
+        uid=row["uid"],
+        path=path,
+        row_group=row["row_group"],
+        row=row["row"],
+        stage=row["stage"],
+        error=row["problem"],
+    )
+
+
+def _read_metadata(target: Path) -> Mapping[str, Any] | None:
+    try:
+        metadata = pq.read_schema(target).metadata or {}
+        about: Mapping[str, Any] = json.loads(metadata[METADATA_KEY])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+    return about
+
+
+def _index_home(root: str) -> Path:
+    if not is_remote(root) and os.access(local_path(root), os.W_OK):
+        return local_path(root) / INDEX_FOLDER
+    return user_cache() / "index" / hashlib.sha256(root.encode()).hexdigest()[:16]
+
+
+@cache
+def _tokenizer(folder: str) -> TextTokenizer:
+    return TextTokenizer(folder)

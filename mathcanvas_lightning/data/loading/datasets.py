@@ -1,0 +1,385 @@
+"""The data sets of a run: configured, indexed, checked, ready to be planned."""
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOut, build_index
+from mathcanvas_lightning.data.loading.quarantine import TOO_LONG
+from mathcanvas_lightning.data.plan.epoch import PlannedDataset
+from mathcanvas_lightning.data.rows.readers import RowFormat
+from mathcanvas_lightning.data.rows.source import RowSource
+from mathcanvas_lightning.data.sequence.encode import RowSettings
+from mathcanvas_lightning.data.sequence.rng import generator, hash64
+from mathcanvas_lightning.data.sequence.roles import DropoutConfig, Elements, Ints, longest_lengths
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.storage.shards import Storage
+
+Overlong = Literal["refuse", "quarantine"]
+MAX_LISTED = 10
+MAX_SHARING = 2**12 - 1
+"""Of a row; more images count as so many, as their number has 12 bits of a key."""
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
+class DatasetConfig:
+    """One data set."""
+
+    path: str
+    """A folder of shards or one file, local or an fsspec URL (s3://, http://, ...)."""
+    format: RowFormat = "interleaved"
+    """How its rows are laid out; see `data.formats`."""
+    name: str | None = None
+    """Names it in logs and draws; the last part of its path by default."""
+    weight: float | None = None
+    """Its share among the samples, relative to the other weights; None: each row once an epoch."""
+    fraction: float = 1.0
+    """Use this part of its rows, always the same ones."""
+    vae_transform: ImageTransform = field(default_factory=ImageTransform)
+    """Sizes of images for the VAE."""
+    vit_transform: ImageTransform = field(default_factory=lambda: ImageTransform(image_stride=14))
+    """Sizes of images for the ViT."""
+    image_dir: str | None = None
+    """Where the image paths of conversations start; the folder of their file by default."""
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name or posixpath.splitext(posixpath.basename(self.path.rstrip("/")))[0]
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: If one is out of range.
+        """
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(
+                f"fraction of the data set {self.label}",
+                found=str(self.fraction),
+                wanted="more than 0, at most 1",
+                remedy="Leave it out to use all rows.",
+            )
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"weight of the data set {self.label}",
+                found=str(self.weight),
+                wanted="a positive number",
+                remedy="Leave the data set out if it is not to be used.",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBudget:
+    """How long packs and samples may be."""
+
+    max_num_tokens: int
+    """Of a pack."""
+    max_num_tokens_per_sample: int
+    """Of a sample, markers included."""
+    overlong: Overlong
+    """What becomes of longer ones."""
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: If a sample could be longer than a pack.
+        """
+        if not 0 < self.max_num_tokens_per_sample <= self.max_num_tokens:
+            raise ConfigError(
+                "max_num_tokens_per_sample",
+                found=f"{self.max_num_tokens_per_sample}, with max_num_tokens "
+                f"{self.max_num_tokens}",
+                wanted="a positive number, at most max_num_tokens",
+                remedy="Lower it, or raise max_num_tokens: a sample must fit into a pack.",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDataset:
+    """A data set with its index and what is planned of it."""
+
+    config: DatasetConfig
+    source: RowSource
+    settings: RowSettings
+    index: DatasetIndex
+    rows: Ints
+    """[N] rows of the index that are planned."""
+    planned: PlannedDataset
+    left_out: tuple[LeftOut, ...]
+    """Rows that are not: no samples, damaged, too long."""
+    fingerprint: str
+
+    @property
+    def num_indexed(self) -> int:
+        """All rows of its files."""
+        return self.index.num_rows + len(self.index.left_out)
+
+
+def index_dataset(
+    config: DatasetConfig,
+    tokenizer: TextTokenizer,
+    storage: Storage,
+    limits: ImageLimits,
+    *,
+    index_dir: str | None = None,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> tuple[RowSource, DatasetIndex]:
+    """Indexes a data set where that isn't done.
+
+    Args:
+        config: Which one.
+        tokenizer: For its texts.
+        storage: For its files.
+        limits: Of its images.
+        index_dir: See `build_index`.
+        num_workers: See `build_index`.
+        progress: See `build_index`.
+
+    Returns:
+        How its rows are read, and what they hold.
+
+    Raises:
+        ConfigError: If a number of its configuration is out of range.
+        DataError: If there is no file, or one can't be opened.
+        StorageError: If its server fails.
+    """
+    config.check()
+    source = RowSource(config.format, storage, config.image_dir, limits)
+    index = build_index(
+        config.path,
+        source,
+        tokenizer,
+        index_dir=index_dir,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    return source, index
+
+
+def load_dataset(
+    config: DatasetConfig,
+    source: RowSource,
+    index: DatasetIndex,
+    *,
+    geometry: TokenGeometry,
+    budget: TokenBudget,
+    dropout: DropoutConfig,
+) -> LoadedDataset:
+    """Counts the tokens of a data set, and checks that it can be planned.
+
+    Args:
+        config: Which one.
+        source: How its rows are read.
+        index: What they hold.
+        geometry: Patch sizes and position tables.
+        budget: How long samples may be.
+        dropout: Probabilities of dropping conditions.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: If an image doesn't fit a position table.
+        DataError: If rows are too long.
+    """
+    settings = RowSettings(
+        row_format=config.format,
+        vae_transform=config.vae_transform,
+        vit_transform=config.vit_transform,
+        dropout=dropout,
+        limits=source.limits,
+    )
+    elements = _count(config, index, settings, geometry)
+    lengths = longest_lengths(config.format, elements) if index.num_rows else np.empty(0, np.int64)
+    fits = lengths <= budget.max_num_tokens_per_sample
+    too_long = _too_long(config, index, lengths, fits, budget)
+    rows = np.flatnonzero(fits)
+    if config.fraction < 1:
+        count = -(-len(rows) * config.fraction // 1)
+        picked = generator("fraction", config.label).permutation(len(rows))[: int(count)]
+        rows = rows[np.sort(picked)]
+    return LoadedDataset(
+        config=config,
+        source=source,
+        settings=settings,
+        index=index,
+        rows=rows,
+        planned=_planned(config, index, elements, rows, dropout),
+        left_out=(*index.left_out, *too_long),
+        fingerprint=f"{hash64(index.digest, asdict(config) | {'path': None}):x}",
+    )
+
+
+def check_mixture(datasets: Sequence[LoadedDataset]) -> None:
+    """Checks that there is something to train on, and that names tell data sets apart.
+
+    Raises:
+        ConfigError: If two have one name.
+        DataError: If one has no sample.
+    """
+    labels = [data.config.label for data in datasets]
+    if doubles := {label for label in labels if labels.count(label) > 1}:
+        raise ConfigError(
+            "names of the data sets",
+            found=f"{', '.join(sorted(doubles))} twice",
+            wanted="one name each",
+            remedy="Give them a name of their own.",
+        )
+    for data in datasets:
+        if not len(data.rows):
+            reasons = sorted({f"{row.stage}: {row.error}" for row in data.left_out})
+            raise DataError(
+                data.config.path,
+                found=f"no sample among {data.num_indexed} rows "
+                f"({'; '.join(reasons[:3]) or 'its files are empty'})",
+                wanted=f"rows of the format {data.config.format}",
+                remedy="Check path and format, or leave the data set out.",
+            )
+
+
+def _count(
+    config: DatasetConfig, index: DatasetIndex, settings: RowSettings, geometry: TokenGeometry
+) -> Elements:
+    """All rows as numbers of tokens; each size of an image is worked out once."""
+    images = np.flatnonzero(index.widths_px)
+    rows = np.searchsorted(index.offsets, images, side="right") - 1
+    per_row = np.bincount(rows, minlength=index.num_rows)[rows] if len(images) else rows
+    shared = np.minimum(per_row, settings.sharing(MAX_SHARING))
+    keys = (
+        (index.widths_px[images].astype(np.int64) << 36)
+        | (index.heights_px[images].astype(np.int64) << 12)
+        | shared
+    )
+    sizes, which = np.unique(keys, return_inverse=True)
+    tokens = np.zeros((max(1, len(sizes)), 2), np.int32)
+    for number, key in enumerate(sizes.tolist()):
+        width, height, count = key >> 36, (key >> 12) & 0xFFFFFF, key & MAX_SHARING
+        _check_tables(config, settings, geometry, width, height, count)
+        tokens[number] = settings.tokens(width, height, count, geometry)
+    latent_tokens = np.zeros(len(index.roles), np.int32)
+    vit_tokens = np.zeros(len(index.roles), np.int32)
+    latent_tokens[images], vit_tokens[images] = tokens[which, 0], tokens[which, 1]
+    return Elements(
+        offsets=index.offsets,
+        roles=index.roles,
+        steps=index.steps,
+        text_tokens=index.text_tokens,
+        latent_tokens=latent_tokens,
+        vit_tokens=vit_tokens,
+    )
+
+
+def _check_tables(
+    config: DatasetConfig,
+    settings: RowSettings,
+    geometry: TokenGeometry,
+    width: int,
+    height: int,
+    shared: int,
+) -> None:
+    towers = (
+        (
+            "vae_transform",
+            settings.vae_transform,
+            geometry.latent_patch_px,
+            geometry.max_latent_side,
+        ),
+        ("vit_transform", settings.vit_transform, geometry.vit_patch_px, geometry.max_vit_side),
+    )
+    for name, transform, patch, side in towers:
+        if transform.image_stride % patch:
+            raise ConfigError(
+                f"{name}.image_stride of the data set {config.label}",
+                found=str(transform.image_stride),
+                wanted=f"a multiple of {patch}, the pixels behind one token",
+                remedy="Use the patch size of the model.",
+            )
+        longest = max(transform.output_size(width, height, shared)) // patch
+        if longest > side:
+            raise ConfigError(
+                f"{name} of the data set {config.label}",
+                found=f"{longest} tokens along a side, for images of {width}x{height} pixels",
+                wanted=f"at most {side}, the side of the model's position table",
+                remedy=f"Lower max_image_size to {side * patch} or less.",
+            )
+
+
+def _too_long(
+    config: DatasetConfig,
+    index: DatasetIndex,
+    lengths: Ints,
+    fits: npt.NDArray[np.bool_],
+    budget: TokenBudget,
+) -> list[LeftOut]:
+    rows = np.flatnonzero(~fits).tolist()
+    limit = budget.max_num_tokens_per_sample
+    if rows and budget.overlong == "refuse":
+        listed = ", ".join(f"{index.uids[row]}: {lengths[row]}" for row in rows[:MAX_LISTED])
+        more = f" and {len(rows) - MAX_LISTED} more" if len(rows) > MAX_LISTED else ""
+        raise DataError(
+            config.path,
+            found=f"{len(rows)} of {index.num_rows} samples longer than {limit} tokens "
+            f"({listed}{more})",
+            wanted=f"at most max_num_tokens_per_sample: {limit}",
+            remedy=f"Raise it to {int(lengths.max())}, use smaller images, or set overlong to "
+            "quarantine to leave such samples out.",
+        )
+    return [
+        LeftOut(
+            uid=str(index.uids[row]),
+            path=index.files[index.file_numbers[row]],
+            row_group=int(index.row_groups[row]),
+            row=int(index.rows[row]),
+            stage=TOO_LONG,
+            error=f"up to {lengths[row]} tokens, over {limit}",
+        )
+        for row in rows
+    ]
+
+
+def _planned(
+    config: DatasetConfig,
+    index: DatasetIndex,
+    elements: Elements,
+    rows: Ints,
+    dropout: DropoutConfig,
+) -> PlannedDataset:
+    counters = index.offsets[:-1][rows]
+    groups = (index.file_numbers.astype(np.int64) << 40) + index.row_groups
+    if len(rows) < index.num_rows:
+        keep = np.zeros(index.num_rows, bool)
+        keep[rows] = True
+        elements = _only(elements, keep)
+    return PlannedDataset(
+        name=config.label,
+        row_format=config.format,
+        elements=elements,
+        counters=counters,
+        row_groups=groups[rows],
+        weight=config.weight,
+        dropout=dropout,
+    )
+
+
+def _only(elements: Elements, keep: npt.NDArray[np.bool_]) -> Elements:
+    counts = np.diff(elements.offsets)
+    mask = np.repeat(keep, counts)
+    return Elements(
+        offsets=np.concatenate([[0], np.cumsum(counts[keep])]),
+        roles=elements.roles[mask],
+        steps=elements.steps[mask],
+        text_tokens=elements.text_tokens[mask],
+        latent_tokens=elements.latent_tokens[mask],
+        vit_tokens=elements.vit_tokens[mask],
+    )

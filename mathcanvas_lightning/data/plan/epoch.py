@@ -1,0 +1,294 @@
+"""Which sample is trained on when: a pure function of the index, the seed and the epoch.
+
+Neither ranks nor workers nor where a run was cut have a say in it.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from mathcanvas_lightning.batch import LossTotals
+from mathcanvas_lightning.data.plan.bin_packing import fill_packs
+from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, Segment, schedule
+from mathcanvas_lightning.data.rows.readers import RowFormat
+from mathcanvas_lightning.data.sequence.rng import element_draws, generator, hash64
+from mathcanvas_lightning.data.sequence.roles import (
+    DropoutConfig,
+    Elements,
+    Ints,
+    assign_roles,
+    dropped,
+    loss_totals,
+    packed_lengths,
+)
+
+WINDOW_ROWS = 2_000
+KEPT_QUARTERS = 3
+CHUNK_ROWS = 50_000  # rows whose draws are in memory at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedDataset:
+    """What a plan needs to know of a data set; all its rows fit a pack."""
+
+    name: str
+    """Unique."""
+    row_format: RowFormat
+    elements: Elements
+    """Of its N rows."""
+    counters: Ints
+    """[N] number of each row's first element, for its draws."""
+    row_groups: Ints
+    """[N] the row group of each row; rows of a group are neighbours."""
+    weight: float | None
+    """Its share among the samples, None for each row once an epoch."""
+    dropout: DropoutConfig
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.row_groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochPlan:
+    """The packs of an epoch. [S] samples in their order, [P] packs."""
+
+    epoch: int
+    datasets: Ints
+    """[S] int16 number of the data set."""
+    rows: Ints
+    """[S] int32 row of the data set."""
+    visits: Ints
+    """[S] int64 how often the data set was visited before, over all epochs."""
+    lengths: Ints
+    """[S] int32 tokens."""
+    losses: npt.NDArray[np.float32]
+    """[S, 4] what each adds to the denominators of the losses, in the order of `LossTotals`."""
+    pack_ends: Ints
+    """[P] one after the last sample of each pack."""
+    capacity: int
+    """Tokens that a pack may hold."""
+
+    @property
+    def num_packs(self) -> int:
+        """P."""
+        return len(self.pack_ends)
+
+    @property
+    def fill(self) -> float:
+        """How full the packs are, 0 to 1."""
+        return float(self.lengths.sum(dtype=np.int64)) / max(1, self.num_packs * self.capacity)
+
+    def loss_totals(self, packs: Sequence[int]) -> LossTotals:
+        """Denominators of the losses over some packs; fillers add nothing."""
+        places = [place for pack in packs if pack != FILLER for place in self.samples(pack)]
+        ce, square, sample, mse = self.losses[places].sum(axis=0, dtype=np.float64).tolist()
+        return LossTotals(
+            ce_tokens=round(ce), ce_square=square, ce_sample=sample, mse_tokens=round(mse)
+        )
+
+    def samples(self, pack: int) -> range:
+        """Places of a pack's samples in the arrays."""
+        return range(int(self.pack_ends[pack - 1]) if pack else 0, int(self.pack_ends[pack]))
+
+
+class Plan:
+    """All epochs of a run.
+
+    Args:
+        datasets: One or more, none empty.
+        seed: Decides order and draws.
+        max_num_tokens: Capacity of a pack; no row is longer.
+        packs_per_step: B, of an optimizer step.
+        shuffle: False keeps rows and packs in their order, as for validation.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[PlannedDataset],
+        *,
+        seed: int,
+        max_num_tokens: int,
+        packs_per_step: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        self.datasets = tuple(datasets)
+        self.seed = seed
+        self.max_num_tokens = max_num_tokens
+        self.packs_per_step = packs_per_step
+        self.shuffle = shuffle
+        self.quotas = _quotas(self.datasets)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._num_packs: dict[int, int] = {}
+
+    def num_packs(self, epoch: int) -> int:
+        """Packs of an epoch."""
+        if epoch not in self._num_packs:
+            self._num_packs[epoch] = self.epoch(epoch).num_packs
+        return self._num_packs[epoch]
+
+    def schedule(
+        self, epoch: int, packs_per_step: int | None = None, segments: Sequence[Segment] = ()
+    ) -> Schedule:
+        """Who takes what in an epoch.
+
+        Args:
+            epoch: From 0.
+            packs_per_step: Other than the plan's own.
+            segments: What was done of the epoch with other numbers of packs a step.
+
+        Returns:
+            What is left of it.
+        """
+        return schedule(self.num_packs(epoch), segments, packs_per_step or self.packs_per_step)
+
+    def total_steps(self, max_epochs: int) -> int:
+        """Optimizer steps of a whole run, exactly: epochs differ by a few.
+
+        Args:
+            max_epochs: Of the run.
+
+        Returns:
+            The sum over its epochs.
+        """
+        return sum(self.schedule(epoch).num_steps for epoch in range(max_epochs))
+
+    def stream(self, dataset: int) -> int:
+        """Names the draws of a data set, see `element_draws`."""
+        return hash64("draws", self.seed, self.datasets[dataset].name)
+
+    def _epoch(self, epoch: int) -> EpochPlan:
+        random = generator("order", self.seed, epoch)
+        parts = [self._visits(d, epoch, random) for d in range(len(self.datasets))]
+        datasets = np.concatenate(
+            [np.full(len(rows), d, np.int16) for d, (rows, *_) in enumerate(parts)]
+        )
+        rows, visits, lengths, losses = (np.concatenate(a) for a in zip(*parts, strict=True))
+        order = np.argsort(
+            np.concatenate([(np.arange(len(r)) + 0.5) / len(r) for r, *_ in parts]),
+            kind="stable",
+        )
+        sequence, pack_ends = _pack(lengths[order], self.max_num_tokens, random, self.shuffle)
+        order = order[sequence]
+        return EpochPlan(
+            epoch=epoch,
+            datasets=datasets[order],
+            rows=rows[order],
+            visits=visits[order],
+            lengths=lengths[order],
+            losses=losses[order],
+            pack_ends=pack_ends,
+            capacity=self.max_num_tokens,
+        )
+
+    def _visits(self, dataset: int, epoch: int, random: np.random.Generator) -> tuple[Ints, ...]:
+        """Rows, visits, lengths and losses of one data set, row groups in random order."""
+        data, quota = self.datasets[dataset], self.quotas[dataset]
+        whole, rest = divmod(quota, data.num_rows)
+        parts = []
+        num_visits = whole + (rest > 0)
+        for visit in range(num_visits):
+            number = epoch * num_visits + visit
+            picked = _row_order(data.row_groups, random if self.shuffle else None)
+            if visit == whole:
+                picked = picked[_rotating(data.num_rows, epoch * rest, rest, self.seed)[picked]]
+            visits = np.full(len(picked), number, np.int64)
+            lengths, losses = self._measure(dataset, number)
+            parts.append((picked.astype(np.int32), visits, lengths[picked], losses[picked]))
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    def _measure(self, dataset: int, visit: int) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """[N] lengths and [N, 4] losses of all rows of a data set in one visit."""
+        data = self.datasets[dataset]
+        lengths = np.empty(data.num_rows, np.int32)
+        losses = np.empty((data.num_rows, len(fields(LossTotals))), np.float32)
+        for start in range(0, data.num_rows, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, data.num_rows)
+            chunk = data.elements.rows(start, stop)
+            draws = self._draws(dataset, visit, chunk, data.counters[start:stop])
+            roles = assign_roles(data.row_format, chunk, draws)
+            drop, drop_vit = dropped(roles, draws, data.dropout)
+            lengths[start:stop] = packed_lengths(chunk, roles, drop, drop_vit)
+            losses[start:stop] = loss_totals(chunk, roles, drop)
+        return lengths, losses
+
+    def _draws(self, dataset: int, visit: int, chunk: Elements, counters: Ints) -> np.ndarray:
+        """[E, 4] draws of some rows, whose counters increase but may leave some out."""
+        counts = np.diff(chunk.offsets)
+        first, last = int(counters[0]), int(counters[-1] + counts[-1])
+        draws = element_draws(self.stream(dataset), visit, first, last)
+        if last - first == len(chunk.roles):
+            return draws
+        within = np.arange(len(chunk.roles)) - np.repeat(chunk.offsets[:-1], counts)
+        return draws[np.repeat(counters - first, counts) + within]
+
+
+def _quotas(datasets: Sequence[PlannedDataset]) -> tuple[int, ...]:
+    """Samples of each data set in an epoch.
+
+    Without weights, each row once. With them, the shares are the weights, and the epoch is so long
+    that the data set with the least weight a row is visited once.
+    """
+    if all(data.weight is None for data in datasets):
+        return tuple(data.num_rows for data in datasets)
+    weights = [1.0 if data.weight is None else data.weight for data in datasets]
+    per_row = min(w / d.num_rows for w, d in zip(weights, datasets, strict=True))
+    return tuple(
+        max(d.num_rows, round(w / per_row)) for w, d in zip(weights, datasets, strict=True)
+    )
+
+
+def _row_order(row_groups: Ints, random: np.random.Generator | None) -> Ints:
+    """All rows, group by group, the groups shuffled."""
+    if random is None:
+        return np.arange(len(row_groups))
+    starts = np.flatnonzero(np.diff(row_groups, prepend=row_groups[0] - 1))
+    counts = np.diff(np.append(starts, len(row_groups)))
+    shuffled = random.permutation(len(starts))
+    counts = counts[shuffled]
+    ends = np.cumsum(counts)
+    order: Ints = np.arange(len(row_groups)) + np.repeat(starts[shuffled] - (ends - counts), counts)
+    return order
+
+
+def _rotating(num_rows: int, start: int, count: int, seed: int) -> np.ndarray:
+    """[N] bool: `count` rows, others each epoch, until all had their turn equally often."""
+    fixed = generator("rest", seed, num_rows).permutation(num_rows)
+    chosen = np.zeros(num_rows, bool)
+    chosen[fixed[(start + np.arange(count)) % num_rows]] = True
+    return chosen
+
+
+def _pack(
+    lengths: Ints, capacity: int, random: np.random.Generator, shuffle: bool
+) -> tuple[Ints, Ints]:
+    """Packs window by window; rows of the packs filled last go on into the next.
+
+    Returns:
+        [S] places in the order of training, [P] one after the last of each pack.
+    """
+    sequence: list[int] = []
+    ends: list[int] = []
+    left: list[int] = []
+    for start, stop in _windows(len(lengths)):
+        rows = np.concatenate([np.array(left, np.int64), np.arange(start, stop)])
+        packs = [rows[pack].tolist() for pack in fill_packs(lengths[rows], capacity, random)]
+        kept = len(packs) if stop == len(lengths) else len(packs) * KEPT_QUARTERS // 4
+        left = [row for pack in packs[kept:] for row in pack]
+        packs = packs[:kept]
+        for number in random.permutation(len(packs)) if shuffle else range(len(packs)):
+            sequence += packs[number]
+            ends.append(len(sequence))
+    return np.array(sequence, np.int64), np.array(ends, np.int64)
+
+
+def _windows(num_rows: int) -> Iterator[tuple[int, int]]:
+    """Cuts rows into windows of at least `WINDOW_ROWS`, the only one excepted."""
+    count = max(1, num_rows // WINDOW_ROWS)
+    bounds = np.linspace(0, num_rows, count + 1).astype(np.int64).tolist()
+    return itertools.pairwise(bounds)

@@ -1,0 +1,236 @@
+"""The four row formats, each as texts and images in the order of the sequence.
+
+Columns are those of the published data sets: interleaved (MathCanvas-Instruct, and what this
+library converts to), t2i (MathCanvas-Imagen: `image`, `caption` or `captions`), edit
+(MathCanvas-Edit: `image_list`, `instruction_list`), vlm (JSON lines: `image`, `conversations`).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal
+
+from mathcanvas_lightning.data.rows.schema import (
+    CORE_COLUMNS,
+    UID_COLUMNS,
+    ImageSegment,
+    Segment,
+    example_from_row,
+)
+from mathcanvas_lightning.errors import DataError
+
+RowFormat = Literal["interleaved", "t2i", "edit", "vlm"]
+IMAGE_MARK = "<image>"
+
+
+class Role(IntEnum):
+    """What an element is to the model; `data.roles` says what each becomes in the sequence."""
+
+    UNUSED = 0
+    """Not drawn this time."""
+    PROMPT_TEXT = 1
+    """Given; no loss."""
+    ANSWER_TEXT = 2
+    """To be written; with loss."""
+    FIXED_TEXT = 3
+    """Given, and never dropped."""
+    FIXED_ANSWER = 4
+    """To be written, and never dropped."""
+    CONTEXT_IMAGE = 5
+    """Given."""
+    DRAWN_IMAGE = 6
+    """To be drawn, then looked at."""
+    TARGET_IMAGE = 7
+    """To be drawn; nothing comes after it."""
+    SEEN_IMAGE = 8
+    """Given to the ViT alone, and never dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """A text or an image of a row."""
+
+    role: Role
+    """In an edit: of its kind; which images and instructions are used is drawn."""
+    content: str | bytes
+    """A text, or an encoded image; for conversations the image's path."""
+    step: int = 0
+    """In an edit: the number of the image, or of the image that an instruction leads to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A row as it was read, before anything is drawn."""
+
+    uid: str
+    """The row's id, or where it stands."""
+    elements: tuple[Element, ...]
+    """In the order of the sequence; alternatives (captions, instructions) side by side."""
+
+
+class NoSampleError(Exception):
+    """A sound row that is no training sample; its text is the reason."""
+
+
+Reader = Callable[[Mapping[str, Any], str], Sample]
+
+
+def read_interleaved(row: Mapping[str, Any], place: str) -> Sample:
+    """A question and its solution.
+
+    Raises:
+        NoSampleError: Without answer, question or solution.
+        DataError: If it breaks the format.
+    """
+    example = example_from_row(row, place=place)
+    for name in ("answer", "question", "solution"):
+        if not getattr(example, name):
+            raise NoSampleError(f"no {name}")
+    question = [_element(s, Role.PROMPT_TEXT, Role.CONTEXT_IMAGE) for s in example.question]
+    solution = [_element(s, Role.ANSWER_TEXT, Role.DRAWN_IMAGE) for s in example.solution]
+    return Sample(uid=example.uid, elements=(*question, *solution))
+
+
+def read_t2i(row: Mapping[str, Any], place: str) -> Sample:
+    """A picture to draw from one of its captions.
+
+    Raises:
+        NoSampleError: Without a caption.
+        DataError: If it breaks the format.
+    """
+    captions = row.get("caption") or row.get("captions") or ()
+    if isinstance(captions, str) and "caption" not in row:
+        captions = _json(captions, place, "captions")
+    if isinstance(captions, Mapping):
+        captions = list(captions.values())
+    texts = [captions] if isinstance(captions, str) else list(captions)
+    texts = [_text(text, place, "captions") for text in texts if text]
+    if not texts:
+        raise NoSampleError("no caption")
+    image = Element(Role.TARGET_IMAGE, _image(row.get("image"), place, "image"))
+    elements = [Element(Role.PROMPT_TEXT, text) for text in texts]
+    return Sample(uid=_uid(row, place), elements=(*elements, image))
+
+
+def read_edit(row: Mapping[str, Any], place: str) -> Sample:
+    """A chain of pictures, each made from the one before it by an instruction.
+
+    Raises:
+        NoSampleError: With fewer than two pictures.
+        DataError: If it breaks the format.
+    """
+    images = row.get("image_list") or ()
+    instructions = row.get("instruction_list") or ()
+    if len(images) < 2:
+        raise NoSampleError("fewer than two images")
+    if len(instructions) < len(images) - 1:
+        found = f"{len(instructions)} instructions for {len(images)} images"
+        raise _row_error(place, found, "an instruction for each image but the first")
+    elements: list[Element] = []
+    for step, image in enumerate(images):
+        if step > 0:
+            choices = instructions[step - 1] or ()
+            choices = [choices] if isinstance(choices, str) else choices
+            texts = [_text(text, place, "instruction_list") for text in choices if text]
+            if not texts:
+                raise _row_error(place, f"no instruction for image {step}", "one or more")
+            elements += [Element(Role.PROMPT_TEXT, text, step) for text in texts]
+        data = _image(image, place, f"image_list[{step}]")
+        elements.append(Element(Role.CONTEXT_IMAGE, data, step))
+    return Sample(uid=_uid(row, place), elements=tuple(elements))
+
+
+def read_vlm(row: Mapping[str, Any], place: str) -> Sample:
+    """A conversation about pictures; its images are paths.
+
+    Raises:
+        NoSampleError: Without an answer.
+        DataError: If it breaks the format.
+    """
+    paths = row.get("image") or ()
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    turns = row.get("conversations") or ()
+    elements: list[Element] = []
+    remaining = iter(paths)
+    for turn in turns:
+        speaker, text = turn.get("from"), _text(turn.get("value"), place, "conversations")
+        if speaker == "gpt":
+            elements.append(Element(Role.FIXED_ANSWER, text))
+        elif speaker == "human":
+            elements += _human_turn(text, remaining, place)
+        else:
+            raise _row_error(place, f"a turn from {speaker!r}", "turns from human and gpt")
+    if sum(element.role == Role.SEEN_IMAGE for element in elements) != len(paths):
+        raise _row_error(place, f"{len(paths)} images", f"one for each {IMAGE_MARK} mark")
+    if not any(element.role == Role.FIXED_ANSWER for element in elements):
+        raise NoSampleError("no answer")
+    return Sample(uid=_uid(row, place), elements=tuple(elements))
+
+
+READERS: dict[RowFormat, Reader] = {
+    "interleaved": read_interleaved,
+    "t2i": read_t2i,
+    "edit": read_edit,
+    "vlm": read_vlm,
+}
+COLUMNS: dict[RowFormat, tuple[str, ...]] = {
+    "interleaved": (*UID_COLUMNS, *CORE_COLUMNS[1:]),
+    "t2i": (*UID_COLUMNS, "image", "caption", "captions"),
+    "edit": (*UID_COLUMNS, "image_list", "instruction_list"),
+    "vlm": (*UID_COLUMNS, "image", "conversations"),
+}
+"""What a reader looks at; other columns are never read from disk."""
+
+
+def _human_turn(text: str, paths: Any, place: str) -> list[Element]:
+    elements: list[Element] = []
+    for number, piece in enumerate(text.split(IMAGE_MARK)):
+        if number > 0:
+            path = next(paths, None)
+            if not isinstance(path, str):
+                raise _row_error(place, f"more {IMAGE_MARK} marks than images", "one for each")
+            elements.append(Element(Role.SEEN_IMAGE, path))
+        if piece.strip():
+            elements.append(Element(Role.FIXED_TEXT, piece.strip()))
+    return elements
+
+
+def _element(segment: Segment, text: Role, image: Role) -> Element:
+    if isinstance(segment, ImageSegment):
+        return Element(image, segment.data)
+    return Element(text, segment.text)
+
+
+def _image(value: Any, place: str, column: str) -> bytes:
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise _row_error(f"{place}, {column}", f"an image of type {type(value).__name__}", "bytes")
+    return value
+
+
+def _text(value: Any, place: str, column: str) -> str:
+    if not isinstance(value, str):
+        raise _row_error(f"{place}, {column}", f"{value!r:.80}", "a string")
+    return value
+
+
+def _json(text: str, place: str, column: str) -> Mapping[str, Any] | Sequence[Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return [text]
+    if isinstance(value, Mapping | list | str):
+        return [value] if isinstance(value, str) else value
+    raise _row_error(f"{place}, {column}", f"{text!r:.80}", "a JSON object or array of captions")
+
+
+def _uid(row: Mapping[str, Any], place: str) -> str:
+    return next((str(row[name]) for name in UID_COLUMNS if row.get(name) is not None), place)
+
+
+def _row_error(place: str, found: str, wanted: str) -> DataError:
+    return DataError(
+        place, found=found, wanted=wanted, remedy="Mend the row, or leave it out of the data set."
+    )

@@ -1,0 +1,234 @@
+"""Rows by where they stand: shard, row group, row. Lines of a JSON file stand in groups too."""
+
+import dataclasses
+import json
+import posixpath
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+
+from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
+from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.storage.shards import Storage
+
+LINES_PER_GROUP = 64
+CACHE_BYTES = 256 * 2**20
+"""Row groups that a process keeps, as its packs take rows of many."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows that are read together."""
+
+    number: int
+    """Of a Parquet file: from 0. Of a file of JSON lines: the byte where it begins."""
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """What a data set's rows are and where its pictures lie; small enough to send to workers."""
+
+    row_format: RowFormat
+    storage: Storage
+    image_dir: str | None = None
+    """Where the paths of conversations start; None for the folder of their file."""
+    limits: ImageLimits = dataclasses.field(default_factory=ImageLimits)
+
+    @property
+    def suffix(self) -> str:
+        """Of the files."""
+        return ".jsonl" if self.row_format == "vlm" else ".parquet"
+
+    def groups(self, path: str) -> list[RowGroup]:
+        """The row groups of a file.
+
+        Raises:
+            DataError: If it is damaged.
+            StorageError: If its server fails.
+        """
+        if self.row_format == "vlm":
+            return _line_groups(_open(self.storage, path))
+        metadata = self.storage.metadata(path)
+        return [
+            RowGroup(group, metadata.row_group(group).num_rows)
+            for group in range(metadata.num_row_groups)
+        ]
+
+    def read(self, path: str, group: int) -> "Rows":
+        """All rows of a group.
+
+        Raises:
+            DataError: If they are damaged.
+            StorageError: If the server fails.
+        """
+        if self.row_format == "vlm":
+            return _Lines(_read_lines(_open(self.storage, path), group))
+        return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
+
+    def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
+        """One row as a sample.
+
+        Raises:
+            NoSampleError: If it is none.
+            DataError: If it breaks the format.
+        """
+        place = f"{path}, row group {group}, row {row}"
+        sample = READERS[self.row_format](rows.row(row, place), place)
+        if sample.uid == place:  # it has no id: name it alike on all machines
+            return Sample(uid=row_uid(path, group, row), elements=sample.elements)
+        return sample
+
+    def read_image(self, element: Element, path: str) -> bytes:
+        """The encoded image of an element.
+
+        Args:
+            element: An image.
+            path: The file its row stands in.
+
+        Raises:
+            DataError: If there is no such file.
+            StorageError: If its server fails.
+        """
+        if isinstance(element.content, bytes):
+            return element.content
+        folder = posixpath.dirname(path) if self.image_dir is None else self.image_dir
+        name = posixpath.normpath(element.content)
+        if posixpath.isabs(name) or name.split("/")[0] == "..":
+            raise DataError(
+                path,
+                found=f"the image path {element.content!r}",
+                wanted="a path below the image folder",
+                remedy="Mend the row, or set image_dir.",
+            )
+        return self.storage.read_bytes(
+            f"{folder.rstrip('/')}/{name}", max_bytes=self.limits.max_bytes
+        )
+
+
+class Rows(Protocol):
+    """Rows that were read together."""
+
+    num_bytes: int
+    """Memory that they take."""
+
+    def row(self, number: int, place: str) -> Mapping[str, Any]:
+        """One of them.
+
+        Raises:
+            DataError: If it isn't there, or can't be parsed.
+        """
+
+
+class _Table:
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self.num_bytes = table.nbytes
+
+    def row(self, number: int, place: str) -> Mapping[str, Any]:
+        if number >= self._table.num_rows:
+            raise _no_row(place, self._table.num_rows)
+        row: Mapping[str, Any] = self._table.slice(number, 1).to_pylist()[0]
+        return row
+
+
+class _Lines:
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self._lines = lines
+        self.num_bytes = sum(map(len, lines))
+
+    def row(self, number: int, place: str) -> Mapping[str, Any]:
+        if number >= len(self._lines):
+            raise _no_row(place, len(self._lines))
+        try:
+            row = json.loads(self._lines[number])
+        except ValueError as error:
+            row = error
+        if isinstance(row, dict):
+            return row
+        raise DataError(
+            place,
+            found=f"a line that is no JSON object ({row!s:.80})",
+            wanted="one JSON object a line",
+            remedy="Mend the line, or leave it out.",
+        )
+
+
+def row_uid(path: str, group: int, row: int) -> str:
+    """Names a row without an id: by its file's name, row group, and number in that."""
+    return f"{posixpath.basename(path)}:{group}:{row}"
+
+
+class RowCache:
+    """The rows last read, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._rows: OrderedDict[tuple[int, str, int], Rows] = OrderedDict()
+
+    def read(self, dataset: int, source: RowSource, path: str, group: int) -> Rows:
+        """A row group of a data set; see `RowSource.read`."""
+        key = (dataset, path, group)
+        if key in self._rows:
+            self._rows.move_to_end(key)
+            return self._rows[key]
+        rows = self._rows[key] = source.read(path, group)
+        self._num_bytes += rows.num_bytes
+        while self._num_bytes > self._max_bytes and len(self._rows) > 1:
+            self._num_bytes -= self._rows.popitem(last=False)[1].num_bytes
+        return rows
+
+
+def _open(storage: Storage, path: str) -> BinaryIO:
+    if is_remote(path):
+        return BytesIO(storage.read_bytes(path))
+    try:
+        return local_path(path).open("rb")
+    except OSError as error:
+        raise DataError(
+            path,
+            found=str(error.strerror),
+            wanted="a file of JSON lines",
+            remedy="Check the path.",
+        ) from None
+
+
+def _line_groups(file: BinaryIO) -> list[RowGroup]:
+    starts, place = [], 0
+    with file:
+        for line in file:
+            if line.strip():
+                starts.append(place)
+            place += len(line)
+    return [
+        RowGroup(starts[first], min(LINES_PER_GROUP, len(starts) - first))
+        for first in range(0, len(starts), LINES_PER_GROUP)
+    ]
+
+
+def _read_lines(file: BinaryIO, start: int) -> list[bytes]:
+    lines: list[bytes] = []
+    with file:
+        file.seek(start)
+        for line in file:
+            if line.strip():
+                lines.append(line)
+            if len(lines) == LINES_PER_GROUP:
+                break
+    return lines
+
+
+def _no_row(place: str, num_rows: int) -> DataError:
+    return DataError(
+        place,
+        found=f"only {num_rows} rows there",
+        wanted="the row that the index lists",
+        remedy="The file has changed: build the index again with tools/build_index.py.",
+    )

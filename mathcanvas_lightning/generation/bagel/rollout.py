@@ -1,0 +1,232 @@
+"""One problem on its way: what it reads, writes or draws next, and when it ends.
+
+No network in here: the generator asks each problem what it needs, does it for all at once, and
+tells it what came of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from numpy.random import Generator
+from PIL import Image
+
+from mathcanvas_lightning.data.sequence.rng import generator
+from mathcanvas_lightning.data.sequence.tokenizer import SpecialTokens
+from mathcanvas_lightning.generation.bagel.contexts import CONTEXTS, Context, Item, ItemMaker
+from mathcanvas_lightning.generation.bagel.image_steps import Drawing
+from mathcanvas_lightning.generation.bagel.problem import (
+    Answer,
+    FinishReason,
+    InterleavedConfig,
+    Problem,
+    Step,
+)
+from mathcanvas_lightning.generation.bagel.text_steps import TokenDraw
+
+
+@dataclass(slots=True, kw_only=True)
+class Writing:
+    """A text that is being written."""
+
+    start: Context
+    """The full context before it, to return to."""
+    draws: Generator
+    next_id: int
+    """Enters the context next."""
+    ids: list[int] = field(default_factory=list)
+    is_ended: bool = False
+    """Whether its end was chosen, so that the next choice is the action."""
+
+
+class RunState:
+    """A problem with its contexts.
+
+    Args:
+        problem: What is asked.
+        config: How it is answered.
+        inputs: The question, ready to be read.
+        size_px: Width and height of its drawings.
+        contexts: Of the three, those that are needed; all empty.
+        capacity: Tokens of a context at most.
+        maker: Makes items of what it says and draws.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        config: InterleavedConfig,
+        *,
+        inputs: Sequence[Item],
+        size_px: tuple[int, int],
+        contexts: Sequence[Context],
+        capacity: int,
+        maker: ItemMaker,
+    ) -> None:
+        self.problem, self.config, self.size_px = problem, config, size_px
+        self.contexts = list(contexts)
+        self.number = 0
+        """Of the step in work."""
+        self.unread: list[tuple[Item, list[Context]]] = []
+        """Items, and the contexts that they enter next."""
+        self.writing: Writing | None = None
+        self.drawing: Drawing | None = None
+        self.finish_reason: FinishReason | None = None
+        self._maker, self._capacity = maker, capacity
+        self._steps: list[Step] = []
+        self._num_written = 0
+        self._num_images = 0
+        self._num_input_tokens = sum(item.num_tokens for item in inputs)
+        self._draws_next = problem.mode == "image" and not problem.think
+        for item in inputs:
+            self._enter(item)
+
+    @property
+    def full(self) -> Context:
+        """The context with everything."""
+        return self.contexts[0]
+
+    @property
+    def noise_key(self) -> tuple[object, ...]:
+        """Decides the noise of the next drawing."""
+        return (self.problem.seed, self.problem.uid, self.number)
+
+    @property
+    def wants_drawing(self) -> bool:
+        """Whether a drawing shall begin."""
+        idle = self.finish_reason is None and not self.unread and self.drawing is None
+        return idle and self._draws_next
+
+    def make_room(self) -> bool:
+        """Whether what is unread fits; else it ends here."""
+        new = [item for item, contexts in self.unread if contexts and contexts[0] is self.full]
+        return self._fits(sum(item.num_tokens for item in new))
+
+    def proceed(self) -> None:
+        """Begins what comes after reading."""
+        self.unread = []
+        if not self._draws_next:
+            self._begin_text()
+        elif self._fits(self._maker.drawing_tokens(self.size_px)):
+            self.number = max(self.number, 1)
+
+    def draw_token(self) -> TokenDraw:
+        """What decides the next token."""
+        assert self.writing is not None
+        return TokenDraw(
+            uid=self.problem.uid,
+            step=self.number,
+            index=len(self.writing.ids) + self.writing.is_ended,
+            config=self.config.text,
+            uniform=self.writing.draws.random(),
+        )
+
+    def take_token(self, token_id: int) -> None:
+        """Goes on with a token that was chosen."""
+        writing, special = self.writing, self._maker.tokenizer.special
+        assert writing is not None
+        if writing.is_ended:
+            self._act(token_id, special)
+            return
+        self._num_written += 1
+        if token_id == special.eos:
+            writing.is_ended, writing.next_id = True, special.eos
+            if self.problem.mode != "interleaved":
+                self._end_single_text()
+        else:
+            writing.ids.append(token_id)
+            writing.next_id = token_id
+        if self.writing is not None:
+            self._check_limits()
+
+    def take_picture(self, picture: Image.Image) -> None:
+        """Goes on with a finished drawing."""
+        self.drawing, self._draws_next = None, False
+        self._steps.append(Step(number=self.number, content=picture))
+        self._num_images += 1
+        if self.problem.mode == "image":
+            self.finish_reason = "stop"
+        elif self.number == self.config.max_steps:
+            self.finish_reason = "max_steps"
+        else:
+            self._enter(self._maker.image(picture))
+
+    def answer(self) -> Answer:
+        """What came of it."""
+        assert self.finish_reason is not None
+        return Answer(
+            uid=self.problem.uid,
+            steps=tuple(self._steps),
+            finish_reason=self.finish_reason,
+            num_input_tokens=self._num_input_tokens,
+            num_written_tokens=self._num_written,
+        )
+
+    def _begin_text(self) -> None:
+        self.number += 1
+        key = ("text", self.problem.seed, self.problem.uid, self.number)
+        self.writing = Writing(
+            start=self.full.copy(),
+            draws=generator(*key),
+            next_id=self._maker.tokenizer.special.bos,
+        )
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        writing = self.writing
+        assert writing is not None
+        if self._num_written >= self.config.max_tokens and not writing.is_ended:
+            if self.problem.mode == "image":
+                self._end_single_text()  # which cuts the thought, not the drawing
+            else:
+                self._stop_text("max_tokens")
+        elif self.full.length >= self._capacity:
+            self._stop_text("window")
+
+    def _stop_text(self, reason: FinishReason) -> None:
+        self._end_text()
+        self.finish_reason = reason
+
+    def _end_text(self) -> tuple[Item, bool]:
+        """The text as an item, and whether the full context holds its tokens already."""
+        writing, self.writing = self.writing, None
+        assert writing is not None
+        text = self._maker.tokenizer.decode(writing.ids).strip()
+        if text:
+            self._steps.append(Step(number=self.number, content=text))
+        item = self._maker.text(text)
+        is_read = list(item.content.text_ids[0]) == writing.ids
+        is_read = is_read and self.full.length == writing.start.length + item.num_tokens
+        if not is_read:
+            self.full.return_to(writing.start)
+        return item, is_read
+
+    def _end_single_text(self) -> None:
+        item, is_read = self._end_text()
+        if self.problem.mode == "understanding":
+            self.finish_reason = "stop"
+            return
+        self._draws_next = True
+        self._enter(item, is_read=is_read)
+
+    def _act(self, action_id: int, special: SpecialTokens) -> None:
+        item, is_read = self._end_text()
+        if action_id not in (special.start_of_image, special.bos):
+            self.finish_reason = "stop"
+        elif action_id == special.start_of_image and self._num_images == self.config.max_images:
+            self.finish_reason = "max_images"
+        elif action_id == special.bos and self.number == self.config.max_steps:
+            self.finish_reason = "max_steps"
+        else:
+            self._draws_next = action_id == special.start_of_image
+            self._enter(item, is_read=is_read)
+
+    def _enter(self, item: Item, *, is_read: bool = False) -> None:
+        """Lets an item enter all contexts that hold such, or all but the full one."""
+        pairs = zip(self.contexts, CONTEXTS, strict=False)
+        contexts = [context for context, kind in pairs if item.enters(kind)]
+        self.unread.append((item, contexts[1:] if is_read else contexts))
+
+    def _fits(self, num_tokens: int) -> bool:
+        if self.full.length + num_tokens > self._capacity:
+            self.finish_reason = "window"
+        return self.finish_reason is None

@@ -1,0 +1,132 @@
+"""The folder of an answer with its drawings, as the public benchmark reads it."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.data.images.decode import ImageLimits, check_image
+from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest, Part
+from mathcanvas_lightning.records.pictures import Picture
+
+MAX_NAME = 120
+"""Characters of a folder's name; file systems take 255 bytes."""
+
+
+def safe_name(text: str) -> str:
+    """A file's name for any text: others for other texts, and never one that leaves its folder.
+
+    Args:
+        text: Any, such as a record's index.
+
+    Returns:
+        Letters, digits and `_.-~`; other bytes as %XX. Long names end in a hash.
+    """
+    name = quote(text, safe="", errors="surrogatepass")
+    if set(name) <= {"."}:
+        name = name.replace(".", "%2E")
+    if len(name) > MAX_NAME:
+        digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+        name = f"{name[: MAX_NAME - len(digest) - 1]}-{digest}"
+    return name
+
+
+def folder_name(index: str, number: int) -> str:
+    """The folder of an answer.
+
+    Args:
+        index: Of the record.
+        number: Of the answer among those to this record, from 1.
+
+    Returns:
+        `safe_name`, and from the second answer on a plus, which no such name has, and the number.
+    """
+    return safe_name(index) + (f"+{number}" if number > 1 else "")
+
+
+def write_folder(target: Path, index: str, steps: Sequence[Part], exchange: Exchange) -> None:
+    """Writes one answer; an earlier folder of that name is replaced.
+
+    Args:
+        target: The folder.
+        index: Of the record.
+        steps: Texts and drawings.
+        exchange: What was asked and said.
+    """
+    assert exchange.request is not None
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "images").mkdir(parents=True)
+    drawings = [step for step in steps if isinstance(step, Picture)]
+    for number, drawing in enumerate(drawings, start=1):
+        (temporary / _image_path(number)).write_bytes(drawing.data)
+    _write_json(temporary / "reasoning_result.json", reasoning_result(index, steps))
+    _write_json(temporary / "ori.json", exchange.request.record)
+    _write_originals(temporary / "ori_images", exchange.request)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def reasoning_result(index: str, steps: Sequence[Part]) -> dict[str, Any]:
+    """An answer as `reasoning_result.json` has it.
+
+    Args:
+        index: Of the record.
+        steps: Texts and drawings; a drawing belongs to the iteration of the text before it. An
+            empty text counts as an iteration, but is not told.
+
+    Returns:
+        A JSON object; drawings are paths from its folder.
+    """
+    told: list[dict[str, Any]] = []
+    iteration = num_images = 0
+    for step in steps:
+        if isinstance(step, str):
+            iteration += 1
+            if step:
+                told.append({"type": "text", "content": step, "iteration": iteration})
+        else:
+            num_images += 1
+            told.append(
+                {
+                    "type": "image",
+                    "content": _image_path(num_images),
+                    "iteration": max(iteration, 1),
+                }
+            )
+    return {
+        "id": index,
+        "reasoning_steps": told,
+        "summary": {
+            "total_steps": len(told),
+            "text_steps": len(told) - num_images,
+            "image_steps": num_images,
+        },
+    }
+
+
+def _image_path(number: int) -> str:
+    return f"images/reasoning_image_{number}.png"
+
+
+def _write_originals(folder: Path, request: GenerationRequest) -> None:
+    folder.mkdir()
+    question = request.messages[-1]  # those before it may be examples, with pictures of their own
+    pictures = [part for part in question.parts if isinstance(part, Picture)]
+    for number, picture in enumerate(pictures, start=1):
+        kind = check_image(picture.data, ImageLimits(), depth="header").format.lower()
+        (folder / f"ori_image_{number}.{kind}").write_bytes(picture.data)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=_as_text)
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _as_text(value: Any) -> str:
+    """What JSON has no form for; pictures lie beside it."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -1,0 +1,113 @@
+"""The finished files: inputs with the answers of their journals merged in."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mathcanvas_lightning.generation.run.journal import (
+    journal_folder,
+    open_entries,
+    read_journal,
+)
+from mathcanvas_lightning.generation.run.post_processors import PostProcessor
+from mathcanvas_lightning.generation.run.report import InputReport
+from mathcanvas_lightning.records.files import write_records
+from mathcanvas_lightning.records.record import RecordInput, has_response, iter_records
+from mathcanvas_lightning.records.survey import RecordKey
+
+NOT_ASKED = "not_asked"
+"""Kind of failure of a record that the run should have asked, and did not."""
+
+
+def write_output(
+    source: RecordInput,
+    wanted: Mapping[str, RecordKey],
+    post_processors: Sequence[PostProcessor] = (),
+) -> InputReport:
+    """Writes an input with the answers of its journal in the response field.
+
+    Args:
+        source: The input, its fields and its output.
+        wanted: Records that shall have an answer; the others are written as they are.
+        post_processors: Applied to each answer, one after the other.
+
+    Returns:
+        What became of its records.
+    """
+    tally = _Tally()
+    records = _merged(source, wanted, post_processors, tally)
+    like = source.path if source.reader is None else None
+    write_records(source.output_path, records, like=like)
+    return InputReport(
+        path=source.path,
+        output=source.output_path,
+        num_records=tally.num_records,
+        num_answered=tally.num_answered,
+        failures=tally.failures,
+        num_cut=tally.num_cut,
+        prompt_tokens=tally.prompt_tokens,
+        completion_tokens=tally.completion_tokens,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    num_records: int = 0
+    num_answered: int = 0
+    num_cut: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        if line["error"]:
+            self.failures[line["error"]["kind"]] += 1
+            return
+        self.num_answered += 1
+        self.num_cut += any(reason not in (None, "stop") for reason in line["finish_reasons"])
+        self.prompt_tokens += line["usage"]["prompt_tokens"]
+        self.completion_tokens += line["usage"]["completion_tokens"]
+
+
+def _merged(
+    source: RecordInput,
+    wanted: Mapping[str, RecordKey],
+    post_processors: Sequence[PostProcessor],
+    tally: _Tally,
+) -> Iterator[dict[str, Any]]:
+    entries = read_journal(journal_folder(source.output_path))
+    with open_entries() as read:
+        for record in iter_records(source):
+            tally.num_records += 1
+            merged = dict(record.values)
+            key = wanted.get(record.uid)
+            if key is None:
+                tally.num_answered += has_response(source, merged)
+                merged.setdefault(source.response_field, None)
+            else:
+                entry = entries.get((key.uid, key.digest))
+                line = _NO_LINE if entry is None else read(entry)
+                tally.add(line)
+                merged.pop(source.error_field, None)
+                merged |= _response_fields(line, source, post_processors)
+            yield merged
+
+
+_NO_LINE = {"error": {"kind": NOT_ASKED, "message": "the run ended before it"}}
+
+
+def _response_fields(
+    line: Mapping[str, Any], source: RecordInput, post_processors: Sequence[PostProcessor]
+) -> dict[str, Any]:
+    if line["error"]:
+        error = "{kind}: {message}".format(**line["error"])
+        return {source.response_field: None, source.error_field: error}
+    answers = [_processed(text, post_processors) for text in line["texts"]]
+    return {source.response_field: answers[0] if len(answers) == 1 else answers}
+
+
+def _processed(text: str, post_processors: Sequence[PostProcessor]) -> str:
+    for change in post_processors:
+        text = change(text)
+    return text

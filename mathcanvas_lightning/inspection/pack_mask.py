@@ -1,0 +1,75 @@
+"""The attention mask of a pack at reduced resolution.
+
+Shape letters: T packed tokens, N cells along a side of the picture, P pieces of the sequence.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mathcanvas_lightning.batch import PackedBatch
+from mathcanvas_lightning.inspection.pack_table import Ints, to_numpy
+from mathcanvas_lightning.model.layers.attention import TokenLayout, make_layout, sees
+
+MAX_MASK_PX = 1000
+"""Cells along a side of the drawn mask; longer packs share cells."""
+_PIECE = 64
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+def mask_image(batch: PackedBatch, max_px: int = MAX_MASK_PX) -> Floats:
+    """The attention mask at reduced resolution.
+
+    Args:
+        batch: The pack; only its splits matter.
+        max_px: Most cells along a side.
+
+    Returns:
+        [N, N] float32, queries by keys, N the smaller of T and `max_px`: the share of a cell's
+        pairs that attend. With N = T it is the mask itself.
+
+    Raises:
+        ValueError: If `max_px` is less than 1.
+    """
+    edges = torch.from_numpy(cell_edges(batch.sequence_length, max_px))
+    layout = make_layout(batch.sample_lens, batch.splits, torch.device("cpu"))
+    # Exact without T x T pairs: between two pieces that lie within one split and one cell each,
+    # either all pairs attend or none, so `sees` is asked for one pair. A piece is kept short, so
+    # that its pairs with itself can all be asked for.
+    ends = torch.tensor([split.length for split in batch.splits], dtype=torch.int64).cumsum(0)
+    short = torch.arange(0, batch.sequence_length, _PIECE)
+    cuts = torch.unique(torch.cat([edges, ends, short]))
+    starts, lengths = cuts[:-1], cuts.diff()
+    cells = torch.searchsorted(edges, starts, right=True) - 1
+    weights = lengths / edges.diff()[cells]
+    image = torch.zeros(len(edges) - 1, len(edges) - 1)
+    for first in range(0, len(starts), _PIECE):
+        some = torch.arange(first, min(first + _PIECE, len(starts)))
+        shares = sees(layout, starts[some, None], starts[None]).float()
+        shares[torch.arange(len(some)), some] = _own_shares(layout, starts[some], lengths[some])
+        rows = torch.zeros(len(some), image.shape[1]).index_add_(1, cells, shares * weights)
+        image.index_add_(0, cells[some], rows * weights[some, None])
+    # A sum of rounded weights may pass 1 by a hair.
+    return to_numpy(image.clamp(0, 1))
+
+
+def cell_edges(num_tokens: int, max_px: int) -> Ints:
+    """[N + 1] the positions at which cells of about equal length begin and end."""
+    if max_px < 1:
+        raise ValueError(f"max_px: found {max_px}, wanted at least 1")
+    count = min(num_tokens, max_px)
+    return np.arange(count + 1, dtype=np.int64) * num_tokens // max(count, 1)
+
+
+def _own_shares(layout: TokenLayout, starts: Tensor, lengths: Tensor) -> Tensor:
+    """[P] the share of the pairs within each piece that attend."""
+    steps = torch.arange(int(lengths.max()))
+    inside = steps < lengths[:, None]
+    places = (starts[:, None] + steps).clamp(max=len(layout.places) - 1)
+    pairs = sees(layout, places[:, :, None], places[:, None, :])
+    pairs &= inside[:, :, None] & inside[:, None, :]
+    return pairs.sum((1, 2)) / lengths.square()

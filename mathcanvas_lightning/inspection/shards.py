@@ -1,0 +1,199 @@
+"""What is in a folder of interleaved shards, and whether all of it is sound."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mathcanvas_lightning.common.progress import Advance, progress_bar
+from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.rows.schema import (
+    SECTIONS,
+    ImageSegment,
+    InterleavedExample,
+    TextSegment,
+    example_from_row,
+)
+from mathcanvas_lightning.data.rows.shards import INFO_FILE, iter_rows, list_shards, open_shard
+from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.inspection.gallery import write_gallery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that is not as it should be."""
+
+    place: str
+    """File and row."""
+    uid: str | None
+    """The row's id, None where it is about a whole file."""
+    message: str
+    """What is wrong."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ShardsReport:
+    """What a look through shards found; filled row by row."""
+
+    path: str
+    """What was looked at."""
+    num_files: int = 0
+    size_bytes: int = 0
+    num_rows: int = 0
+    row_group_rows: list[int] = field(default_factory=list)
+    """Rows of each row group."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column name -> Arrow type."""
+    image_formats: Counter[str] = field(default_factory=Counter)
+    """Format and mode -> images."""
+    image_sizes_px: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(width, height) -> images."""
+    images_per_row: dict[str, list[int]] = field(default_factory=lambda: {s: [] for s in SECTIONS})
+    """Section -> number of images of each row."""
+    text_lengths: dict[str, list[int]] = field(default_factory=lambda: {s: [] for s in SECTIONS})
+    """Section -> characters of each row."""
+    answers: Counter[str] = field(default_factory=Counter)
+    """Answer -> rows."""
+    examples: list[InterleavedExample] = field(default_factory=list)
+    """The first rows."""
+    problems: list[Problem] = field(default_factory=list)
+    """All that is wrong."""
+
+
+def inspect_shards(
+    path: str,
+    *,
+    rows: int = 3,
+    html: str | None = None,
+    validate: bool = False,
+    progress: bool = True,
+) -> ShardsReport:
+    """Looks through interleaved shards: counts, columns, row groups, images, texts.
+
+    Args:
+        path: A folder of Parquet shards, or one of them.
+        rows: How many rows to show.
+        html: Write one self-contained page to this file, with the rows drawn as they are read.
+        validate: Check every row: decode all images, compare files with their info file.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        Counts, the first rows, and what is wrong.
+
+    Raises:
+        DataError: If there is no shard at all.
+    """
+    shards = list_shards(Path(path))
+    report = ShardsReport(path=path, num_files=len(shards))
+    seen: dict[str, str] = {}
+    with progress_bar("Inspecting", _count_rows(shards), show=progress) as advance:
+        for shard in shards:
+            try:
+                _inspect_shard(shard, report, seen, rows, validate, advance)
+            except DataError as error:
+                report.problems.append(Problem(place=str(shard), uid=None, message=str(error)))
+    if validate:
+        for folder in sorted({shard.parent for shard in shards}):
+            report.problems += _check_info(folder)
+    if html is not None:
+        write_gallery(Path(html), report.examples, title=f"{report.num_rows} rows of {path}")
+    return report
+
+
+def _count_rows(shards: list[Path]) -> int:
+    total = 0
+    for shard in shards:
+        try:
+            with open_shard(shard) as parquet:
+                total += parquet.metadata.num_rows
+        except DataError:  # reported when its turn comes
+            continue
+    return total
+
+
+def _inspect_shard(
+    shard: Path,
+    report: ShardsReport,
+    seen: dict[str, str],
+    num_shown: int,
+    validate: bool,
+    advance: Advance,
+) -> None:
+    report.size_bytes += shard.stat().st_size
+    with open_shard(shard) as parquet:
+        metadata = parquet.metadata
+        report.row_group_rows += [
+            metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
+        ]
+        for column in parquet.schema_arrow:
+            report.columns.setdefault(column.name, str(column.type))
+    for number, row in enumerate(iter_rows(shard)):
+        place = f"{shard}#{number}"
+        report.num_rows += 1
+        try:
+            example = example_from_row(row, place=place)
+        except DataError as error:
+            uid = str(row.get("id", place))
+            report.problems.append(Problem(place=place, uid=uid, message=str(error)))
+            continue
+        for message in _inspect_example(example, report, depth="pixels" if validate else "header"):
+            report.problems.append(Problem(place=place, uid=example.uid, message=message))
+        if (first := seen.setdefault(example.uid, place)) != place:
+            message = f"the id {example.uid!r} is also that of {first}"
+            report.problems.append(Problem(place=place, uid=example.uid, message=message))
+        if len(report.examples) < num_shown:
+            report.examples.append(example)
+        advance(1, f"{len(report.problems)} problems")
+
+
+def _inspect_example(
+    example: InterleavedExample, report: ShardsReport, *, depth: Depth
+) -> Iterator[str]:
+    """Adds one example to the counts and yields what is wrong with it."""
+    report.answers[example.answer] += 1
+    for section in SECTIONS:
+        segments = getattr(example, section)
+        texts = [segment.text for segment in segments if isinstance(segment, TextSegment)]
+        report.text_lengths[section].append(sum(map(len, texts)))
+        images = [segment for segment in segments if isinstance(segment, ImageSegment)]
+        report.images_per_row[section].append(len(images))
+        for number, image in enumerate(images):
+            try:
+                info = check_image(image.data, ImageLimits(), depth=depth)
+            except ImageError as error:
+                yield f"{section} image {number} ({image.path}): {error.reason}: {error}"
+                continue
+            report.image_formats[f"{info.format} {info.mode}"] += 1
+            report.image_sizes_px[info.width_px, info.height_px] += 1
+    if not example.question:
+        yield "no question"
+    if not example.answer:
+        yield "no answer"
+
+
+def _check_info(folder: Path) -> Iterator[Problem]:
+    path = folder / INFO_FILE
+    if not path.is_file():
+        return
+    try:
+        files: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        for entry in files:
+            shard = folder / entry["path"]
+            for message in _compare(shard, entry):
+                yield Problem(place=str(shard), uid=None, message=message)
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"not an info file of this library ({type(error).__name__}: {error})"
+        yield Problem(place=str(path), uid=None, message=message)
+
+
+def _compare(shard: Path, entry: Mapping[str, Any]) -> Iterator[str]:
+    if not shard.is_file():
+        yield f"listed in {INFO_FILE}, but not there"
+        return
+    with shard.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != entry["sha256"]:
+        yield f"its SHA-256 is {digest}, in {INFO_FILE} it is {entry['sha256']}"

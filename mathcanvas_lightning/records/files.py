@@ -1,0 +1,372 @@
+"""Files of records: JSON arrays, JSON lines, CSV and Parquet, read and written record by record."""
+
+import base64
+import contextlib
+import csv
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.conversion.input.records import read_records as read_json
+from mathcanvas_lightning.data.rows.shards import iter_rows, list_shards
+from mathcanvas_lightning.errors import DataError, InputError
+
+RecordFormat = Literal["json", "jsonl", "csv", "parquet"]
+FORMATS: dict[str, RecordFormat] = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+"""Suffix -> format."""
+GROUP_RECORDS = 1024
+GROUP_BYTES = 16 * 2**20
+"""A row group ends at either; no more is held in memory."""
+MAX_CELL_CHARACTERS = 2**31 - 1
+
+Types = dict[str, pa.DataType | None]
+"""Column -> Arrow type; None where the values have none in common."""
+
+
+def format_of(path: str | Path) -> RecordFormat:
+    """Which format a file is in, by the suffix of its name; a folder holds Parquet shards.
+
+    Raises:
+        InputError: If the suffix is none of the known ones.
+    """
+    name = Path(path).name
+    suffix = Path(path).suffix.lower()
+    if not name or (suffix not in FORMATS and not Path(path).is_dir()):
+        raise InputError(
+            str(path) or "a file of records",
+            found=f"the suffix {suffix!r}" if name else "an empty name",
+            wanted=f"one of {', '.join(FORMATS)}, or a folder of Parquet shards",
+            remedy="Rename or convert the file.",
+        )
+    return "parquet" if Path(path).is_dir() else FORMATS[suffix]
+
+
+def read_records(path: str | Path) -> Iterator[Any]:
+    """The records of a file, one at a time; few are in memory at once, however large the file.
+
+    Args:
+        path: A JSON array, JSON lines, CSV or TSV with a header line, a Parquet file, or a
+            folder of Parquet shards.
+
+    Returns:
+        Any JSON value a record; a dict of strings a line of CSV; a dict a row of Parquet.
+
+    Raises:
+        InputError: If there is no such file or its name has another suffix; later, at the first
+            place that is malformed, with its line where there are lines.
+    """
+    record_format = format_of(path)
+    path = Path(path)
+    if not path.exists():
+        raise _unreadable(path, "nothing")
+    return _guarded(path, _READERS[record_format](path))
+
+
+def write_records(
+    path: Path, records: Iterable[Mapping[str, Any]], *, like: str | Path | None = None
+) -> None:
+    """Writes records in the format that the path's suffix names; the file appears whole or not.
+
+    Records read by `read_records` are written back as they were: their fields in order, their
+    values unchanged. Where the format can't hold a value (bytes in JSON, an object in CSV), it
+    becomes text: base64 or JSON. Columns of CSV and Parquet are all fields of all records, in the
+    order they are first seen; these formats keep the records in a temporary file meanwhile.
+
+    A Parquet column has the type it has in `like`, else the one its values have in common; values
+    that have none (texts and numbers, objects of different fields) are written as JSON texts.
+
+    Args:
+        path: Replaced if it is there.
+        records: Gone through once.
+        like: The file the records come from; where it is Parquet, and Parquet is written, its
+            columns come first, with their types, and its metadata is kept.
+
+    Raises:
+        InputError: If the suffix is none of the known ones.
+    """
+    record_format = format_of(path)
+    with written_whole(path) as temporary:
+        if record_format == "json":
+            _write_json(temporary, records)
+        elif record_format == "jsonl":
+            _write_lines(temporary, records)
+        elif record_format == "csv":
+            _write_csv(temporary, records)
+        else:
+            _write_parquet(temporary, records, _schema_of(like))
+
+
+def _guarded(path: Path, records: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from records
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    except DataError as error:
+        raise _unreadable(Path(error.place), error.found) from None
+
+
+def _read_json(path: Path) -> Iterator[Any]:
+    return read_json(path, str(path))
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the default refuses a cell with a picture in it
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=_delimiter(path), strict=True)
+        try:
+            header = next(lines, [])
+            if len(set(header)) < len(header):
+                raise csv.Error(f"a column name occurs twice in the header {header}")
+            for cells in lines:
+                if cells and len(cells) != len(header):
+                    raise csv.Error(f"{len(cells)} cells below a header of {len(header)}")
+                if cells:
+                    yield dict(zip(header, cells, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path}:{lines.line_num}",
+                found=f"malformed CSV ({error})",
+                wanted="UTF-8 text with a header line and as many cells in each record",
+                remedy="Mend the file and run again; what was finished stays.",
+            ) from None
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    for shard in list_shards(path):
+        yield from iter_rows(shard)
+
+
+_READERS: dict[RecordFormat, Callable[[Path], Iterator[Any]]] = {
+    "json": _read_json,
+    "jsonl": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}
+
+
+def _write_json(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """An array as `json.dump(..., indent=2)` writes it."""
+    with path.open("wb") as file:
+        before = "[\n  "
+        for record in records:
+            file.write((before + json_text(record, indent=2).replace("\n", "\n  ")).encode())
+            before = ",\n  "
+        file.write(b"[]\n" if before.startswith("[") else b"\n]\n")
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("wb") as file:
+        for record in records:
+            file.write(json_text(record).encode() + b"\n")
+
+
+def _write_csv(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    columns: dict[str, None] = {}
+    with (
+        tempfile.TemporaryFile(dir=path.parent) as spool,
+        path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        for group in _spooled(records, spool):
+            for record in group:
+                columns.update(dict.fromkeys(record))
+        writer = csv.writer(file, delimiter=_delimiter(path))
+        writer.writerow(columns)
+        for group in _unspooled(spool):
+            writer.writerows([_cell(record.get(name)) for name in columns] for record in group)
+
+
+def _write_parquet(path: Path, records: Iterable[Mapping[str, Any]], known: pa.Schema) -> None:
+    with tempfile.TemporaryFile(dir=path.parent) as spool:
+        inferred: Types = {}
+        for group in _spooled(records, spool):
+            _infer(group, inferred)
+        choices = {
+            name: _choices(name, known, inferred)
+            for name in dict.fromkeys((*known.names, *inferred))
+        }
+        # Only the last record may show that a type does not fit; the next one is tried then.
+        while (unfit := _write_groups(path, spool, known, choices)) is not None:
+            choices[unfit].pop(0)
+
+
+def _choices(name: str, known: pa.Schema, inferred: Types) -> list[pa.DataType | None]:
+    """The types that a column may have, the best first; None, always the last, is JSON text."""
+    kinds = [known.field(name).type] if name in known.names else []
+    kind = inferred.get(name)
+    if kind is not None:
+        kinds.append(pa.string() if pa.types.is_null(kind) else kind)
+    return [*filter(_is_storable, kinds), None]
+
+
+def _write_groups(
+    path: Path,
+    spool: IO[bytes],
+    known: pa.Schema,
+    choices: Mapping[str, list[pa.DataType | None]],
+) -> str | None:
+    """Writes all records; gives the name of a column whose type does not fit, if there is one."""
+    kinds = {name: choice[0] for name, choice in choices.items()}
+    fields = [_field(name, kind, known) for name, kind in kinds.items()]
+    schema = pa.schema(fields, metadata=known.metadata)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in _unspooled(spool):
+            columns = []
+            for name, kind in kinds.items():
+                column = _column([record.get(name) for record in group], kind)
+                if column is None:
+                    return name
+                columns.append(column)
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    return None
+
+
+def _field(name: str, kind: pa.DataType | None, known: pa.Schema) -> pa.Field:
+    field = known.field(name) if name in known.names else pa.field(name, pa.string())
+    return field.with_type(pa.string() if kind is None else kind).with_nullable(True)
+
+
+def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array | None:
+    """The values as an array that gives them back as they are, None if the type can't."""
+    if kind is None:
+        return pa.array(
+            [None if value is None else json_text(value) for value in values], pa.string()
+        )
+    try:
+        array = pa.array(values, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+    return array if _is_same(array.to_pylist(), values) else None
+
+
+def _infer(group: list[dict[str, Any]], types: Types) -> None:
+    """Widens the types of the columns to those of some more records."""
+    for name in dict.fromkeys(name for record in group for name in record):
+        before = types.get(name, pa.null())
+        if before is None:
+            continue
+        try:
+            kind = pa.array([record.get(name) for record in group]).type
+            both = [pa.schema([(name, before)]), pa.schema([(name, kind)])]
+            types[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            types[name] = None
+
+
+def _is_storable(kind: pa.DataType) -> bool:
+    """Whether Parquet has the type; it has no objects without fields, for one."""
+    try:
+        empty = pa.schema([("column", kind)]).empty_table()
+        pq.write_table(empty, pa.BufferOutputStream())
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equality, but not-a-number equals itself."""
+    if one == other or (one != one and other != other):
+        return True
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return False
+
+
+def _schema_of(like: str | Path | None) -> pa.Schema:
+    if like is None or format_of(like) != "parquet":
+        return pa.schema([])
+    return pq.read_schema(list_shards(Path(like))[0])
+
+
+def _spooled(
+    records: Iterable[Mapping[str, Any]], spool: IO[bytes]
+) -> Iterator[list[dict[str, Any]]]:
+    """Passes records on in groups of bounded size, and keeps each in a file."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for record in records:
+        group.append(dict(record))
+        size += _size(record)
+        if len(group) == GROUP_RECORDS or size >= GROUP_BYTES:
+            pickle.dump(group, spool)
+            yield group
+            group, size = [], 0
+    if group:
+        pickle.dump(group, spool)
+        yield group
+
+
+def _unspooled(spool: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
+    spool.seek(0)
+    with contextlib.suppress(EOFError):
+        while True:
+            yield pickle.load(spool)  # noqa: S301 - a nameless file of this very process
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold, whatever the texts in it; bytes become base64.
+
+    Args:
+        value: Anything; what JSON has no form for becomes text.
+        indent: Spaces a level; None for one line.
+
+    Returns:
+        The text.
+    """
+    if isinstance(value, Mapping):
+        value = dict(value)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_as_text)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it, UTF-8 can't
+        return json.dumps(value, indent=indent, default=_as_text)
+    return text
+
+
+def _as_text(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json_text(value)
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _unreadable(path: Path, found: str) -> InputError:
+    return InputError(
+        str(path),
+        found=found,
+        wanted="a readable file of records, or a folder of Parquet shards",
+        remedy="Check the path, the rights and the file.",
+    )

@@ -1,0 +1,212 @@
+"""All that is wrong with the records of a run, found in one pass before anything is asked."""
+
+import difflib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mathcanvas_lightning.records.faults import FaultList
+from mathcanvas_lightning.records.files import format_of
+from mathcanvas_lightning.records.marks import MarkError, place_marks
+from mathcanvas_lightning.records.pictures import PictureError, locate_picture
+from mathcanvas_lightning.records.record import (
+    INTERLEAVED_COLUMNS,
+    NO_INDEX,
+    Fields,
+    Record,
+    RecordError,
+    RecordInput,
+    has_response,
+    is_interleaved,
+    parsed_records,
+)
+
+logger = logging.getLogger(__name__)
+
+NUM_SHOWN_RECORDS = 100
+"""So many records tell which fields there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordKey:
+    """What is kept of each record while a run decides which to ask."""
+
+    label: str
+    """Of its input."""
+    uid: str
+    position: int
+    """In its input, from 0."""
+    digest: str
+    """See `Record`."""
+    has_response: bool
+    """Whether its response field holds something already."""
+
+
+def survey(
+    inputs: Sequence[RecordInput],
+    filters: Sequence[Callable[[Record], bool]] = (),
+    fields: Fields = (),
+) -> list[RecordKey]:
+    """Goes through all records once, before anything is asked; no picture is opened.
+
+    Args:
+        inputs: All inputs of a run.
+        filters: Of a record that one of them refuses only the index is checked.
+        fields: Whose values enter the digests too.
+
+    Returns:
+        A key for each record that passes the filters, in order.
+
+    Raises:
+        InputError: If anything is wrong anywhere; it tells of all that is.
+    """
+    faults = FaultList()
+    _check_names(inputs, faults)
+    keys: list[RecordKey] = []
+    for source in inputs:
+        keys += _Pass(source=source, filters=filters, fields=fields, faults=faults).run()
+    if not keys and not faults:
+        names = ", ".join(source.path for source in inputs)
+        faults.add("no record to ask", names, "no records, or none that the filters let pass")
+    faults.raise_if_any()
+    return keys
+
+
+def _check_names(inputs: Sequence[RecordInput], faults: FaultList) -> None:
+    """Finds inputs that would write over one another or themselves."""
+    labels: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    paths = {os.path.realpath(source.path) for source in inputs}
+    for source in inputs:
+        output = os.path.realpath(source.output_path)
+        if ":" in source.label:
+            message = (
+                f"{source.label!r} begins the ids of its records, and ends at a colon; set name"
+            )
+            faults.add("a name with a colon", source.path, message)
+        if source.label in labels:
+            message = f"{source.label!r} is {labels[source.label]} too; set name"
+            faults.add("two inputs of one name", source.path, message)
+        if output in outputs:
+            message = f"{source.output_path} is that of {outputs[output]} too; set output"
+            faults.add("two inputs with one output", source.path, message)
+        if output in paths or any(str(parent) in paths for parent in Path(output).parents):
+            message = f"{source.output_path} is an input, or inside one; set output"
+            faults.add("output over an input", source.path, message)
+        elif Path(output).is_dir():
+            faults.add("output is a folder", source.path, f"{source.output_path}; name a file")
+        else:
+            with faults.taking_errors("unknown format"):
+                format_of(source.output_path)
+        labels.setdefault(source.label, source.path)
+        outputs.setdefault(output, source.path)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pass:
+    """One pass over one input."""
+
+    source: RecordInput
+    filters: Sequence[Callable[[Record], bool]]
+    fields: Fields
+    faults: FaultList
+    positions: dict[str, int] = field(default_factory=dict)
+    """Index, as text -> the record that has it."""
+    num_objects: int = 0
+    absent: Counter[str] = field(default_factory=Counter)
+    """Name of a field that is needed -> records without it."""
+    found: dict[str, None] = field(default_factory=dict)
+    """Fields of the first records."""
+
+    def run(self) -> Iterator[RecordKey]:
+        label = self.source.label
+        with self.faults.taking_errors("unreadable file"):
+            for position, (values, record) in enumerate(parsed_records(self.source, self.fields)):
+                if isinstance(values, Mapping):
+                    self.num_objects += 1
+                    if position < NUM_SHOWN_RECORDS:
+                        self.found |= dict.fromkeys(values)
+                place = f"{self.source.path}, record {position}"
+                if isinstance(record, RecordError):
+                    self._add_error(record, values, place)
+                elif self._is_wanted(record, place):
+                    self._check(record, place)
+                    yield self._key(record, label)
+            self._check_fields()
+
+    def _add_error(self, error: RecordError, values: Any, place: str) -> None:
+        absent = []
+        if isinstance(values, Mapping) and not is_interleaved(self.source, values):
+            names = (self.source.index_field, self.source.query_field)
+            absent = [name for name in names if name not in values]
+        for name in absent:
+            self._add_absent(name, place)
+        if error.kind != NO_INDEX or self.source.index_field not in absent:
+            self.faults.add(error.kind, place, str(error))
+
+    def _is_wanted(self, record: Record, place: str) -> bool:
+        first = self.positions.setdefault(str(record.index), record.position)
+        if first != record.position:
+            message = f"{record.index!r} is the index of record {first} too"
+            self.faults.add("an index twice", place, message)
+        return all(accepts(record) for accepts in self.filters)
+
+    def _check(self, record: Record, place: str) -> None:
+        place = f"{place} ({record.uid})"
+        name = self.source.query_field
+        if name not in record.values and not record.query:
+            self._add_absent(name, place)
+        elif not record.query.strip():
+            self.faults.add("no query", place, f"{name} is {record.values.get(name)!r:.80}")
+        for reference in record.images:
+            try:
+                locate_picture(reference, record.image_base)
+            except PictureError as error:
+                self.faults.add(error.kind, place, str(error))
+        try:
+            place_marks(record.query, len(record.images))
+        except MarkError as error:
+            self.faults.add("a mark without picture", place, str(error))
+
+    def _key(self, record: Record, label: str) -> RecordKey:
+        return RecordKey(
+            label=label,
+            uid=record.uid,
+            position=record.position,
+            digest=record.digest,
+            has_response=has_response(self.source, record.values),
+        )
+
+    def _add_absent(self, name: str, place: str) -> None:
+        self.absent[name] += 1
+        self.faults.add(self._no_field(name), place, "it is absent")
+
+    def _check_fields(self) -> None:
+        """Tells of a field that no record has in one line."""
+        name = self.source.image_field
+        is_absent = name not in self.found and not self.found.keys() >= INTERLEAVED_COLUMNS
+        if is_absent and self.source.has_images and self.num_objects:
+            self._add_wrong_name(name)
+        elif is_absent and (close := self._like(name)):
+            text = "%s: no record has the field %r, so all are texts alone; is it %r?"
+            logger.warning(text, self.source.path, name, close)
+        for name, count in self.absent.items():
+            if count == self.num_objects:
+                self.faults.drop(self._no_field(name))
+                self._add_wrong_name(name)
+
+    def _add_wrong_name(self, name: str) -> None:
+        message = f"no record has the field {name!r}; they have {', '.join(self.found)}"
+        message += f"; did you mean {close!r}?" if (close := self._like(name)) else ""
+        self.faults.add("wrong name of a field", self.source.path, message)
+
+    def _like(self, name: str) -> str | None:
+        """A field whose name is like another."""
+        return next(iter(difflib.get_close_matches(name, self.found, n=1)), None)
+
+    def _no_field(self, name: str) -> str:
+        return f"no {name!r} in {self.source.path}"

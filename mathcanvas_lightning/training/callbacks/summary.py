@@ -1,0 +1,293 @@
+"""One page at the start of a run: what is trained on what, how, and whether it fits in memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+from mathcanvas_lightning.data.loading.packed_data import PackedData
+from mathcanvas_lightning.inspection.pack_table import describe_pack, print_blocks
+from mathcanvas_lightning.model.adapters import PartParameters, parameter_report
+from mathcanvas_lightning.model.config import VAEConfig
+from mathcanvas_lightning.model.vae import LatentVAE
+from mathcanvas_lightning.training.callbacks.ema import EMAWeights
+from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.optim import count_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that one rank holds throughout a training; activations come on top."""
+
+    weights: int
+    gradients: int
+    """Of the trainable weights."""
+    moments: int
+    """AdamW's two."""
+    ema: int
+    """A moving average of the trainable weights."""
+    autoencoder: int
+    """Whole on each rank."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.moments + self.ema + self.autoencoder
+
+
+def memory_estimate(
+    *,
+    parameters: int,
+    trainable: int,
+    param_dtype: torch.dtype,
+    shards: int = 1,
+    ema: bool = False,
+    vae_parameters: int = 0,
+    compute_dtype: torch.dtype | None = None,
+) -> MemoryEstimate:
+    """What a rank keeps in memory, apart from activations.
+
+    Args:
+        parameters: Of the network.
+        trainable: Of them.
+        param_dtype: Of weights, gradients and moments.
+        shards: Ranks that share them.
+        ema: Whether a float32 average of the weights is kept beside them.
+        vae_parameters: Of the autoencoder.
+        compute_dtype: Of the autoencoder; that of the weights by default.
+
+    Returns:
+        The bytes. Layers gathered for a moment, and copies in the computing type, are not in it.
+    """
+    share = -(-parameters // shards) * param_dtype.itemsize
+    trained = -(-trainable // shards)
+    return MemoryEstimate(
+        weights=share,
+        gradients=trained * param_dtype.itemsize,
+        moments=2 * trained * param_dtype.itemsize,
+        ema=trained * torch.float32.itemsize if ema else 0,
+        autoencoder=vae_parameters * (compute_dtype or param_dtype).itemsize,
+    )
+
+
+class StartSummary(Callback):
+    """Shows one page at the start of a fit, on rank zero."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows it."""
+        if not trainer.is_global_zero or not isinstance(pl_module, BagelModule):
+            return
+        console = Console()
+        console.print(parameters_table(parameter_report(pl_module.network)))
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for what, how in describe_run(trainer, pl_module):
+            table.add_row(what, escape(how))
+        console.print(table)
+
+
+class DebugBatches(Callback):
+    """Shows the first packs of a run before it starts, as `mathcanvas inspect-batch` does.
+
+    Args:
+        count: How many, from the first step of the first epoch on.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Shows them."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if not trainer.is_global_zero or not isinstance(data, MathCanvasDataModule):
+            return
+        console = Console()
+        schedule = data.plan.schedule(0, data.position.packs_per_step)
+        slots = schedule.packs_per_step
+        for number in range(min(self.count, schedule.num_steps * slots)):
+            step, slot = divmod(number, slots)
+            batch = data.micro_batch(0, schedule, step, slot)
+            blocks = describe_pack(batch.pack, data.tokenizer.decode)
+            console.print(f"Epoch 0, step {step}, pack {slot} of {slots}:")
+            print_blocks(console, blocks, [sample.uid for sample in batch.samples])
+
+
+def parameters_table(report: list[PartParameters]) -> Table:
+    """Parameters by part.
+
+    Args:
+        report: Of `parameter_report`, the total last.
+
+    Returns:
+        The table.
+    """
+    table = Table("part", "parameters", "trained", "", title="What is trained")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for entry in report:
+        if entry.part == "total":
+            table.add_section()
+        share = {0: "frozen", entry.total: ""}.get(
+            entry.trainable, f"{entry.trainable / max(1, entry.total):.2%}"
+        )
+        table.add_row(escape(entry.part), f"{entry.total:,}", f"{entry.trainable:,}", share)
+    return table
+
+
+def describe_run(trainer: Trainer, module: BagelModule) -> Iterator[tuple[str, str]]:
+    """A run in words.
+
+    Args:
+        trainer: At the start of its fit.
+        module: What it trains; configured.
+
+    Yields:
+        What, and how.
+    """
+    yield "weights", _source(module, trainer)
+    yield (
+        "number types",
+        f"parameters {_name(module.param_dtype)}, computing in " + _name(module.compute_dtype),
+    )
+    replicas, shards = mesh_sizes(trainer)
+    yield "devices", _devices(trainer, replicas, shards)
+    yield "attention", _recomputation(module)
+    data: Any = getattr(trainer, "datamodule", None)
+    if isinstance(data, MathCanvasDataModule):
+        yield from _describe_data(trainer, data)
+    yield "learning rate", _schedule(trainer, module)
+    yield "memory a rank", _memory(module, shards)
+
+
+def mesh_sizes(trainer: Trainer) -> tuple[int, int]:
+    """Replicas of the network and ranks that share one: those of the strategy's mesh.
+
+    Args:
+        trainer: With its strategy set up.
+
+    Returns:
+        (replicas, shards); without a mesh every rank has a whole network.
+    """
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    if mesh is None:
+        return trainer.world_size, 1
+    return int(mesh["replicate"].size()), int(mesh["shard"].size())
+
+
+def _source(module: BagelModule, trainer: Trainer) -> str:
+    source = module.source
+    found = source.checkpoint or f"preset {source.preset}, drawn anew with seed {source.seed}"
+    changed = "".join(f", {name} {value}" for name, value in source.overrides.items())
+    lora = module.lora
+    adapters = (
+        ""
+        if lora is None
+        else f"; LoRA of rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.parts)}"
+    )
+    resumed = f"; goes on from {trainer.ckpt_path}" if trainer.ckpt_path else ""
+    return f"{found}{changed}{adapters}{resumed}"
+
+
+def _devices(trainer: Trainer, replicas: int, shards: int) -> str:
+    kind = trainer.strategy.root_device.type
+    if trainer.world_size == 1:
+        return f"one, {kind}"
+    how = f"{replicas} x {shards}" if shards > 1 else f"{replicas} whole networks"
+    told = f" (replicas x shards, {trainer.num_nodes} machines)" if shards > 1 else ""
+    return f"{trainer.world_size}, {kind}: {how}{told}"
+
+
+def _recomputation(module: BagelModule) -> str:
+    parallelism = module.parallelism
+    path = module.network.attention_path or "chosen by device"
+    compiled = "compiled layers" if parallelism.compile else "layers not compiled"
+    return f"{path}; activation checkpointing {parallelism.activation_checkpointing}; {compiled}"
+
+
+def _describe_data(trainer: Trainer, data: MathCanvasDataModule) -> Iterator[tuple[str, str]]:
+    ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+    packs = data.position.packs_per_step
+    yield "packs a step", f"{packs}: ranks {ranks} x accumulated {accumulate}"
+    plan = data.plan
+    planned, schedule = plan.epoch(0), plan.schedule(0, packs)
+    yield (
+        "an epoch",
+        f"{len(planned.rows):,} samples in {planned.num_packs:,} packs of "
+        f"{planned.capacity:,} tokens, {planned.fill:.1%} full; {schedule.num_steps:,} steps, "
+        f"{schedule.num_fillers} fillers",
+    )
+    steps = count_steps(trainer)
+    length = (
+        "without end" if steps is None else f"{steps:,}: {steps / schedule.num_steps:.2f} epochs"
+    )
+    yield "steps in all", length
+    yield "training data", "; ".join(_datasets(data.train_data))
+    if data.validation_data:
+        told = [text for each in data.validation_data for text in _datasets(each)]
+        yield "validation data", "; ".join(told)
+
+
+def _datasets(data: PackedData) -> Iterator[str]:
+    for loaded in data.datasets:
+        left_out = f", {len(loaded.left_out):,} left out" if loaded.left_out else ""
+        weight = f", weight {loaded.config.weight:g}" if loaded.config.weight is not None else ""
+        yield f"{loaded.config.label}: {len(loaded.rows):,} rows{left_out}{weight}"
+
+
+def _schedule(trainer: Trainer, module: BagelModule) -> str:
+    schedule, lr = module.schedule_config, module.optimizer_config.lr
+    warmup = f"{schedule.warmup_steps} steps of warm-up to " if schedule.warmup_steps else ""
+    if schedule.name == "constant":
+        return f"{warmup}{lr:g}, then constant" if warmup else f"{lr:g}, constant"
+    end = schedule.total_steps or count_steps(trainer)
+    return f"{warmup}{lr:g}, cosine to {schedule.min_lr:g} at step {end or 0:,}"
+
+
+def _memory(module: BagelModule, shards: int) -> str:
+    total = parameter_report(module.network)[-1]
+    estimate = memory_estimate(
+        parameters=total.total,
+        trainable=total.trainable,
+        param_dtype=module.param_dtype,
+        shards=shards,
+        ema=has_average(module),
+        vae_parameters=count_vae_parameters(module.config.vae),
+        compute_dtype=module.compute_dtype,
+    )
+    parts = {
+        "weights": estimate.weights,
+        "gradients": estimate.gradients,
+        "Adam": estimate.moments,
+        "average": estimate.ema,
+        "autoencoder": estimate.autoencoder,
+    }
+    told = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+    place = " (in host memory)" if module.parallelism.cpu_offload else ""
+    return f"{_gib(estimate.total)} GiB{place} beside activations: {told}"
+
+
+def has_average(module: LightningModule) -> bool:
+    """Whether averages of the weights lie beside them, rather than in host memory or nowhere."""
+    return any(isinstance(m, EMAWeights) and not m.config.on_cpu for m in module.modules())
+
+
+def count_vae_parameters(config: VAEConfig) -> int:
+    """Parameters of an autoencoder, without making one."""
+    with torch.device("meta"):
+        vae = LatentVAE(config)
+    return sum(parameter.numel() for parameter in vae.parameters())
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f}" if size >= 2**30 / 100 else f"{size / 2**30:.2g}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,4 @@
+"""Checkpoints of a run: its record, where to resume, export.
+
+In: a checkpoint file or folder. Out: the run's settings, or a model directory in BAGEL's layout.
+"""

@@ -1,0 +1,176 @@
+"""Commands as users run them: help, results, exit statuses, errors without a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mathcanvas_lightning import iter_examples
+from mathcanvas_lightning.cli.main import COMMANDS, main
+from tests.conftest import ROOT, RunTool, png, write_json
+
+SOURCE = "enhanced_cot_cleaned.json"
+TOOLS = {
+    "build_index.py": "index",
+    "inspect_batch.py": "inspect-batch",
+    "convert_cot_to_parquet.py": "convert",
+    "inspect_shards.py": "inspect",
+    "generate_blockmoving.py": "generate-blockmoving",
+    "generate_dataset_handler.py": "generate-handler",
+    "generate_response.py": "generate-response",
+    "make_demo_model.py": "make-demo-model",
+    "make_tiny_bagel.py": "make-bagel",
+    "score_responses.py": "score",
+    "show_answers.py": "report",
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_shows_defaults_and_an_example(tool: str, run_tool: RunTool) -> None:
+    done = run_tool(tool, "--help")
+    assert done.returncode == 0
+    assert "example:" in done.stdout
+    assert f"{tool} " in done.stdout.split("example:")[1]
+    assert "Traceback" not in done.stderr
+    for line in done.stdout.splitlines():
+        if line.startswith("  --") and "--help" not in line and "--config" not in line:
+            assert line.split()[0] in done.stdout
+
+
+def test_every_default_of_the_converter_is_printed(run_tool: RunTool) -> None:
+    text = " ".join(run_tool("convert_cot_to_parquet.py", "--help").stdout.split())
+    defaults = {
+        "image_dir": "null",
+        "source": "auto",
+        "name": "null",
+        "samples_per_file": "100",
+        "row_group_rows": "32",
+        "interleave_encoding": "json",
+        "question_prompt": "builtin",
+        "split": "null",
+        "seed": "42",
+        "num_workers": "null",
+        "max_reject_fraction": "1.0",
+        "allow_no_solution": "False",
+        "overwrite": "False",
+        "max_image_pixels": "64000000",
+    }
+    for name, default in defaults.items():
+        option = text.split(f"--{name}", 2)[2].split(" --")[0]
+        assert f"default: {default}" in option, option
+
+
+def test_convert_and_inspect(puzzles: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool(
+        "convert_cot_to_parquet.py",
+        *("--input", puzzles / SOURCE, "--output", tmp_path / "out"),
+        *("--split", "train=0.9,test=0.1", "--num_workers", "2"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rejected: wrong_answer" in done.stdout
+    assert "rows in train" in done.stdout
+    done = run_tool(
+        "inspect_shards.py", tmp_path / "out", "--validate", "--html", tmp_path / "x" / "page.html"
+    )
+    assert done.returncode == 0, done.stdout
+    assert "solution_interleave" in done.stdout
+    assert (tmp_path / "x" / "page.html").is_file()
+
+
+def test_config_file_gives_options(puzzles: Path, tmp_path: Path) -> None:
+    config = ROOT / "configs" / "convert" / "blockmoving.yaml"
+    words = ["--input", str(puzzles / SOURCE), "--output", str(tmp_path)]
+    assert main(["convert", "--config", str(config), *words, "--num_workers", "0"]) == 0
+    settings = json.loads((tmp_path / "conversion.json").read_text())
+    asked = yaml.safe_load(config.read_text())
+    assert settings["seed"] == asked["seed"]
+    assert settings["split"] == {"train": 0.9, "test": 0.1}
+    assert settings["layout"]["samples_per_file"] == asked["samples_per_file"]
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "convert").glob("*.yaml")))
+def test_shipped_configs_have_known_keys(config: Path, tmp_path: Path) -> None:
+    assert main(["convert", "--config", str(config), "--input", "none", "--output", "none"]) == 1
+
+
+def test_exit_statuses(tmp_path: Path, run_tool: RunTool) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    record = {"task_id": 1, "gt": "A", "pred": "A", "cot_text": "<image>a.png</image> A."}
+    source = write_json(tmp_path / "x.json", [record, {**record, "task_id": 2, "pred": "B"}])
+
+    def convert(output: str, *words: str) -> tuple[int, str]:
+        done = run_tool(
+            "convert_cot_to_parquet.py",
+            *("--input", source, "--output", tmp_path / output, "--num_workers", "0", *words),
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    assert convert("a")[0] == 0
+    assert convert("b", "--max_reject_fraction", "0.5")[0] == 0
+    status, text = convert("c", "--max_reject_fraction", "0.4")
+    assert status == 1
+    assert "50.0% of the records were rejected" in text
+    assert len(list(iter_examples(tmp_path / "c"))) == 1
+    status, text = convert("a", "--samples_per_file", "3")
+    assert status == 1
+    assert "--overwrite" in text
+    assert convert("a", "--samples_per_file", "3", "--overwrite")[0] == 0
+    assert convert("d", "--unknown", "3")[0] == 2
+    write_json(source, [{**record, "pred": "B"}])
+    status, text = convert("e")
+    assert status == 1
+    assert "nothing was kept" in text
+    source.write_text('[{"task_id": 1, "cot_text": ""}, {]')
+    status, text = convert("f")
+    assert status == 1
+    assert "x.json:1:35" in text
+
+
+def test_validation_exit_status(puzzles: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    main(["convert", "--input", str(puzzles / SOURCE), "--output", str(tmp_path)])
+    path = tmp_path / "blockmoving_000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[5]["solution_images"][0]["bytes"] = b"broken"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    done = run_tool("inspect_shards.py", tmp_path, "--validate", "--rows", "0")
+    assert done.returncode == 1
+    assert rows[5]["id"] in done.stdout
+    assert "image_unreadable" in done.stdout
+
+
+def test_console_script() -> None:
+    for words in (["--help"], []):
+        command = [sys.executable, "-m", "mathcanvas_lightning", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert all(name in done.stdout for name in COMMANDS)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mathcanvas"), "dance"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "unknown command 'dance'" in done.stderr
+
+
+def test_disk_full_is_one_line(
+    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mathcanvas_lightning.conversion.output.writer.ShardWriter._flush", full)
+    words = ["--input", str(puzzles / SOURCE), "--output", str(tmp_path), "--num_workers", "0"]
+    assert main(["convert", *words]) == 1
+    assert "No space left on device" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []

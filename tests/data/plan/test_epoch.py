@@ -1,0 +1,239 @@
+"""The plan: every row once, nowhere too full, the same for any ranks, whatever was cut where."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mathcanvas_lightning.data.plan import epoch as plan_module
+from mathcanvas_lightning.data.plan.bin_packing import fill_packs
+from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
+from mathcanvas_lightning.data.plan.position import OwnProgress, Position
+from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, Segment, schedule
+from mathcanvas_lightning.data.sequence.roles import DropoutConfig
+from tests.data.make_rows import planned
+
+CAPACITY = 100
+LENGTHS = st.lists(st.integers(3, CAPACITY), min_size=1, max_size=60)
+
+
+def samples(plan: EpochPlan) -> list[tuple[int, int, int]]:
+    """(data set, row, visit) in the order of training."""
+    return list(zip(plan.datasets.tolist(), plan.rows.tolist(), plan.visits.tolist(), strict=True))
+
+
+def pack_lengths(plan: EpochPlan) -> list[int]:
+    return [sum(plan.lengths[p] for p in plan.samples(n)) for n in range(plan.num_packs)]
+
+
+@given(lengths=st.lists(st.integers(1, CAPACITY), max_size=80))
+def test_packs_hold_each_sample_once(lengths: list[int]) -> None:
+    packs = fill_packs(np.array(lengths, np.int64), CAPACITY, np.random.default_rng(0))
+    assert sorted(place for pack in packs for place in pack) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[p] for p in pack) <= CAPACITY for pack in packs)
+    free = [CAPACITY - sum(lengths[p] for p in pack) for pack in packs]
+    for number, room in enumerate(free):  # nothing is put off that still fits
+        assert all(lengths[p] > room for pack in packs[number + 1 :] for p in pack)
+
+
+@settings(deadline=None)
+@given(
+    lengths=LENGTHS,
+    group=st.integers(1, 70),
+    window=st.integers(1, 80),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+)
+def test_every_row_once_an_epoch(
+    lengths: list[int], group: int, window: int, seed: int, epoch: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "WINDOW_ROWS", window)
+        plan = Plan(
+            [planned(lengths, rows_per_group=group)], seed=seed, max_num_tokens=CAPACITY
+        ).epoch(epoch)
+    assert sorted(plan.rows.tolist()) == list(range(len(lengths)))
+    assert set(plan.visits.tolist()) == {epoch}
+    assert plan.lengths.tolist() == [lengths[row] for row in plan.rows]
+    assert max(pack_lengths(plan)) <= CAPACITY
+    assert sum(pack_lengths(plan)) == sum(lengths)
+
+
+@settings(deadline=None)
+@given(
+    packs=st.integers(0, 60),
+    ranks=st.sampled_from([1, 2, 3, 4]),
+    accumulate=st.integers(1, 5),
+    stop=st.integers(0, 70),
+)
+def test_schedule(packs: int, ranks: int, accumulate: int, stop: int) -> None:
+    per_step = 12 * accumulate
+    whole = schedule(packs, (), per_step)
+    steps = [whole.step_packs(step) for step in range(whole.num_steps)]
+    flat = [pack for step in steps for pack in step if pack != FILLER]
+    assert sorted(flat) == list(range(packs))
+    assert all(FILLER not in step for step in steps[:-1])
+    assert whole.num_fillers == sum(step.count(FILLER) for step in steps) < per_step
+    by_rank = [list(whole.rank_packs(rank, ranks)) for rank in range(ranks)]
+    assert {len(taken) for taken in by_rank} == {len(steps) * per_step // ranks}
+    for step, wanted in enumerate(steps):
+        found = [pack for taken in by_rank for s, pack in taken if s == step]
+        assert Counter(found) == Counter(wanted)
+    stop = min(stop, whole.num_steps)
+    for rank in range(ranks):
+        rest = list(whole.rank_packs(rank, ranks, stop))
+        assert rest == by_rank[rank][stop * per_step // ranks :]
+
+
+@given(
+    packs=st.integers(0, 80),
+    stretches=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=4),
+    last=st.integers(1, 9),
+)
+def test_other_packs_per_step_in_the_middle(
+    packs: int, stretches: list[tuple[int, int]], last: int
+) -> None:
+    done: list[int] = []
+    segments: list[Segment] = []
+    for per_step, steps in stretches:
+        left = schedule(packs, segments, per_step)
+        steps = min(steps, left.num_steps)
+        done += [p for s in range(steps) for p in left.step_packs(s) if p != FILLER]
+        segments.append(Segment(per_step, steps))
+    left = schedule(packs, segments, last)
+    done += [p for s in range(left.num_steps) for p in left.step_packs(s) if p != FILLER]
+    assert sorted(done) == list(range(packs))
+
+
+def test_slots_are_contiguous() -> None:
+    whole = Schedule(np.arange(10), 4)
+    by_slot = [[whole.pack(step, slot) for step in range(whole.num_steps)] for slot in range(4)]
+    assert by_slot == [[0, 1, 2], [3, 4, 5], [6, 7, FILLER], [8, 9, FILLER]]
+
+
+def test_order_differs_by_seed_and_epoch() -> None:
+    data = [planned([10] * 50)]
+    orders = {
+        tuple(Plan(data, seed=seed, max_num_tokens=CAPACITY).epoch(epoch).rows.tolist())
+        for seed in range(2)
+        for epoch in range(2)
+    }
+    assert len(orders) == 4
+    again = Plan(data, seed=0, max_num_tokens=CAPACITY).epoch(0).rows.tolist()
+    assert tuple(again) in orders
+
+
+def test_validation_keeps_the_order_of_rows() -> None:
+    plan = Plan([planned([10] * 30)], seed=0, max_num_tokens=100, shuffle=False)
+    packs = [sorted(plan.epoch(0).rows[list(plan.epoch(0).samples(n))].tolist()) for n in range(3)]
+    assert sorted(row for pack in packs for row in pack) == list(range(30))
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),
+    weights=st.lists(st.floats(0.1, 5), min_size=4, max_size=4),
+)
+def test_weights_are_exact_shares(sizes: list[int], weights: list[float]) -> None:
+    data = [planned([10] * size, name=f"set{i}", weight=weights[i]) for i, size in enumerate(sizes)]
+    plan = Plan(data, seed=0, max_num_tokens=CAPACITY)
+    epochs = [samples(plan.epoch(epoch)) for epoch in range(3)]
+    for taken in epochs:
+        assert len(taken) == len(set(taken))  # never the same visit twice
+        counts = Counter(dataset for dataset, _, _ in taken)
+        per_weight = [counts[d] / weights[d] for d in range(len(sizes))]
+        slack = max(1 / weights[d] for d in range(len(sizes)))
+        assert max(per_weight) - min(per_weight) <= 2 * slack
+        for dataset, size in enumerate(sizes):
+            rows = Counter(row for d, row, _ in taken if d == dataset)
+            assert sorted(rows) == list(range(size))  # each at least once
+            assert max(rows.values()) - min(rows.values()) <= 1
+    for dataset in range(len(sizes)):  # over epochs the rest falls on all rows alike
+        rows = Counter(row for taken in epochs for d, row, _ in taken if d == dataset)
+        assert max(rows.values()) - min(rows.values()) <= 1
+        visits = Counter((row, visit) for e in epochs for d, row, visit in e if d == dataset)
+        assert max(visits.values()) == 1  # and never with the same draws
+
+
+def test_data_sets_are_interleaved_evenly() -> None:
+    data = [planned([10] * 600, name="large"), planned([10] * 200, name="small")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "WINDOW_ROWS", 80)
+        taken = Plan(data, seed=0, max_num_tokens=CAPACITY).epoch(0).datasets
+    shares = [taken[start : start + 100].mean() for start in range(0, 800, 100)]
+    assert max(abs(share - 0.25) for share in shares) < 0.1
+
+
+def test_dropout_changes_lengths_from_epoch_to_epoch() -> None:
+    data = [planned([10] * 200, dropout=DropoutConfig(text=0.5))]
+    plan = Plan(data, seed=0, max_num_tokens=CAPACITY, packs_per_step=2)
+    totals = [int(plan.epoch(epoch).lengths.sum()) for epoch in range(3)]
+    assert len(set(totals)) > 1
+    assert all(600 < total < 1400 for total in totals)
+    assert plan.total_steps(3) == sum(-(-plan.num_packs(e) // 2) for e in range(3))
+
+
+def test_realistic_packs_are_full() -> None:
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 6, 20_000) * 3400 + random.integers(100, 1200, 20_000)
+    plan = Plan([planned(lengths.tolist())], seed=0, max_num_tokens=51_200).epoch(0)
+    assert plan.fill > 0.985
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=LENGTHS,
+    runs=st.lists(
+        st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 3]), st.integers(0, 5)),
+        max_size=5,
+    ),
+)
+def test_any_run_of_stops_takes_each_row_once_an_epoch(
+    lengths: list[int], runs: list[tuple[int, int, int]]
+) -> None:
+    """Each run has other ranks and accumulation, and stops after some steps; two epochs in all."""
+    state: dict[str, object] | None = None
+    taken: dict[int, list[int]] = {0: [], 1: []}
+    for ranks, accumulate, steps in [*runs, (2, 2, 1000)]:
+        plan = Plan(
+            [planned(lengths)], seed=0, max_num_tokens=CAPACITY, packs_per_step=ranks * accumulate
+        )
+        states = []
+        for rank in range(ranks):
+            position = Position(
+                plan,
+                {"seed": "0"},
+                OwnProgress(),
+                packs_per_step=ranks * accumulate,
+                num_ranks=ranks,
+            )
+            if state is not None:
+                position.restore(state)
+            for epoch, pack in islice(walk(position, rank), steps * accumulate):
+                if pack != FILLER:
+                    planned_epoch = plan.epoch(epoch)
+                    taken[epoch] += [
+                        int(planned_epoch.rows[p]) for p in planned_epoch.samples(pack)
+                    ]
+                position.progress.processed()
+            states.append(position.state())
+        assert all(other == states[0] for other in states)
+        state = json.loads(json.dumps(states[0]))
+    assert sorted(taken[0]) == sorted(taken[1]) == list(range(len(lengths)))
+
+
+def walk(position: Position, rank: int) -> Iterator[tuple[int, int]]:
+    """(epoch, pack) of a rank until the end of the second epoch."""
+    while position.progress.epoch < 2:
+        position.prepare()
+        place = position.begin()
+        assert place is not None
+        state, left = place
+        for _, pack in left.rank_packs(rank, position.num_ranks, state.step):
+            yield state.epoch, pack
+        position.progress.epoch_over()

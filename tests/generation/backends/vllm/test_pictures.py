@@ -1,0 +1,129 @@
+"""vLLM with a model that sees pictures; and what happens to the engine of a killed process."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
+from mathcanvas_lightning.generation.requests import GenerationResponse
+from mathcanvas_lightning.records.pictures import Picture
+from tests.conftest import ROOT, child_processes, encoded, png
+from tests.generation.engine import (  # noqa: F401 - fixtures
+    SMALL_CACHE,
+    answers,
+    ask,
+    engine_lock,
+    real_engine,
+)
+from tests.generation.tiny_idefics3 import TOKENS_PER_TILE, make_tiny_idefics3
+
+pytestmark = real_engine
+RED, BLUE = Picture(png(40, 30, "red")), Picture(encoded("JPEG", 100, 50, "blue"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("idefics3")
+    make_tiny_idefics3(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backend(engine_lock: None, model: Path) -> Iterator[VLLMBackend]:  # noqa: F811
+    engine = VLLMBackend(
+        str(model), dtype="float32", max_model_len=512, max_images=3, engine_options=SMALL_CACHE
+    )
+    engine.start()
+    yield engine
+    engine.close()
+    assert not child_processes()
+
+
+def ids(response: GenerationResponse) -> tuple[int, ...]:
+    assert response.failure is None, response.failure
+    (output,) = response.outputs
+    return output.token_ids
+
+
+def test_pictures_matter_and_so_does_their_place(backend: VLLMBackend) -> None:
+    found = answers(
+        backend,
+        [
+            ask("none", "See: and say."),
+            ask("red", "See: ", RED, "and say."),
+            ask("green", "See: ", Picture(png(40, 30, "green")), "and say."),
+            ask("after", "See: and say.", RED),
+            ask("red blue", "First ", RED, "then ", BLUE, "."),
+            ask("blue red", "First ", BLUE, "then ", RED, "."),
+        ],
+    )
+    assert len({ids(response) for response in found.values()}) == len(found)
+    tokens = {uid: response.usage.prompt_tokens for uid, response in found.items()}
+    assert tokens["red"] == tokens["green"] >= tokens["none"] + TOKENS_PER_TILE
+    assert tokens["red blue"] == tokens["blue red"]
+
+
+def test_pictures_are_the_same_however_they_are_encoded(backend: VLLMBackend) -> None:
+    kinds = {kind: Picture(encoded(kind, 40, 30, "white")) for kind in ("PNG", "BMP", "WEBP")}
+    kinds["clear"] = Picture(png(40, 30, (9, 9, 9, 0), "RGBA"))  # type: ignore[arg-type]
+    kinds["grey"] = Picture(png(40, 30, "white", "L"))
+    found = answers(backend, [ask(kind, picture, "?") for kind, picture in kinds.items()])
+    assert len({ids(response) for response in found.values()}) == 1
+
+
+def test_too_many_or_too_large_pictures_fail_alone(backend: VLLMBackend) -> None:
+    wide = Picture(png(400, 40))
+    found = answers(
+        backend,
+        [ask("four", *[RED] * 4), ask("long", "word " * 100, wide, RED, wide), ask("one", RED)],
+    )
+    assert found["four"].failure
+    assert found["four"].failure.kind == "unsupported"
+    assert "3" in found["four"].failure.message
+    assert found["long"].failure
+    assert found["long"].failure.kind == "prompt_too_long"
+    assert ids(found["one"])
+
+
+def test_template_options_reach_the_template(backend: VLLMBackend) -> None:
+    plain = ask("plain", "Hi.")
+    terse = dataclasses.replace(plain, uid="terse", template_options={"terse": True})
+    found = answers(backend, [plain, terse])
+    more = found["terse"].usage.prompt_tokens - found["plain"].usage.prompt_tokens
+    assert more == len("Be terse. ")  # a token a letter
+
+
+SCRIPT = """
+import sys, time
+import psutil
+from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
+
+backend = VLLMBackend(sys.argv[1], engine_options={"kv_cache_memory_bytes": 2**28})
+backend.start()  # without a guard for __main__
+print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_process_leaves_no_engine(
+    model: Path,
+    engine_lock: None,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words = [sys.executable, str(script), str(model)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        below = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
+        assert len(below) >= 3  # our engine, vLLM's core, its worker
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, alive = psutil.wait_procs(below, timeout=40)
+    assert not alive

@@ -1,0 +1,186 @@
+"""The process below this one: what it says arrives, and it never outlives anybody."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import psutil
+import pytest
+
+from mathcanvas_lightning.generation.backends.vllm import process as engine_process
+from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess, ProcessEndedError
+from tests.conftest import ROOT, child_processes
+
+HERE = "tests.generation.backends.vllm.test_process"
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def echo(descriptor: int) -> None:
+    """Sends back what it gets; "fork" starts a process, "die" ends this one at once."""
+    connection = Connection(descriptor)
+    print("echo runs", flush=True)
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if message == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if message == "fork":
+            message = subprocess.Popen(SLEEPER).pid
+        connection.send(message)
+
+
+def stubborn(descriptor: int) -> None:
+    """Hears nothing."""
+    Connection(descriptor).send(subprocess.Popen(SLEEPER).pid)
+    time.sleep(600)
+
+
+def variables(descriptor: int) -> None:
+    """Tells its environment."""
+    Connection(descriptor).send(dict(os.environ))
+
+
+@pytest.fixture
+def echoing() -> Iterator[EngineProcess]:
+    process = EngineProcess(f"{HERE}:echo", os.environ)
+    yield process
+    process.close()
+
+
+def gone(*pids: int) -> bool:
+    """Whether processes end within a few seconds."""
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(p) and _status(p) != psutil.STATUS_ZOMBIE for p in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _status(pid: int) -> str | None:
+    try:
+        return psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_ZOMBIE
+
+
+def test_objects_come_back_in_order(
+    echoing: EngineProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=engine_process.__name__)
+    sent = [{"n": n, "data": bytes(100_000)} for n in range(20)]
+    for message in sent[:2]:
+        echoing.send(message)
+    assert [echoing.receive() for _ in range(2)] == sent[:2]
+    assert not echoing.has_message
+    assert echoing.status is None
+    echoing.close()
+    assert echoing.status == 0
+    assert echoing.lines == ("echo runs",)
+    assert "echo runs" in caplog.text
+    with pytest.raises(ProcessEndedError):
+        echoing.send("more")
+    with pytest.raises(ProcessEndedError):
+        echoing.receive()
+    assert echoing.has_message  # receive would raise at once
+
+
+def test_environment_is_what_it_is_told() -> None:
+    process = EngineProcess(f"{HERE}:variables", {"PATH": os.environ["PATH"], "COLOUR": "red"})
+    told = process.receive()
+    process.close()
+    assert told["COLOUR"] == "red"
+    assert "HOME" not in told
+
+
+def test_closing_ends_it_with_all_below(echoing: EngineProcess) -> None:
+    echoing.send("fork")
+    below = echoing.receive()
+    assert psutil.pid_exists(below)
+    echoing.close()
+    echoing.close()
+    assert gone(echoing.pid, below)
+    assert not child_processes()
+
+
+def test_one_that_hears_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "GRACE_S", 0.5)
+    process = EngineProcess(f"{HERE}:stubborn", os.environ)
+    below = process.receive()
+    process.close()
+    assert process.status == -signal.SIGKILL
+    assert gone(process.pid, below)
+
+
+def test_when_it_dies_so_does_all_below(echoing: EngineProcess) -> None:
+    echoing.send("fork")
+    below = echoing.receive()
+    echoing.send("die")
+    with pytest.raises(ProcessEndedError):
+        echoing.receive()
+    assert gone(echoing.pid, below)
+
+
+LEAVER = f"""
+import os, sys
+from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess
+process = EngineProcess("{HERE}:echo", os.environ)
+process.send("fork")
+print(process.pid, process.receive(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("last", ["", "del process", "raise SystemExit(3)", "if os.fork(): 1"])
+def test_nobody_needs_to_close_it(last: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LEAVER + last],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == (3 if "3" in last else 0), done.stderr
+    assert gone(*map(int, done.stdout.split()))
+
+
+FORKED = """
+import signal, time
+if os.fork() == 0:
+    time.sleep(600)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_forked_copy_of_a_killed_process_keeps_nothing_alive() -> None:
+    short = "from mathcanvas_lightning.generation import engine_process; engine_process.GRACE_S = 1"
+    command = [sys.executable, "-W", "ignore", "-c", short + LEAVER + FORKED]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        below = [int(word) for word in process.stdout.readline().split()]
+        try:
+            process.wait(60)
+            assert len(below) == 2
+            assert gone(*below)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the copy
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12, of threads
+def test_a_forked_copy_leaves_it_alone(echoing: EngineProcess) -> None:
+    child = os.fork()
+    if child == 0:
+        echoing.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    echoing.send("still there")
+    assert echoing.receive() == "still there"

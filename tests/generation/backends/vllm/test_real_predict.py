@@ -1,0 +1,143 @@
+"""The whole road with the real engine and a real model: two ways to run it, and a kill between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mathcanvas_lightning.evaluation.scoring import score_responses
+from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
+from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
+from mathcanvas_lightning.generation.requests import Sampling
+from mathcanvas_lightning.records.record import RecordInput
+from tests.conftest import ROOT, TRAINER_WARNINGS, real_problems
+from tests.generation.engine import (  # noqa: F401
+    SMALL_CACHE,
+    engine_lock,
+    real_engine,
+    smollm2,
+)
+from tests.generation.runs import predict, read_lines, run_command, run_file, write_lines
+from tests.generation.tiny_idefics3 import make_tiny_idefics3
+
+pytestmark = [*real_engine, *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS)]
+MAX_TOKENS = 24
+WINDOW = 256
+
+
+def arithmetic(num: int) -> list[dict[str, Any]]:
+    """Additions and subtractions of small numbers."""
+    found = []
+    for n in range(num):
+        a, b = 2 + n % 13, 1 + n % 7
+        plus = n % 2 == 0
+        question = f"What is {a} {'+' if plus else '-'} {b}? Answer with the number alone."
+        answer = str(a + b if plus else a - b)
+        found.append({"sample_index": n, "query_cot": question, "answer": answer})
+    return found
+
+
+def tool(model: Path, source: Path, output: Path) -> list[str]:
+    return [
+        sys.executable,
+        str(ROOT / "tools" / "generate_response.py"),
+        *("--model_path", str(model)),
+        *("--tensor_parallel_size", "1"),
+        *("--max_model_len", str(WINDOW)),
+        *("--max_tokens", str(MAX_TOKENS)),
+        *("--text_only_input", str(source)),
+        *("--text_only_output", str(output)),
+    ]
+
+
+def journal_lines(output: Path) -> list[dict[str, Any]]:
+    path = output.with_name(f"{output.name}.journal") / "rank0.jsonl"
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
+def test_tool_and_command_agree_and_a_kill_loses_nothing(
+    smollm2: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    source = write_lines(tmp_path / "sums.jsonl", arithmetic(200))
+    output = tmp_path / "tool.jsonl"
+    kill_in_the_middle(tool(smollm2, source, output), output)
+    kept = [line["uid"] for line in journal_lines(output)]
+    assert 20 <= len(kept) < 200
+    assert not output.exists()
+    done = subprocess.run(
+        tool(smollm2, source, output), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{200 - len(kept)} asked" in done.stdout
+    counts = Counter(line["uid"] for line in journal_lines(output))
+    assert counts == {f"sums:{n}": 1 for n in range(200)}
+
+    config = run_file(
+        tmp_path,
+        {
+            "class_path": "mathcanvas_lightning.VLLMBackend",
+            "init_args": {"model_path": str(smollm2), "max_model_len": WINDOW},
+        },
+        source,
+    )
+    words = [f"--model.init_args.sampling.max_tokens={MAX_TOKENS}"]
+    done = run_command(config, *words, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    by_tool, by_command = read_lines(output), read_lines(tmp_path / "answers.jsonl")
+    assert [one["sample_index"] for one in by_tool] == list(range(200))
+    assert by_tool == by_command
+    assert len({one["model_answer"] for one in by_tool}) > 20
+    report = score_responses(str(output), progress=False)
+    assert report.overall.num_failed == 0
+    assert report.overall.accuracy > 0.2  # far more than chance, little as the model is
+
+
+def kill_in_the_middle(command: list[str], output: Path) -> None:
+    """Kills a run when 20 answers are written; sees all its processes end."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 400
+        while len(journal_lines(output)) < 20:
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        engine = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    assert engine
+    _, alive = psutil.wait_procs(engine, timeout=60)
+    assert not alive
+
+
+def test_real_problems_with_pictures(tmp_path: Path) -> None:
+    source = real_problems() / "test.jsonl"
+    make_tiny_idefics3(tmp_path / "model")
+    report = predict(
+        VLLMBackend(str(tmp_path / "model"), dtype="float32", engine_options=SMALL_CACHE),
+        [
+            RecordInput(
+                path=str(source),
+                output=str(tmp_path / "answers.jsonl"),
+                index_field="id",
+                query_field="question",
+            )
+        ],
+        prompt=ChatPrompt(options_field="options"),
+        sampling=Sampling(max_tokens=8),
+    )
+    problems = read_lines(source)
+    written = read_lines(tmp_path / "answers.jsonl")
+    assert [one["id"] for one in written] == [one["id"] for one in problems]
+    assert report.num_failed == 0
+    assert len({one["model_answer"] for one in written}) > len(problems) / 2

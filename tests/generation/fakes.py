@@ -1,0 +1,122 @@
+"""Backends that misbehave in one way each."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.generation.backends.base import BackendError, EchoBackend
+from mathcanvas_lightning.generation.requests import (
+    Failure,
+    GenerationRequest,
+    GenerationResponse,
+    Output,
+    Usage,
+)
+
+
+class LastFirst(EchoBackend):
+    """Answers one request a call, the newest first; remembers what it was asked and told."""
+
+    def __init__(self, max_pending: int = 4) -> None:
+        super().__init__("last-first", max_pending)
+        self.asked: list[GenerationRequest] = []
+        self.starts: list[tuple[int, str]] = []
+        self.most_pending = 0
+        self.num_closed = 0
+        self._started = False
+
+    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
+        if not self._started:
+            self.starts.append((local_rank, device))
+        self._started = True
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        assert self._started
+        self.asked += requests
+        super().submit(requests)
+        self.most_pending = max(self.most_pending, self.num_pending)
+
+    def collect(self) -> list[GenerationResponse]:
+        return [answer(self._waiting.pop())] if self._waiting else []
+
+    def close(self) -> None:
+        super().close()
+        self.num_closed += 1
+
+
+class Failing(EchoBackend):
+    """Fails the requests whose text holds a word, while a file is there."""
+
+    def __init__(self, word: str, while_exists: str | None = None) -> None:
+        super().__init__("failing")
+        self.word = word
+        self.while_exists = while_exists
+
+    def collect(self) -> list[GenerationResponse]:
+        fails = self.while_exists is None or Path(self.while_exists).exists()
+        return [
+            GenerationResponse(
+                uid=one.uid, failure=Failure(kind="timeout", message="after 3 tries")
+            )
+            if fails and self.word in one.uid
+            else one
+            for one in super().collect()
+        ]
+
+
+class Dying(LastFirst):
+    """Raises after some answers: an error, or a signal to its own process."""
+
+    def __init__(self, after: int, how: str = "error", max_pending: int = 4) -> None:
+        super().__init__(max_pending)
+        self.left = after
+        self.how = how
+
+    def collect(self) -> list[GenerationResponse]:
+        if self.left == 0:
+            self._die()
+        self.left -= 1
+        return super().collect()
+
+    def _die(self) -> None:
+        if self.how == "error":
+            raise engine_died()
+        os.kill(os.getpid(), signal.Signals[self.how])
+        time.sleep(10)
+        raise AssertionError("still alive")
+
+
+class Logging(EchoBackend):
+    """Writes the uid of each request it is asked to a file of its process, slowly."""
+
+    def __init__(self, folder: str, seconds: float = 0.0, max_pending: int = 8) -> None:
+        super().__init__("logging", max_pending)
+        self.folder = Path(folder)
+        self.seconds = seconds
+        self.rank = 0
+
+    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
+        self.rank = local_rank
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        with (self.folder / f"asked{self.rank}.txt").open("a") as file:
+            file.writelines(f"{one.uid}\n" for one in requests)
+        super().submit(requests)
+
+    def collect(self) -> list[GenerationResponse]:
+        time.sleep(self.seconds)
+        return [answer(self._waiting.popleft())] if self._waiting else []
+
+
+def answer(request: GenerationRequest) -> GenerationResponse:
+    text = f"re: {request.messages[-1].text}"
+    usage = Usage(prompt_tokens=1, completion_tokens=2)
+    output = Output(text=text, finish_reason="stop")
+    return GenerationResponse(uid=request.uid, outputs=(output,) * request.sampling.n, usage=usage)
+
+
+def engine_died() -> MathCanvasError:
+    return BackendError("engine", found="its end", wanted="answers", remedy="Run again.")

@@ -1,0 +1,241 @@
+"""Journals: whole lines only, the last word on each record, linear cost."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mathcanvas_lightning.errors import OutputError
+from mathcanvas_lightning.generation.requests import (
+    Exchange,
+    Failure,
+    GenerationRequest,
+    GenerationResponse,
+    Message,
+    Output,
+    Sampling,
+    Usage,
+)
+from mathcanvas_lightning.generation.run.journal import (
+    JournalWriter,
+    line_of,
+    maker_of,
+    open_entries,
+    rank_files,
+    read_journal,
+)
+
+
+def line(
+    uid: str = "a", text: str | None = "yes", time: float = 1.0, digest: str = "d"
+) -> dict[str, Any]:
+    request = GenerationRequest(uid=uid, messages=(Message(role="user", parts=("?",)),))
+    response = (
+        GenerationResponse(uid=uid, failure=Failure(kind="timeout", message="late"))
+        if text is None
+        else GenerationResponse(uid=uid, outputs=(Output(text=text, finish_reason="stop"),))
+    )
+    made = line_of(
+        Exchange(response=response, request=request), model="m", settings={}, digest=digest
+    )
+    return made | {"time": time}
+
+
+def write(folder: Path, *lines: dict[str, Any], rank: int = 0) -> None:
+    with JournalWriter(folder, rank) as journal:
+        journal.append(lines)
+
+
+def texts(folder: Path) -> dict[str, list[str]]:
+    with open_entries() as read:
+        return {uid: read(entry)["texts"] for (uid, _), entry in read_journal(folder).items()}
+
+
+def test_a_line_says_all() -> None:
+    sampling = Sampling(temperature=0.5, stop=("x",))
+    request = GenerationRequest(
+        uid="in:7", messages=(Message(role="user", parts=("?",)),), sampling=sampling
+    )
+    response = GenerationResponse(
+        uid="in:7",
+        outputs=(Output(text="ä\n", finish_reason="length"),),
+        usage=Usage(prompt_tokens=3, completion_tokens=2),
+    )
+    made = line_of(
+        Exchange(response=response, request=request), model="m", settings={"a": 1}, digest="d"
+    )
+    made = json.loads(json.dumps(made))
+    assert made["texts"] == ["ä\n"]
+    assert made["finish_reasons"] == ["length"]
+    assert made["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert made["error"] is None
+    assert (made["model"], made["sampling"]["temperature"]) == ("m", 0.5)
+    assert made["prompt_digest"] == request.text_digest
+    maker = maker_of(made["model"], made["settings"], made["sampling"])
+    assert maker == maker_of("m", {"a": 1}, vars(sampling))
+
+
+def test_texts_come_back(tmp_path: Path) -> None:
+    said = ['quote " and \\', "two\nlines", "ünï ☃ \u2028 \x00", ""]
+    write(tmp_path, *(line(str(n), text) for n, text in enumerate(said)))
+    assert texts(tmp_path) == {str(n): [text] for n, text in enumerate(said)}
+
+
+def test_the_last_word_wins(tmp_path: Path) -> None:
+    write(tmp_path, line("a", "old"), line("a", "new"), line("b", None))
+    write(tmp_path, line("b", "answered", time=0.5), rank=1)  # whatever its clock says
+    assert texts(tmp_path) == {"a": ["new"], "b": ["answered"]}
+
+
+def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:
+    write(tmp_path, line("a", "yes"), line("a", None, time=2.0), line("b", None))
+    write(tmp_path, line("b", "found", time=0.1), rank=3)
+    assert texts(tmp_path) == {"a": ["yes"], "b": ["found"]}
+
+
+def test_a_record_that_has_changed_begins_anew_and_may_change_back(tmp_path: Path) -> None:
+    write(tmp_path, line("a", "yes"), line("a", None, digest="other"))
+    found = read_journal(tmp_path)
+    assert found["a", "other"].failure == "timeout"
+    assert found["a", "d"].failure is None
+
+
+def test_makers() -> None:
+    made = maker_of("m", {}, {"temperature": 0})
+    assert made == maker_of("m", {}, vars(Sampling()))  # 0 is 0.0, and absent ones are defaults
+    others = [
+        maker_of("n", {}, {}),
+        maker_of("m", {"path": "/b"}, {}),
+        maker_of("m", {}, {"temperature": 0.5}),
+        maker_of("m", {}, None),
+    ]
+    assert made not in others
+    assert len(set(others)) == 4
+
+
+def test_texts_that_utf8_cannot_hold(tmp_path: Path) -> None:
+    write(tmp_path, line("\ud83d", "half a \ud83d"), line("b"))
+    assert texts(tmp_path) == {"\ud83d": ["half a \ud83d"], "b": ["yes"]}
+
+
+def test_a_full_disk_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = JournalWriter(tmp_path, 0)
+    journal.append([line("a")])
+
+    class Full:
+        """Writes half of what it is given, then has no room."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.left = file, 1
+
+        def write(self, data: bytes) -> int:
+            if not self.left:
+                raise OSError(28, "No space left on device")
+            self.left -= 1
+            return int(self.file.write(data[: len(data) // 2]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    whole = journal._file
+    monkeypatch.setattr(journal, "_file", Full(whole))
+    with pytest.raises(OSError, match="No space"):
+        journal.append([line("b"), line("c")])
+    monkeypatch.setattr(journal, "_file", whole)
+    journal.append([line("d")])
+    journal.close()
+    assert set(texts(tmp_path)) == {"a", "d"}
+
+
+def test_one_writer_a_file(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, 0), pytest.raises(OutputError, match="another run"):
+        JournalWriter(tmp_path, 0)
+    JournalWriter(tmp_path, 0).close()
+
+
+@pytest.mark.parametrize("num_lost", [1, 7, 40])
+def test_a_torn_line_counts_as_never_written(tmp_path: Path, num_lost: int) -> None:
+    write(tmp_path, line("a"), line("b"))
+    path = tmp_path / "rank0.jsonl"
+    path.write_bytes(path.read_bytes()[:-num_lost])
+    assert set(texts(tmp_path)) == {"a"}
+    write(tmp_path, line("c"))
+    assert set(texts(tmp_path)) == {"a", "c"}
+    assert all(json.loads(one) for one in path.read_text().splitlines())
+
+
+def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
+    write(tmp_path, line("a"), line("b", "x" * 200_000))
+    path = tmp_path / "rank0.jsonl"
+    path.write_bytes(path.read_bytes()[:-2])
+    write(tmp_path, line("c"))
+    assert set(texts(tmp_path)) == {"a", "c"}
+
+
+def test_damage_in_the_middle_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, line("a"), line("b"), line("c"))
+    path = tmp_path / "rank0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\x00\xff{nonsense\n" + b'{"uid": "d"}\n' + lines[2])
+    assert set(texts(tmp_path)) == {"a", "c"}
+    assert "2 damaged lines" in caplog.text
+
+
+def test_no_journal_yet(tmp_path: Path) -> None:
+    assert read_journal(tmp_path / "absent") == {}
+
+
+def test_ranks_in_order(tmp_path: Path) -> None:
+    for rank in (10, 2, 0):
+        write(tmp_path, line(str(rank)), rank=rank)
+    (tmp_path / "lock").touch()
+    assert [path.name for path in rank_files(tmp_path)] == [
+        "rank0.jsonl",
+        "rank2.jsonl",
+        "rank10.jsonl",
+    ]
+
+
+def test_all_is_in_the_file_before_append_returns(tmp_path: Path) -> None:
+    journal = JournalWriter(tmp_path, 0, sync_every_s=1000)
+    journal.append([line("a")])
+    assert set(texts(tmp_path)) == {"a"}  # as after a kill: nothing was closed
+    journal.close()
+    journal.close()
+
+
+def test_syncs_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with JournalWriter(tmp_path, 0, sync_every_s=1000) as journal:
+        for number in range(50):
+            journal.append([line(str(number))])
+        assert not synced
+    assert len(synced) == 1
+    with JournalWriter(tmp_path, 0, sync_every_s=0) as journal:
+        journal.append([line("x")])
+        assert len(synced) == 2
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["x", "y", None]), st.integers(0, 2)),
+        max_size=12,
+    )
+)
+def test_order_of_files_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str | None, int]]
+) -> None:
+    lines = [(line(uid, text, time=float(n)), rank) for n, (uid, text, rank) in enumerate(said)]
+    spread, single = tmp_path_factory.mktemp("spread"), tmp_path_factory.mktemp("single")
+    for one, rank in lines:
+        write(spread, one, rank=rank)
+        write(single, one)
+    assert texts(spread).keys() == texts(single).keys()
+    assert {u for u, t in texts(spread).items() if t} == {u for u, t in texts(single).items() if t}
+    answered = {uid for uid, text, _ in said if text is not None}
+    assert {u for (u, _), e in read_journal(single).items() if e.failure is None} == answered

@@ -1,0 +1,149 @@
+"""Folders of answers: the benchmark's layout, safe names, whole or absent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mathcanvas_lightning.generation.backends.base import EchoBackend
+from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
+from mathcanvas_lightning.generation.requests import Sampling
+from mathcanvas_lightning.generation.run.answer_folders import (
+    MAX_NAME,
+    folder_name,
+    reasoning_result,
+    safe_name,
+)
+from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
+from mathcanvas_lightning.records.pictures import Picture
+from mathcanvas_lightning.records.record import RecordInput
+from tests.conftest import TRAINER_WARNINGS, png
+from tests.generation.fakes import Failing, LastFirst
+from tests.generation.runs import predict, records, write_lines
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
+
+
+def source(folder: Path, some: list[dict[str, Any]]) -> RecordInput:
+    path = write_lines(folder / "questions.jsonl", some)
+    return RecordInput(path=str(path), output=str(folder / "answers.jsonl"))
+
+
+def test_steps_and_counts() -> None:
+    drawing = Picture(png())
+    told = reasoning_result("7", ["First", drawing, "Second", "Third", drawing])
+    assert told["id"] == "7"
+    assert [(one["type"], one["iteration"]) for one in told["reasoning_steps"]] == [
+        ("text", 1),
+        ("image", 1),
+        ("text", 2),
+        ("text", 3),
+        ("image", 3),
+    ]
+    assert told["reasoning_steps"][0]["content"] == "First"
+    assert told["reasoning_steps"][4]["content"] == "images/reasoning_image_2.png"
+    assert told["summary"] == {"total_steps": 5, "text_steps": 3, "image_steps": 2}
+    (alone,) = reasoning_result("7", [drawing])["reasoning_steps"]
+    assert alone["iteration"] == 1
+
+
+def test_empty_texts_count_but_are_not_told() -> None:
+    drawing = Picture(png())
+    told = reasoning_result("7", ["", drawing, "Then", "", drawing])
+    assert [(one["type"], one["iteration"]) for one in told["reasoning_steps"]] == [
+        ("image", 1),
+        ("text", 2),
+        ("image", 3),
+    ]
+    assert told["summary"] == {"total_steps": 3, "text_steps": 1, "image_steps": 2}
+
+
+def test_a_folder_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png())
+    some = records(2)
+    some[1] |= {"image": "red.png", "query_cot": "Look <image> here"}
+    predict(EchoBackend(), [source(tmp_path, some)], ReasoningFolders())
+    folder = tmp_path / "answers" / "1"
+    assert sorted(p.name for p in (tmp_path / "answers").iterdir()) == ["0", "1"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "images",
+        "ori.json",
+        "ori_images",
+        "reasoning_result.json",
+    ]
+    told = json.loads((folder / "reasoning_result.json").read_text())
+    assert [one["content"] for one in told["reasoning_steps"]] == [
+        "Look",
+        "images/reasoning_image_1.png",
+        "here",
+    ]
+    assert (folder / "images" / "reasoning_image_1.png").read_bytes() == png()
+    assert (folder / "ori_images" / "ori_image_1.png").read_bytes() == png()
+    assert json.loads((folder / "ori.json").read_text()) == some[1]
+
+
+def test_samples_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = ["a", "a__2", "a+2"]
+    inputs = [source(tmp_path, [{"sample_index": name, "query_cot": "?"} for name in names])]
+    folders = ReasoningFolders(str(tmp_path / "here"))
+    predict(EchoBackend(), inputs, folders, sampling=Sampling(n=2))
+    found = sorted(p.name for p in (tmp_path / "here").iterdir())
+    assert found == ["a", "a%2B2", "a%2B2+2", "a+2", "a__2", "a__2+2"]
+    assert found == sorted(folder_name(name, number) for name in names for number in (1, 2))
+
+
+def test_failures_have_none_and_a_second_answer_replaces_the_first(tmp_path: Path) -> None:
+    inputs = [source(tmp_path, records(3))]
+    predict(Failing("1"), inputs, ReasoningFolders())
+    assert sorted(p.name for p in (tmp_path / "answers").iterdir()) == ["0", "2"]
+    (tmp_path / "answers" / "0" / "old").touch()
+    predict(EchoBackend(), inputs, ReasoningFolders(), rerun=True)
+    assert sorted(p.name for p in (tmp_path / "answers").iterdir()) == ["0", "1", "2"]
+    assert not (tmp_path / "answers" / "0" / "old").exists()
+
+
+def test_indexes_never_leave_the_folder(tmp_path: Path) -> None:
+    names = ["../up", "/etc/passwd", ".", "..", "a/b", "a b", "ä", "x" * 400, "c:\\d", "nul\0"]
+    some = [{"sample_index": name, "query_cot": "?"} for name in names]
+    predict(EchoBackend(), [source(tmp_path, some)], ReasoningFolders())
+    assert len(list((tmp_path / "answers").iterdir())) == len(names)
+    told = [json.loads(path.read_text())["id"] for path in tmp_path.rglob("reasoning_result.json")]
+    assert sorted(told) == sorted(names)
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=5, unique=True))
+def test_safe_names(texts: list[str]) -> None:
+    names = [safe_name(text) for text in texts]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert 0 < len(name.encode()) <= MAX_NAME
+        assert name not in (".", "..")
+        assert not set(name) & set("/\\\0: \n")
+
+
+def test_texts_of_backends_without_steps(tmp_path: Path) -> None:
+    inputs = [source(tmp_path, records(2))]
+    predict(LastFirst(), inputs, ReasoningFolders())
+    assert not (tmp_path / "answers").exists()
+    predict(LastFirst(), inputs, ReasoningFolders(texts_too=True), rerun=True)
+    told = json.loads((tmp_path / "answers" / "1" / "reasoning_result.json").read_text())
+    assert told["reasoning_steps"] == [
+        {"type": "text", "content": "re: What is 1 + 1?", "iteration": 1}
+    ]
+
+
+def test_pictures_of_examples_are_not_the_question_s(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png())
+    examples = write_lines(
+        tmp_path / "examples.jsonl", [{"query": "One?", "answer": "1", "image": "red.png"}]
+    )
+    predict(
+        EchoBackend(),
+        [source(tmp_path, records(1))],
+        ReasoningFolders(),
+        prompt=ChatPrompt(few_shot=str(examples)),
+    )
+    assert list((tmp_path / "answers" / "0" / "ori_images").iterdir()) == []

@@ -1,0 +1,229 @@
+"""Pictures of records: what a reference is, and what is wrong with what it leads to."""
+
+import base64
+import pickle
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.records.marks import MarkError, place_marks, without_marks
+from mathcanvas_lightning.records.pictures import (
+    Picture,
+    PictureError,
+    locate_picture,
+    read_pictures,
+)
+from mathcanvas_lightning.records.record import Record
+from tests.conftest import encoded, png
+
+PNG = png()
+BASE64 = base64.b64encode(PNG).decode()
+
+
+def record(*images: Any, base: str | Path = ".") -> Record:
+    return Record(
+        uid="x:1",
+        position=0,
+        index=1,
+        query="Why?",
+        images=images,
+        image_base=str(base),
+        values={},
+        digest="",
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "broken.png").write_bytes(PNG[:-20])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "large.png").write_bytes(png(200, 200))
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    return tmp_path
+
+
+def references(folder: Path) -> list[Any]:
+    return [
+        "a.png",
+        "./a.png",
+        "link.png",
+        str(folder / "a.png"),
+        f"file://{folder}/a.png",
+        BASE64,
+        "\n".join([BASE64[:40], BASE64[40:], ""]),
+        f"data:image/png;base64,{BASE64}",
+        PNG,
+        {"bytes": PNG, "path": "gone.png"},
+        {"bytes": None, "path": "a.png"},
+        {"bytes": BASE64, "path": None},
+        {"path": "a.png"},
+    ]
+
+
+def test_every_way_to_name_a_picture(folder: Path) -> None:
+    pictures = read_pictures(record(*references(folder), base=folder))
+    assert [picture.data for picture in pictures] == [PNG] * len(references(folder))
+    assert pictures[0].place == f"x:1, picture 1 ({folder}/a.png)"
+    assert pictures[8] == Picture(PNG, place="x:1, picture 9")
+
+
+def test_a_base_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    one = record("a.png", base="/nowhere")
+    assert read_pictures(one, str(folder))[0].data == PNG
+    with pytest.raises(PictureError):
+        read_pictures(one)
+
+
+@pytest.mark.parametrize(
+    ("reference", "kind", "message"),
+    [
+        ("nowhere.png", "picture_missing", "nowhere.png"),
+        ("gone.png", "picture_missing", "gone.png"),
+        (".", "picture_missing", "no file"),
+        ("", "picture_missing", "empty"),
+        ("a.png/x", "picture_missing", "a.png/x"),
+        ("a\0b", "picture_missing", "no file"),
+        ("\ud800", "picture_missing", "no file"),
+        ("images", "picture_missing", "images"),
+        ("abcd", "picture_missing", "abcd"),
+        ("n" * 300, "picture_missing", "no file"),
+        ("A" * 8000, "picture_unreadable", "no picture in base64"),
+        ("broken.png", "picture_unreadable", "broken.png"),
+        ("empty.png", "picture_unreadable", "empty"),
+        ("text.png", "picture_unreadable", "not an image"),
+        ("data:image/png;base64,!", "picture_unreadable", "data URL"),
+        (b"not a picture", "picture_unreadable", "not an image"),
+        (BASE64[:60], "picture_unreadable", ""),
+        (7, "picture_unreadable", "int"),
+        ({"url": "a.png"}, "picture_unreadable", "dict"),
+        ({"bytes": None, "path": None}, "picture_unreadable", "NoneType"),
+        ("large.png", "picture_too_large", "200x200"),
+    ],
+)
+def test_what_is_wrong_with_a_picture(
+    folder: Path, reference: Any, kind: str, message: str
+) -> None:
+    with pytest.raises(PictureError) as error:
+        read_pictures(record(PNG, reference, base=folder), limits=ImageLimits(max_pixels=10_000))
+    assert error.value.kind == kind
+    assert message in str(error.value)
+    assert str(error.value).startswith("x:1, picture 2")
+    assert len(str(error.value)) < 1000
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (again.kind, str(again)) == (kind, str(error.value))
+
+
+def test_a_file_of_too_many_bytes(folder: Path) -> None:
+    with pytest.raises(PictureError) as error:
+        read_pictures(record("a.png", base=folder), limits=ImageLimits(max_bytes=10))
+    assert error.value.kind == "picture_too_large"
+
+
+def test_a_file_wins_over_base64(tmp_path: Path) -> None:
+    data = encoded("BMP", 1, 1)
+    name = base64.b64encode(data).decode().replace("/", "_")
+    assert locate_picture(base64.b64encode(data).decode(), str(tmp_path)) == data
+    (tmp_path / "abcd").write_bytes(PNG)
+    assert locate_picture("abcd", str(tmp_path)) == str(tmp_path / "abcd")
+    (tmp_path / name).write_bytes(PNG)
+    assert locate_picture(name, str(tmp_path)) == str(tmp_path / name)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40) | st.binary(max_size=30).map(lambda b: base64.b64encode(b).decode()))
+def test_no_text_is_taken_for_a_picture(tmp_path: Path, text: str) -> None:
+    if "://" not in text:
+        with pytest.raises(PictureError):
+            locate_picture(text, str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("depth", ["header", "checksums", "pixels"])
+def test_formats(kind: str, depth: Any) -> None:
+    data = encoded(kind)
+    assert read_pictures(record(data), depth=depth)[0].data == data
+
+
+def test_pictures_on_servers() -> None:
+    with fsspec.open("memory://pictures/a.png", "wb") as file:
+        file.write(PNG)
+    url = "memory://pictures/a.png"
+    assert read_pictures(record(url, base="/nowhere"))[0].data == PNG
+    assert read_pictures(record("a.png", base="memory://pictures/"))[0].data == PNG
+    for reference, max_bytes, kind in [
+        ("memory://pictures/none.png", 10_000, "picture_missing"),
+        (url, 10, "picture_too_large"),
+    ]:
+        with pytest.raises(PictureError) as error:
+            read_pictures(record(reference), limits=ImageLimits(max_bytes=max_bytes))
+        assert error.value.kind == kind
+        assert reference in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "pieces"),
+    [
+        ("Why?", 0, ["Why?"]),
+        ("  Why?\n", 2, [0, 1, "Why?"]),
+        ("See <image> and <image>.", 2, ["See", 0, "and", 1, "."]),
+        ("<image><image>", 2, [0, 1]),
+        ("See <image2>, then <image1>", 2, ["See", 1, ", then", 0]),
+        ("See <image2>", 3, [0, 2, "See", 1]),
+        ("See <image>, <image1>", 2, ["See", 1, ",", 0]),
+        ("Both <image1>\n<image2>\nbelong.", 1, ["Both", 0, "belong."]),
+        ("<image1> is <image1> and <image2>", 2, [0, "is  and", 1]),
+        ("<image0>", 1, [0]),
+        ("\\frac{<image1>}{<image>}", 2, ["\\frac{", 0, "}{", 1, "}"]),
+    ],
+)
+def test_pictures_stand_at_their_marks(text: str, count: int, pieces: list[Any]) -> None:
+    assert place_marks(text, count) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("<image>", 0),
+        ("<image><image>", 1),
+        ("<image1>", 0),
+        ("<image3>", 2),
+        ("<image0>", 2),
+        ("<image1><image>", 1),
+    ],
+)
+def test_marks_without_a_picture(text: str, count: int) -> None:
+    with pytest.raises(MarkError):
+        place_marks(text, count)
+
+
+MARKED = st.lists(
+    st.sampled_from(["<image>", "<image1>", "<image2>", "<image3>", " word ", "{x}", "\n", "<"])
+).map("".join)
+
+
+@given(MARKED, st.integers(0, 4))
+def test_each_picture_stands_once_and_no_text_is_lost(text: str, count: int) -> None:
+    try:
+        pieces = place_marks(text, count)
+    except MarkError:
+        assert "<image" in text
+        return
+    assert sorted(piece for piece in pieces if isinstance(piece, int)) == list(range(count))
+    texts = [piece for piece in pieces if isinstance(piece, str)]
+    assert all(piece and piece == piece.strip() for piece in texts)
+    assert "".join("".join(texts).split()) == "".join(without_marks(text).split())
+
+
+@given(st.permutations(range(4)), st.lists(st.sampled_from(["a", "b c"]), min_size=4, max_size=4))
+def test_numbered_marks_say_the_order(order: list[int], words: list[str]) -> None:
+    text = "".join(f"{word}<image{n + 1}>" for word, n in zip(words, order, strict=True))
+    placed = [piece for piece in place_marks(text, 4) if isinstance(piece, int)]
+    assert placed == list(order)

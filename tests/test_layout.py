@@ -1,0 +1,66 @@
+"""Sizes of the package: small folders, small files, small functions, few parameters."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import mathcanvas_lightning
+from mathcanvas_lightning.cli.main import COMMANDS
+
+PACKAGE = Path(mathcanvas_lightning.__file__).parent
+MAX_MODULES, MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 12, 400, 60, 8
+COMMAND_FUNCTIONS = {command.function.partition(":")[2] for command in COMMANDS.values()}
+
+
+def _files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            yield f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}", node
+
+
+def _parameters(function: ast.FunctionDef) -> int:
+    arguments = function.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_no_folder_holds_more_than_twelve_modules() -> None:
+    folders = {path.parent for path in _files()}
+    sizes = {str(f.relative_to(PACKAGE)): len(list(f.glob("*.py"))) for f in folders}
+    assert {name: size for name, size in sizes.items() if size > MAX_MODULES} == {}
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lines = {str(p.relative_to(PACKAGE)): len(p.read_text().splitlines()) for p in _files()}
+    assert {name: count for name, count in lines.items() if count > MAX_MODULE_LINES} == {}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {
+        place: node.end_lineno - node.lineno + 1
+        for path in _files()
+        for place, node in _functions(path)
+        if node.end_lineno is not None and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert long == {}
+
+
+def test_no_function_but_a_command_has_more_than_eight_parameters() -> None:
+    many = {
+        place: _parameters(node)
+        for path in _files()
+        for place, node in _functions(path)
+        if node.name not in COMMAND_FUNCTIONS and _parameters(node) > MAX_PARAMETERS
+    }
+    assert many == {}
+
+
+def test_each_room_says_what_it_is_for() -> None:
+    folders = {path.parent for path in _files()} - {PACKAGE}
+    for folder in folders:
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert 2 <= len([line for line in docstring.splitlines() if line]) <= 4, folder

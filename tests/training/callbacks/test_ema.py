@@ -1,0 +1,432 @@
+"""The moving average: by hand, resumed, validated, in shards."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.model.adapters import LoRASettings
+from mathcanvas_lightning.training.callbacks.ema import (
+    EMAConfig,
+    EMAWeights,
+    parameter_name,
+    stored_name,
+)
+from mathcanvas_lightning.training.checkpoint.export import export_checkpoint
+from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.optim import OptimizerConfig
+from mathcanvas_lightning.training.source import FreezeConfig
+from tests.conftest import ROOT, TRAINER_WARNINGS
+from tests.data.make_rows import interleaved_shards
+from tests.training.runs import config, network, train, training_data, weights
+
+pytestmark = pytest.mark.filterwarnings(
+    *TRAINER_WARNINGS, "ignore:You defined a `validation_step`", "ignore:The dirpath has changed"
+)
+DECAY = 0.7
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """So small a network is fastest on one, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("shards"), 24)
+
+
+def averages(model: BagelModule) -> Weights:
+    """A copy of the averages, whole, by the parameters' names."""
+    assert model.ema_weights is not None
+    return {
+        parameter_name(name): whole(tensor) for name, tensor in model.ema_weights.named_parameters()
+    }
+
+
+class ByHand(Callback):
+    """Averages copies of the weights at each change of the step."""
+
+    def __init__(self, decay: float = DECAY) -> None:
+        self.decay = decay
+        self.step = 0
+        self.average: Weights = {}
+
+    def on_fit_start(self, trainer: Any, pl_module: BagelModule) -> None:
+        self.average = {k: v.double() for k, v in trainable(pl_module).items()}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: BagelModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        for name, weight in trainable(pl_module).items():
+            kept = self.average[name] * self.decay
+            self.average[name] = kept + (1 - self.decay) * weight.double()
+
+
+def trainable(model: BagelModule) -> Weights:
+    found = model.network.named_parameters()
+    return {name: whole(parameter) for name, parameter in found if parameter.requires_grad}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, or of all shards of one."""
+    gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered.detach().clone()
+
+
+def close(found: Weights, wanted: Weights, tolerance: float = 2e-7) -> None:
+    assert found.keys() == wanted.keys()
+    differences = {n: float((found[n].double() - wanted[n]).abs().max()) for n in found}
+    assert max(differences.values()) <= tolerance
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema": EMAConfig(decay=DECAY)},
+        {"ema": EMAConfig(decay=DECAY, on_cpu=True), "freeze": FreezeConfig(vit=True)},
+        {"ema": EMAConfig(decay=DECAY), "lora": LoRASettings(rank=2)},
+    ],
+    ids=["all", "on_cpu, frozen", "lora"],
+)
+def test_average_by_hand(options: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+    hand = ByHand()
+    model = network(**options)
+    data = training_data(config(shards), packs_per_step=2)
+    train(model, data, tmp_path, accumulate=2, max_steps=4, callbacks=[hand])
+    assert hand.step == 4
+    close(averages(model), hand.average)
+    moved = {n: (hand.average[n] - w).abs().max() for n, w in trainable(model).items()}
+    assert max(moved.values()) > 1e-4  # the average is not just the weights
+
+
+def test_off_nothing_is_allocated(shards: Path, tmp_path: Path) -> None:
+    model = network()
+    train(model, training_data(config(shards)), tmp_path, max_steps=1)
+    assert model.ema_weights is None
+    assert not [name for name in model.state_dict() if "ema" in name]
+    assert model.configure_callbacks() == []
+
+
+def test_half_precision_weights_have_a_float32_average() -> None:
+    layer = torch.nn.Linear(2, 2).bfloat16()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    ema = EMAWeights(layer, EMAConfig(decay=0.999))
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+    for _ in range(3):
+        ema.update(layer)
+    assert torch.allclose(ema.weight, torch.full((2, 2), 2 - 0.999**3))
+    before = layer.weight.clone()
+    ema.swap_in(layer)
+    ema.swap_in(layer)  # a second time keeps what was kept
+    assert torch.equal(layer.weight, ema.weight.bfloat16())
+    ema.swap_out(layer)
+    ema.swap_out(layer)
+    assert torch.equal(layer.weight, before)
+
+
+def test_on_cpu_stays_there() -> None:
+    layer = torch.nn.Linear(2, 2)
+    holder = torch.nn.Module()
+    holder.ema = EMAWeights(layer, EMAConfig(decay=0.9, on_cpu=True))
+    assert holder.to("meta").ema.weight.device.type == "cpu"
+    holder.ema = EMAWeights(layer, EMAConfig(decay=0.9))
+    assert holder.to("meta").ema.weight.device.type == "meta"
+
+
+def saver(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder,
+        "step{step}",
+        every_n_train_steps=1,
+        save_top_k=-1,
+        auto_insert_metric_name=False,
+        save_on_train_epoch_end=False,
+    )
+
+
+def run(
+    folder: Path,
+    data: Any,
+    *,
+    steps: int,
+    resume: Path | str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> BagelModule:
+    """Fits with accumulation 2, and saves each step."""
+    options = {"accumulate_grad_batches": 2, **options}
+    # With the usual eps, Adam makes steps of what is rounding alone.
+    optimizer = OptimizerConfig(lr=1e-3, eps=1e-6)
+    model = network(ema=EMAConfig(decay=DECAY), optimizer=optimizer)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[*callbacks, saver(folder)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        **options,
+    )
+    trainer.fit(model, data, ckpt_path=None if resume is None else str(resume))
+    return model
+
+
+def test_resumed_run_has_the_same_average(shards: Path, tmp_path: Path) -> None:
+    data = training_data(config(shards), packs_per_step=2)
+    straight = run(tmp_path / "whole", data, steps=4)
+    saved = torch.load(tmp_path / "whole" / "step2.ckpt", weights_only=True)["state_dict"]
+    data = training_data(config(shards), packs_per_step=2)
+    resumed = run(tmp_path / "resumed", data, steps=4, resume=tmp_path / "whole" / "step2.ckpt")
+    for name, tensor in averages(straight).items():
+        assert torch.equal(averages(resumed)[name], tensor), name
+        assert f"ema_weights.{stored_name(name)}" in saved
+    # What is saved at a step is the average as of that step.
+    last = torch.load(tmp_path / "whole" / "step4.ckpt", weights_only=True)["state_dict"]
+    name = next(iter(averages(straight)))
+    assert torch.equal(last[f"ema_weights.{stored_name(name)}"], averages(straight)[name])
+
+
+class Watch(Callback):
+    """Compares weights before, in and after validation, and saves when it ends."""
+
+    def __init__(self, folder: Path, fail: bool = False) -> None:
+        self.folder, self.fail = folder, fail
+        self.before: Weights = {}
+        self.validated = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: BagelModule, *args: Any) -> None:
+        self.before = weights(pl_module)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: BagelModule, *args: Any) -> None:
+        found = weights(pl_module)
+        for name, average in averages(pl_module).items():
+            assert torch.equal(found[name], average)
+        self.validated += 1
+        if self.fail:
+            raise ZeroDivisionError
+
+
+def test_validation_is_of_the_average(shards: Path, tmp_path: Path) -> None:
+    data = training_data(config(shards), validation=[config(shards, name="val")])
+    model, watch = network(ema=EMAConfig(decay=DECAY)), Watch(tmp_path)
+    checkpoints = ModelCheckpoint(tmp_path, "{step}", monitor="val/val/ce", save_top_k=-1)
+    options: dict[str, Any] = {"limit_val_batches": 2, "val_check_interval": 2, "max_steps": 4}
+    callbacks = [checkpoints, watch]
+    train(model, data, tmp_path, enable_checkpointing=True, callbacks=callbacks, **options)
+    assert watch.validated == 4
+    after = weights(model)
+    assert all(torch.equal(after[name], tensor) for name, tensor in watch.before.items())
+    assert any(not torch.equal(after[n], average) for n, average in averages(model).items())
+    saved = torch.load(checkpoints.best_model_path, weights_only=True)
+    assert saved["global_step"] in (2, 4)
+    last = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(last[f"model.{name}"], tensor) for name, tensor in after.items())
+
+
+def test_training_weights_come_back_after_a_failure(shards: Path, tmp_path: Path) -> None:
+    data = training_data(config(shards), validation=[config(shards, name="val")])
+    model, watch = network(ema=EMAConfig(decay=DECAY)), Watch(tmp_path, fail=True)
+    with pytest.raises(ZeroDivisionError):
+        train(model, data, tmp_path, callbacks=[watch], val_check_interval=2, max_steps=4)
+    assert watch.validated == 1
+    after = weights(model)
+    assert all(torch.equal(after[name], tensor) for name, tensor in watch.before.items())
+
+
+def test_wrong_settings() -> None:
+    for decay in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match=r"ema\.decay"):
+            EMAConfig(decay=decay)
+
+
+def test_checkpoint_of_another_model() -> None:
+    model = network(ema=EMAConfig(decay=DECAY))
+    checkpoint: dict[str, Any] = {}
+    model.on_save_checkpoint(checkpoint)
+    model.on_load_checkpoint(checkpoint)
+    network(ema=EMAConfig(decay=0.5)).on_load_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match="found weights of another network: ema True; wanted ema"):
+        network().on_load_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match=r"lora\.rank None; wanted .*lora\.rank 16"):
+        network(ema=EMAConfig(decay=0.5), lora=LoRASettings()).on_load_checkpoint(checkpoint)
+    network(lora=LoRASettings()).on_save_checkpoint(checkpoint)
+    network(lora=LoRASettings(seed=3, dropout=0.1)).on_load_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match=r"lora\.rank 16; wanted lora\.rank 4"):
+        network(lora=LoRASettings(rank=4)).on_load_checkpoint(checkpoint)
+    with pytest.raises(DataError, match="a checkpoint of something else"):
+        model.on_load_checkpoint({})
+    with pytest.raises(DataError, match="a record of version 99"):
+        model.on_load_checkpoint({"mathcanvas": {"version": 99}})
+
+
+class ByHandInShards(ByHand):
+    """Also compares weights before, in and after validation."""
+
+    def on_train_start(self, trainer: Any, pl_module: BagelModule) -> None:
+        self.average = {k: v.double() for k, v in averages(pl_module).items()}
+        self.step = trainer.global_step
+        assert pl_module.ema_weights is not None
+        for part in pl_module.ema_weights.parameters():
+            assert isinstance(part, DTensor)
+            assert part.to_local().numel() <= -(-part.shape[0] // trainer.world_size) * (
+                part.numel() // part.shape[0]
+            )
+
+    def on_validation_start(self, trainer: Any, pl_module: BagelModule) -> None:
+        self.before = trainable(pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: BagelModule) -> None:
+        found = in_shards(pl_module)
+        assert all(torch.equal(found[n], v) for n, v in averages(pl_module).items())
+        self.validated = True
+
+    def on_train_batch_start(self, trainer: Any, pl_module: BagelModule, *args: Any) -> None:
+        if hasattr(self, "validated"):
+            found = in_shards(pl_module)
+            assert all(torch.equal(found[name], v) for name, v in self.before.items())
+            del self.validated
+
+
+def in_shards(model: BagelModule) -> Weights:
+    """Weights; gathered copies are given up first, as the shards count."""
+    for module in model.network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return trainable(model)
+
+
+def sharded_run(
+    folder: str, shards: str, steps: int, ranks: int, resume: str | None = None
+) -> None:
+    """Trains in shards with validation; rank 0 writes the averages, and those by hand."""
+    from mathcanvas_lightning.training.strategy import ShardedStrategy
+
+    hand = ByHandInShards()
+    validation = [config(shards, name="val")]
+    model = run(
+        Path(folder),
+        training_data(config(shards), validation=validation, packs_per_step=4),
+        steps=steps,
+        resume=resume,
+        callbacks=[hand],
+        accumulate_grad_batches=4 // ranks,
+        devices=ranks,
+        strategy=ShardedStrategy(),
+        limit_val_batches=1,
+        val_check_interval=2,
+        inference_mode=False,
+    )
+    found = {"ema": averages(model), "hand": hand.average}
+    if model.global_rank == 0:
+        torch.save(found, Path(folder) / "found.pt")
+
+
+def launch(**arguments: Any) -> None:
+    """Runs `sharded_run` on processes that talk over gloo; kills them all if they hang."""
+    ranks = arguments["ranks"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "tests.training.callbacks.test_ema",
+        json.dumps(arguments, default=str),
+    ]
+    processes = [
+        subprocess.Popen(
+            words,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=150)
+            assert process.returncode == 0, errors[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def sharded(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps on two ranks."""
+    folder = tmp_path_factory.mktemp("sharded")
+    launch(folder=folder, shards=shards, steps=4, ranks=2)
+    return folder
+
+
+def test_in_shards(sharded: Path) -> None:
+    found = torch.load(sharded / "found.pt", weights_only=True)
+    close(found["ema"], found["hand"])
+
+
+def test_exported_from_shards(sharded: Path, tmp_path: Path) -> None:
+    report = export_checkpoint(
+        str(sharded / "step4.ckpt"), output=str(tmp_path / "out"), ema=True, dtype="fp32"
+    )
+    assert report.step == 4
+    stored = load_file(tmp_path / "out" / "ema.safetensors")
+    averages = torch.load(sharded / "found.pt", weights_only=True)["ema"]
+    assert averages
+    for name, average in averages.items():
+        assert torch.equal(stored[name], average), name
+
+
+@pytest.mark.parametrize("ranks", [2, 1])
+def test_resumed_in_shards(ranks: int, sharded: Path, shards: Path, tmp_path: Path) -> None:
+    resume = sharded / "step2.ckpt"
+    launch(folder=tmp_path, shards=shards, steps=4, resume=resume, ranks=ranks)
+    found, wanted = (
+        torch.load(f / "found.pt", weights_only=True)["ema"] for f in (tmp_path, sharded)
+    )
+    if ranks == 2:
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    else:
+        close(found, {name: tensor.double() for name, tensor in wanted.items()}, 1e-6)
+
+
+if __name__ == "__main__":
+    sharded_run(**json.loads(sys.argv[1]))
+    torch.distributed.destroy_process_group()  # gloo's threads must not outlive the interpreter

@@ -1,0 +1,359 @@
+"""What ThroughputMonitor logs, against what the batches, the schedule and a clock say."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from mathcanvas_lightning.batch import MicroBatch
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.flops import forward_flops
+from mathcanvas_lightning.training.callbacks import monitor as monitor_file
+from mathcanvas_lightning.training.callbacks.monitor import (
+    Counts,
+    ThroughputMonitor,
+    peak_memory_gib,
+)
+from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig, make_schedule
+from tests.conftest import ROOT, TRAINER_WARNINGS
+from tests.data.make_rows import config, interleaved_shards
+from tests.training.runs import SMALL, network, train, training_data
+
+pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
+PEAK = 1e12
+NAMES = {
+    "speed/tokens_per_s",
+    "speed/samples_per_s",
+    "speed/data_wait",
+    "memory/peak_gib",
+    "data/fill",
+    "lr",
+}
+Rows = list[dict[str, float]]
+
+
+class Seen(Callback):
+    """Keeps the micro-batches, and the progress bar's figures; may move a clock on."""
+
+    def __init__(self, clock: Any = None) -> None:
+        self.clock = clock
+        self.batches: list[MicroBatch] = []
+        self.bar: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        self.batches.append(batch)
+        self._pass(1.0)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.bar.append(trainer.progress_bar_metrics)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._pass(100.0)
+
+    def _pass(self, seconds: float) -> None:
+        if self.clock is not None:
+            self.clock.now += seconds
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("shards"), 40)
+
+
+def metrics(folder: Path) -> Rows:
+    """The logged rows that hold a speed, numbers only."""
+    [path] = folder.rglob("metrics.csv")
+    with path.open() as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in rows if "speed/tokens_per_s" in row]
+
+
+def fit(
+    shards: Path, folder: Path, seen: Seen, monitor: ThroughputMonitor, **options: Any
+) -> tuple[Rows, Any]:
+    model = network(
+        optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig(warmup_steps=2, min_lr=1e-5)
+    )
+    data_options = options.pop("data", {})
+    train(
+        model,
+        training_data(config(shards), packs_per_step=2, **data_options),
+        folder,
+        accumulate=2,
+        callbacks=[seen, monitor],
+        logger=CSVLogger(folder, name="", version=""),
+        **{"max_steps": 6, "log_every_n_steps": 2, **options},
+    )
+    return metrics(folder), model
+
+
+def tokens_of(batches: list[MicroBatch]) -> int:
+    return sum(s.num_tokens for batch in batches for s in batch.samples)
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, Seen, Any]:
+    seen = Seen()
+    rows, model = fit(shards, tmp_path_factory.mktemp("run"), seen, ThroughputMonitor(PEAK))
+    return rows, seen, model
+
+
+def test_logged_at_its_steps(run: tuple[Rows, Seen, Any]) -> None:
+    rows, seen, _ = run
+    assert [row["step"] for row in rows] == [1, 3, 5]
+    for row in rows:
+        assert NAMES | {"speed/mfu"} <= row.keys()
+        assert row["speed/tokens_per_s"] > 0
+        assert 0 <= row["speed/data_wait"] <= 1
+        assert 0 < row["memory/peak_gib"] <= peak_memory_gib(torch.device("cpu"))
+    assert all("speed/tokens_per_s" in bar for bar in seen.bar[4:])
+
+
+def test_fill_is_that_of_the_batches(run: tuple[Rows, Seen, Any]) -> None:
+    rows, seen, _ = run
+    for number, row in enumerate(rows):
+        batches = seen.batches[4 * number : 4 * number + 4]
+        tokens = tokens_of(batches)
+        assert tokens == sum(batch.pack.sequence_length for batch in batches)
+        assert row["data/fill"] == pytest.approx(tokens / (4 * 400))
+        samples = sum(len(batch.samples) for batch in batches)
+        assert row["speed/tokens_per_s"] / row["speed/samples_per_s"] == pytest.approx(
+            tokens / samples, rel=1e-5
+        )
+
+
+def test_mfu_is_that_of_the_batches(run: tuple[Rows, Seen, Any]) -> None:
+    rows, seen, model = run
+    for number, row in enumerate(rows):
+        batches = seen.batches[4 * number : 4 * number + 4]
+        flops = 3 * sum(forward_flops(model.config, batch.pack) for batch in batches)
+        seconds = tokens_of(batches) / row["speed/tokens_per_s"]
+        assert row["speed/mfu"] == pytest.approx(flops / seconds / PEAK, rel=1e-5)
+
+
+def test_learning_rate_is_that_of_the_step(run: tuple[Rows, Seen, Any]) -> None:
+    rows, _, model = run
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = make_schedule(optimizer, model.schedule_config, 6)
+    wanted = []
+    for _ in range(6):
+        wanted.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert [row["lr"] for row in rows] == pytest.approx([wanted[1], wanted[3], wanted[5]])
+    assert rows[0]["lr"] == pytest.approx(5e-4)
+
+
+def test_time_without_validation(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second passes in each micro-batch and 100 in each of the validation."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(monitor_file, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    seen = Seen(clock)
+    rows, _ = fit(
+        shards,
+        tmp_path,
+        seen,
+        ThroughputMonitor(),
+        data={"validation": (config(shards, name="val"),)},
+        val_check_interval=2,
+        limit_val_batches=2,
+    )
+    assert clock.now > 500
+    for number, row in enumerate(rows):
+        # The clock starts within the first batch, after the second that it is given.
+        seconds = 3 if number == 0 else 4
+        tokens = tokens_of(seen.batches[4 * number : 4 * number + 4])
+        assert row["speed/tokens_per_s"] == pytest.approx(tokens / seconds)
+
+
+def test_no_mfu_without_peak(shards: Path, tmp_path: Path) -> None:
+    rows, _ = fit(shards, tmp_path, Seen(), ThroughputMonitor(), max_steps=2)
+    assert rows[0].keys() >= NAMES
+    assert "speed/mfu" not in rows[0]
+
+
+def test_over_the_end_of_an_epoch(shards: Path, tmp_path: Path) -> None:
+    seen = Seen()
+    rows, _ = fit(
+        shards, tmp_path, seen, ThroughputMonitor(), max_steps=-1, max_epochs=2, log_every_n_steps=1
+    )
+    assert {batch.epoch for batch in seen.batches} == {0, 1}
+    assert len(rows) == len(seen.batches) // 2
+    pairs = [seen.batches[i : i + 2] for i in range(0, len(seen.batches), 2)]
+    assert [row["data/fill"] for row in rows] == pytest.approx(
+        [tokens_of(pair) / 800 for pair in pairs]
+    )
+
+
+def test_holes_and_fillers_count_as_packs(run: tuple[Rows, Seen, Any]) -> None:
+    _, seen, model = run
+    batch = next(batch for batch in seen.batches if len(batch.samples) > 1)
+    hole = replace(batch.samples[0], is_hole=True)
+    counts = Counts()
+    counts.add(replace(batch, samples=()), model.config)
+    assert (counts.packs, counts.samples, counts.tokens, counts.flops) == (1, 0, 0, 0)
+    counts.add(replace(batch, samples=(hole, *batch.samples[1:])), None)
+    assert (counts.packs, counts.samples) == (2, len(batch.samples) - 1)
+    assert counts.tokens == sum(s.num_tokens for s in batch.samples[1:])
+
+
+def test_wrong_peak() -> None:
+    with pytest.raises(ConfigError, match="peak_flops: found 0"):
+        ThroughputMonitor(0)
+
+
+def start_ranks(arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """`mathcanvas` on two processes that talk over gloo."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "mathcanvas_lightning", *arguments],
+            env={
+                **os.environ,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "GROUP_RANK": "0",
+                "TORCHELASTIC_RUN_ID": "test",
+                "OMP_NUM_THREADS": "1",
+            },
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def run_settings(shards: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
+    """A run's YAML."""
+    sizes = {
+        "vae_transform": {"max_image_size": 64, "min_image_size": 32},
+        "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
+    }
+    return {
+        "data": {
+            "class_path": "mathcanvas_lightning.MathCanvasDataModule",
+            "init_args": {
+                "train": [{"path": str(shards), **sizes}],
+                "validation": [{"path": str(shards), "name": "val", **sizes}],
+                "max_num_tokens": 400,
+                "max_num_tokens_per_sample": 400,
+                "packs_per_step": 2,
+                "workers": {"num_workers": 0},
+                "index_workers": 0,
+                "progress": False,
+            },
+        },
+        "model": {
+            "class_path": "mathcanvas_lightning.BagelModule",
+            "init_args": {
+                "source": {"preset": "tiny", "overrides": SMALL},
+                "schedule": {"name": "constant"},
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": 2,
+            "log_every_n_steps": 1,
+            "val_check_interval": 1,
+            "limit_val_batches": 2,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "default_root_dir": str(folder),
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(folder), "name": "", "version": ""},
+            },
+            **trainer,
+        },
+    }
+
+
+def test_sharded_over_two_ranks(shards: Path, tmp_path: Path) -> None:
+    """Sums are over both ranks, one page is shown, and rank zero alone writes pictures."""
+    strategy = {"class_path": "mathcanvas_lightning.training.strategy.ShardedStrategy"}
+    settings = run_settings(shards, tmp_path / "run", devices=2, strategy=strategy)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    processes = start_ranks(["fit", "--config", str(path)])
+    outputs = []
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors[-3000:]
+            outputs.append(output)
+    finally:
+        for process in processes:
+            process.kill()
+    assert "1 x 2" in outputs[0]
+    assert "What is trained" not in outputs[1]
+    rows = metrics(tmp_path / "run")
+    data = training_data(
+        config(shards), packs_per_step=2, dropout=_default_dropout(), validation=()
+    )
+    data.prepare_data()
+    data.setup("fit")
+    schedule = data.plan.schedule(0)
+    planned = data.plan.epoch(0)
+    for step, row in enumerate(rows):
+        packs = [planned.samples(pack) for pack in schedule.step_packs(step)]
+        tokens = sum(int(planned.lengths[place]) for pack in packs for place in pack)
+        assert row["data/fill"] == pytest.approx(tokens / 800)
+    assert len(rows) == 2
+    pictures = sorted(path.name for path in (tmp_path / "run").rglob("*.png"))
+    assert pictures == ["step_1.png", "step_2.png"]
+
+
+def _default_dropout() -> Any:
+    from mathcanvas_lightning.data.sequence.roles import DropoutConfig
+
+    return DropoutConfig()
+
+
+def test_from_the_command_line(shards: Path, tmp_path: Path) -> None:
+    """Monitors are there by default, are set by their sections, and left out by null."""
+    settings = run_settings(shards, tmp_path / "run", devices=1)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    options = ["--debug_batches=1", "--throughput.peak_flops=1e12", "--pictures=null"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mathcanvas_lightning", "fit", "--config", str(path), *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "What is trained" in done.stdout
+    assert "Epoch 0, step 0, pack 0 of 2:" in done.stdout
+    assert done.stdout.index("pack 0 of 2") > done.stdout.index("What is trained")
+    rows = metrics(tmp_path / "run")
+    assert all("speed/mfu" in row for row in rows)
+    assert not list((tmp_path / "run").rglob("*.png"))
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["pictures"] is None
+    assert saved["throughput"]["init_args"] == {"peak_flops": 1e12}
+    assert json.dumps(saved["summary"]).count("StartSummary") == 1
