@@ -1,6 +1,7 @@
 """Pictures of stacks: from two opposite corners and from above, with axes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import cos, pi, sin
 
@@ -32,94 +33,111 @@ INK, FLOOR, LINES = (40, 40, 45), (236, 238, 241), (190, 194, 200)
 SHADES = {"top": 1.0, "x": 0.82, "y": 0.66}
 SUPERSAMPLING = 2
 MIN_VISIBLE_PIXELS = 12
+MIN_LABELLED_PX = 96
+"""Smaller views have no axes, whose letters could not be read."""
 
 Point = tuple[float, float]
 Quad = tuple[tuple[float, float, float], ...]
 
 
-def draw_state(stack: Stack, *, view_px: int) -> Image.Image:
-    """Draws a stack from its three views, side by side.
+def draw_state(stack: Stack, *, view_px: int, views: Sequence[str] = VIEWS) -> Image.Image:
+    """Draws a stack, its views side by side.
 
     Args:
         stack: What to draw.
-        view_px: Side of one view.
+        view_px: Side of one view, in pixels.
+        views: Names from `VIEWS`.
 
     Returns:
-        RGB picture of 3 * view_px by view_px pixels.
+        RGB picture of len(views) * view_px by view_px pixels.
     """
-    return _draw_rows([stack], view_px)
+    return _draw_rows([stack], view_px, views)
 
 
-def draw_composite(initial: Stack, final: Stack, *, view_px: int) -> Image.Image:
+def draw_composite(
+    initial: Stack, final: Stack, *, view_px: int, views: Sequence[str] = VIEWS
+) -> Image.Image:
     """Draws the initial stack in the top row and the final one in the bottom row.
 
     Args:
         initial: Top row.
         final: Bottom row.
-        view_px: Side of one view.
+        view_px: Side of one view, in pixels.
+        views: Names from `VIEWS`.
 
     Returns:
-        RGB picture of 3 * view_px by 2 * view_px pixels.
+        RGB picture of len(views) * view_px by 2 * view_px pixels.
     """
-    return _draw_rows([initial, final], view_px)
+    return _draw_rows([initial, final], view_px, views)
 
 
-def all_visible(stack: Stack) -> bool:
-    """Whether each block can be seen in one of the views at least."""
+def all_visible(stack: Stack, views: Sequence[str] = VIEWS) -> bool:
+    """Whether each block can be seen in at least one of the views."""
     visible: set[int] = set()
-    for view in VIEWS:
+    for view in views:
         picture = Image.new("L", (64, 64), 255)
         canvas = ImageDraw.Draw(picture)
         for block, quads in _blocks_back_to_front(stack, view):
             for quad, _ in quads:
-                canvas.polygon(_project(quad, view, stack.size, 64.0), fill=block)
+                canvas.polygon(_project(quad, _Frame(view, stack.size, 64.0)), fill=block)
         pixels = picture.histogram()
         visible |= {block for block, count in enumerate(pixels) if count >= MIN_VISIBLE_PIXELS}
     return {block for _, block in stack} <= visible
 
 
-def _draw_rows(stacks: Sequence[Stack], view_px: int) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """How board coordinates become pixels of a view."""
+
+    view: str
+    size: int
+    side: float
+    is_labelled: bool = True
+
+
+def _draw_rows(stacks: Sequence[Stack], view_px: int, views: Sequence[str]) -> Image.Image:
     side = view_px * SUPERSAMPLING
-    picture = Image.new("RGB", (side * len(VIEWS), side * len(stacks)), "white")
+    picture = Image.new("RGB", (side * len(views), side * len(stacks)), "white")
     for row, stack in enumerate(stacks):
-        for column, view in enumerate(VIEWS):
+        for column, view in enumerate(views):
             panel = Image.new("RGB", (side, side), "white")
-            _draw_view(ImageDraw.Draw(panel), stack, view, side)
+            frame = _Frame(view, stack.size, side, view_px >= MIN_LABELLED_PX)
+            _draw_view(ImageDraw.Draw(panel), stack, frame)
             picture.paste(panel, (column * side, row * side))
     return picture.reduce(SUPERSAMPLING)
 
 
-def _draw_view(canvas: ImageDraw.ImageDraw, stack: Stack, view: str, side: int) -> None:
-    size, width = stack.size, max(1, side // 200)
+def _draw_view(canvas: ImageDraw.ImageDraw, stack: Stack, frame: _Frame) -> None:
+    size, width = stack.size, max(1, round(frame.side) // 200)
     for x in range(size):
         for y in range(size):
             tile = ((x, y, 0), (x + 1, y, 0), (x + 1, y + 1, 0), (x, y + 1, 0))
-            points = _project(tile, view, size, side)
-            canvas.polygon(points, fill=FLOOR, outline=LINES, width=width)
-    _draw_axes(canvas, size, view, side)
-    for block, quads in _blocks_back_to_front(stack, view):
+            canvas.polygon(_project(tile, frame), fill=FLOOR, outline=LINES, width=width)
+    if frame.is_labelled:
+        _draw_axes(canvas, size, frame.view, round(frame.side))
+    for block, quads in _blocks_back_to_front(stack, frame.view):
         for quad, shade in quads:
             colour = tuple(round(channel * shade) for channel in _RGB[block])
-            points = _project(quad, view, size, side)
-            canvas.polygon(points, fill=colour, outline=INK, width=width)
+            canvas.polygon(_project(quad, frame), fill=colour, outline=INK, width=width)
 
 
 def _draw_axes(canvas: ImageDraw.ImageDraw, size: int, view: str, side: int) -> None:
+    frame = _Frame(view, size, side)
     font, width = _font(side // 16), max(1, side // 130)
     ends = {"x": (size + 0.45, 0, 0), "y": (0, size + 0.45, 0), "z": (0, 0, size + 0.15)}
     for axis, colour in AXES.items():
         if axis == "z" and view != "corner":  # from the other corner it would cover the blocks
             continue
-        start, end = _project(((0, 0, 0), ends[axis]), view, size, side)
+        start, end = _project(((0, 0, 0), ends[axis]), frame)
         canvas.line((start, end), fill=colour, width=width)
         _draw_arrow_head(canvas, start, end, colour, side / 40)
         x, y, z = (coordinate * 1.11 for coordinate in ends[axis])
-        canvas.text(_project(((x, y, z),), view, size, side)[0], axis, colour, font, anchor="mm")
+        canvas.text(_project(((x, y, z),), frame)[0], axis, colour, font, anchor="mm")
     ticks = _font(side // 24)
     for k in range(size):
         marks: Quad = ((k + 0.5, -0.3, 0.0), (-0.3, k + 0.5, 0.0))
         for cell in marks:
-            canvas.text(_project((cell,), view, size, side)[0], str(k), INK, ticks, anchor="mm")
+            canvas.text(_project((cell,), frame)[0], str(k), INK, ticks, anchor="mm")
 
 
 def _draw_arrow_head(
@@ -153,20 +171,24 @@ def _faces(x: int, y: int, z: int, view: str) -> list[tuple[Quad, float]]:
     return [(side_x, SHADES["x"]), (side_y, SHADES["y"]), (top, SHADES["top"])]
 
 
-def _project(points: Quad, view: str, size: int, side: float) -> list[Point]:
+def _project(points: Quad, frame: _Frame) -> list[Point]:
     """Board coordinates to pixels of a view: isometric from a corner, or straight from above."""
-    if view == "above":
-        scale = side / (size + 2.0)
-        return [(scale * (x + 1.0), side - scale * (y + 1.0)) for x, y, _ in points]
-    scale = side / (2.15 * size + 1.4)
-    sign = -1 if view == "opposite corner" else 1
+    size, side = frame.size, frame.side
+    if frame.view == "above":
+        margin = 1.0 if frame.is_labelled else 0.1
+        scale = side / (size + 2.0 * margin)
+        return [(scale * (x + margin), side - scale * (y + margin)) for x, y, _ in points]
+    # Without labels the board fills the view.
+    scale = side / (2.15 * size + 1.4 if frame.is_labelled else 2.1 * size)
+    ground = side * (0.67 if frame.is_labelled else 0.74)
+    sign = -1 if frame.view == "opposite corner" else 1
     middle = size / 2
     projected = []
     for x, y, z in points:
         u, v = sign * (x - middle), sign * (y - middle)
         across = (v - u) * cos(pi / 6)
         down = (u + v) * sin(pi / 6) - z
-        projected.append((side / 2 + scale * across, side * 0.67 + scale * down))
+        projected.append((side / 2 + scale * across, ground + scale * down))
     return projected
 
 

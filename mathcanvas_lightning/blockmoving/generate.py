@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,18 @@ import numpy as np
 
 from mathcanvas_lightning.blockmoving.drawing import (
     COLOURS,
+    VIEWS,
     all_visible,
     draw_composite,
     draw_state,
 )
 from mathcanvas_lightning.blockmoving.explain import describe_moves, explain
+from mathcanvas_lightning.blockmoving.extras import parse_extras, write_extras
+from mathcanvas_lightning.blockmoving.levels import Level, Wording, find_level
+from mathcanvas_lightning.blockmoving.parts import PARTS, Part, belongs_to
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
+from mathcanvas_lightning.blockmoving.short import explain_short, show_option
 from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
@@ -28,12 +33,15 @@ from mathcanvas_lightning.errors import ConfigError
 
 SOURCE_FILE = "enhanced_cot_cleaned.json"
 CHUNK_TASKS = 4
-MAX_DRAWS = 1000
+MAX_DRAWS = 4000
+"""Random puzzles that are tried for one task."""
+WRONG_FRACTION, UNRENDERED_FRACTION = 0.1, 0.05
+"""Defaults without a level: data that models wrote has such samples, which conversion rejects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMovingReport:
-    """What was generated."""
+    """Counts of what was generated."""
 
     source_file: str
     """Path of the JSON file."""
@@ -43,20 +51,19 @@ class BlockMovingReport:
     """Samples that end with a wrong answer."""
     num_unrendered: int
     """Samples with a mark in place of a picture."""
+    extras: dict[str, int]
+    """Rows of each further data set, by name."""
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
     folder: str
+    level: Level
+    part: Part
     seed: int
-    size: int
-    min_blocks: int
-    max_blocks: int
-    num_moves: int
     wrong_fraction: float
     unrendered_fraction: float
-    view_px: int
 
 
 def generate_blockmoving(
@@ -64,62 +71,135 @@ def generate_blockmoving(
     *,
     num_tasks: int = 100,
     seed: int = 0,
-    size: int = 3,
-    min_blocks: int = 4,
-    max_blocks: int = 8,
-    num_moves: int = 3,
-    wrong_fraction: float = 0.1,
-    unrendered_fraction: float = 0.05,
-    view_px: int = 192,
+    level: int | None = None,
+    part: Part = "all",
+    extra: str | None = None,
+    size: int | None = None,
+    min_blocks: int | None = None,
+    max_blocks: int | None = None,
+    num_moves: int | None = None,
+    num_views: int | None = None,
+    view_px: int | None = None,
+    wording: Wording | None = None,
+    wrong_fraction: float | None = None,
+    unrendered_fraction: float | None = None,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> BlockMovingReport:
     """Generates a BlockMoving data set: simulated puzzles with pictures and chains of thought.
 
     Writes enhanced_cot_cleaned.json, and for each task composite.png (initial stack above, final
-    stack below, three views each), a picture of each step, and data.json with the options.
+    stack below), a picture of each step, and data.json with the options. All puzzles differ.
 
     Args:
         output: Folder to write to.
-        num_tasks: How many tasks.
+        num_tasks: Number of tasks.
         seed: Decides everything; task k is the same in a set of any size.
-        size: Columns a side of the board, and the greatest height.
-        min_blocks: Fewest blocks of a task.
-        max_blocks: Most blocks of a task.
-        num_moves: Moves of a solution.
-        wrong_fraction: Fraction of samples with a wrong answer, as in data that models wrote.
-        unrendered_fraction: Fraction of samples with [render_result] in place of a picture.
-        view_px: Side of one view; a composite is 3 by 2 of them, a step's picture 3 by 1.
-        num_workers: Processes; 0 works in this one; by default one for each usable core.
+        level: Difficulty, 1 (two cubes, one move) to 5; the default is 5 with some faulty samples.
+        part: all, train, validation or test; the last three share no picture.
+        extra: Further data sets, such as describe=600,draw=600,move=200,reason=200.
+        size: Columns along each side of the board, and the maximum height; default: the level's.
+        min_blocks: Minimum number of cubes; default: the level's.
+        max_blocks: Maximum number of cubes; default: the level's.
+        num_moves: Moves of a solution; default: the level's.
+        num_views: 1 (from a corner) or 3 views in each picture; default: the level's.
+        view_px: Side of one view, in pixels; default: the level's.
+        wording: short or long chain of thought; default: the level's.
+        wrong_fraction: Share of samples with a wrong answer; default: 0.1 without a level, or 0.
+        unrendered_fraction: Share with [render_result] for a picture; default: 0.05 or 0.
+        num_workers: Processes; 0 uses this one; default: one for each usable core.
         progress: Show a progress bar on a terminal.
 
-    Returns:
-        Counts.
-
     Raises:
-        ConfigError: If the numbers don't fit together.
+        ConfigError: If the numbers do not fit together, or there are too few different puzzles.
     """
     started = time.monotonic()
-    settings = _Settings(
-        folder=output,
-        seed=seed,
+    chosen = find_level(level).with_settings(
         size=size,
         min_blocks=min_blocks,
         max_blocks=max_blocks,
         num_moves=num_moves,
-        wrong_fraction=wrong_fraction,
-        unrendered_fraction=unrendered_fraction,
+        views=None if num_views is None else VIEWS[:num_views],
         view_px=view_px,
+        wording=wording,
     )
-    _check(settings, num_tasks)
+    faults = (WRONG_FRACTION, UNRENDERED_FRACTION) if level is None else (0.0, 0.0)
+    settings = _Settings(
+        folder=output,
+        level=chosen,
+        part=part,
+        seed=seed,
+        wrong_fraction=faults[0] if wrong_fraction is None else wrong_fraction,
+        unrendered_fraction=faults[1] if unrendered_fraction is None else unrendered_fraction,
+    )
+    _check(settings, num_tasks, num_views)
+    counts = parse_extras(extra)
+    num_wrong, num_unrendered = _write_tasks(settings, num_tasks, num_workers, progress)
+    write_extras(Path(output), chosen, part, seed, counts, progress=progress)
+    return BlockMovingReport(
+        source_file=os.fspath(Path(output, SOURCE_FILE)),
+        num_tasks=num_tasks,
+        num_images=num_tasks * (chosen.num_moves + 1),
+        num_wrong=num_wrong,
+        num_unrendered=num_unrendered,
+        extras=counts,
+        seconds=time.monotonic() - started,
+    )
+
+
+def draw_puzzles(level: Level, part: Part, seed: int, num_tasks: int) -> Iterator[Puzzle]:
+    """Draws different puzzles, one after the other.
+
+    Args:
+        level: Difficulty.
+        part: Part of the stacks that may be drawn.
+        seed: Decides everything.
+        num_tasks: Number of puzzles.
+
+    Yields:
+        The puzzle of each task.
+
+    Raises:
+        ConfigError: If no new puzzle is found.
+    """
+    used: set[tuple[Stack, Stack]] = set()
+    for task in range(num_tasks):
+        # Not the generator of the task's faults: it must not depend on how many draws failed.
+        rng = np.random.Generator(np.random.Philox(key=[seed, task]))
+        for _ in range(MAX_DRAWS):
+            puzzle = draw_puzzle(
+                rng,
+                level,
+                is_clear=lambda stack: all_visible(stack, level.views),
+                is_drawable=lambda stack: belongs_to(stack, part),
+            )
+            if puzzle is not None and (puzzle.initial, puzzle.final) not in used:
+                used.add((puzzle.initial, puzzle.final))
+                yield puzzle
+                break
+        else:
+            raise ConfigError(
+                "--num_tasks, --num_moves, --max_blocks, --size",
+                found=f"no new puzzle after {task} with {level.num_moves} moves, up to "
+                f"{level.max_blocks} blocks and size {level.size} in {MAX_DRAWS} draws",
+                wanted="settings that allow as many different puzzles as tasks",
+                remedy="Take fewer tasks or moves, or a larger board.",
+            )
+
+
+def _write_tasks(
+    settings: _Settings, num_tasks: int, num_workers: int | None, progress: bool
+) -> tuple[int, int]:
+    """Writes all tasks; returns how many are wrong, and how many lack a picture."""
+    puzzles = draw_puzzles(settings.level, settings.part, settings.seed, num_tasks)
     records = ordered_map(
         partial(_make_tasks, settings),
-        chunked(range(num_tasks), CHUNK_TASKS),
+        chunked(enumerate(puzzles), CHUNK_TASKS),
         num_workers=count_workers(num_workers, num_tasks, CHUNK_TASKS),
     )
     num_wrong = num_unrendered = 0
     with (
-        OutputFolder(output).writing(SOURCE_FILE) as path,
+        OutputFolder(settings.folder).writing(SOURCE_FILE) as path,
         path.open("w", encoding="utf-8") as file,
         progress_bar("Generating", num_tasks, show=progress) as advance,
     ):
@@ -131,69 +211,55 @@ def generate_blockmoving(
             num_unrendered += RENDER_MARK in record["cot_text"]
             advance(1, "")
         file.write("\n]\n")
-    return BlockMovingReport(
-        source_file=os.fspath(Path(output, SOURCE_FILE)),
-        num_tasks=num_tasks,
-        num_images=num_tasks * (num_moves + 1),
-        num_wrong=num_wrong,
-        num_unrendered=num_unrendered,
-        seconds=time.monotonic() - started,
-    )
+    return num_wrong, num_unrendered
 
 
-def _make_tasks(settings: _Settings, tasks: Sequence[int]) -> list[dict[str, Any]]:
-    return [_make_task(settings, task) for task in tasks]
+def _make_tasks(settings: _Settings, tasks: Sequence[tuple[int, Puzzle]]) -> list[dict[str, Any]]:
+    return [_make_task(settings, number, puzzle) for number, puzzle in tasks]
 
 
-def _make_task(settings: _Settings, task: int) -> dict[str, Any]:
+def _make_task(settings: _Settings, task: int, puzzle: Puzzle) -> dict[str, Any]:
     """Draws and writes one task; returns its record."""
-    rng = np.random.Generator(np.random.Philox(key=[settings.seed, task]))
-    puzzle = _draw_visible(rng, settings)
-    name = f"task_{task}"
+    rng = np.random.Generator(np.random.Philox(key=[settings.seed, task], counter=2**64))
+    level, name = settings.level, f"task_{task}"
     folder = Path(settings.folder, name)
     folder.mkdir(parents=True, exist_ok=True)
-    composite = draw_composite(puzzle.initial, puzzle.final, view_px=settings.view_px)
-    composite.save(folder / "composite.png")
+    draw_composite(puzzle.initial, puzzle.final, view_px=level.view_px, views=level.views).save(
+        folder / "composite.png"
+    )
     pictures = []
     for number, step in enumerate(puzzle.steps, start=1):
-        draw_state(step.after, view_px=settings.view_px).save(folder / f"step_{number}.png")
+        picture = draw_state(step.after, view_px=level.view_px, views=level.views)
+        picture.save(folder / f"step_{number}.png")
         pictures.append(f"<image>{name}/step_{number}.png</image>")
     if rng.random() < settings.unrendered_fraction:
         pictures[int(rng.integers(len(pictures)))] = RENDER_MARK
     pred = puzzle.answer
     if rng.random() < settings.wrong_fraction:
         pred = str(rng.choice([letter for letter in puzzle.options if letter != puzzle.answer]))
-    (folder / "data.json").write_text(json.dumps(_task_file(puzzle), indent=1), encoding="utf-8")
-    text = explain(puzzle, pictures, answer=pred, composite=f"<image>{name}/composite.png</image>")
+    task_file = json.dumps(_task_file(puzzle, level), indent=1)
+    (folder / "data.json").write_text(task_file, encoding="utf-8")
+    write = explain if level.wording == "long" else explain_short
+    text = write(puzzle, pictures, answer=pred, composite=f"<image>{name}/composite.png</image>")
     return {"task_id": task, "gt": puzzle.answer, "pred": pred, "cot_text": text}
 
 
-def _draw_visible(rng: np.random.Generator, settings: _Settings) -> Puzzle:
-    for _ in range(MAX_DRAWS):
-        num_blocks = int(rng.integers(settings.min_blocks, settings.max_blocks + 1))
-        puzzle = draw_puzzle(
-            rng, size=settings.size, num_blocks=num_blocks, num_moves=settings.num_moves
-        )
-        if puzzle is not None and all(
-            map(all_visible, (puzzle.initial, *(step.after for step in puzzle.steps)))
-        ):
-            return puzzle
-    raise ConfigError(
-        "--num_moves, --max_blocks, --size",
-        found=f"no puzzle with {settings.num_moves} moves, up to {settings.max_blocks} blocks "
-        f"and size {settings.size} in {MAX_DRAWS} draws",
-        wanted="settings that leave room to move",
-        remedy="Take fewer moves, or fewer blocks, or a larger board.",
-    )
-
-
-def _task_file(puzzle: Puzzle) -> dict[str, Any]:
+def _task_file(puzzle: Puzzle, level: Level) -> dict[str, Any]:
+    options = {
+        letter: describe_moves(moves)
+        if level.wording == "long"
+        else show_option(puzzle.initial, moves)
+        for letter, moves in puzzle.options.items()
+    }
     return {
-        "options": {letter: describe_moves(moves) for letter, moves in puzzle.options.items()},
+        "options": options,
         "answer": puzzle.answer,
         "size": puzzle.initial.size,
         "initial": _blocks(puzzle.initial),
         "final": _blocks(puzzle.final),
+        "steps": [_blocks(step.after) for step in puzzle.steps],
+        "views": list(level.views),
+        "view_px": level.view_px,
     }
 
 
@@ -202,25 +268,16 @@ def _blocks(stack: Stack) -> list[dict[str, Any]]:
     return [{"cell": list(cell), "colour": names[block]} for cell, block in stack]
 
 
-def _check(settings: _Settings, num_tasks: int) -> None:
-    room = settings.size * settings.size * (settings.size - 1)
-    most = min(room, len(COLOURS))
+def _check(settings: _Settings, num_tasks: int, num_views: int | None) -> None:
+    settings.level.check()
     fractions = (settings.wrong_fraction, settings.unrendered_fraction)
     for option, found, good, wanted in (
         ("num_tasks", num_tasks, num_tasks >= 1, "1 or more"),
         ("seed", settings.seed, settings.seed >= 0, "0 or more"),
-        ("size", settings.size, 2 <= settings.size <= 6, "2 to 6"),
-        ("min_blocks", settings.min_blocks, settings.min_blocks >= 2, "2 or more"),
-        (
-            "max_blocks",
-            settings.max_blocks,
-            settings.min_blocks <= settings.max_blocks <= most,
-            f"--min_blocks to {most} on a board of size {settings.size}",
-        ),
-        ("num_moves", settings.num_moves, 1 <= settings.num_moves <= 12, "1 to 12"),
+        ("part", settings.part, settings.part in PARTS, ", ".join(PARTS)),
+        ("num_views", num_views, num_views in (None, 1, 3), "1 or 3"),
         ("wrong_fraction", fractions[0], 0 <= fractions[0] <= 1, "0 to 1"),
         ("unrendered_fraction", fractions[1], 0 <= fractions[1] <= 1, "0 to 1"),
-        ("view_px", settings.view_px, 48 <= settings.view_px <= 1024, "48 to 1024"),
     ):
         if not good:
             raise ConfigError(

@@ -1,11 +1,12 @@
-"""Draws puzzles: an initial stack, moves, and four options of which exactly one is right."""
+"""Puzzles: an initial stack and four options, of which exactly one leads to the final stack."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from string import ascii_uppercase
 
 import numpy as np
 
+from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.rules import (
     DIRECTIONS,
     IllegalMove,
@@ -17,7 +18,10 @@ from mathcanvas_lightning.blockmoving.rules import (
 )
 
 NUM_OPTIONS = 4
-MAX_EDITS = 500
+MAX_WALKS = 60
+"""Random move sequences that are tried for the four options of a puzzle."""
+
+Accept = Callable[[Stack], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,7 @@ class Puzzle:
     """One task."""
 
     initial: Stack
+    """The stack before the moves."""
     steps: tuple[Step, ...]
     """The solution."""
     options: dict[str, tuple[Move, ...]]
@@ -39,24 +44,53 @@ class Puzzle:
 
 
 def draw_puzzle(
-    rng: np.random.Generator, *, size: int, num_blocks: int, num_moves: int
+    rng: np.random.Generator,
+    level: Level,
+    *,
+    is_clear: Accept = lambda _: True,
+    is_drawable: Accept = lambda _: True,
 ) -> Puzzle | None:
-    """Draws a puzzle.
+    """Draws a puzzle at random.
+
+    The four options are legal move sequences with four different outcomes, and the right one is
+    chosen uniformly, so nothing in the text of the options says which one it is.
 
     Args:
         rng: Decides everything.
-        size: Columns a side, and the greatest height.
-        num_blocks: Blocks, at most size * size * (size - 1).
-        num_moves: Moves of each option.
+        level: Board, cubes and moves.
+        is_clear: Condition on every stack of every option, such as that all cubes can be seen.
+        is_drawable: Condition on the stacks of the solution alone, which are drawn.
 
     Returns:
-        A puzzle in which each move changes something, no stack comes twice, and exactly one
-        option is right, shown by simulating all of them. None if this draw led nowhere.
+        A puzzle in which each move changes the stack and no stack comes twice. None if the stack
+        that was drawn has no four such options.
     """
-    initial = _draw_stack(rng, size, num_blocks)
-    steps = _draw_walk(rng, initial, num_moves)
-    wrong = _draw_wrong(rng, initial, steps) if steps else []
-    return _assemble(rng, initial, steps, wrong) if len(wrong) == NUM_OPTIONS - 1 else None
+    initial = _draw_stack(rng, level)
+    if not is_clear(initial):
+        return None
+    walks = []
+    finals = {initial}
+    for walk in _draw_walks(rng, initial, level):
+        if walk[-1].after not in finals and all(is_clear(step.after) for step in walk):
+            finals.add(walk[-1].after)
+            walks.append(walk)
+        if len(walks) == NUM_OPTIONS:
+            break
+    else:
+        return None
+    walks = [walks[int(index)] for index in rng.permutation(NUM_OPTIONS)]
+    right = int(rng.integers(NUM_OPTIONS))
+    if not all(is_drawable(step.after) for step in walks[right]):
+        return None
+    return Puzzle(
+        initial=initial,
+        steps=walks[right],
+        options={
+            letter: tuple(step.move for step in walk)
+            for letter, walk in zip(ascii_uppercase, walks, strict=False)
+        },
+        answer=ascii_uppercase[right],
+    )
 
 
 def leads_to(initial: Stack, moves: tuple[Move, ...], final: Stack) -> bool:
@@ -67,88 +101,55 @@ def leads_to(initial: Stack, moves: tuple[Move, ...], final: Stack) -> bool:
         return False
 
 
-def _draw_stack(rng: np.random.Generator, size: int, num_blocks: int) -> Stack:
-    stack = Stack.empty(size)
-    for block in range(num_blocks):
+def legal_steps(stack: Stack, level: Level) -> list[Step]:
+    """Returns all moves that a level allows and that change the stack, in a fixed order."""
+    steps = []
+    for cell, _ in stack:
+        for direction, (_, _, up) in DIRECTIONS.items():
+            step = None if up and not level.vertical else _try(stack, Move(cell, direction))
+            if step is not None and step.after != stack and (level.swaps or step.swapped is None):
+                steps.append(step)
+    return steps
+
+
+def _draw_stack(rng: np.random.Generator, level: Level) -> Stack:
+    stack = Stack.empty(level.size)
+    num_blocks = int(rng.integers(level.min_blocks, level.max_blocks + 1))
+    for block in rng.permutation(level.num_colours)[:num_blocks]:
         # Room is left below the ceiling, so that blocks can be moved onto others.
-        free = [i for i, column in enumerate(stack.columns) if len(column) < size - 1]
-        x, y = divmod(int(rng.choice(free)), size)
-        stack = stack.with_column(x, y, (*stack.column(x, y), block))
+        free = [i for i, column in enumerate(stack.columns) if len(column) < level.size - 1]
+        x, y = divmod(int(rng.choice(free)), level.size)
+        stack = stack.with_column(x, y, (*stack.column(x, y), int(block)))
     return stack
 
 
-def _draw_walk(rng: np.random.Generator, stack: Stack, num_moves: int) -> tuple[Step, ...]:
-    """Moves that each lead to a new stack; empty if the walk got stuck."""
-    seen = {stack}
-    steps: list[Step] = []
-    for _ in range(num_moves):
-        moves = [Move(cell, direction) for cell, _ in stack for direction in DIRECTIONS]
-        for index in rng.permutation(len(moves)):
-            step = _try(stack, moves[index])
-            if step is not None and step.after not in seen:
-                break
-        else:
+def _draw_walks(
+    rng: np.random.Generator, initial: Stack, level: Level
+) -> Iterator[tuple[Step, ...]]:
+    """Yields random move sequences in which no stack comes twice."""
+    if level.num_moves == 1:
+        steps = legal_steps(initial, level)
+        for index in rng.permutation(len(steps)):
+            yield (steps[index],)
+        return
+    for _ in range(MAX_WALKS):
+        walk = _draw_walk(rng, initial, level)
+        if walk:
+            yield walk
+
+
+def _draw_walk(rng: np.random.Generator, stack: Stack, level: Level) -> tuple[Step, ...]:
+    """Draws one move sequence; empty if it got stuck."""
+    visited = {stack}
+    walk: list[Step] = []
+    for _ in range(level.num_moves):
+        steps = [step for step in legal_steps(stack, level) if step.after not in visited]
+        if not steps:
             return ()
-        seen.add(step.after)
-        steps.append(step)
-        stack = step.after
-    return tuple(steps)
-
-
-def _draw_wrong(
-    rng: np.random.Generator, initial: Stack, steps: tuple[Step, ...]
-) -> list[tuple[Move, ...]]:
-    """Edits of the solution that can be made, but lead elsewhere; each a different sequence."""
-    right = tuple(step.move for step in steps)
-    wrong: list[tuple[Move, ...]] = []
-    for _ in range(MAX_EDITS):
-        moves = _edit(rng, initial, right)
-        new = moves != right and moves not in wrong
-        if new and _possible(initial, moves) and not leads_to(initial, moves, steps[-1].after):
-            wrong.append(moves)
-            if len(wrong) == NUM_OPTIONS - 1:
-                break
-    return wrong
-
-
-def _edit(rng: np.random.Generator, initial: Stack, moves: tuple[Move, ...]) -> tuple[Move, ...]:
-    """Another direction, another block, or two moves in the other order."""
-    edited = list(moves)
-    place = int(rng.integers(len(moves)))
-    kind = int(rng.integers(3))
-    if kind == 0:
-        edited[place] = Move(moves[place].cell, str(rng.choice(list(DIRECTIONS))))
-    elif kind == 1:
-        cells = [cell for cell, _ in initial]
-        edited[place] = Move(cells[int(rng.integers(len(cells)))], moves[place].direction)
-    else:
-        other = int(rng.integers(len(moves)))
-        edited[place], edited[other] = edited[other], edited[place]
-    return tuple(edited)
-
-
-def _assemble(
-    rng: np.random.Generator,
-    initial: Stack,
-    steps: tuple[Step, ...],
-    wrong: list[tuple[Move, ...]],
-) -> Puzzle:
-    sequences = [tuple(step.move for step in steps), *wrong]
-    order = [int(index) for index in rng.permutation(NUM_OPTIONS)]
-    options = {ascii_uppercase[i]: sequences[index] for i, index in enumerate(order)}
-    right = [k for k, moves in options.items() if leads_to(initial, moves, steps[-1].after)]
-    answer = ascii_uppercase[order.index(0)]
-    assert right == [answer], f"options {right} are right, not {answer} alone"
-    return Puzzle(initial=initial, steps=steps, options=options, answer=answer)
-
-
-def _possible(stack: Stack, moves: tuple[Move, ...]) -> bool:
-    """Whether moves can all be made and each changes something."""
-    try:
-        stacks = [stack, *(step.after for step in simulate(stack, moves))]
-    except IllegalMove:
-        return False
-    return all(before != after for before, after in pairwise(stacks))
+        walk.append(steps[int(rng.integers(len(steps)))])
+        stack = walk[-1].after
+        visited.add(stack)
+    return tuple(walk)
 
 
 def _try(stack: Stack, move: Move) -> Step | None:

@@ -95,6 +95,8 @@ class VAEConfig:
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
+    norm_num_groups: int = 32
+    """Groups of the norms; one channel a group would hide differences of colour."""
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
 
@@ -237,25 +239,29 @@ class BagelConfig:
         }
 
 
+DRAWING_VAE = VAEConfig(ch=8, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_num_groups=2)
+"""Sizes of the small autoencoder that the package ships."""
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "llm": LLMConfig(
-            vocab_size=2048,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
+            vocab_size=512,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
             max_position_embeddings=8192,
+            rope_theta=10_000.0,
+            initializer_range=0.08,  # the fixed position tables have a root mean square of 0.7
         ),
         "vit": ViTConfig(
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=96,
+            intermediate_size=192,
             num_hidden_layers=3,
-            num_attention_heads=2,
+            num_attention_heads=3,
             image_size=224,
         ),
-        "vae": VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1),
+        "vae": DRAWING_VAE,
         "max_latent_size": 16,
         "vit_max_num_patch_per_side": 16,
     },
@@ -275,7 +281,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             num_attention_heads=6,
             image_size=448,
         ),
-        "vae": VAEConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1),
+        "vae": DRAWING_VAE,
         "max_latent_size": 32,
         "vit_max_num_patch_per_side": 32,
     },

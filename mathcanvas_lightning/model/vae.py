@@ -37,7 +37,7 @@ class LatentVAE(nn.Module):
             block_out_channels=tuple(config.ch * factor for factor in config.ch_mult),
             layers_per_block=config.num_res_blocks,
             latent_channels=config.z_channels,
-            norm_num_groups=32,
+            norm_num_groups=config.norm_num_groups,
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
@@ -176,7 +176,7 @@ def pack_latents(
 
 
 def save_random_vae(path: Path, config: VAEConfig, generator: torch.Generator) -> None:
-    """Writes a fresh autoencoder in BAGEL's names, for small models made from nothing."""
+    """Writes a random autoencoder in BAGEL's names, for small models made from nothing."""
     vae = LatentVAE(config)
     state = {}
     for name, tensor in vae.autoencoder.state_dict().items():
@@ -184,6 +184,17 @@ def save_random_vae(path: Path, config: VAEConfig, generator: torch.Generator) -
         drawn = torch.randn(tensor.shape, generator=generator) * scale
         is_norm = tensor.ndim == 1 and name.endswith("weight")
         state[name] = 1.0 + drawn if is_norm else drawn
+    save_vae(path, config, state)
+
+
+def save_vae(path: Path, config: VAEConfig, state: dict[str, Tensor]) -> None:
+    """Writes `ae.safetensors` in BAGEL's names.
+
+    Args:
+        path: Folder of the file.
+        config: Sizes of the autoencoder.
+        state: Weights by diffusers' names.
+    """
     save_file(to_ldm_names(state, len(config.ch_mult)), path / VAE_FILE)
 
 

@@ -1,0 +1,178 @@
+"""Further data sets of the same world: describe, draw, move, and reason about stacks in words."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mathcanvas_lightning.blockmoving.drawing import all_visible, draw_composite, draw_state
+from mathcanvas_lightning.blockmoving.levels import Level
+from mathcanvas_lightning.blockmoving.parts import Part, belongs_to
+from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
+from mathcanvas_lightning.blockmoving.short import (
+    read_and_reason,
+    show_move,
+    show_option,
+    show_stack,
+)
+from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.errors import ConfigError
+
+KINDS = ("describe", "draw", "move", "reason")
+DESCRIBE_PROMPT = "Describe."
+ROW_GROUP_ROWS = 256
+
+
+def parse_extras(text: str | None) -> dict[str, int]:
+    """Reads numbers of rows such as `describe=600,draw=600`.
+
+    Args:
+        text: Names and numbers; None for no further data set.
+
+    Raises:
+        ConfigError: If a name is unknown, or a number is none.
+    """
+    counts = {}
+    for word in filter(None, (text or "").split(",")):
+        name, _, number = word.strip().partition("=")
+        if name not in KINDS or not number.isdigit():
+            raise ConfigError(
+                "--extra",
+                found=repr(word),
+                wanted=f"NAME=ROWS with a name of {', '.join(KINDS)}",
+                remedy="Write it like describe=600,draw=600.",
+            )
+        counts[name] = int(number)
+    return counts
+
+
+def write_extras(
+    folder: Path, level: Level, part: Part, seed: int, counts: Mapping[str, int], *, progress: bool
+) -> None:
+    """Writes the further data sets.
+
+    Args:
+        folder: Gets describe/describe.jsonl, draw/draw_000.parquet, move/move_000.parquet and
+            reason/reason.jsonl.
+        level: Difficulty.
+        part: Part of the stacks that may be shown.
+        seed: Decides everything.
+        counts: Rows of each data set.
+        progress: Show a progress bar on a terminal.
+    """
+    for name, count in counts.items():
+        rng = np.random.Generator(np.random.Philox(key=[seed, KINDS.index(name)], counter=2**65))
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        with progress_bar(f"Generating {name}", count, show=progress) as advance:
+            rows: list[dict[str, Any]] = []
+            for row in islice(_ROWS[name](rng, level, part, target), count):
+                rows.append({"id": f"{name}_{len(rows)}", **row})
+                advance(1, "")
+        if name in ("describe", "reason"):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (target / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        else:
+            pq.write_table(
+                pa.Table.from_pylist(rows),
+                target / f"{name}_000.parquet",
+                row_group_size=ROW_GROUP_ROWS,
+                write_page_checksum=True,
+            )
+
+
+def _puzzles(rng: np.random.Generator, level: Level, part: Part) -> Iterator[Puzzle]:
+    while True:
+        puzzle = draw_puzzle(
+            rng,
+            level,
+            is_clear=lambda stack: all_visible(stack, level.views),
+            is_drawable=lambda stack: belongs_to(stack, part),
+        )
+        if puzzle is not None:
+            yield puzzle
+
+
+def _describe(
+    rng: np.random.Generator, level: Level, part: Part, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Yields pictures of questions, and every third time of one stack, with their cubes."""
+    for number, puzzle in enumerate(_puzzles(rng, level, part)):
+        size: Any = {"view_px": level.view_px, "views": level.views}
+        if number % 3:
+            picture = draw_composite(puzzle.initial, puzzle.final, **size)
+            text = f"Before: {show_stack(puzzle.initial)}. After: {show_stack(puzzle.final)}."
+        else:
+            picture = draw_state(puzzle.final, **size)
+            text = f"{show_stack(puzzle.final)}."
+        name = f"{number:06}.png"
+        picture.save(folder / name)
+        yield _conversation(f"{DESCRIBE_PROMPT}<image>", text, image=name)
+
+
+def _draw(
+    rng: np.random.Generator,
+    level: Level,
+    part: Part,
+    folder: Path,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
+    for puzzle in _puzzles(rng, level, part):
+        yield {"image": _png(puzzle.final, level), "caption": f"{show_stack(puzzle.final)}."}
+
+
+def _move(
+    rng: np.random.Generator,
+    level: Level,
+    part: Part,
+    folder: Path,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
+    for puzzle in _puzzles(rng, level, part):
+        stacks = [puzzle.initial, *(step.after for step in puzzle.steps)]
+        yield {
+            "image_list": [_png(stack, level) for stack in stacks],
+            "instruction_list": [[f"{show_move(step)}."] for step in puzzle.steps],
+        }
+
+
+def _reason(
+    rng: np.random.Generator,
+    level: Level,
+    part: Part,
+    folder: Path,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
+    """Yields puzzles whose stacks are given in words."""
+    for puzzle in _puzzles(rng, level, part):
+        before, after, *reasons = read_and_reason(puzzle)
+        options = ", ".join(
+            f"{letter} {show_option(puzzle.initial, moves)}"
+            for letter, moves in puzzle.options.items()
+        )
+        answer = f"{' '.join(reasons)} The answer is {puzzle.answer}."
+        yield _conversation(f"{before} {after} {options}.", answer)
+
+
+def _conversation(question: str, answer: str, **fields: Any) -> dict[str, Any]:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {**fields, "conversations": turns}
+
+
+def _png(stack: Any, level: Level) -> bytes:
+    picture: Image.Image = draw_state(stack, view_px=level.view_px, views=level.views)
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+_ROWS: Mapping[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "describe": _describe,
+    "draw": _draw,
+    "move": _move,
+    "reason": _reason,
+}
