@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mathcanvas_lightning.blockmoving.drawing import all_visible, draw_composite, draw_state
+from mathcanvas_lightning.blockmoving.drawing import draw_composite, draw_state
 from mathcanvas_lightning.blockmoving.levels import Level
-from mathcanvas_lightning.blockmoving.parts import Part, belongs_to
-from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
+from mathcanvas_lightning.blockmoving.parts import Part, random_puzzles
 from mathcanvas_lightning.blockmoving.short import (
     read_and_reason,
     show_move,
@@ -88,23 +87,11 @@ def write_extras(
             )
 
 
-def _puzzles(rng: np.random.Generator, level: Level, part: Part) -> Iterator[Puzzle]:
-    while True:
-        puzzle = draw_puzzle(
-            rng,
-            level,
-            is_clear=lambda stack: all_visible(stack, level.views),
-            is_drawable=lambda stack: belongs_to(stack, part),
-        )
-        if puzzle is not None:
-            yield puzzle
-
-
 def _describe(
     rng: np.random.Generator, level: Level, part: Part, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Yields pictures of questions, and every third time of one stack, with their cubes."""
-    for number, puzzle in enumerate(_puzzles(rng, level, part)):
+    for number, puzzle in enumerate(random_puzzles(rng, level, part)):
         size: Any = {"view_px": level.view_px, "views": level.views}
         if number % 3:
             picture = draw_composite(puzzle.initial, puzzle.final, **size)
@@ -123,7 +110,7 @@ def _draw(
     part: Part,
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
-    for puzzle in _puzzles(rng, level, part):
+    for puzzle in random_puzzles(rng, level, part):
         yield {"image": _png(puzzle.final, level), "caption": f"{show_stack(puzzle.final)}."}
 
 
@@ -133,7 +120,7 @@ def _move(
     part: Part,
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
-    for puzzle in _puzzles(rng, level, part):
+    for puzzle in random_puzzles(rng, level, part):
         stacks = [puzzle.initial, *(step.after for step in puzzle.steps)]
         yield {
             "image_list": [_png(stack, level) for stack in stacks],
@@ -148,7 +135,7 @@ def _reason(
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
     """Yields puzzles whose stacks are given in words."""
-    for puzzle in _puzzles(rng, level, part):
+    for puzzle in random_puzzles(rng, level, part):
         before, after, *reasons = read_and_reason(puzzle)
         options = ", ".join(
             f"{letter} {show_option(puzzle.initial, moves)}"

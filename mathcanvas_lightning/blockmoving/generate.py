@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,14 @@ import numpy as np
 from mathcanvas_lightning.blockmoving.drawing import (
     COLOURS,
     VIEWS,
-    all_visible,
     draw_composite,
     draw_state,
 )
 from mathcanvas_lightning.blockmoving.explain import describe_moves, explain
 from mathcanvas_lightning.blockmoving.extras import parse_extras, write_extras
 from mathcanvas_lightning.blockmoving.levels import Level, Wording, find_level
-from mathcanvas_lightning.blockmoving.parts import PARTS, Part, belongs_to
-from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
+from mathcanvas_lightning.blockmoving.parts import PARTS, Part, different_puzzles
+from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
 from mathcanvas_lightning.blockmoving.short import explain_short, show_option
 from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
@@ -33,8 +32,6 @@ from mathcanvas_lightning.errors import ConfigError
 
 SOURCE_FILE = "enhanced_cot_cleaned.json"
 CHUNK_TASKS = 4
-MAX_DRAWS = 4000
-"""Random puzzles that are tried for one task."""
 WRONG_FRACTION, UNRENDERED_FRACTION = 0.1, 0.05
 """Defaults without a level: data that models wrote has such samples, which conversion rejects."""
 
@@ -147,51 +144,11 @@ def generate_blockmoving(
     )
 
 
-def draw_puzzles(level: Level, part: Part, seed: int, num_tasks: int) -> Iterator[Puzzle]:
-    """Draws different puzzles, one after the other.
-
-    Args:
-        level: Difficulty.
-        part: Part of the stacks that may be drawn.
-        seed: Decides everything.
-        num_tasks: Number of puzzles.
-
-    Yields:
-        The puzzle of each task.
-
-    Raises:
-        ConfigError: If no new puzzle is found.
-    """
-    used: set[tuple[Stack, Stack]] = set()
-    for task in range(num_tasks):
-        # Not the generator of the task's faults: it must not depend on how many draws failed.
-        rng = np.random.Generator(np.random.Philox(key=[seed, task]))
-        for _ in range(MAX_DRAWS):
-            puzzle = draw_puzzle(
-                rng,
-                level,
-                is_clear=lambda stack: all_visible(stack, level.views),
-                is_drawable=lambda stack: belongs_to(stack, part),
-            )
-            if puzzle is not None and (puzzle.initial, puzzle.final) not in used:
-                used.add((puzzle.initial, puzzle.final))
-                yield puzzle
-                break
-        else:
-            raise ConfigError(
-                "--num_tasks, --num_moves, --max_blocks, --size",
-                found=f"no new puzzle after {task} with {level.num_moves} moves, up to "
-                f"{level.max_blocks} blocks and size {level.size} in {MAX_DRAWS} draws",
-                wanted="settings that allow as many different puzzles as tasks",
-                remedy="Take fewer tasks or moves, or a larger board.",
-            )
-
-
 def _write_tasks(
     settings: _Settings, num_tasks: int, num_workers: int | None, progress: bool
 ) -> tuple[int, int]:
     """Writes all tasks; returns how many are wrong, and how many lack a picture."""
-    puzzles = draw_puzzles(settings.level, settings.part, settings.seed, num_tasks)
+    puzzles = different_puzzles(settings.level, settings.part, settings.seed, num_tasks)
     records = ordered_map(
         partial(_make_tasks, settings),
         chunked(enumerate(puzzles), CHUNK_TASKS),

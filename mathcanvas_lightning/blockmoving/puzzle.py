@@ -18,7 +18,7 @@ from mathcanvas_lightning.blockmoving.rules import (
 )
 
 NUM_OPTIONS = 4
-MAX_WALKS = 60
+MAX_WALKS = 30
 """Random move sequences that are tried for the four options of a puzzle."""
 
 Accept = Callable[[Stack], bool]
@@ -48,7 +48,6 @@ def draw_puzzle(
     level: Level,
     *,
     is_clear: Accept = lambda _: True,
-    is_drawable: Accept = lambda _: True,
 ) -> Puzzle | None:
     """Draws a puzzle at random.
 
@@ -59,7 +58,6 @@ def draw_puzzle(
         rng: Decides everything.
         level: Board, cubes and moves.
         is_clear: Condition on every stack of every option, such as that all cubes can be seen.
-        is_drawable: Condition on the stacks of the solution alone, which are drawn.
 
     Returns:
         A puzzle in which each move changes the stack and no stack comes twice. None if the stack
@@ -80,8 +78,6 @@ def draw_puzzle(
         return None
     walks = [walks[int(index)] for index in rng.permutation(NUM_OPTIONS)]
     right = int(rng.integers(NUM_OPTIONS))
-    if not all(is_drawable(step.after) for step in walks[right]):
-        return None
     return Puzzle(
         initial=initial,
         steps=walks[right],

@@ -137,7 +137,7 @@ def _search(pixels: Floats, level: Level) -> Reading:
 
 
 def _changes(stack: Stack, level: Level) -> Iterator[Stack]:
-    """Yields the stacks with one cube more, less, elsewhere or of another colour, or two swapped."""
+    """Yields the stacks with a cube more, less, moved or recoloured, or two swapped."""
     absent = sorted(set(range(level.num_colours)) - set(stack.cells()))
     for block in absent:
         for index, column in enumerate(stack.columns):

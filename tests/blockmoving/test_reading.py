@@ -5,15 +5,15 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mathcanvas_lightning.blockmoving.drawing import draw_state
-from mathcanvas_lightning.blockmoving.generate import draw_puzzles
 from mathcanvas_lightning.blockmoving.levels import LEVELS
+from mathcanvas_lightning.blockmoving.parts import different_puzzles
 from mathcanvas_lightning.blockmoving.reading import all_stacks, count_stacks, read_drawing
 from mathcanvas_lightning.blockmoving.rules import Stack
 
 
 def _drawings(number: int, count: int) -> list[tuple[Stack, Image.Image]]:
     level = LEVELS[number]
-    stacks = [puzzle.final for puzzle in draw_puzzles(level, "all", 7, count)]
+    stacks = [puzzle.final for puzzle in different_puzzles(level, "all", 7, count)]
     return [(s, draw_state(s, view_px=level.view_px, views=level.views)) for s in stacks]
 
 
