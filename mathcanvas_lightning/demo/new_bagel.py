@@ -1,20 +1,24 @@
 """New small models: a tokenizer trained on given texts, and weights drawn from a seed."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
+from mathcanvas_lightning.blockmoving.levels import LEVELS
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.vae import save_random_vae
+from mathcanvas_lightning.model.config import DRAWING_VAE, BagelConfig
+from mathcanvas_lightning.model.vae import VAE_FILE, save_random_vae
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -30,6 +34,8 @@ QWEN2_WORDS = (
 )
 """How Qwen2 cuts text before its byte-level BPE (from its published tokenizer.json)."""
 NUM_DEFAULT_TASKS = 300
+WEIGHTS = Path(__file__).parent / "weights"
+"""What the package ships."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,7 @@ def make_bagel(
     model.reset_parameters(seed)
     model.save_checkpoint(output, dtype=stored)
     save_tokenizer(tokenizer, Path(output))
-    save_random_vae(Path(output), config.vae, torch.Generator().manual_seed(seed))
+    _save_vae(Path(output), config, seed)
     return FreshModel(
         path=output,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -140,6 +146,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _save_vae(folder: Path, config: BagelConfig, seed: int) -> None:
+    """Writes the autoencoder that the package ships where it fits, else a random one."""
+    if config.vae == DRAWING_VAE:
+        shutil.copyfile(WEIGHTS / VAE_FILE, folder / VAE_FILE)
+    else:
+        save_random_vae(folder, config.vae, torch.Generator().manual_seed(seed))
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -150,16 +164,29 @@ def _read(path: str) -> str:
 
 
 def _blockmoving_texts(seed: int) -> list[str]:
-    from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
-
+    """Returns chains of thought and descriptions of all levels."""
+    texts = []
     with tempfile.TemporaryDirectory() as folder:
-        report = generate_blockmoving(
-            folder,
-            num_tasks=NUM_DEFAULT_TASKS,
-            seed=seed,
-            view_px=48,
-            num_workers=0,
-            progress=False,
-        )
-        records = json.loads(Path(report.source_file).read_text(encoding="utf-8"))
-    return [record["cot_text"] for record in records]
+        for level in LEVELS:
+            report = generate_blockmoving(
+                folder,
+                num_tasks=NUM_DEFAULT_TASKS // len(LEVELS),
+                seed=seed,
+                level=level,
+                extra="reason=100",
+                view_px=48,
+                num_workers=0,
+                progress=False,
+            )
+            texts += _strings(json.loads(Path(report.source_file).read_text(encoding="utf-8")))
+            lines = Path(folder, "reason", "reason.jsonl").read_text(encoding="utf-8").splitlines()
+            texts += _strings([json.loads(line) for line in lines])
+    return texts
+
+
+def _strings(value: Any) -> list[str]:
+    """Returns all texts of a JSON value."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in _strings(part)]
