@@ -8,7 +8,7 @@ import numpy as np
 
 from mathcanvas_lightning.blockmoving.rules import (
     DIRECTIONS,
-    IllegalMove,
+    IllegalMoveError,
     Move,
     Stack,
     Step,
@@ -63,7 +63,7 @@ def leads_to(initial: Stack, moves: tuple[Move, ...], final: Stack) -> bool:
     """Whether moves can all be made and turn one stack into the other."""
     try:
         return simulate(initial, moves)[-1].after == final
-    except IllegalMove:
+    except IllegalMoveError:
         return False
 
 
@@ -146,7 +146,7 @@ def _possible(stack: Stack, moves: tuple[Move, ...]) -> bool:
     """Whether moves can all be made and each changes something."""
     try:
         stacks = [stack, *(step.after for step in simulate(stack, moves))]
-    except IllegalMove:
+    except IllegalMoveError:
         return False
     return all(before != after for before, after in pairwise(stacks))
 
@@ -154,5 +154,5 @@ def _possible(stack: Stack, moves: tuple[Move, ...]) -> bool:
 def _try(stack: Stack, move: Move) -> Step | None:
     try:
         return apply_move(stack, move)
-    except IllegalMove:
+    except IllegalMoveError:
         return None

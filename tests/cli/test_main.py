@@ -124,7 +124,7 @@ def test_exit_statuses(tmp_path: Path, run_tool: RunTool) -> None:
     write_json(source, [{**record, "pred": "B"}])
     status, text = convert("e")
     assert status == 1
-    assert "nothing was kept" in text
+    assert "no row was kept" in text
     source.write_text('[{"task_id": 1, "cot_text": ""}, {]')
     status, text = convert("f")
     assert status == 1
