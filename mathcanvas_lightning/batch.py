@@ -44,7 +44,7 @@ class TokenGeometry:
     vit_patch_px: int
     """Side of a ViT patch, in pixels."""
     latent_patch_px: int
-    """Side of the image area of one latent token, in pixels: VAE downsampling times latent patch."""
+    """Side of one latent token's image area, in pixels: VAE downsampling times latent patch."""
     max_vit_side: int
     """Side of the ViT position table, in patches."""
     max_latent_side: int
@@ -69,8 +69,8 @@ class PackedBatch:
     text_indexes: Tensor
     """[X] positions of these tokens."""
     vit_patches: Tensor
-    """[V, P] flattened patches in (row, column, channel) order. Data sends uint8 levels, a quarter of
-    the size of floats; the model also accepts floats from -1 to 1."""
+    """[V, P] flattened patches in (row, column, channel) order: uint8 levels as made by data, a
+    quarter of the size of floats, or floats from -1 to 1."""
     vit_position_ids: Tensor
     """[V] int64, row * side + column of the position table."""
     vit_indexes: Tensor
@@ -80,13 +80,13 @@ class PackedBatch:
     latent_shapes: tuple[tuple[int, int], ...]
     """(rows, columns) of latent tokens of each VAE item, noisy or clean; the products sum to L."""
     latent_image_ids: tuple[int, ...]
-    """Number in `images` of each VAE item; the noisy and clean items of a drawing share an image."""
+    """Number in `images` of each VAE item; noisy and clean items of a drawing share an image."""
     latent_position_ids: Tensor
     """[L] int64, row * side + column of the position table."""
     latent_indexes: Tensor
     """[L] positions of the latent tokens."""
     timestep_logits: Tensor
-    """[L] float: a standard normal number for the tokens of a noisy image, -inf for clean images."""
+    """[L] float: a standard normal number for tokens of noisy images, -inf for clean images."""
     images: tuple[Tensor, ...]
     """[3, H, W] the images of the VAE items, each once: uint8 levels, or floats from -1 to 1."""
     ce_indexes: Tensor
@@ -223,7 +223,7 @@ class MicroBatch:
     image_seeds: tuple[int, ...]
     """Seed of the noise of each of `pack.images`, equal on all ranks and in all runs."""
     step_totals: LossTotals
-    """Planned totals of all packs of this optimizer step, over all ranks; holes count like samples."""
+    """Planned totals of this optimizer step, over the packs of all ranks, holes included."""
     epoch: int
     """Epoch, from 0."""
     step: int

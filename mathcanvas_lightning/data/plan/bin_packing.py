@@ -85,7 +85,7 @@ class _Pool:
         return chosen
 
     def _pair(self, free: int, longest: int, tries: int, least: int) -> tuple[int, tuple[int, ...]]:
-        """The smallest remaining space, and the two samples that leave it if it is below `least`."""
+        """The smallest free space, and the two samples that leave it if it is below `least`."""
         lengths = self.lengths
         chosen: tuple[int, ...] = ()
         for first in range(longest, 0, -max(1, longest // tries)):

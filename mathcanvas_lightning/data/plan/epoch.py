@@ -261,7 +261,7 @@ def _row_order(row_groups: Ints, random: np.random.Generator | None) -> Ints:
 
 
 def _rotating_part(num_rows: int, start: int, count: int, seed: int) -> np.ndarray:
-    """[N] bool: `count` rows, other ones in each epoch, so that over epochs all occur equally often."""
+    """[N] bool: `count` rows, rotated from epoch to epoch, so that all occur equally often."""
     fixed = generator("rest", seed, num_rows).permutation(num_rows)
     chosen = np.zeros(num_rows, bool)
     chosen[fixed[(start + np.arange(count)) % num_rows]] = True
@@ -292,7 +292,7 @@ def _pack(
 
 
 def _windows(num_rows: int) -> Iterator[tuple[int, int]]:
-    """Splits rows into windows of at least `WINDOW_ROWS` rows, or into one window if they are fewer."""
+    """Splits rows into windows of at least `WINDOW_ROWS` rows; fewer rows are one window."""
     count = max(1, num_rows // WINDOW_ROWS)
     bounds = np.linspace(0, num_rows, count + 1).astype(np.int64).tolist()
     return itertools.pairwise(bounds)

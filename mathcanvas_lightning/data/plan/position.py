@@ -1,4 +1,4 @@
-"""Maps counters of processed batches to a position in the plan, and restores it from checkpoints."""
+"""Maps counts of processed batches to a position in the plan; restores it from checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
