@@ -33,7 +33,7 @@ class Split:
         """
         if self.attention_mode not in get_args(AttentionMode):
             raise ValueError(
-                f"attention mode {self.attention_mode!r} is none of causal, full, noise"
+                f"attention mode {self.attention_mode!r} is not one of causal, full, noise"
             )
 
 

@@ -74,8 +74,8 @@ class MathCanvasDataModule(LightningDataModule):
         **settings: Any,
     ) -> None:
         super().__init__()
-        # jsonargparse finds the names, types and defaults of `settings` in this very call; with
-        # Unpack[TypedDict] it would lose the defaults, and reject keys whose type is a dataclass.
+        # From this call jsonargparse resolves the names, types and defaults of `settings`. With
+        # Unpack[TypedDict] it has no defaults, and rejects keys whose type is a dataclass.
         self.settings = DataSettings(**settings)
         self.budget = TokenBudget(
             max_num_tokens=max_num_tokens,

@@ -1,20 +1,24 @@
 """The data module: the same tensors for any ranks and workers, and after any interruption."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.config import WorkerConfig
+from mathcanvas_lightning.data.loading.config import DataSettings, WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.storage.shards import StorageConfig
 from tests.data.hashes import by_step, digest, uids
 from tests.data.make_rows import (
     config,
@@ -29,7 +33,25 @@ from tests.data.make_rows import (
 )
 
 NUM_ROWS = 60
+OPTIONS = {
+    *("tokenizer", "train", "validation", "max_num_tokens", "max_num_tokens_per_sample"),
+    *("packs_per_step", "overlong", "dropout", "seed", "workers", "index_workers", "index_dir"),
+    *("max_bad_fraction", "quarantine_file", "geometry", "interpolate_positions"),
+    *("image_limits", "storage", "progress"),
+}
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+class Inherited(MathCanvasDataModule):
+    """A subclass without a constructor."""
+
+
+class Extended(MathCanvasDataModule):
+    """A subclass with one more option."""
+
+    def __init__(self, *args: Any, more: int = 0, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.more = more
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +67,46 @@ def mixture(tmp_path: Path) -> list[Any]:
         config(edit_shards(tmp_path / "edits", 8), "edit"),
         config(vlm_file(tmp_path / "talks", 6), "vlm"),
     ]
+
+
+@pytest.mark.parametrize(
+    "module_class", [MathCanvasDataModule, Inherited, Extended], ids=lambda found: found.__name__
+)
+def test_options_of_the_command_line(
+    module_class: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MathCanvasDataModule, "data")
+    name = f"{module_class.__module__}.{module_class.__name__}"
+    given = ["--data.init_args.workers.num_workers=0", "--data.init_args.storage.max_retries", "1"]
+    found = parser.parse_args([f"--data={name}", *given, "--data.init_args.seed=3"])
+    options = found.data.init_args
+    assert set(options.keys(branches=True)) >= OPTIONS
+    assert options.max_bad_fraction == 0
+    data = parser.instantiate(found).data
+    assert data.settings == DataSettings(
+        seed=3, workers=WorkerConfig(num_workers=0), storage=StorageConfig(max_retries=1)
+    )
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.help={name}"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--data.overlong {refuse,quarantine} What to do with samples" in text
+    with pytest.raises(ArgumentError, match="sead"):
+        parser.parse_args([f"--data={name}", "--data.init_args.sead=3"])
+
+
+def test_unknown_settings_are_an_error() -> None:
+    with pytest.raises(TypeError, match="sead"):
+        MathCanvasDataModule(sead=3)
+
+
+def test_settings_are_documented() -> None:
+    names = [member.name for member in dataclasses.fields(DataSettings)]
+    listed = [one.arg_name for one in docstring_parser.parse(DataSettings.__doc__ or "").params]
+    assert listed == names
+    described = docstring_parser.parse(MathCanvasDataModule.__doc__ or "").params[-1].description
+    assert described is not None
+    assert described.split(": ")[1].rstrip(".").replace("\n", " ").split(", ") == names
 
 
 def test_each_sample_of_all_formats_occurs_once_an_epoch(mixture: list[Any]) -> None:

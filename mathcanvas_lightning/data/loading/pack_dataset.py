@@ -67,7 +67,7 @@ class LoadedPack:
     samples: tuple[SampleInfo, ...]
     image_seeds: tuple[int, ...]
     bad: tuple[BadRow, ...]
-    """Unreadable rows; the pack has holes in their place."""
+    """Unreadable rows; holes replace them in the pack."""
 
 
 class PackDataset(Dataset[LoadedPack | MathCanvasError]):

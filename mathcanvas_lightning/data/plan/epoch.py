@@ -163,6 +163,7 @@ class Plan:
 
     def stream(self, dataset: int) -> int:
         """Key of the random numbers of a data set, see `element_uniforms`."""
+        # The word is part of the key: another one would change the packs of every run.
         return hash64("draws", self.seed, self.datasets[dataset].name)
 
     def _epoch(self, epoch: int) -> EpochPlan:
