@@ -85,6 +85,8 @@ class MathCanvasDataModule(LightningDataModule):
         self.budget.check()
         self.train_configs, self.validation_configs = tuple(train), tuple(validation)
         self.packs_per_step = packs_per_step
+        self.dropout, self.seed = self.settings.dropout, self.settings.seed
+        self.workers = self.settings.workers
         self._geometry = geometry
         self._tokenizer_folder = tokenizer
         self._storage = Storage(self.settings.storage)
@@ -195,7 +197,7 @@ class MathCanvasDataModule(LightningDataModule):
         """
         if stage in (None, "fit") and self.train_configs and self._train is None:
             self._check_ranks()
-            loaded = [self._load(config, self.settings.dropout) for config in self.train_configs]
+            loaded = [self._load(config, self.dropout) for config in self.train_configs]
             self._train = self._plan_packs(loaded, shuffle=True)
         if stage in (None, "fit", "validate") and not self._validation:
             self._validation = tuple(
@@ -267,10 +269,10 @@ class MathCanvasDataModule(LightningDataModule):
         """Hashes of everything that the plan depends on, by topic."""
         budget = self.budget
         parts: dict[str, object] = {
-            "seed": self.settings.seed,
+            "seed": self.seed,
             "tokenizer": self.tokenizer.digest,
             "packing": (budget.max_num_tokens, budget.max_num_tokens_per_sample),
-            "dropout": self.settings.dropout,
+            "dropout": self.dropout,
             "geometry": (self.geometry, self.settings.interpolate_positions),
             **{f"data set {d.config.label}": d.fingerprint for d in self.train_data.datasets},
         }
@@ -305,7 +307,7 @@ class MathCanvasDataModule(LightningDataModule):
         check_datasets(loaded)
         plan = Plan(
             [data.planned for data in loaded],
-            seed=self.settings.seed,
+            seed=self.seed,
             max_num_tokens=self.budget.max_num_tokens,
             packs_per_step=self._count_packs_per_step() if shuffle else self.num_ranks,
             shuffle=shuffle,
@@ -345,9 +347,7 @@ class MathCanvasDataModule(LightningDataModule):
         return 0, 1
 
     def _worker_share(self) -> WorkerConfig:
-        return self.settings.workers.share(
-            self.trainer.num_devices if self.trainer is not None else 1
-        )
+        return self.workers.share(self.trainer.num_devices if self.trainer is not None else 1)
 
     def _count_packs_per_step(self) -> int:
         if self.packs_per_step is not None:
