@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
     from mathcanvas_lightning.data.images.resize import ImageTransform
     from mathcanvas_lightning.data.index.build import index_shards
-    from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+    from mathcanvas_lightning.data.loading.config import DatasetConfig
     from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, TextSegment
     from mathcanvas_lightning.data.rows.shards import iter_examples
     from mathcanvas_lightning.errors import MathCanvasError
@@ -59,7 +59,7 @@ _HOMES = {
     "BagelModule": "training.module",
     "ChatPrompt": "generation.prompts.chat",
     "ConversionReport": "conversion.convert",
-    "DatasetConfig": "data.loading.datasets",
+    "DatasetConfig": "data.loading.config",
     "DrawingConfig": "generation.bagel.guidance",
     "EchoBackend": "generation.backends.base",
     "GenerationBackend": "generation.backends.base",

@@ -40,8 +40,8 @@ from mathcanvas_lightning.batch import to_unit_range
 from mathcanvas_lightning.common.parallel import usable_cores
 from mathcanvas_lightning.data.datamodule import BAGEL_7B_GEOMETRY, MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.dataset import LoadedPack
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+from mathcanvas_lightning.data.loading.config import DatasetConfig
+from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack
 from mathcanvas_lightning.data.loading.packed_data import PackedData
 from mathcanvas_lightning.data.plan.epoch import Plan, PlannedDataset
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat

@@ -43,8 +43,7 @@ from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.conversion.convert import convert_cot
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
 from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
 from mathcanvas_lightning.model.parallelize import Parallelism
 from mathcanvas_lightning.training import module as training_module

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
