@@ -71,8 +71,8 @@ def plain_loss(model: Bagel, batch: PackedBatch, inputs: dict[str, Tensor]) -> T
         x[gen] = latents.to(x.dtype)
     rotary = rotary_tables(batch.position_ids, llm.head_dim, llm.rope_theta)
     layout = make_layout(batch.sample_lens, batch.splits, x.device)
-    places = torch.arange(batch.sequence_length, device=x.device).split(list(batch.sample_lens))
-    masks = [dense_mask(layout, place) for place in places]
+    indexes = torch.arange(batch.sequence_length, device=x.device).split(list(batch.sample_lens))
+    masks = [dense_mask(layout, sample) for sample in indexes]
     for layer in model.language_model.model.layers:
         assert isinstance(layer, DecoderLayer)
         x = _plain_layer(layer, x, und, gen, rotary, masks, batch.sample_lens)

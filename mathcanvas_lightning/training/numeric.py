@@ -31,7 +31,7 @@ class NumericConfig:
     """Number types of a training, and the shift of its timesteps."""
 
     timestep_shift: float = 2.0
-    """Shift of the training timesteps towards noise; 1 is none."""
+    """Shift of the training timesteps towards noise; 1 does not shift."""
     param_dtype: DTypeName = "float32"
     """Type of the trained weights and of their optimizer state."""
     compute_dtype: DTypeName = "float32"

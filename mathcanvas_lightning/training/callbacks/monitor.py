@@ -208,8 +208,11 @@ def device_peak_flops(device: torch.device) -> float | None:
     if dense is not None:
         return dense
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # unknown GPUs
-        return get_available_flops(device, torch.bfloat16)
+        warnings.simplefilter("ignore")  # about unknown GPUs
+        try:
+            return get_available_flops(device, torch.bfloat16)
+        except IndexError:  # names of GeForce cards without NVIDIA in front
+            return None
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -226,6 +226,8 @@ def test_holes_and_fillers_count_as_packs(run: tuple[Rows, Recorder, Any]) -> No
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA A10G", 125e12),
+        ("GeForce RTX 3080", None),
         ("some card", None),
     ],
 )
