@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mathcanvas_lightning.batch import PackedBatch
 from mathcanvas_lightning.inspection.pack_table import Ints, to_numpy
-from mathcanvas_lightning.model.layers.attention import TokenLayout, make_layout, sees
+from mathcanvas_lightning.model.layers.attention import TokenLayout, attends, make_layout
 
 MAX_MASK_PX = 1000
 """Cells along a side of the drawn mask; longer packs share cells."""
@@ -38,7 +38,7 @@ def mask_image(batch: PackedBatch, max_px: int = MAX_MASK_PX) -> Floats:
     edges = torch.from_numpy(cell_edges(batch.sequence_length, max_px))
     layout = make_layout(batch.sample_lens, batch.splits, torch.device("cpu"))
     # Exact without T x T pairs: between two pieces that lie within one split and one cell each,
-    # either all pairs attend or none, so `sees` is asked for one pair. A piece is kept short, so
+    # either all pairs attend or none, so `attends` is asked for one pair. A piece is kept short, so
     # that its pairs with itself can all be asked for.
     ends = torch.tensor([split.length for split in batch.splits], dtype=torch.int64).cumsum(0)
     short = torch.arange(0, batch.sequence_length, _PIECE)
@@ -49,7 +49,7 @@ def mask_image(batch: PackedBatch, max_px: int = MAX_MASK_PX) -> Floats:
     image = torch.zeros(len(edges) - 1, len(edges) - 1)
     for first in range(0, len(starts), _PIECE):
         some = torch.arange(first, min(first + _PIECE, len(starts)))
-        shares = sees(layout, starts[some, None], starts[None]).float()
+        shares = attends(layout, starts[some, None], starts[None]).float()
         shares[torch.arange(len(some)), some] = _own_shares(layout, starts[some], lengths[some])
         rows = torch.zeros(len(some), image.shape[1]).index_add_(1, cells, shares * weights)
         image.index_add_(0, cells[some], rows * weights[some, None])
@@ -69,7 +69,7 @@ def _own_shares(layout: TokenLayout, starts: Tensor, lengths: Tensor) -> Tensor:
     """[P] the share of the pairs within each piece that attend."""
     steps = torch.arange(int(lengths.max()))
     inside = steps < lengths[:, None]
-    places = (starts[:, None] + steps).clamp(max=len(layout.places) - 1)
-    pairs = sees(layout, places[:, :, None], places[:, None, :])
+    places = (starts[:, None] + steps).clamp(max=len(layout.sequence_indexes) - 1)
+    pairs = attends(layout, places[:, :, None], places[:, None, :])
     pairs &= inside[:, :, None] & inside[:, None, :]
     return pairs.sum((1, 2)) / lengths.square()
