@@ -173,7 +173,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         score(tmp_path / "nowhere.jsonl")
     path = write_json(tmp_path / "a.json", RECORDS)
-    with pytest.raises(ConfigError, match="not the input"):
+    with pytest.raises(ConfigError, match="which is the input"):
         score(path, output=str(path))
 
 
