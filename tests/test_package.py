@@ -1,4 +1,4 @@
-"""The package as a whole: quick to import, quiet, and all it promises is there."""
+"""The package as a whole: fast to import, without prints, with all its public names."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ def test_list_of_commands_needs_no_torch() -> None:
         "assert main([]) == 0; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "Makes a fresh checkpoint directory" in done.stdout
+    assert "Makes a small, untrained BAGEL checkpoint" in done.stdout
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -72,7 +72,7 @@ def test_errors_survive_being_sent_between_processes() -> None:
     assert str(copy) == str(error) == "a.json:3:4: found x; wanted y. Do z."
 
 
-def test_top_level_is_what_it_should_be() -> None:
+def test_top_level_of_the_repository() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )
