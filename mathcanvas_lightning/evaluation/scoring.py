@@ -155,7 +155,7 @@ def _output_path(source: str, output: str | None) -> Path:
 
 
 def _compared(records: Sequence[Answered], settings: ComparisonSettings) -> list[ScoredRecord]:
-    """Scores records by the rules alone."""
+    """Scores records by the rules, without a judge."""
     answers = [_extracted(record, response) for record in records for response in record.responses]
     comparisons = iter(_compare([pair for parts in answers for pair in parts], settings))
     remaining = iter(answers)

@@ -228,11 +228,11 @@ def test_a_dead_judge_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFix
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_lines(tmp_path / "a.jsonl", RECORDS)
     assert main(["score", "--input", path, "--by", "subject", "--num_workers", "1"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("50.0%", "42.9%", "49.1%", "subject: lengths", "66.7%", "1 records without"):
-        assert text in said, said
-    assert "undecided" not in said
-    assert str(tmp_path / "a_scores.json") in said
+        assert text in output, output
+    assert "undecided" not in output
+    assert str(tmp_path / "a_scores.json") in output
     assert main(["score", "--input", path, "--answer_field", "truth"]) == 1
     assert "--answer_field truth" in capsys.readouterr().err
 

@@ -67,7 +67,7 @@ def test_validation_finds_a_broken_image(shards: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "copy")
     image = {"bytes": png(40, 40)[:-30], "path": "x.png"}
     uid = rewrite(folder / "blockmoving_001.parquet", {"question_images": [image]})
-    assert inspect_shards(str(folder)).problems == []  # headers alone look fine
+    assert inspect_shards(str(folder)).problems == []  # the headers are valid
     problems = inspect_shards(str(folder), validate=True).problems
     assert [p.uid for p in problems if p.uid] == [uid]
     assert "image_truncated" in problems[0].message
@@ -127,5 +127,5 @@ def test_page_escapes_texts(tmp_path: Path, shards: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert '<p class="fault">&lt;b&gt;x.png: ' in page
+    assert '<p class="notice">&lt;b&gt;x.png: ' in page
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page

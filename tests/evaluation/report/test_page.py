@@ -122,7 +122,7 @@ def test_pictures_appear_at_their_marks(tmp_path: Path) -> None:
     record["image"] = ["wide.jpg", "data:image/png;base64,iVBORw0KGgo="]
     page, _, (article,) = show(write(tmp_path / "a.jsonl", [record]))
     assert (page.num_pictures, page.num_faults) == (1, 1)
-    order = [article.index(one) for one in ("See", 'class="fault"', "and", "<img ", "!</p>")]
+    order = [article.index(one) for one in ("See", 'class="notice"', "and", "<img ", "!</p>")]
     assert order == sorted(order)
     assert "picture 1, 30x10" in article
 
@@ -170,7 +170,7 @@ def test_notices_replace_broken_parts(tmp_path: Path) -> None:
         (folder / str(n)).mkdir()
         (folder / str(n) / "reasoning_result.json").write_text(content)
     page, _, articles = show(path)
-    assert [one.count('class="fault"') for one in articles] == [1, 2, 2, 1, 1, 1, 1]
+    assert [one.count('class="notice"') for one in articles] == [1, 2, 2, 1, 1, 1, 1]
     assert page.num_faults == 9
     assert [one.count("<img ") for one in articles] == [1, 0, 0, 1, 0, 0, 0]
     assert "absent.png" in articles[1]
