@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_list_of_commands_needs_no_torch() -> None:
 def test_package_prints_nothing(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [node.lineno for node in calls if getattr(node.func, "id", "") == "print"]
+
+
+def test_templates_are_package_data() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["mathcanvas_lightning"].replace(",", " ").split()
+    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    assert set(PACKAGE.rglob("*.j2")) <= packaged
 
 
 def test_real_engine_and_training_stack_import() -> None:

@@ -52,7 +52,7 @@ class ScoreReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings:
-    """How the rules run."""
+    """Settings of the comparison by rules."""
 
     num_workers: int | None = None
     """Number of comparing processes; None for one a core."""
@@ -88,7 +88,7 @@ def score_responses(
         response_field: Field with the response, or a list of them; null where there is none.
         options_field: Field with the texts of the choices, for multiple-choice questions.
         question_field: Field with the question, for the judge.
-        by: Fields to group by, such as subject level; each value gets scores.
+        by: Fields to group by, such as subject and level; each value gets scores.
         output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
         judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
             and init_args): a model that decides on answers that the rules marked wrong.
