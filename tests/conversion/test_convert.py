@@ -420,5 +420,5 @@ def test_ordered_map() -> None:
     expected = [i * i for i in range(60)]
     assert list(ordered_map(_square, chunks, num_workers=0)) == expected
     assert list(ordered_map(_square, chunks, num_workers=2)) == expected
-    with pytest.raises(WorkerError, match="ended before its work did"):
+    with pytest.raises(WorkerError, match="ended before its work was finished"):
         list(ordered_map(_die, chunks, num_workers=1))
