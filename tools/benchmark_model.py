@@ -1,11 +1,11 @@
 """Speed and memory of the network, beside a straightforward index-gather implementation.
 
-The straightforward one follows the reference's way with the same weights: in each layer tokens are
-gathered by expert and scattered back around every norm, projection and MLP; the mask is a dense
-matrix a sample; an image that stands twice is encoded twice; the logits of all tokens exist at
-once.
-Time is the median of runs that alternate in this process. Memory is the peak over what was there
-before: of a process of its own on the CPU, of the allocator on CUDA.
+The baseline follows the reference's method with the same weights: in each layer tokens are
+gathered by expert and scattered back around every norm, projection and MLP; each sample has a dense
+attention mask; an image that occurs twice is encoded twice; all logits are in memory at the same
+time.
+Time is the median of runs that alternate in this process. Memory is the increase of the peak: of a
+separate process on the CPU, of the allocator on CUDA.
 
 Example:
   python tools/benchmark_model.py --preset small --tokens 2048

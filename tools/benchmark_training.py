@@ -1,15 +1,16 @@
 """Speed of whole training steps, where their time goes, and a straightforward loop beside them.
 
 BagelModule trains in a real Trainer on generated BlockMoving shards. After each of its steps, the
-straightforward loop makes one too: on the same pack, with the same weights and optimizer, in the
-reference's way (see benchmark_model.py): each image encoded as often as it stands in the pack, all
-padded to one size; tokens gathered by expert and scattered back in every layer; a dense mask a
-sample; all logits at once. It is given its packs and noise ready-made, so the figure to compare it
-with is ours without the wait for data. It recomputes no activations of the decoder and isn't
-compiled, whatever is asked for; compare runs with and without --compile for that.
-Figures are medians; "optimizer" is clipping, AdamW and schedule. After these steps come as many in
-which each part is timed; on CUDA that waits for the device around every part, so the parts take a
-little longer than in a step left alone.
+baseline makes the same step: on the same pack, with the same weights and optimizer, by the
+reference's method (see benchmark_model.py): each image is encoded as often as it occurs in the
+pack, and all are padded to one size; tokens are gathered by expert and scattered back in every
+layer; each sample has a dense mask; all logits are in memory at the same time. The baseline gets
+prepared inputs, so compare it with "ours without data wait". It never recomputes the decoder's
+activations and is never compiled; to see the effect of that, compare runs of ours with and without
+--compile.
+Figures are medians; "optimizer" is clipping, AdamW and schedule. Then each part is timed in as many
+further steps; on CUDA this synchronises around every part, so the parts take a little longer than
+in an ordinary step.
 
 Example:
   python tools/benchmark_training.py --preset small --steps 10

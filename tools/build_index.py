@@ -1,4 +1,4 @@
-"""`mathcanvas index` as a file; --help tells its options."""
+"""`mathcanvas index` as a file; --help lists its options."""
 
 import sys
 

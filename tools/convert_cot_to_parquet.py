@@ -1,4 +1,4 @@
-"""`mathcanvas convert` as a file; --help tells its options."""
+"""`mathcanvas convert` as a file; --help lists its options."""
 
 import sys
 

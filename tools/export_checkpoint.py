@@ -1,4 +1,4 @@
-"""`mathcanvas export-checkpoint` as a file; --help tells its options."""
+"""`mathcanvas export-checkpoint` as a file; --help lists its options."""
 
 import sys
 

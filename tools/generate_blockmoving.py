@@ -1,4 +1,4 @@
-"""`mathcanvas generate-blockmoving` as a file; --help tells its options."""
+"""`mathcanvas generate-blockmoving` as a file; --help lists its options."""
 
 import sys
 

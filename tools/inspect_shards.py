@@ -1,4 +1,4 @@
-"""`mathcanvas inspect` as a file; --help tells its options."""
+"""`mathcanvas inspect` as a file; --help lists its options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`mathcanvas make-bagel` as a file; --help tells its options."""
+"""`mathcanvas make-bagel` as a file; --help lists its options."""
 
 import sys
 

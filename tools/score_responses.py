@@ -1,4 +1,4 @@
-"""`mathcanvas score` as a file; --help tells its options."""
+"""`mathcanvas score` as a file; --help lists its options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`mathcanvas report` as a file; --help tells its options."""
+"""`mathcanvas report` as a file; --help lists its options."""
 
 import sys
 
