@@ -100,7 +100,7 @@ def test_top_level_of_the_repository() -> None:
     }
 
 
-def test_each_tool_is_documented_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_each_tool_is_documented_in_its_guide() -> None:
+    guide = (ROOT / "tools" / "README.md").read_text()
     tools = {p.name for p in (ROOT / "tools").iterdir() if p.suffix in (".py", ".sh")} - {"env.sh"}
-    assert tools <= set(re.findall(r"tools/(\w+\.\w+)", readme))
+    assert tools <= set(re.findall(r"`(\w+\.\w+)`", guide))

