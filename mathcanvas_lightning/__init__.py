@@ -1,6 +1,6 @@
 """Teach multimodal models to reason with drawings, in PyTorch Lightning.
 
-Public names are loaded on first use, so importing the package is quick and has no side effect.
+Public names are imported on first use, so importing the package is fast and has no side effects.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
     from mathcanvas_lightning.data.images.resize import ImageTransform
     from mathcanvas_lightning.data.index.build import index_shards
-    from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+    from mathcanvas_lightning.data.loading.config import DatasetConfig
     from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, TextSegment
     from mathcanvas_lightning.data.rows.shards import iter_examples
     from mathcanvas_lightning.errors import MathCanvasError
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Bagel": "model.bagel",
     "BagelBackend": "generation.bagel.backend",
     "BagelConfig": "model.config",
     "BagelModule": "training.module",
     "ChatPrompt": "generation.prompts.chat",
     "ConversionReport": "conversion.convert",
-    "DatasetConfig": "data.loading.datasets",
+    "DatasetConfig": "data.loading.config",
     "DrawingConfig": "generation.bagel.guidance",
     "EchoBackend": "generation.backends.base",
     "GenerationBackend": "generation.backends.base",
@@ -146,9 +146,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

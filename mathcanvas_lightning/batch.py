@@ -1,4 +1,4 @@
-"""What data hands to the model: one packed sequence of tokens, and all the model asks of it.
+"""The input of the model: one packed sequence of tokens and its description.
 
 Shape letters: T packed tokens, X text tokens, L latent tokens, V ViT patches, P patch dimension,
 E tokens with text loss, M tokens with image loss.
@@ -12,38 +12,39 @@ import torch
 from torch import Tensor
 
 AttentionMode = Literal["causal", "full", "noise"]
-"""How the tokens of a split see each other: each those before it, or all of them; tokens of a
-"noise" split are seen by no other split."""
+"""Attention within a split: "causal": to earlier tokens; "full" and "noise": to all tokens. Other
+splits can't attend to a "noise" split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A run of tokens of one kind: a text, or an image with its two markers."""
+    """Consecutive tokens of one kind: a text or an image, with their two markers."""
 
     length: int
-    """Tokens, markers included."""
+    """Number of tokens, markers included."""
     attention_mode: AttentionMode
+    """Attention within the split."""
 
     def __post_init__(self) -> None:
         """Checks the mode.
 
         Raises:
-            ValueError: If it is none of the known ones.
+            ValueError: If the mode is unknown.
         """
         if self.attention_mode not in get_args(AttentionMode):
             raise ValueError(
-                f"attention mode {self.attention_mode!r} is none of causal, full, noise"
+                f"attention mode {self.attention_mode!r} is not one of causal, full, noise"
             )
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class TokenGeometry:
-    """How images become tokens; data and model must agree on it."""
+    """Patch sizes and position tables of images; data and model must use the same."""
 
     vit_patch_px: int
-    """Side of a ViT patch."""
+    """Side of a ViT patch, in pixels."""
     latent_patch_px: int
-    """Side of the image area behind one latent token: VAE downsampling times latent patch."""
+    """Side of one latent token's image area, in pixels: VAE downsampling times latent patch."""
     max_vit_side: int
     """Side of the ViT position table, in patches."""
     max_latent_side: int
@@ -52,56 +53,56 @@ class TokenGeometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """Samples packed into one sequence. Index tensors hold int64 positions in it.
+    """Samples packed into one sequence. Index tensors hold int64 positions in the sequence.
 
-    A pack may lack texts with loss, ViT images, latents, or image loss: those tensors are empty.
+    Without texts with loss, ViT images, latents or image loss, the tensors for them are empty.
     """
 
     sample_lens: tuple[int, ...]
-    """Tokens of each sample; they sum to T."""
+    """Number of tokens of each sample; the sum is T."""
     splits: tuple[Split, ...]
-    """All splits in order; they sum to T, and none crosses a sample's end."""
+    """All splits in order; their lengths sum to T, and none crosses the end of a sample."""
     position_ids: Tensor
-    """[T] int64, rope positions, from 0 in each sample."""
+    """[T] int64, rope positions; each sample starts at 0."""
     text_ids: Tensor
     """[X] int64, token ids of texts and image markers."""
     text_indexes: Tensor
-    """[X] where they stand."""
+    """[X] positions of these tokens."""
     vit_patches: Tensor
-    """[V, P] flattened patches in (row, column, channel) order: uint8 levels as data makes them, a
-    quarter of what floats take on their way to the model, or float from -1 to 1."""
+    """[V, P] flattened patches in (row, column, channel) order: uint8 levels as made by data, a
+    quarter of the size of floats, or floats from -1 to 1."""
     vit_position_ids: Tensor
     """[V] int64, row * side + column of the position table."""
     vit_indexes: Tensor
-    """[V] where they stand."""
+    """[V] positions of the ViT patches."""
     vit_lens: tuple[int, ...]
-    """Patches of each ViT image; they sum to V."""
+    """Number of patches of each ViT image; the sum is V."""
     latent_shapes: tuple[tuple[int, int], ...]
-    """(rows, columns) of latent tokens of each VAE item, noisy or clean; they sum to L."""
+    """(rows, columns) of latent tokens of each VAE item, noisy or clean; the products sum to L."""
     latent_image_ids: tuple[int, ...]
-    """Which of `images` each VAE item shows: noisy and clean items of a drawing share one."""
+    """Number in `images` of each VAE item; noisy and clean items of a drawing share an image."""
     latent_position_ids: Tensor
     """[L] int64, row * side + column of the position table."""
     latent_indexes: Tensor
-    """[L] where they stand."""
+    """[L] positions of the latent tokens."""
     timestep_logits: Tensor
-    """[L] float: a normal draw at each token of a noisy image, -inf at those of clean ones."""
+    """[L] float: a standard normal number for tokens of noisy images, -inf for clean images."""
     images: tuple[Tensor, ...]
-    """[3, H, W] the images behind the VAE items, each once: uint8 levels, or float from -1 to 1."""
+    """[3, H, W] the images of the VAE items, each once: uint8 levels, or floats from -1 to 1."""
     ce_indexes: Tensor
     """[E] positions that predict a token."""
     ce_label_ids: Tensor
-    """[E] int64, the tokens they predict."""
+    """[E] int64, ids of the predicted tokens."""
     ce_weights: Tensor
-    """[E] float, used only when losses are reweighted."""
+    """[E] float, used only if losses are reweighted."""
     mse_indexes: Tensor
     """[M] positions of noisy latents, which predict a velocity."""
 
     def __post_init__(self) -> None:
-        """Checks that the parts fit together.
+        """Checks that the lengths of the parts are consistent.
 
         Raises:
-            ValueError: If lengths disagree.
+            ValueError: If they are not.
         """
         total = sum(self.sample_lens)
         for name, found, wanted in (
@@ -127,19 +128,19 @@ class PackedBatch:
 
     @property
     def sequence_length(self) -> int:
-        """T."""
+        """Number of packed tokens, T."""
         return sum(self.sample_lens)
 
     def noisy_latents(self) -> Tensor:
-        """[L] bool: which latent tokens belong to noisy images."""
+        """[L] bool: whether a latent token belongs to a noisy image."""
         return torch.isfinite(self.timestep_logits)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
-        """The same batch with all tensors on a device."""
+        """Copies the batch with all tensors to a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "PackedBatch":
-        """The same batch with all tensors in page-locked memory."""
+        """Copies the batch with all tensors to page-locked memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Any) -> "PackedBatch":
@@ -152,13 +153,13 @@ class PackedBatch:
 
 
 def to_unit_range(levels: Tensor) -> Tensor:
-    """What the towers take: 0..255 mapped to -1..1, in float32 as the reference computes it.
+    """Maps uint8 levels 0..255 to -1..1, in float32 like the reference.
 
     Args:
-        levels: uint8; a float tensor is taken as mapped already.
+        levels: uint8 levels; a float tensor is returned unchanged.
 
     Returns:
-        The same shape, floating.
+        A float tensor of the same shape.
     """
     if levels.is_floating_point():
         return levels
@@ -166,7 +167,7 @@ def to_unit_range(levels: Tensor) -> Tensor:
 
 
 def make_splits(lengths: Sequence[int], modes: Sequence[AttentionMode]) -> tuple[Split, ...]:
-    """Splits from two lists of equal length."""
+    """Makes splits from two lists of equal length."""
     return tuple(
         Split(length=length, attention_mode=mode)
         for length, mode in zip(lengths, modes, strict=True)
@@ -175,34 +176,34 @@ def make_splits(lengths: Sequence[int], modes: Sequence[AttentionMode]) -> tuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleInfo:
-    """Where a sample of a pack comes from."""
+    """Origin of a sample in a pack."""
 
     uid: str
-    """Its id, unique within its data set."""
+    """Id, unique within the data set."""
     dataset: str
-    """Name of its data set."""
+    """Name of the data set."""
     num_tokens: int
-    """That it takes in the pack."""
+    """Number of its tokens in the pack."""
     is_hole: bool = False
-    """Whether padding stands in its place, because it couldn't be read."""
+    """Whether padding replaces the sample, because it was unreadable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTotals:
-    """What losses are divided by: tokens, or their weights."""
+    """Denominators of the losses: numbers of tokens, or sums of weights."""
 
     ce_tokens: int = 0
-    """Positions with a text loss."""
+    """Number of positions with a text loss."""
     ce_square: float = 0.0
-    """Sum of their weights 1 / sqrt(n), n tokens of a text."""
+    """Sum of their weights 1 / sqrt(n); n is the number of tokens of the text."""
     ce_sample: float = 0.0
     """Sum of their weights 1 / n."""
     mse_tokens: int = 0
-    """Latent tokens with an image loss."""
+    """Number of latent tokens with an image loss."""
 
     @classmethod
     def of(cls, pack: PackedBatch) -> "LossTotals":
-        """Those of one pack."""
+        """The denominators of one pack."""
         return cls(
             ce_tokens=len(pack.ce_indexes),
             ce_square=float(pack.ce_weights.sum(dtype=torch.float64)),
@@ -213,30 +214,30 @@ class LossTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """A pack on its way to one rank, with all that a training step needs to know about it."""
+    """One rank's pack, with everything that a training step needs."""
 
     pack: PackedBatch
-    """The tokens."""
+    """The packed tokens."""
     samples: tuple[SampleInfo, ...]
-    """Where its samples come from; none for a filler."""
+    """Origin of each sample; empty for a filler."""
     image_seeds: tuple[int, ...]
-    """A seed for each of `pack.images`: its noise is drawn from it, on any rank, in any run."""
+    """Seed of the noise of each of `pack.images`, equal on all ranks and in all runs."""
     step_totals: LossTotals
-    """Of all packs of this optimizer step, on all ranks, as planned; holes count as if whole."""
+    """Planned totals of this optimizer step, over the packs of all ranks, holes included."""
     epoch: int
-    """From 0."""
+    """Epoch, from 0."""
     step: int
     """Optimizer step within the epoch, from 0."""
 
     @property
     def is_filler(self) -> bool:
-        """Whether it holds no sample: it keeps the ranks in step at the end of an epoch."""
+        """Whether it has no samples; fillers give all ranks the same number of micro-batches."""
         return not self.samples
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "MicroBatch":
-        """The same with all tensors on a device."""
+        """Copies the micro-batch with all tensors to a device."""
         return replace(self, pack=self.pack.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "MicroBatch":
-        """The same with all tensors in page-locked memory."""
+        """Copies the micro-batch with all tensors to page-locked memory."""
         return replace(self, pack=self.pack.pin_memory())

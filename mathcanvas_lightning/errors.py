@@ -1,17 +1,17 @@
-"""What can go wrong: each error names the place, what was found, what is wanted, the remedy."""
+"""The errors of the package: location, what was found, what is wanted, and a remedy."""
 
 from functools import partial
 from typing import Any
 
 
 class MathCanvasError(Exception):
-    """An error that the user can act on; its text is complete without a traceback.
+    """An error that the user can fix; its text is complete without a traceback.
 
     Args:
-        place: Where it is: a file (with line and column where known), a setting, a row.
-        found: What stands there.
-        wanted: What should stand there.
-        remedy: What to do about it.
+        place: Location: a file (with line and column if known), a setting or a row.
+        found: What was found there.
+        wanted: What should be there.
+        remedy: What the user can do.
     """
 
     def __init__(self, place: str, *, found: str, wanted: str, remedy: str) -> None:
@@ -22,7 +22,7 @@ class MathCanvasError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Worker processes send errors back by pickle, which knows nothing of keyword arguments.
+        # Worker processes pickle errors; by default, pickle drops keyword arguments.
         words = {"found": self.found, "wanted": self.wanted, "remedy": self.remedy}
         return partial(type(self), self.place, **words), ()
 
@@ -32,20 +32,20 @@ class ConfigError(MathCanvasError):
 
 
 class InputError(MathCanvasError):
-    """A source file that can't be read, or isn't what it should be."""
+    """A source file that can't be read or has the wrong content."""
 
 
 class OutputError(MathCanvasError):
-    """An output folder that must not be written to as it stands."""
+    """An output folder that must not be overwritten."""
 
 
 class DataError(MathCanvasError):
-    """A shard, or a row of one, that breaks the format."""
+    """A shard or row that violates the format."""
 
 
 class StorageError(MathCanvasError):
-    """A server that does not give what it holds."""
+    """A server or remote file that can't be read."""
 
 
 class WorkerError(MathCanvasError):
-    """A worker process that ended before its work did."""
+    """A worker process that ended before its work was finished."""

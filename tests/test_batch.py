@@ -1,4 +1,4 @@
-"""PackedBatch: its parts fit, and it moves as one."""
+"""PackedBatch: consistent parts, moved together."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ CONFIG = BagelConfig.preset("tiny")
 BATCH = synthetic_pack([["question", "clean", "vit", "answer", "noisy"], ["answer"]], CONFIG)
 
 
-def test_moves_as_one() -> None:
+def test_moves_with_all_tensors() -> None:
     moved = BATCH.to("meta")
     tensors = [getattr(moved, f.name) for f in dataclasses.fields(moved)]
     assert {t.device.type for t in tensors if isinstance(t, torch.Tensor)} == {"meta"}
@@ -48,12 +48,12 @@ def test_noisy_latents() -> None:
         "latent_image_ids",
     ],
 )
-def test_parts_that_do_not_fit(name: str) -> None:
+def test_inconsistent_parts_are_an_error(name: str) -> None:
     with pytest.raises(ValueError, match="found"):
         dataclasses.replace(BATCH, **{name: getattr(BATCH, name)[:-1]})
 
 
-def test_levels_become_what_the_towers_take() -> None:
+def test_levels_map_to_the_unit_range() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     wanted = (levels.float() / 255 - 0.5) / 0.5
     assert torch.equal(to_unit_range(levels), wanted)

@@ -140,7 +140,7 @@ def test_runs_in_miniature(fit: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_settings_are_told_before_anything_is_loaded(
+def test_wrong_settings_are_reported_before_anything_is_loaded(
     option: str,
     message: str,
     tmp_path: Path,

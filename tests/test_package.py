@@ -1,9 +1,10 @@
-"""The package as a whole: quick to import, quiet, and all it promises is there."""
+"""The package as a whole: fast to import, without prints, with all its public names."""
 
 import ast
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,21 @@ def test_list_of_commands_needs_no_torch() -> None:
         "assert main([]) == 0; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "Makes a fresh checkpoint directory" in done.stdout
+    assert "Makes a small, untrained BAGEL checkpoint" in done.stdout
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_package_prints_nothing(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [node.lineno for node in calls if getattr(node.func, "id", "") == "print"]
+
+
+def test_templates_are_package_data() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["mathcanvas_lightning"].replace(",", " ").split()
+    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    assert set(PACKAGE.rglob("*.j2")) <= packaged
 
 
 def test_real_engine_and_training_stack_import() -> None:
@@ -72,7 +81,7 @@ def test_errors_survive_being_sent_between_processes() -> None:
     assert str(copy) == str(error) == "a.json:3:4: found x; wanted y. Do z."
 
 
-def test_top_level_is_what_it_should_be() -> None:
+def test_top_level_of_the_repository() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -91,7 +100,7 @@ def test_top_level_is_what_it_should_be() -> None:
     }
 
 
-def test_each_tool_is_documented_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_each_tool_is_documented_in_its_guide() -> None:
+    guide = (ROOT / "tools" / "README.md").read_text()
     tools = {p.name for p in (ROOT / "tools").iterdir() if p.suffix in (".py", ".sh")} - {"env.sh"}
-    assert tools <= set(re.findall(r"tools/(\w+\.\w+)", readme))
+    assert tools <= set(re.findall(r"`(\w+\.\w+)`", guide))

@@ -1,4 +1,4 @@
-"""The README's commands, run as they are written, in a copy of the tracked files."""
+"""The commands of the README and its guides, run as they are written, in a copy of the files."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import time
 import venv
 from pathlib import Path
 
@@ -14,7 +15,12 @@ import pytest
 
 from tests.conftest import ROOT, read_jsonl
 
+GUIDES = ("README.md", "tools/README.md", "configs/README.md")
+"""In the order that they are run: later ones use what earlier ones made."""
+PAGES = (*GUIDES, ".github/CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+MAX_README_LINES, MAX_IMAGE_BYTES = 120, 150_000
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def _make_ready(clone: Path) -> None:
-    """A .venv that has what this one has, and is marked as up to date: nothing is installed."""
+    """A .venv with the packages of this one, marked as up to date: nothing is installed."""
     venv.create(clone / ".venv", symlinks=True)
     (site,) = (clone / ".venv").glob("lib/python*/site-packages")
     (site / "this.pth").write_text(f"{clone}\n{sysconfig.get_path('purelib')}\n")
@@ -51,28 +57,13 @@ def _make_ready(clone: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_commands_run_as_written(clone: Path) -> None:
-    blocks = BLOCK.findall((clone / "README.md").read_text())
-    assert len(blocks) >= 6
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    path = f"{clone}/.venv/bin:{environment['PATH']}"  # as activating it once does
+    blocks = [block for page in GUIDES for block in BLOCK.findall((clone / page).read_text())]
+    assert len(blocks) >= 20
     for not_run, language, code in blocks:
-        if not_run:
-            continue
-        command = ["bash", "-euo", "pipefail", "-c", code]
-        if language == "python":
-            (clone / "demo" / "example.py").write_text(code)
-            command = [".venv/bin/python", "demo/example.py"]
-        done = subprocess.run(
-            command,
-            cwd=clone,
-            env=environment | {"PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        if not not_run:
+            run_block(clone, language, code)
     fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
+    assert (clone / "demo" / "run" / "checkpoints" / "step180.ckpt").is_file()
     assert (clone / "demo" / "exported" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
@@ -83,15 +74,42 @@ def test_commands_run_as_written(clone: Path) -> None:
     for folder in ("reasoning", "reasoned"):
         results = list((clone / "demo" / folder).glob("*/reasoning_result.json"))
         assert len(results) >= 10
-        told = [json.loads(path.read_text())["summary"] for path in results]
-        assert sum(one["text_steps"] for one in told) >= len(results)
+        counts = [json.loads(path.read_text())["summary"] for path in results]
+        assert sum(one["text_steps"] for one in counts) >= len(results)
         page = (clone / "demo" / f"{folder}.html").read_text()
         assert page.count("data:image/") > len(results)
         drawn = list((clone / "demo" / folder).glob("*/images/reasoning_image_*.png"))
-        assert len(drawn) == sum(one["image_steps"] for one in told)
-    scores = json.loads((clone / "demo" / "answers_scores.json").read_text())
-    assert len(scores["records"]) == 32
+        assert len(drawn) == sum(one["image_steps"] for one in counts)
+    for answers in ("answers", "tool_answers"):
+        scores = json.loads((clone / "demo" / f"{answers}_scores.json").read_text())
+        assert len(scores["records"]) == 32
     assert (clone / "demo" / "puzzles" / "task_19" / "composite.png").is_file()
+
+
+def run_block(clone: Path, language: str, code: str) -> None:
+    """Runs one block of a page and prints its time, for the figures in the guides."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONPATH" and not name.startswith("PYTEST_")
+    }
+    path = f"{clone}/.venv/bin:{environment['PATH']}"  # as activating it once does
+    command = ["bash", "-euo", "pipefail", "-c", code]
+    if language == "python":
+        (clone / "demo" / "example.py").write_text(code)
+        command = [".venv/bin/python", "demo/example.py"]
+    started = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=clone,
+        env=environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    print(f"--- {time.monotonic() - started:.0f} s\n{code}\n{done.stdout[-3000:]}")
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
 def fall_clearly(curves: Path) -> None:
@@ -101,3 +119,35 @@ def fall_clearly(curves: Path) -> None:
     for name in ("ce", "mse"):
         values = [float(v) for row in rows if (v := row[f"val/blockmoving_test/{name}"])]
         assert values[-1] < 0.8 * values[0], (name, values)
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in LINK.findall((ROOT / page).read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        if target.suffix == ".png":
+            assert target.stat().st_size < MAX_IMAGE_BYTES, link
+        if anchor:
+            assert anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """Headings as GitHub names them in links; lines of code are no headings."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", found.lower()).replace(" ", "-") for found in headings}
+
+
+@pytest.mark.parametrize("folder", ["fit", "trainer"])
+def test_every_configuration_is_in_its_guide(folder: str) -> None:
+    guide = (ROOT / "configs" / "README.md").read_text()
+    for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+        assert f"`{path.name}`" in guide, path.name

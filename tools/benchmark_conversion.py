@@ -1,9 +1,9 @@
 """Conversion speed and memory, beside a plain single-process loop over the same data.
 
-The plain loop is what one would write first: json.load, Pillow's verify (which checks no pixels),
-one pyarrow write_table a file. Ours decodes every image, writes checksums, hashes and syncs files.
-Time is the median of runs that alternate in this process; memory is the largest process of one
-run in a process tree of its own.
+The plain loop is the obvious first version: json.load, Pillow's verify (which checks no pixels),
+one pyarrow write_table per file. Ours checks every image, writes checksums, hashes and syncs files.
+Time is the median of runs that alternate in this process; memory is the largest process of one run
+in a separate process tree.
 
 Example:
   python tools/benchmark_conversion.py --num_records 2000 --json conversion.json

@@ -1,11 +1,11 @@
 """Planning, packing speed and fill of the data module, beside a straightforward greedy packer.
 
-1. Planning: synthetic rows as numbers alone; seconds of an epoch's plan, and its peak memory above
-   the index, measured in a process of its own.
-2. Fill: plan and greedy packer on the same lengths; what the greedy one loses.
-3. Packing: tokens per CPU-second from real shards of line drawings, in this process, on one
-   thread. The two make the same samples, which is checked first.
-Times are medians of runs; in packing they alternate. Needs pandas, as the tests do.
+1. Planning: synthetic rows, only their token counts; seconds to plan an epoch, and peak memory
+   above the index, measured in a separate process.
+2. Fill: the plan and the greedy packer on the same lengths, and the rows that the greedy one drops.
+3. Packing: tokens per CPU second from real shards of line drawings, in this process, on one
+   thread. First it checks that both make the same samples.
+Times are medians of runs; in packing the two alternate. Needs pandas, like the tests.
 
 Example:
   python tools/benchmark_data.py --json data.json
@@ -40,8 +40,8 @@ from mathcanvas_lightning.batch import to_unit_range
 from mathcanvas_lightning.common.parallel import usable_cores
 from mathcanvas_lightning.data.datamodule import BAGEL_7B_GEOMETRY, MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.dataset import LoadedPack
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+from mathcanvas_lightning.data.loading.config import DatasetConfig
+from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack
 from mathcanvas_lightning.data.loading.packed_data import PackedData
 from mathcanvas_lightning.data.plan.epoch import Plan, PlannedDataset
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat

@@ -1,7 +1,7 @@
-"""What `benchmark_data.py` packs, and the straightforward packer that it compares with.
+"""The rows that `benchmark_data.py` packs, and the straightforward packer it compares with.
 
-The packer follows the reference's way: rows come through pandas, a drawing is transformed twice for
-the VAE and once for the ViT, packs grow as Python lists of numbers, images are padded to the
+The packer follows the reference's method: rows come through pandas, a drawing is transformed twice
+for the VAE and once for the ViT, packs grow as Python lists of numbers, images are padded to the
 largest of the pack, and packs are filled greedily with a buffer for samples that don't fit. There
 are no dense attention masks, as in the published recipe.
 """

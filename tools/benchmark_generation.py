@@ -1,8 +1,8 @@
 """Speed of reasoning with drawings, beside a plain loop that answers one problem at a time.
 
-Every problem is a text and a picture; its answer a text, a drawing, ..., a text. The model is
-fresh, so its tokens are replaced by a script after they were chosen; both do the same work, and
-their drawings are compared before anything is measured. The plain loop is described in
+Every problem is a text and a picture; its answer is a text, a drawing, ..., a text. The model has
+random weights, so its tokens are replaced by a script after they were sampled. Both do the same
+work, and their drawings are compared before anything is measured. The plain loop is described in
 benchmark_generation_baseline.py. Figures are medians of runs that alternate in this process.
 
 Example:

@@ -1,9 +1,9 @@
-"""What the generator is measured against: one problem at a time, step after step.
+"""The baseline of `benchmark_generation.py`: one problem at a time, step after step.
 
-It follows the public inference code's way with the same weights: each context is read by itself,
-an image is encoded anew for each, keys and values are concatenated anew for each token, a text is
-written to a copy of its context and then read again, and each step of a drawing takes a pass for
-each branch of its guidance.
+It follows the method of the public inference code, with the same weights: each context is prefilled
+separately, an image is encoded again for each context, keys and values are concatenated for each
+token, a text is generated on a copy of its context and then prefilled again, and each step of a
+drawing takes one pass for each branch of its guidance.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,11 +1,10 @@
-"""Speed and memory of the network, beside a straightforward index-gather implementation.
+"""Compares speed and memory of the network with a plain index-gather implementation.
 
-The straightforward one follows the reference's way with the same weights: in each layer tokens are
-gathered by expert and scattered back around every norm, projection and MLP; the mask is a dense
-matrix a sample; an image that stands twice is encoded twice; the logits of all tokens exist at
-once.
-Time is the median of runs that alternate in this process. Memory is the peak over what was there
-before: of a process of its own on the CPU, of the allocator on CUDA.
+The plain implementation follows the reference and has the same weights: every layer gathers tokens
+by expert and scatters them back around every norm, projection and MLP; each sample has a dense
+mask; a repeated image is encoded again; the logits of all tokens are in memory at once.
+Time is the median of alternating runs in this process. Memory is the increase of the peak over the
+start of the step: of a separate process on the CPU, of the allocator on CUDA.
 
 Example:
   python tools/benchmark_model.py --preset small --tokens 2048
@@ -32,13 +31,14 @@ from torch import Tensor
 from mathcanvas_lightning.batch import PackedBatch
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
+from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops
 from mathcanvas_lightning.model.flow import add_noise, velocity_target
 from mathcanvas_lightning.model.layers.attention import dense_mask, make_layout
 from mathcanvas_lightning.model.layers.basic import rotary_tables, rotate
 from mathcanvas_lightning.model.layers.mot import DecoderLayer
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
+from mathcanvas_lightning.training.callbacks.monitor import device_peak_flops
 
 COMPOSITIONS = {
     "mixed": ["question", "clean", "vit", "answer", "noisy", "clean", "vit", "answer"],
@@ -55,7 +55,7 @@ def our_loss(model: Bagel, batch: PackedBatch, inputs: dict[str, Tensor]) -> Ten
 
 
 def plain_loss(model: Bagel, batch: PackedBatch, inputs: dict[str, Tensor]) -> Tensor:
-    """The straightforward forward pass and loss, with the same weights."""
+    """The plain forward pass and loss, with the same weights."""
     llm = model.config.llm
     und = torch.cat([batch.text_indexes, batch.vit_indexes])
     gen = batch.latent_indexes
@@ -71,8 +71,8 @@ def plain_loss(model: Bagel, batch: PackedBatch, inputs: dict[str, Tensor]) -> T
         x[gen] = latents.to(x.dtype)
     rotary = rotary_tables(batch.position_ids, llm.head_dim, llm.rope_theta)
     layout = make_layout(batch.sample_lens, batch.splits, x.device)
-    places = torch.arange(batch.sequence_length, device=x.device).split(list(batch.sample_lens))
-    masks = [dense_mask(layout, place) for place in places]
+    indexes = torch.arange(batch.sequence_length, device=x.device).split(list(batch.sample_lens))
+    masks = [dense_mask(layout, sample) for sample in indexes]
     for layer in model.language_model.model.layers:
         assert isinstance(layer, DecoderLayer)
         x = _plain_layer(layer, x, und, gen, rotary, masks, batch.sample_lens)
@@ -131,7 +131,7 @@ def _loss(ce: Tensor, velocities: Tensor, batch: PackedBatch, inputs: dict[str, 
 
 
 def encode_plainly(vae: LatentVAE, batch: PackedBatch) -> None:
-    """All items, also those that stand twice, padded to one size and encoded as one batch."""
+    """Encodes all items, also repeated ones, padded to one size, as one batch."""
     items = [batch.images[image] for image in batch.latent_image_ids]
     height, width = (max(item.shape[axis] for item in items) for axis in (1, 2))
     vae.moments(
@@ -140,7 +140,7 @@ def encode_plainly(vae: LatentVAE, batch: PackedBatch) -> None:
 
 
 def measure_vae(options: argparse.Namespace, setup: Any) -> list[dict[str, Any]]:
-    """Latent tokens a second of encoding the pack's images."""
+    """Measures the latent tokens per second of encoding the pack's images."""
     model, batch, inputs = setup
     vae = LatentVAE(model.config.vae).to(options.device, getattr(torch, options.dtype))
     encoders = {
@@ -172,7 +172,7 @@ CONTENDERS: dict[str, Step] = {"index gather": plain_loss, "ours": our_loss}
 
 
 def build(options: argparse.Namespace) -> tuple[Bagel, PackedBatch, dict[str, Tensor]]:
-    """The model and a pack of about the number of tokens asked for."""
+    """Makes the model and a pack of about the given number of tokens."""
     overrides = {} if options.layers is None else {"llm_num_hidden_layers": options.layers}
     config = BagelConfig.preset(options.preset, **overrides)
     side = min(config.max_latent_size, config.vit_max_num_patch_per_side, options.image_side)
@@ -196,7 +196,7 @@ def build(options: argparse.Namespace) -> tuple[Bagel, PackedBatch, dict[str, Te
 
 
 def run_once(name: str, backward: bool, setup: Any) -> float:
-    """Seconds of one step."""
+    """Returns the seconds of one step."""
     model, batch, inputs = setup
     model.zero_grad(set_to_none=True)
     _synchronise(inputs)
@@ -218,7 +218,7 @@ def _peak_in_child(options: argparse.Namespace, name: str, backward: bool, resul
     torch.set_num_threads(options.threads)
     setup = build(options)
     before = _resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     run_once(name, backward, setup)
     result.send(_resident_mib("VmHWM") - before)
 
@@ -230,7 +230,7 @@ def _resident_mib(field: str) -> float:
 
 
 def peak_in_child(options: argparse.Namespace, name: str, backward: bool) -> float:
-    """Largest memory of one step on the CPU beyond what was there before it, in MiB."""
+    """Measures by how much the peak memory of a step exceeds that before it, in MiB."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_peak_in_child, args=(options, name, backward, send))
@@ -241,7 +241,7 @@ def peak_in_child(options: argparse.Namespace, name: str, backward: bool) -> flo
 
 
 def peak_on_cuda(name: str, backward: bool, setup: Any) -> float:
-    """Largest memory of one step on CUDA beyond what was there before it, in MiB."""
+    """Same as `peak_in_child`, for the allocator of CUDA."""
     setup[0].zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -250,10 +250,10 @@ def peak_on_cuda(name: str, backward: bool, setup: Any) -> float:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each contender, forward and forward with backward."""
+    """Returns one row per implementation, for forward and forward with backward."""
     cases = [(name, backward) for backward in (False, True) for name in CONTENDERS]
     peaks = {}
-    if options.device == "cpu":  # in processes of their own, before this one's model needs memory
+    if options.device == "cpu":  # in separate processes, before this one builds a model
         peaks = {case: peak_in_child(options, *case) for case in cases}
     setup = build(options)
     model, batch, _ = setup
@@ -261,14 +261,14 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         for layer in model.language_model.model.layers:
             layer.compile(dynamic=True)
     check_agreement(setup, getattr(torch, options.dtype))
-    peak = peak_flops(torch.cuda.get_device_name()) if options.device == "cuda" else None
+    peak = device_peak_flops(torch.device(options.device))
     rows = []
     for backward in (False, True):
         seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
         for repeat in range(options.repeats + 1):
             for name in CONTENDERS:
                 took = run_once(name, backward, setup)
-                if repeat:  # the first is for warming up
+                if repeat:  # the first run is a warm-up
                     seconds[name].append(took)
         flops = forward_flops(model.config, batch) * (1 + BACKWARD_FACTOR * backward)
         for name, times in seconds.items():
@@ -289,7 +289,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def check_agreement(setup: Any, dtype: torch.dtype) -> None:
-    """Stops if the two don't compute the same."""
+    """Exits if the two implementations don't compute the same loss."""
     with torch.no_grad():
         losses = [step(*setup).item() for step in CONTENDERS.values()]
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
@@ -298,7 +298,7 @@ def check_agreement(setup: Any, dtype: torch.dtype) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -319,7 +319,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures and shows."""
+    """Measures, and shows the results."""
     options = parse()
     torch.set_num_threads(options.threads)
     rows = measure(options)

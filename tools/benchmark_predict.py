@@ -1,13 +1,12 @@
-"""What the predict loop costs: on its own with many records, and beside a bare vLLM engine.
+"""Overhead of the predict loop: with many records and no model, and beside a bare vLLM engine.
 
-Without a model (EchoBackend): a whole run over so many records, and the same command again when
-all is answered (which reads the input and the journal and writes the output anew). Each in a
-process of its own; its peak memory is told beside that of a run over ten records.
+Without a model (EchoBackend): a whole run over --records records, and the same command again when
+everything is answered (it then reads the input and the journal and writes the output again). Each
+runs in its own process; its peak memory is shown beside that of a run over ten records.
 
 With --model: `vllm.LLM.chat` on all prompts at once against `Trainer.predict` with VLLMBackend,
-journal and output file included. Both engines are loaded, in processes of their own, and take
-turns; the medians of several rounds are told. Answers are greedy; whether they are equal is told
-too.
+including journal and output file. Both engines stay loaded, each in its own process, and run in
+turns; the figures are medians of several rounds. Answers are greedy, and compared.
 
 Example:
   python tools/benchmark_predict.py --records 10000 100000

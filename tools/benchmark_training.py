@@ -1,15 +1,15 @@
-"""Speed of whole training steps, where their time goes, and a straightforward loop beside them.
+"""Measures complete training steps and their parts, and compares them with a plain loop.
 
-BagelModule trains in a real Trainer on generated BlockMoving shards. After each of its steps, the
-straightforward loop makes one too: on the same pack, with the same weights and optimizer, in the
-reference's way (see benchmark_model.py): each image encoded as often as it stands in the pack, all
-padded to one size; tokens gathered by expert and scattered back in every layer; a dense mask a
-sample; all logits at once. It is given its packs and noise ready-made, so the figure to compare it
-with is ours without the wait for data. It recomputes no activations of the decoder and isn't
-compiled, whatever is asked for; compare runs with and without --compile for that.
-Figures are medians; "optimizer" is clipping, AdamW and schedule. After these steps come as many in
-which each part is timed; on CUDA that waits for the device around every part, so the parts take a
-little longer than in a step left alone.
+BagelModule trains in a Trainer on generated BlockMoving shards. After each of its steps, the plain
+loop makes a step on the same pack, with the same weights and optimizer. It follows the reference
+(see benchmark_model.py): repeated images are encoded again, all padded to one size; every layer
+gathers tokens by expert and scatters them back; each sample has a dense mask; all logits are in
+memory at once. It doesn't load data or make noise, so compare it with our speed without data wait.
+It never recomputes activations of the decoder and is never compiled; to see the effect of
+compilation, compare runs with and without --compile.
+Values are medians; "optimizer" is clipping, AdamW and schedule. The same number of steps follows in
+which each part is timed. On CUDA this synchronizes around every part, so the parts take a little
+longer.
 
 Example:
   python tools/benchmark_training.py --preset small --steps 10
@@ -43,12 +43,11 @@ from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.conversion.convert import convert_cot
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
-from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
+from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
+from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops
 from mathcanvas_lightning.model.parallelize import Parallelism
 from mathcanvas_lightning.training import module as training_module
-from mathcanvas_lightning.training.callbacks.monitor import peak_memory_gib
+from mathcanvas_lightning.training.callbacks.monitor import device_peak_flops, peak_memory_gib
 from mathcanvas_lightning.training.inputs import draw_inputs
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import ScheduleConfig
@@ -60,7 +59,7 @@ OURS, WITHOUT_DATA, PLAIN = "ours", "ours without data wait", "plain loop"
 
 
 class Clock:
-    """Seconds by part of the step under way; parts may lie within others."""
+    """Seconds of the current step by part; parts may be nested."""
 
     def __init__(self, device: torch.device, *, enabled: bool = False) -> None:
         self.device, self.enabled = device, enabled
@@ -68,24 +67,24 @@ class Clock:
         self._started: dict[str, float] = {}
 
     def now(self) -> float:
-        """The time at which the device has done all it was told."""
+        """Synchronizes the device and returns the time."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def start(self, part: str, *_: Any) -> None:
-        """Begins a part."""
+        """Starts a part."""
         if self.enabled:
             self._started[part] = self.now()
 
     def stop(self, part: str, *_: Any) -> None:
-        """Ends it."""
+        """Ends a part."""
         if self.enabled and part in self._started:
             took = self.now() - self._started.pop(part)
             self.seconds[part] = self.seconds.get(part, 0.0) + took
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with its time taken."""
+        """Wraps a function to measure its time."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.start(part)
@@ -97,11 +96,11 @@ class Clock:
 
 
 class Stopwatch(Callback):
-    """Times whole steps, then steps by part, and has the plain loop step after each.
+    """Measures complete steps, then steps by part, and runs the plain loop after each.
 
     Args:
-        steps: Of each kind, after the warm-up.
-        attention: Path, None for the device's own.
+        steps: Number of steps of each kind, after the warm-up.
+        attention: Attention path; None for the default of the device.
         baseline: Whether the plain loop runs.
     """
 
@@ -111,7 +110,7 @@ class Stopwatch(Callback):
         self.parts: list[dict[str, float]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ARG002
-        """Puts the clock's hands on the parts."""
+        """Installs the clock on the parts."""
         network = pl_module.network
         network.attention_path = self.attention
         self.clock = clock = Clock(pl_module.device)
@@ -122,16 +121,16 @@ class Stopwatch(Callback):
             watched.register_forward_hook(partial(clock.stop, part))
 
     def on_train_start(self, *_: Any) -> None:
-        """Begins the first step."""
+        """Starts the first step."""
         self.number = 0
         self.started, self.waited = self.clock.now(), 0.0
 
     def on_before_backward(self, *_: Any) -> None:
-        """The loss is there."""
+        """Starts the backward pass."""
         self.clock.start("backward")
 
     def on_after_backward(self, *_: Any) -> None:
-        """The gradients are."""
+        """Ends the backward pass."""
         self.clock.stop("backward")
         self.clock.start("optimizer")
 
@@ -143,11 +142,11 @@ class Stopwatch(Callback):
         batch: Any,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Ends a step, and makes one of the plain loop."""
+        """Ends a step, and runs a step of the plain loop."""
         self.clock.stop("optimizer")
         seconds = self.clock.now() - self.started
         waited = trainer.train_dataloader.waited_s
-        wait = waited - self.waited if waited >= self.waited else waited  # an epoch's own loader
+        wait = waited - self.waited if waited >= self.waited else waited  # a new epoch
         self.number += 1
         measured = self.number > WARMUP_STEPS
         if measured and self.clock.enabled:
@@ -162,7 +161,7 @@ class Stopwatch(Callback):
         self.started, self.waited = self.clock.now(), waited
 
     def step_plainly(self, trainer: Trainer, module: Any, batch: MicroBatch) -> float:
-        """Seconds of a step of the plain loop."""
+        """Returns the seconds of a step of the plain loop."""
         network, optimizer = module.network, trainer.optimizers[0]
         drawn = draw_inputs(
             module.vae, batch, module.config.latent_patch_size, module.timestep_shift
@@ -176,13 +175,13 @@ class Stopwatch(Callback):
             encode_plainly(module.vae, batch.pack)
         plain_loss(network, batch.pack, inputs).backward()
         torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)
-        torch.optim.AdamW.step(optimizer)  # not the Trainer's, which would count it
+        torch.optim.AdamW.step(optimizer)  # not through the Trainer, which would count it
         optimizer.zero_grad(set_to_none=True)
         return self.clock.now() - started
 
 
 def split_step(seconds: dict[str, float], whole: float) -> dict[str, float]:
-    """Parts that make up the step; "forward" holds ViT and decoder."""
+    """Splits a step into parts that add up to it; "forward" includes ViT and decoder."""
     known = dict.fromkeys(PARTS, 0.0) | {k: v for k, v in seconds.items() if k in PARTS}
     forward = seconds.get("forward", 0.0)
     known["rest of forward"] = forward - known["ViT"] - known["decoder"]
@@ -193,7 +192,7 @@ def split_step(seconds: dict[str, float], whole: float) -> dict[str, float]:
 def describe(
     module: BagelModule, batch: MicroBatch, seconds: float, wait: float, plain: float | None
 ) -> dict[str, Any]:
-    """The figures of one step."""
+    """Returns the measurements of one step."""
     return {
         "tokens": sum(sample.num_tokens for sample in batch.samples),
         "flops": forward_flops(module.config, batch.pack) * (1 + BACKWARD_FACTOR),
@@ -204,7 +203,7 @@ def describe(
 
 
 def make_data(folder: Path, options: argparse.Namespace, source: ModelSource) -> Any:
-    """Shards of puzzles, and their data module."""
+    """Makes shards of puzzles and their data module."""
     generate_blockmoving(
         str(folder / "source"), num_tasks=options.tasks, view_px=options.view_px, progress=False
     )
@@ -239,7 +238,7 @@ def make_data(folder: Path, options: argparse.Namespace, source: ModelSource) ->
 
 
 def train(options: argparse.Namespace, folder: Path) -> tuple[Stopwatch, BagelModule]:
-    """Trains, and measures meanwhile."""
+    """Trains with measurements."""
     layers = options.llm_num_hidden_layers
     overrides = {} if layers is None else {"llm_num_hidden_layers": layers}
     source = ModelSource(preset=options.preset, overrides=overrides)
@@ -270,8 +269,8 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[Stopwatch, BagelMo
 
 
 def figures(watch: Stopwatch, device: torch.device) -> dict[str, Any]:
-    """Medians over the steps."""
-    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    """Computes the medians over the steps."""
+    peak = device_peak_flops(device)
     speeds = {}
     for name in (OURS, WITHOUT_DATA, PLAIN):
         rows = [row for row in watch.rows if name in row]
@@ -293,7 +292,7 @@ def figures(watch: Stopwatch, device: torch.device) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any], title: str) -> None:
-    """Tables on the screen."""
+    """Prints tables."""
     table = Table("", "tokens/s", "s a step", "TFLOP/s", "MFU", title=title)
     for name, row in found["speeds"].items():
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
@@ -313,7 +312,7 @@ def show(found: dict[str, Any], title: str) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -340,7 +339,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures and shows."""
+    """Measures, and shows the results."""
     options = parse()
     torch.set_num_threads(options.threads)
     seed_everything(0, verbose=False)

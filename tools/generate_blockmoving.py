@@ -1,4 +1,4 @@
-"""`mathcanvas generate-blockmoving` as a file; --help tells its options."""
+"""Runs `mathcanvas generate-blockmoving`; --help lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`mathcanvas generate-handler` as a file; --help tells its options."""
+"""Runs `mathcanvas generate-handler`; --help lists the options."""
 
 import sys
 

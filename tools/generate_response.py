@@ -1,4 +1,4 @@
-"""`mathcanvas generate-response` as a file; --help tells its options."""
+"""Runs `mathcanvas generate-response`; --help lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`mathcanvas inspect-batch` as a file; --help tells its options."""
+"""Runs `mathcanvas inspect-batch`; --help lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`mathcanvas inspect` as a file; --help tells its options."""
+"""Runs `mathcanvas inspect`; --help lists the options."""
 
 import sys
 

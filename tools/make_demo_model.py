@@ -1,4 +1,4 @@
-"""`mathcanvas make-demo-model` as a file; --help tells its options."""
+"""Runs `mathcanvas make-demo-model`; --help lists the options."""
 
 import sys
 

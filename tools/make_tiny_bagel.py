@@ -1,4 +1,4 @@
-"""`mathcanvas make-bagel` as a file; --help tells its options."""
+"""Runs `mathcanvas make-bagel`; --help lists the options."""
 
 import sys
 

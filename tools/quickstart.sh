@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole road, in miniature and on one machine: makes .venv, generates BlockMoving puzzles, converts
-# them to shards, draws some rows as a page, makes a tiny BAGEL, draws the first pack of its training,
-# trains it, and lets it reason with drawings about puzzles that were held out. Beside it a small real
-# language model answers questions. Both are scored. Everything goes to demo/.
+# Runs every step once, in miniature and on one machine: makes .venv, generates BlockMoving puzzles,
+# converts them to shards, shows some rows on a page, makes a tiny BAGEL, draws its first training pack,
+# trains it, and lets it answer held-out puzzles with texts and drawings. A small real language model
+# answers questions. The answers of both are scored. All files are written to demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
@@ -27,7 +27,7 @@ mathcanvas predict --config configs/predict_vllm.yaml
 python tools/score_responses.py --input demo/answers.jsonl --by subject --by level
 
 echo "Puzzles: demo/source   Shards: demo/shards   Open in a browser: demo/shards.html"
-echo "A pack as the model is given it: demo/pack.png"
+echo "The first training pack: demo/pack.png"
 echo "Curves: demo/run/curves/version_0/metrics.csv   Trained model: demo/export"
-echo "Its reasoning, to open in a browser: demo/reasoning.html   A folder a puzzle: demo/reasoning"
+echo "Its answers, to open in a browser: demo/reasoning.html   One folder per puzzle: demo/reasoning"
 echo "Questions and a language model's answers: demo/answers.jsonl   Verdicts: demo/answers_scores.json"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all checks: linter, type checker, import rules, tests. Arguments go to pytest.
-# On a fresh machine it first makes .venv with all that the tests need.
+# On a fresh machine it first makes .venv with everything that the tests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
@@ -10,5 +10,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-# As many processes as cores: more threads would only get into each other's way.
+# One process per core, one thread per process: more threads would slow each other down.
 OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-auto}" --dist loadgroup "$@"

@@ -1,4 +1,4 @@
-"""`mathcanvas score` as a file; --help tells its options."""
+"""Runs `mathcanvas score`; --help lists the options."""
 
 import sys
 

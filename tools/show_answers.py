@@ -1,4 +1,4 @@
-"""`mathcanvas report` as a file; --help tells its options."""
+"""Runs `mathcanvas report`; --help lists the options."""
 
 import sys
 

@@ -9,7 +9,7 @@ import numpy as np
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.rules import (
     DIRECTIONS,
-    IllegalMove,
+    IllegalMoveError,
     Move,
     Stack,
     Step,
@@ -93,7 +93,7 @@ def leads_to(initial: Stack, moves: tuple[Move, ...], final: Stack) -> bool:
     """Whether moves can all be made and turn one stack into the other."""
     try:
         return simulate(initial, moves)[-1].after == final
-    except IllegalMove:
+    except IllegalMoveError:
         return False
 
 
@@ -151,5 +151,5 @@ def _draw_walk(rng: np.random.Generator, stack: Stack, level: Level) -> tuple[St
 def _try(stack: Stack, move: Move) -> Step | None:
     try:
         return apply_move(stack, move)
-    except IllegalMove:
+    except IllegalMoveError:
         return None

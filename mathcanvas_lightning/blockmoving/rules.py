@@ -39,7 +39,7 @@ class Move:
         return f"{show_cell(self.cell)} {self.direction}"
 
 
-class IllegalMove(Exception):
+class IllegalMoveError(Exception):
     """There is no block to move, or the target is outside the board."""
 
 
@@ -108,13 +108,13 @@ def apply_move(stack: Stack, move: Move) -> Step:
         What came of it.
 
     Raises:
-        IllegalMove: If there is no block to move, or the target is outside the board.
+        IllegalMoveError: If there is no block to move, or the target is outside the board.
     """
     block = stack.at(move.cell) if _on_board(stack, move.cell) else None
     if block is None:
-        raise IllegalMove(f"no block at {show_cell(move.cell)}")
+        raise IllegalMoveError(f"no block at {show_cell(move.cell)}")
     if not _on_board(stack, move.target):
-        raise IllegalMove(f"{show_cell(move.target)} is outside the board")
+        raise IllegalMoveError(f"{show_cell(move.target)} is outside the board")
     x, y, z = move.cell
     tx, ty, tz = move.target
     swapped = stack.at(move.target)
@@ -140,7 +140,7 @@ def simulate(stack: Stack, moves: tuple[Move, ...]) -> list[Step]:
     """Makes moves one after the other.
 
     Raises:
-        IllegalMove: If one of them can't be made.
+        IllegalMoveError: If one of them can't be made.
     """
     steps = []
     for move in moves:

@@ -8,6 +8,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
@@ -15,43 +16,39 @@ from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
 from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint, require_readable
 from mathcanvas_lightning.training.module import BagelModule
-from mathcanvas_lightning.training.strategy import ShardedStrategy, save_whole_files
+from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomically
 
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
     "pictures": PictureLogger,
 }
-"""Callbacks of every run, by the section that sets them; null leaves one out."""
+"""Config section -> callback of every run; a section set to null removes its callback."""
 
 
 class MathCanvasCLI(LightningCLI):
-    """Links model, data and accumulation, and finds the checkpoint to go on from."""
+    """Links model, data and accumulation, and finds the checkpoint to resume from."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what Lightning hasn't."""
+        """Adds options and the sections of the callbacks."""
         parser.add_argument(
             "--auto_resume",
             type=bool,
             default=True,
-            help="Go on from the last whole checkpoint below trainer.default_root_dir, if any.",
+            help="Resume from the last complete checkpoint below trainer.default_root_dir, if any.",
         )
         parser.add_argument(
             "--debug_batches",
             type=NonNegativeInt,
             default=0,
-            help="Show so many packs, from the first on, before training starts.",
+            help="Number of packs to show before training starts.",
         )
         for name, kind in MONITORS.items():
             parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
             parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
 
     def before_instantiate_classes(self) -> None:
-        """Sets the accumulation where the data tells it.
-
-        Raises:
-            ConfigError: If it contradicts the data.
-        """
+        """Sets the accumulation if it follows from data.packs_per_step and the number of ranks."""
         config = self.config[self.subcommand]
         packs = _argument(config, "data", "packs_per_step")
         ranks = _count_ranks(config.trainer)
@@ -59,7 +56,7 @@ class MathCanvasCLI(LightningCLI):
             config.trainer.accumulate_grad_batches = packs // ranks
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and Trainer, and links the first two."""
+        """Makes model, data and Trainer, and passes the model's geometry and folder to the data."""
         super().instantiate_classes()
         if isinstance(self.model, BagelModule) and isinstance(
             self.datamodule, MathCanvasDataModule
@@ -67,10 +64,10 @@ class MathCanvasCLI(LightningCLI):
             self.datamodule.use_model(self.model.config.geometry, self.model.source.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the Trainer, with the monitors that aren't left out.
+        """Makes the Trainer with the callbacks of `MONITORS`.
 
         Args:
-            kwargs: Arguments of the Trainer that win over the configuration.
+            kwargs: Arguments of the Trainer that override the configuration.
 
         Returns:
             The Trainer.
@@ -85,17 +82,17 @@ class MathCanvasCLI(LightningCLI):
             callbacks.append(DebugBatches(config.debug_batches))
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
-            changed["enable_model_summary"] = False  # ours tells it all
+            changed["enable_model_summary"] = False  # ours replaces it
         return super().instantiate_trainer(**changed)
 
     def before_fit(self) -> None:
-        """Finds where to go on."""
+        """Finds the checkpoint to resume from, and sets how checkpoints are written."""
         config = self.config_init[self.subcommand]
         if config.ckpt_path is None and config.auto_resume:
             config.ckpt_path = find_checkpoint(self.trainer.default_root_dir)
         if config.ckpt_path is not None:
             require_readable(config.ckpt_path, isinstance(self.trainer.strategy, ShardedStrategy))
-        save_whole_files(self.trainer.strategy)
+        save_atomically(self.trainer.strategy)
 
 
 def run_cli(args: Sequence[str]) -> None:
@@ -104,6 +101,7 @@ def run_cli(args: Sequence[str]) -> None:
     Args:
         args: The subcommand and its options.
     """
+    leave_process_group_at_exit()
     MathCanvasCLI(
         BagelModule,
         MathCanvasDataModule,
@@ -130,7 +128,7 @@ def _argument(config: Any, section: str, name: str) -> Any:
 
 
 def _count_ranks(trainer: Any) -> int | None:
-    """Ranks that a Trainer will have, None where it is to find out."""
+    """Counts the ranks of a Trainer; None if the Trainer determines them itself."""
     if not isinstance(trainer.devices, int | str) or not isinstance(trainer.num_nodes, int):
         return None
     text = str(trainer.devices)

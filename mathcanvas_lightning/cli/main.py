@@ -1,118 +1,131 @@
-"""The command line: `mathcanvas COMMAND`; the files of `tools/` run the same commands."""
+"""The command line `mathcanvas COMMAND`; the scripts in `tools/` run the same commands."""
 
 import argparse
-import ast
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
-from mathcanvas_lightning.cli import show as display
+from mathcanvas_lightning.cli import show
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.errors import MathCanvasError
 
 FAILED, SIGNALS, INTERRUPTED = 1, 128, 130
-"""Exit statuses; signals add their number to 128."""
-_INTERRUPTION = "interrupted; what is finished stays: run the same command again to go on"
+"""Exit statuses; a signal gives 128 plus its number."""
+_INTERRUPTION = "interrupted; finished work is kept: run the same command again to resume"
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
-    "validate": "Validates a network on validation sets; options as of fit.",
+    "validate": "Validates a network on validation sets; takes the options of fit.",
     "predict": "Answers records with a model: --config A.yaml --config B.yaml --key value.",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A function of the package as a command; its signature and docstring are the options."""
+    """A function of the package as a command; signature and docstring define the options."""
 
     function: str
-    """Where it is: module:function, below the package; imported only when it is run."""
+    """Path below the package, as module:function; imported only to run the command."""
+    summary: str
+    """First line of the function's docstring, so that listing commands needs no import."""
     example: str
-    """Shown by --help, after the program's name."""
+    """Options of an example, for --help."""
     show: Callable[[Any, Console], int]
-    """Prints what the function returns, and gives the exit status."""
+    """Prints the function's result and returns the exit status."""
     positional: frozenset[str] = frozenset()
-    """Parameters given without their name."""
+    """Parameters that are positional arguments."""
     lists: frozenset[str] = frozenset()
-    """Parameters that take any number of words."""
+    """Parameters that take any number of values."""
 
 
 COMMANDS = {
     "convert": Command(
         function="conversion.convert:convert_cot",
+        summary="Converts chain-of-thought data with images into interleaved Parquet shards.",
         example="--input data/enhanced_cot_cleaned.json --output shards --split train=0.9,test=0.1",
-        show=display.show_conversion,
+        show=show.conversion,
     ),
     "inspect": Command(
         function="inspection.shards:inspect_shards",
+        summary="Inspects interleaved shards: counts, columns, row groups, images, texts.",
         example="shards --rows 5 --html shards.html --validate",
-        show=display.show_shards,
+        show=show.shards,
         positional=frozenset({"path"}),
     ),
     "generate-blockmoving": Command(
         function="blockmoving.generate:generate_blockmoving",
+        summary="Generates a BlockMoving data set: simulated puzzles with pictures and chains of "
+        "thought.",
         example="--output data --num_tasks 200 --seed 0",
-        show=display.show_blockmoving,
+        show=show.blockmoving,
     ),
     "index": Command(
         function="data.index.build:index_shards",
+        summary="Indexes shards for training; only what is new or has changed is read.",
         example="shards --tokenizer BAGEL-7B-MoT",
-        show=display.show_indexes,
-        positional=frozenset({"common.paths"}),
-        lists=frozenset({"common.paths"}),
+        show=show.indexes,
+        positional=frozenset({"paths"}),
+        lists=frozenset({"paths"}),
     ),
     "inspect-batch": Command(
         function="inspection.batch:inspect_batch",
+        summary="Shows one pack of a training run: blocks, losses, positions, attention mask.",
         example="--config configs/fit/demo_cpu.yaml --step 3 --png pack.png",
-        show=display.show_batch,
+        show=show.batch,
         lists=frozenset({"config"}),
     ),
     "make-bagel": Command(
         function="demo.new_bagel:make_bagel",
+        summary="Makes a small, untrained BAGEL checkpoint with tokenizer and autoencoder.",
         example="--output tiny_bagel --preset tiny --seed 0 --corpus texts.txt more.txt",
-        show=display.show_fresh_model,
+        show=show.new_bagel,
         lists=frozenset({"corpus"}),
     ),
     "make-demo-model": Command(
         function="demo.language_model:make_demo_model",
+        summary="Makes a folder with SmolLM2-135M-Instruct, a small chat model.",
         example="--output demo/smollm2",
-        show=display.show_demo_model,
+        show=show.demo_model,
     ),
     "export-checkpoint": Command(
         function="training.checkpoint.export:export_checkpoint",
+        summary="Exports a run's checkpoint as a directory that this library, the reference and "
+        "vLLM load.",
         example="run/checkpoints/last.ckpt --output exported --dtype bf16",
-        show=display.show_export,
+        show=show.export,
         positional=frozenset({"checkpoint"}),
     ),
     "generate-response": Command(
         function="generation.api:generate_responses",
+        summary="Answers the records of a multimodal file, a text-only file, or both.",
         example="--backend vllm --model_path SmolLM2 --tensor_parallel_size 1 --max_model_len 2048"
         " --text_only_input questions.jsonl --text_only_output answers.jsonl",
-        show=display.show_predictions,
+        show=show.predictions,
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
+        summary="Writes a small, working, commented source format with a test beside it.",
         example="--name my_data --output my_data.py",
-        show=display.show_handler,
+        show=show.handler,
     ),
     "score": Command(
         function="evaluation.scoring:score_responses",
+        summary="Scores the answers of a model against reference answers.",
         example="--input answers.jsonl --by subject --by level",
-        show=display.show_scores,
+        show=show.scores,
         lists=frozenset({"by"}),
     ),
     "report": Command(
         function="evaluation.report.page:write_report",
+        summary="Shows answered records on one HTML page: questions, steps, drawings, verdicts.",
         example="--input answers.jsonl --only wrong",
-        show=display.show_report,
+        show=show.report,
     ),
 }
 
@@ -121,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs `mathcanvas COMMAND ...`.
 
     Args:
-        args: Words of the command line, those of this process by default.
+        args: Arguments of the command line; by default those of this process.
 
     Returns:
         The exit status.
@@ -130,18 +143,18 @@ def main(args: Sequence[str] | None = None) -> int:
     if words and words[0] in TRAINER_COMMANDS:
         return run_trainer(words)
     if not words or words[0] not in COMMANDS:
-        asked = not words or words[0] in ("-h", "--help")
-        console = Console(stderr=not asked)
-        if not asked:
+        is_help = not words or words[0] in ("-h", "--help")
+        console = Console(stderr=not is_help)
+        if not is_help:
             console.print(f"error: unknown command {words[0]!r}", markup=False)
-        summaries = {name: _summary(name) for name in COMMANDS}
-        display.show_commands(summaries | TRAINER_COMMANDS, console)
-        return 0 if asked else 2
+        summaries = {name: command.summary for name, command in COMMANDS.items()}
+        show.commands(summaries | TRAINER_COMMANDS, console)
+        return 0 if is_help else 2
     return run_command(words[0], words[1:], prog=f"mathcanvas {words[0]}")
 
 
 def run_trainer(words: Sequence[str]) -> int:
-    """Runs a command of the Trainer.
+    """Runs `fit`, `validate` or `predict`.
 
     Args:
         words: The command and its options.
@@ -150,18 +163,18 @@ def run_trainer(words: Sequence[str]) -> int:
         The exit status.
     """
     import_from_here()
-    # Both take seconds to import.
+    # Importing either takes seconds.
     if words[0] == "predict":
         from mathcanvas_lightning.cli.predict import run_predict
 
-        return guarded(lambda: display.show_predictions(run_predict(words), Console()))
+        return guarded(lambda: show.predictions(run_predict(words), Console()))
     from mathcanvas_lightning.cli.fit import run_cli
 
     return guarded(lambda: run_cli(words))
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Does some work; its errors become a line on standard error and an exit status."""
+    """Runs `work`; turns errors into a line on standard error and an exit status."""
     errors = Console(stderr=True, soft_wrap=True)
     try:
         return work() or 0
@@ -171,11 +184,11 @@ def guarded(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         errors.print(_INTERRUPTION)
         return INTERRUPTED
-    except SystemExit as ended:
-        if not isinstance(ended.code, int) or ended.code <= SIGNALS:
+    except SystemExit as exit_:
+        if not isinstance(exit_.code, int) or exit_.code <= SIGNALS:
             raise
         errors.print(_INTERRUPTION)
-        return ended.code
+        return exit_.code
     except Exception as error:
         if (ours := _cause(error)) is None:
             raise
@@ -184,7 +197,7 @@ def guarded(work: Callable[[], int | None]) -> int:
 
 
 def _cause(error: BaseException) -> MathCanvasError | None:
-    """The error of ours behind another: argument parsers wrap what constructors raise."""
+    """Finds our error in the chain of causes; argument parsers wrap errors of constructors."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, MathCanvasError):
         found = found.__cause__ or found.__context__
@@ -195,9 +208,9 @@ def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | Non
     """Runs one command.
 
     Args:
-        name: Its name.
-        args: Its options, those of this process by default.
-        prog: How the program is called in its help.
+        name: Name of the command.
+        args: Options of the command; by default those of this process.
+        prog: Name of the program in the help text.
 
     Returns:
         The exit status: 0, 1 if it failed, 130 if it was interrupted.
@@ -211,7 +224,7 @@ def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | Non
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the example."""
+    """Keeps the line breaks of the example."""
 
 
 def _parser(command: Command, function: Callable[..., Any], prog: str | None) -> ArgumentParser:
@@ -230,7 +243,7 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
     for name in sorted(command.positional):
         nargs = "+" if name in command.lists else None
         parser.add_argument(name, type=str, help=help_of[name], nargs=nargs)
-    skip: set[str | int] = {*flags, *command.positional, *command.lists, "common.progress"}
+    skip: set[str | int] = {*flags, *command.positional, *command.lists, "progress"}
     parser.add_function_arguments(function, as_group=False, skip=skip)
     for name in sorted(command.lists - command.positional):
         parser.add_argument(
@@ -249,15 +262,3 @@ def _load(command: Command) -> Callable[..., Any]:
     module, name = command.function.split(":")
     function: Callable[..., Any] = getattr(import_module(f"mathcanvas_lightning.{module}"), name)
     return function
-
-
-def _summary(name: str) -> str:
-    """First line of a command's docstring, read off the source: importing may take seconds."""
-    module, function = COMMANDS[name].function.split(":")
-    spec = find_spec(f"mathcanvas_lightning.{module}")
-    assert spec is not None
-    assert spec.origin is not None
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    raise AssertionError(f"no function {function} in {spec.origin}")

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
     GenerationModule,
@@ -78,6 +79,7 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
 
 
 def _run(args: Sequence[str]) -> PredictCLI:
+    leave_process_group_at_exit()
     return PredictCLI(
         LightningModule,
         LightningDataModule,

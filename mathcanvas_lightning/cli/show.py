@@ -1,4 +1,4 @@
-"""What commands show when they are done: tables on the terminal."""
+"""Prints the results of commands as tables and lines on the terminal."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.conversion.handler import Handler
     from mathcanvas_lightning.data.index.build import IndexReport
     from mathcanvas_lightning.demo.language_model import DemoModel
-    from mathcanvas_lightning.demo.new_bagel import FreshModel
+    from mathcanvas_lightning.demo.new_bagel import NewBagel
     from mathcanvas_lightning.evaluation.report.page import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
     from mathcanvas_lightning.generation.run.report import PredictionReport
@@ -29,19 +29,21 @@ MAX_LISTED = 20
 MAX_TEXT = 300
 MIN_SCORES_WIDTH = 140
 INCOMPLETE = 3
-"""Exit status of a run that came to its end with some requests unanswered."""
+"""Exit status of a finished run with failed requests."""
 
 
-def show_commands(summaries: Mapping[str, str], console: Console) -> None:
-    """Lists the commands."""
-    table = Table("command", "", title="mathcanvas COMMAND --help tells more", title_justify="left")
+def commands(summaries: Mapping[str, str], console: Console) -> None:
+    """Prints the list of commands."""
+    table = Table(
+        "command", "", title="mathcanvas COMMAND --help lists the options", title_justify="left"
+    )
     for name, summary in summaries.items():
         table.add_row(name, summary)
     console.print(table)
 
 
-def show_conversion(report: "ConversionReport", console: Console) -> int:
-    """Shows what became of the records; 1 if the conversion counts as failed."""
+def conversion(report: "ConversionReport", console: Console) -> int:
+    """Prints the outcomes of the records; returns 1 if the conversion counts as failed."""
     table = Table("outcome", "records", title=f"Conversion to {escape(report.output)}")
     table.columns[1].justify = "right"
     for split, rows in report.rows.items():
@@ -51,7 +53,7 @@ def show_conversion(report: "ConversionReport", console: Console) -> int:
     table.add_section()
     table.add_row("all", f"{report.num_records:,}")
     console.print(table)
-    resumed = f", {report.num_resumed:,} rows were already there" if report.num_resumed else ""
+    resumed = f", {report.num_resumed:,} rows were there already" if report.num_resumed else ""
     console.print(f"{report.seconds:.1f} s{resumed}")
     if report.problem is not None:
         console.print(f"failed: {report.problem}", markup=False)
@@ -59,8 +61,8 @@ def show_conversion(report: "ConversionReport", console: Console) -> int:
     return 0
 
 
-def show_shards(report: "ShardsReport", console: Console) -> int:
-    """Shows what is in shards; 1 if something is wrong with them."""
+def shards(report: "ShardsReport", console: Console) -> int:
+    """Prints the contents of shards; returns 1 if they have problems."""
     table = Table("what", "found", title=f"Shards in {escape(report.path)}", show_lines=False)
     table.add_row("files", f"{report.num_files:,}, {report.size_bytes / 2**20:,.1f} MiB")
     table.add_row("rows", f"{report.num_rows:,}")
@@ -88,11 +90,11 @@ def show_shards(report: "ShardsReport", console: Console) -> int:
                     else _shortened(segment.text)
                 )
                 console.print(f"{section}: {text}", markup=False, highlight=False)
-    return _show_problems(report, console)
+    return _problems(report, console)
 
 
-def show_indexes(reports: Sequence["IndexReport"], console: Console) -> int:
-    """Shows what the indexes hold; 1 if rows are damaged."""
+def indexes(reports: Sequence["IndexReport"], console: Console) -> int:
+    """Prints the contents of indexes; returns 1 if rows are damaged."""
     damaged = 0
     for report in reports:
         table = Table("what", "found", title=f"Index of {escape(report.path)}")
@@ -113,8 +115,8 @@ def show_indexes(reports: Sequence["IndexReport"], console: Console) -> int:
     return 1 if damaged else 0
 
 
-def show_batch(report: "BatchReport", console: Console) -> int:
-    """Shows the blocks of a pack, and the plan it is from."""
+def batch(report: "BatchReport", console: Console) -> int:
+    """Prints the blocks of a pack and a summary of its epoch."""
     from mathcanvas_lightning.inspection.pack_table import print_blocks  # needs torch
 
     batch, pack = report.batch, report.batch.pack
@@ -133,8 +135,8 @@ def show_batch(report: "BatchReport", console: Console) -> int:
     return 0
 
 
-def show_blockmoving(report: "BlockMovingReport", console: Console) -> int:
-    """Shows what was generated."""
+def blockmoving(report: "BlockMovingReport", console: Console) -> int:
+    """Prints the numbers of tasks and pictures."""
     console.print(
         f"{report.num_tasks:,} tasks with {report.num_images:,} pictures in "
         f"{report.seconds:.1f} s: {report.source_file} ({report.num_wrong} answered wrongly, "
@@ -146,8 +148,8 @@ def show_blockmoving(report: "BlockMovingReport", console: Console) -> int:
     return 0
 
 
-def show_fresh_model(model: "FreshModel", console: Console) -> int:
-    """Shows what was made."""
+def new_bagel(model: "NewBagel", console: Console) -> int:
+    """Prints the size of a new model."""
     console.print(
         f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, untrained",
         markup=False,
@@ -157,9 +159,9 @@ def show_fresh_model(model: "FreshModel", console: Console) -> int:
     return 0
 
 
-def show_demo_model(model: "DemoModel", console: Console) -> int:
-    """Shows where the model is."""
-    remark = "made" if model.is_new else "is there already"
+def demo_model(model: "DemoModel", console: Console) -> int:
+    """Prints the folder of the demo model."""
+    remark = "made" if model.is_new else "exists already"
     console.print(
         f"{model.path}: SmolLM2-135M-Instruct, {remark}",
         markup=False,
@@ -169,16 +171,16 @@ def show_demo_model(model: "DemoModel", console: Console) -> int:
     return 0
 
 
-def show_export(report: "ExportReport", console: Console) -> int:
-    """Shows what was written."""
+def export(report: "ExportReport", console: Console) -> int:
+    """Prints the contents of an exported checkpoint."""
     parts = [f"{report.num_parameters:,} parameters as of step {report.step:,}"]
     if report.num_averaged:
         parts.append(f"moving average of {report.num_averaged:,} tensors")
     if report.num_merged:
         parts.append(f"adapters merged into {report.num_merged:,} projections")
     parts.append(
-        "neither tokenizer nor autoencoder: the run started from a preset, --source takes them "
-        "from a directory"
+        "without tokenizer and autoencoder, since the run started from a preset: --source copies "
+        "them from a directory"
         if report.source is None
         else f"tokenizer and autoencoder of {report.source}"
     )
@@ -188,8 +190,8 @@ def show_export(report: "ExportReport", console: Console) -> int:
     return 0
 
 
-def show_predictions(report: "PredictionReport | None", console: Console) -> int:
-    """Shows what became of a predict run; 3 if some requests failed, so that scripts notice."""
+def predictions(report: "PredictionReport | None", console: Console) -> int:
+    """Prints the outcomes of a predict run; returns 3 if requests failed, for use in scripts."""
     if report is None:
         return 0
     table = Table("input", "records", "answered", "failed", "cut", "tokens in", "tokens out")
@@ -205,15 +207,15 @@ def show_predictions(report: "PredictionReport | None", console: Console) -> int
         for kind, count in one.failures.most_common():
             console.print(f"failed: {kind}, {count:,} of {one.path}", markup=False)
         console.print(f"written: {one.output}", markup=False, soft_wrap=True)
-    console.print(f"{report.num_asked:,} asked in {report.seconds:,.1f} s")
+    console.print(f"{report.num_asked:,} requests in {report.seconds:,.1f} s")
     if report.num_failed:
-        console.print("run the same command again to ask the failed ones again")
+        console.print("run the same command again to retry the failed requests")
         return INCOMPLETE
     return 0
 
 
-def show_handler(handler: "Handler", console: Console) -> int:
-    """Shows what was written and how to use it."""
+def handler(handler: "Handler", console: Console) -> int:
+    """Prints the files of a new source format and how to use them."""
     console.print(
         f"Wrote {handler.path} and its test {handler.test_path}.\n"
         f"Test it:  python -m pytest {handler.test_path}\n"
@@ -226,8 +228,8 @@ def show_handler(handler: "Handler", console: Console) -> int:
     return 0
 
 
-def show_scores(report: "ScoreReport", console: Console) -> int:
-    """Shows accuracies and counts, overall and by group."""
+def scores(report: "ScoreReport", console: Console) -> int:
+    """Prints accuracies and counts, overall and by group."""
     from mathcanvas_lightning.evaluation.score_table import ALL, score_rows  # needs pyarrow
 
     rows = score_rows(report.overall, report.groups)
@@ -236,7 +238,7 @@ def show_scores(report: "ScoreReport", console: Console) -> int:
         table.add_column(name, justify="right", no_wrap=True)
     for label, row in rows.items():
         table.add_row(escape(_shortened(label, 40)), *row.values(), end_section=label == ALL)
-    console.width = max(console.width, MIN_SCORES_WIDTH)  # narrower, it would show no names
+    console.width = max(console.width, MIN_SCORES_WIDTH)  # a narrower table drops the names
     console.print(table)
     if report.num_without_reference:
         console.print(f"{report.num_without_reference:,} records without a reference: not scored")
@@ -246,10 +248,10 @@ def show_scores(report: "ScoreReport", console: Console) -> int:
     return 0
 
 
-def show_report(page: "ReportPage", console: Console) -> int:
-    """Shows where the page is and what is on it."""
+def report(page: "ReportPage", console: Console) -> int:
+    """Prints the path of a page and what it shows."""
     first = "the first " if page.has_more else ""
-    faults = f"; {page.num_faults:,} things can't be shown" if page.num_faults else ""
+    faults = f"; {page.num_faults:,} items can't be shown" if page.num_faults else ""
     console.print(
         f"{page.path}: {first}{page.num_records:,} records, {page.num_pictures:,} pictures{faults}",
         markup=False,
@@ -259,7 +261,7 @@ def show_report(page: "ReportPage", console: Console) -> int:
     return 0
 
 
-def _show_problems(report: "ShardsReport", console: Console) -> int:
+def _problems(report: "ShardsReport", console: Console) -> int:
     for problem in report.problems[:MAX_LISTED]:
         uid = "" if problem.uid is None else f" (uid {problem.uid})"
         console.print(f"problem: {problem.place}{uid}: {problem.message}", markup=False)

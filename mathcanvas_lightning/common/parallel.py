@@ -1,4 +1,4 @@
-"""Work on many processes, results in order, memory bounded, no process left behind."""
+"""Parallel map over worker processes: ordered results, bounded memory, no orphans."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNKS_AHEAD = 4
-"""Chunks under way per worker: enough to keep it busy, few enough to keep memory bounded."""
+"""Submitted chunks per worker: enough to keep it busy, few enough to bound memory."""
 
 
 def usable_cores() -> int:
@@ -26,32 +26,32 @@ def usable_cores() -> int:
 
 
 def count_workers(wanted: int | None, num_items: int, chunk_items: int) -> int:
-    """Worker processes to start: those wanted, or one a core, but no more than have work.
+    """Number of worker processes to start, at most one per chunk.
 
     Args:
-        wanted: 0 for none, None for one a core.
-        num_items: Work to do.
-        chunk_items: What a worker takes at a time.
+        wanted: Maximum number; 0 for no worker processes, None for one a core.
+        num_items: Number of items.
+        chunk_items: Number of items in a chunk.
 
     Returns:
-        What `ordered_map` takes.
+        The number of workers for `ordered_map`.
 
     Raises:
-        ConfigError: If the number wanted is negative.
+        ConfigError: If the maximum is negative.
     """
     if wanted is not None and wanted < 0:
         raise ConfigError(
             "--num_workers",
             found=str(wanted),
             wanted="0 or more",
-            remedy="Leave it out for one on each core.",
+            remedy="Leave it out for one a core.",
         )
     useful = -(-num_items // chunk_items)
     return min(usable_cores() if wanted is None else wanted, useful)
 
 
 def chunked(items: Iterable[Item], chunk_items: int) -> Iterator[list[Item]]:
-    """Items a few at a time; the last chunk may have fewer."""
+    """Splits items into chunks; the last one may be shorter."""
     remaining = iter(items)
     return iter(lambda: list(islice(remaining, chunk_items)), [])
 
@@ -65,38 +65,38 @@ def ordered_map(
     """Applies a function to chunks of items and yields the results in the items' order.
 
     Args:
-        function: Takes a chunk, gives a result an item; sent to the workers once a chunk, so
-            small, and importable there.
-        chunks: Read only a little ahead of the results.
-        num_workers: Processes; 0 works in this one.
+        function: Maps a chunk to one result an item. It is pickled with every chunk, so it must
+            be importable and small.
+        chunks: Chunks of items; read only a little ahead of the results.
+        num_workers: Number of worker processes; 0 to work in this process.
 
     Yields:
         One result an item.
 
     Raises:
-        WorkerError: If a worker is killed, or can't start.
+        WorkerError: If a worker is killed or can't start.
     """
     if num_workers == 0:
         for chunk in chunks:
             yield from function(chunk)
         return
-    # Spawned, not forked: the parent runs threads (progress bar, Arrow) that a fork would break.
+    # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
-        underway: deque[Future[Sequence[Result]]] = deque()
+        submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in chunks:
-            underway.append(pool.submit(function, chunk))
-            if len(underway) >= num_workers * CHUNKS_AHEAD:
-                yield from underway.popleft().result()
-        while underway:
-            yield from underway.popleft().result()
+            submitted.append(pool.submit(function, chunk))
+            if len(submitted) >= num_workers * CHUNKS_AHEAD:
+                yield from submitted.popleft().result()
+        while submitted:
+            yield from submitted.popleft().result()
     except BrokenProcessPool as error:
         raise WorkerError(
             "worker process",
-            found=f"it ended before its work did ({error})",
+            found=f"it ended before its work was finished ({error})",
             wanted="all workers alive",
-            remedy="Was it killed for memory? Finished files stay: run again with fewer "
-            "--num_workers. In a script of your own, start the work below "
+            remedy="It may have run out of memory. Finished files are kept: run again with fewer "
+            "--num_workers. In your own script, start the work below "
             'if __name__ == "__main__".',
         ) from None
     finally:
@@ -104,7 +104,7 @@ def ordered_map(
 
 
 def _guard() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it even if it is killed."""
+    """Ignores Ctrl-C, which the parent handles, and exits when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

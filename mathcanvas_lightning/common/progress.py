@@ -1,4 +1,4 @@
-"""The progress bar of all long work: how much, how fast, how long still, and a word more."""
+"""Progress bars with counts, rate, remaining time and a remark."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.text import Text
 
 Advance = Callable[[int, str], None]
+"""Adds a number of finished items and sets the remark."""
 
 
 class _RateColumn(ProgressColumn):
@@ -26,15 +27,15 @@ class _RateColumn(ProgressColumn):
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None, *, show: bool = True) -> Iterator[Advance]:
-    """Shows a bar on standard error while the block runs; nothing where that is no terminal.
+    """Shows a progress bar on standard error during the block, if that is a terminal.
 
     Args:
-        description: What is being done.
-        total: How many there are, None if unknown.
-        show: False for silence.
+        description: Text before the bar.
+        total: Number of items, None if unknown.
+        show: Whether to show the bar at all.
 
     Yields:
-        A function to call with how many more are done and a short remark.
+        A function to call with the number of newly finished items and a short remark.
     """
     console = Console(stderr=True)
     with Progress(

@@ -1,21 +1,93 @@
-"""What the options of a conversion mean."""
+"""Options of a conversion, grouped, and how they select the source and the image folder."""
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from mathcanvas_lightning.common.paths import is_remote, local_path
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
+from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
 from mathcanvas_lightning.errors import ConfigError
 
 MAX_PATH_CHARACTERS = 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputConfig:
+    """Where records and images are read from, and in which format."""
+
+    path: str
+    """Path or URL of the JSON or JSONL file."""
+    image_dir: str | None
+    """Folder that image paths are relative to; None for the folder of the input."""
+    source: str
+    """Name or import path of the source format; "auto" recognises it by its fields."""
+    prompt: str
+    """Text or file for the questions of BlockMoving, "builtin" or "none"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """Where and how shards are written."""
+
+    path: str
+    """Path or URL of the output folder."""
+    name: str | None
+    """Prefix of the shards' file names; None for the name of the source format."""
+    encoding: InterleaveEncoding
+    """Encoding of the interleave columns."""
+    overwrite: bool
+    """Whether to delete the files of an earlier conversion first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSize:
+    """Sizes of shards and row groups."""
+
+    samples_per_file: int
+    """Rows per shard."""
+    row_group_rows: int
+    """Rows per row group; fewer if their images are large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitConfig:
+    """How rows are assigned to splits."""
+
+    split: str | None
+    """Names and fractions, such as "train=0.9,test=0.1"; None for no splits."""
+    seed: int
+    """Seed of the assignment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """Which samples become rows."""
+
+    allow_no_solution: bool
+    """Whether a sample without a solution becomes a row."""
+    max_image_pixels: int
+    """A sample with a larger image is rejected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Settings that don't change the output."""
+
+    num_workers: int | None
+    """Worker processes; 0 uses the main process, None one per usable core."""
+    max_rejects: float
+    """The largest fraction of rejects with which the conversion still succeeds."""
+    progress: bool
+    """Whether to show progress bars."""
+
+
 def make_source(format_class: type[SourceFormat], question_prompt: str) -> SourceFormat:
-    """An instance of a format, with the prompt if it takes one.
+    """Creates a source format, with the prompt if it has one.
 
     Raises:
-        ConfigError: If a prompt is given for a format that takes none, or names no file.
+        ConfigError: If the format has no prompt, or the prompt is a file that does not exist.
     """
     if issubclass(format_class, BlockMoving):
         return format_class(prompt=_read_prompt(question_prompt))
@@ -23,8 +95,8 @@ def make_source(format_class: type[SourceFormat], question_prompt: str) -> Sourc
         raise ConfigError(
             "--question_prompt",
             found=f"a prompt for the source {format_class.name}",
-            wanted="one for blockmoving",
-            remedy="Leave it out; put the text into the questions themselves.",
+            wanted="the source blockmoving",
+            remedy="Remove the option, and put the text into the questions of the input.",
         )
     return format_class()
 
@@ -38,7 +110,7 @@ def _read_prompt(value: str) -> str | None:
     if path.suffix in (".txt", ".md") and not re.search(r"\s", value):
         raise ConfigError(
             "--question_prompt",
-            found=f"{value!r}, which looks like a file, but there is none",
+            found=f"{value!r}, which looks like a file but does not exist",
             wanted="a text, a file, builtin or none",
             remedy="Check the path.",
         )
@@ -46,30 +118,30 @@ def _read_prompt(value: str) -> str | None:
 
 
 def check_image_dir(image_dir: str | None) -> str | None:
-    """The same folder.
+    """Returns the folder if it exists.
 
     Raises:
-        ConfigError: If it is local and not there.
+        ConfigError: If it is local and does not exist.
     """
     if image_dir is not None and not is_remote(image_dir) and not local_path(image_dir).is_dir():
         raise ConfigError(
             "--image_dir",
-            found=f"{image_dir!r}, which is no folder",
+            found=f"{image_dir!r}, which is not a folder",
             wanted="the folder that image paths are relative to",
-            remedy="Check the path, or leave it out for the input's own folder.",
+            remedy="Check the path, or remove the option to use the input's folder.",
         )
     return image_dir
 
 
 def folder_of(source: str) -> str:
-    """The folder or URL that holds an input."""
+    """Returns the folder or URL that holds an input."""
     if is_remote(source):
         return source.split("?")[0].rsplit("/", 1)[0]
     return str(local_path(source).resolve().parent)
 
 
 def relative_image_dir(image_dir: str | None, source: str) -> str:
-    """The image folder as seen from the input: the same wherever the data lies."""
+    """Returns the image folder relative to the input's folder, so that data can be moved."""
     if image_dir is None:
         return "."
     if is_remote(image_dir) or is_remote(source):

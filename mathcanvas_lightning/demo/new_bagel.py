@@ -1,4 +1,4 @@
-"""New small models: a tokenizer trained on given texts, and weights drawn from a seed."""
+"""New small BAGEL models: random weights from a seed, and a tokenizer trained on texts."""
 
 import json
 import shutil
@@ -32,21 +32,22 @@ QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 cuts text before its byte-level BPE (from its published tokenizer.json)."""
+"""Qwen2's pre-tokenization before byte-level BPE (from its published tokenizer.json)."""
 NUM_DEFAULT_TASKS = 300
+"""BlockMoving tasks whose texts train the tokenizer by default."""
 WEIGHTS = Path(__file__).parent / "weights"
-"""What the package ships."""
+"""Folder of the weights that the package ships."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FreshModel:
-    """What was made."""
+class NewBagel:
+    """A new checkpoint directory."""
 
     path: str
     num_parameters: int
-    """Of the network, without its autoencoder."""
+    """Parameters of the network, without the autoencoder."""
     num_words: int
-    """Tokens that the tokenizer knows, special ones included."""
+    """Size of the tokenizer's vocabulary, with special tokens."""
 
 
 def make_bagel(
@@ -56,18 +57,18 @@ def make_bagel(
     seed: int = 0,
     corpus: Sequence[str] = (),
     dtype: str = "float32",
-) -> FreshModel:
-    """Makes a fresh checkpoint directory: small, untrained, and complete.
+) -> NewBagel:
+    """Makes a small, untrained BAGEL checkpoint with tokenizer and autoencoder.
 
     Args:
         output: Directory to write.
         preset: Size of the model: tiny, small or 7b.
-        seed: Decides all weights.
+        seed: Seed of all weights.
         corpus: Text files to train the tokenizer on; by default generated BlockMoving texts.
-        dtype: Of the weights: float32 or bfloat16.
+        dtype: Data type of the weights: float32 or bfloat16.
 
     Returns:
-        What was made.
+        The directory and the sizes of model and tokenizer.
 
     Raises:
         ConfigError: If the preset or dtype is unknown.
@@ -86,7 +87,7 @@ def make_bagel(
     model.save_checkpoint(output, dtype=stored)
     save_tokenizer(tokenizer, Path(output))
     _save_vae(Path(output), config, seed)
-    return FreshModel(
+    return NewBagel(
         path=output,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_words=tokenizer.get_vocab_size(),
@@ -94,11 +95,11 @@ def make_bagel(
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer that cuts words as Qwen2's does.
+    """Trains a byte-level BPE tokenizer with Qwen2's pre-tokenization.
 
     Args:
-        texts: To train on.
-        vocab_size: Largest number of tokens, special ones included.
+        texts: Training texts.
+        vocab_size: Maximum number of tokens, with special tokens.
 
     Returns:
         The tokenizer; special tokens have the last ids.

@@ -1,4 +1,4 @@
-"""Scores of answered records.
+"""Scoring of answered records.
 
 In: answers and references. Out: a verdict for each record, accuracies with intervals, a page.
 """

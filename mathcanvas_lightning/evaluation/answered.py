@@ -1,7 +1,7 @@
-"""Answered records: the few of their fields that scores need."""
+"""Answered records, reduced to the fields that scoring needs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ NO_GROUP = "(none)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """What the fields of the records are called."""
+    """Names of the fields of a record."""
 
     answer: str
     response: str
@@ -32,85 +32,103 @@ class Answered:
     """A record with a reference answer."""
 
     index: int
-    """Where it stands among all records of the file, from 0."""
+    """Position of the record in its file, from 0."""
     uid: str | None
     question: str
     options: tuple[str, ...]
-    """Texts of the choices A, B, ..."""
+    """Texts of the choices A, B, ...; empty for open questions."""
     expected: tuple[str, ...]
     """The reference answer of each part of the question."""
     responses: tuple[str | None, ...]
-    """Each sample's; None for a request that failed."""
+    """The response of each sample; None for a request that failed."""
     groups: Mapping[str, str]
-    """The value of each field that records are grouped by."""
+    """Field -> value, for the fields that records are grouped by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweredFile:
-    """What a file holds."""
+    """The answered records of a file."""
 
     records: Sequence[Answered]
+    """Records with a reference answer."""
     num_without_reference: int
-    """Records that can't be scored, as they have no reference answer."""
+    """Number of records without a reference answer, which can't be scored."""
 
 
 def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
     """Reads a file of answered records.
 
     Args:
-        path: In any format that `generation.formats.read_records` reads.
-        fields: What to take of each record.
+        path: File in any format that `records.files.read_records` reads.
+        fields: Names of the fields.
 
     Returns:
-        The records with a reference answer, and how many have none.
+        The records with a reference answer, and the number of the others.
 
     Raises:
-        InputError: If there is no such file, it is malformed, no record has one of the fields, or
-            none has a reference answer.
+        InputError: If there is no such file, it is malformed, a field is in no record, or no
+            record has a reference answer.
     """
     found: dict[str, None] = {}
     records: list[Answered] = []
     num_records = 0
     for index, record in enumerate(read_records(path)):
         num_records += 1
-        if not isinstance(record, Mapping):
-            raise InputError(
-                f"{path}, record {index}",
-                found=f"{record!r:.60}",
-                wanted="an object with fields",
-                remedy="Give each record its answers in fields.",
-            )
-        found.update(dict.fromkeys(map(str, record)))
-        one = answered_of(index, record, fields)
-        if one.expected:
-            records.append(one)
+        checked = require_object(record, f"{path}, record {index}")
+        found.update(dict.fromkeys(map(str, checked)))
+        answered = answered_of(index, checked, fields)
+        if answered.expected:
+            records.append(answered)
     for option, name in (
         ("answer_field", fields.answer),
         ("response_field", fields.response),
         *(("by", name) for name in fields.by),
     ):
         if name not in found:
-            raise _no_field(path, f"--{option} {name}", list(found))
+            raise _no_field(path, f"--{option} {name}", found)
     if not records:
         raise InputError(
             f"{path}, field {fields.answer}",
             found=f"no value in any of {num_records} records",
             wanted="reference answers",
-            remedy="Name the field that has them with --answer_field.",
+            remedy="Name the field with the reference answers with --answer_field.",
         )
     return AnsweredFile(records=records, num_without_reference=num_records - len(records))
 
 
-def answered_of(index: int, record: Mapping[str, Any], fields: Fields) -> Answered:
-    """What scoring takes of a record.
+def require_object(record: Any, place: str) -> Mapping[str, Any]:
+    """Checks that a record has fields.
 
     Args:
-        index: Its place in the file, from 0.
-        record: The record.
-        fields: What to take.
+        record: A record as read from a file.
+        place: Location of the record, for the message.
 
     Returns:
-        Its reference answers, none if it has none, and its responses.
+        The record.
+
+    Raises:
+        InputError: If it is anything but an object.
+    """
+    if isinstance(record, Mapping):
+        return record
+    raise InputError(
+        place,
+        found=f"{record!r:.60}",
+        wanted="an object with fields",
+        remedy="Give each record its question and answers in fields.",
+    )
+
+
+def answered_of(index: int, record: Mapping[str, Any], fields: Fields) -> Answered:
+    """Takes from a record the fields that scoring needs.
+
+    Args:
+        index: Position of the record in its file, from 0.
+        record: The record.
+        fields: Names of the fields.
+
+    Returns:
+        The answered record; `expected` is empty if it has no reference answer.
     """
     uid = next((record[name] for name in UID_FIELDS if record.get(name) is not None), None)
     question = record.get(fields.question)
@@ -150,7 +168,7 @@ def _group(value: Any) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """A list of texts that a CSV file has as JSON text, as a list; anything else as it is."""
+    """Parses a list of texts that a CSV file contains as JSON text; returns other values as is."""
     if isinstance(value, str) and value.startswith(('["', "[null")):
         try:
             found = json.loads(value)
@@ -161,11 +179,15 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def _no_field(path: str | Path, option: str, found: Sequence[str]) -> InputError:
-    listed = ", ".join(found[:40]) + (", ..." if len(found) > 40 else "")
+def listed_fields(names: Collection[str]) -> str:
+    """Lists names of fields for an error message, the first 40 of them."""
+    return ", ".join([*names][:40]) + (", ..." if len(names) > 40 else "") or "none"
+
+
+def _no_field(path: str | Path, option: str, found: Collection[str]) -> InputError:
     return InputError(
         f"{path}, {option}",
-        found=f"no record with this field; there are: {listed or 'none'}",
+        found=f"no record with this field; there are: {listed_fields(found)}",
         wanted="the name of a field",
         remedy=f"Name one of them with {option.split()[0]}.",
     )

@@ -1,6 +1,6 @@
 r"""The final answer of a response: `\boxed{...}`, "the answer is ...", or a plain last line.
 
-All patterns take time linear in the text, whatever a model has written.
+All patterns run in time linear in the length of the text.
 """
 
 import math
@@ -12,12 +12,13 @@ from mathcanvas_lightning.generation.run.post_processors import remove_thinking
 
 MAX_CHARACTERS = 300
 MAX_WORDS = 15
-"""What is longer is reasoning, no answer."""
+"""Longer candidates are reasoning, not an answer."""
 MAX_ENCLOSED = 2000
-"""What is longer is left in what encloses it."""
+"""From longer texts, `clean` removes no enclosing characters."""
 MAX_PHRASES = 20
-"""So many of the last "answer is" are looked at."""
+"""Number of phrases such as "answer is" that are tried, from the end."""
 MAX_PARTS = 20
+"""Maximum number of parts of a question."""
 
 _FULL_WIDTH = str.maketrans({0xFF08: "(", 0xFF09: ")", 0xFF1A: ":", 0xFF0C: ",", 0x3002: "."})
 
@@ -62,18 +63,18 @@ _LETTER_IN_BRACKETS = re.compile(
 
 
 def extract_answer(text: str) -> str:
-    r"""Finds the final answer of a response; may serve as a post-processor.
+    r"""Finds the final answer of a response; usable as a post-processor.
 
-    In this order: the last `\boxed{...}` (or several that only "and" or commas stand between);
-    what follows the last "answer is" or "Answer:"; the last "option B"; what the last line ends
-    with; the whole response, if it is short enough to be nothing but an answer.
+    Tries in this order: the last `\boxed{...}` (or several, separated only by commas or "and");
+    the text after the last "answer is" or "Answer:"; the last "option B"; the end of the last
+    line; the whole response, if it is short enough to be only an answer.
 
     Args:
         text: A response, with or without `<think>...</think>`.
 
     Returns:
-        The answer on one line, without what encloses it; empty if there is none. An answer
-        extracted from an answer is that answer.
+        The answer on one line, without enclosing characters; empty if there is none. The function
+        is idempotent.
     """
     text = _final_text(text)
     while (found := _extract_once(text)) != text:
@@ -86,10 +87,11 @@ def extract_answers(text: str, num_parts: int) -> tuple[str, ...]:
 
     Args:
         text: A response.
-        num_parts: How many there should be.
+        num_parts: Number of parts of the question.
 
     Returns:
-        An answer for each part, empty where there is none. One alone is that of the first part.
+        An answer for each part, empty where there is none. A single answer is assigned to the
+        first part.
     """
     if num_parts == 1:
         return (extract_answer(text),)
@@ -99,14 +101,14 @@ def extract_answers(text: str, num_parts: int) -> tuple[str, ...]:
 
 
 def reference_parts(answer: Any) -> tuple[str, ...]:
-    r"""Splits a reference answer into those of the parts of its question.
+    r"""Splits a reference answer into the answers to the parts of the question.
 
     Args:
-        answer: A number; a text; a text of several parts as `<1>5</1><2>7</2>`, as `(1) 5 (2) 7`
-            or as `\boxed{5}, \boxed{7}`; or a list with an answer for each part.
+        answer: A number; a text; a text with several parts, such as `<1>5</1><2>7</2>`,
+            `(1) 5 (2) 7` or `\boxed{5}, \boxed{7}`; or a list with an answer for each part.
 
     Returns:
-        The parts; none if there is no answer.
+        The parts; empty if there is no answer.
     """
     if isinstance(answer, list | tuple):
         parts = tuple(clean(_reference_text(one)) for one in answer)
@@ -125,13 +127,13 @@ def reference_parts(answer: Any) -> tuple[str, ...]:
 
 
 def clean(answer: str) -> str:
-    """Takes off what only encloses an answer: emphasis, dollars, quotes, a box, a full stop.
+    """Removes enclosing emphasis, dollars, quotes, box and full stop from an answer.
 
     Args:
         answer: An answer.
 
     Returns:
-        It on one line; a letter in brackets loses them.
+        The answer on one line; brackets around a single letter are removed too.
     """
     text = " ".join(answer.split())
     if len(text) <= MAX_ENCLOSED:
@@ -141,13 +143,13 @@ def clean(answer: str) -> str:
 
 
 def split_list(answer: str) -> list[str]:
-    """Splits at commas, semicolons, "and" and "or" that stand in no brackets.
+    """Splits at commas, semicolons, "and" and "or" outside brackets.
 
     Args:
         answer: An answer, such as "1, 4 and 7".
 
     Returns:
-        Its items; one if it is no list.
+        The items; a single one if the answer is not a list.
     """
     items, start, depth = [], 0, 0
     for match in re.finditer(r"\\[{}]|[(\[{]|[)\]}]|,|;|\s(?:and|or)\s", answer):
@@ -164,7 +166,7 @@ def split_list(answer: str) -> list[str]:
 
 
 def _final_text(response: str) -> str:
-    """What was said after the thoughts, with plain punctuation."""
+    """Removes the thoughts, and replaces full-width punctuation by ASCII."""
     return remove_thinking(response).translate(_FULL_WIDTH)
 
 
@@ -174,15 +176,16 @@ def _reference_text(answer: Any) -> str:
 
 
 def _extract_once(text: str) -> str:
-    """The best candidate that is short enough."""
+    """Returns the first candidate that is short enough to be an answer."""
     for candidate in _candidates(text):
         answer = clean(candidate)
-        if answer and _stands_alone(answer):
+        if answer and _is_answer(answer):
             return answer
     return ""
 
 
 def _candidates(text: str) -> Iterator[str]:
+    """Yields possible answers, the most reliable first."""
     yield from _boxed(text)
     text = _EMPHASIS.sub("", text)
     ends = [phrase.end() for phrase in _PHRASE.finditer(text)][-MAX_PHRASES:]
@@ -201,7 +204,7 @@ def _candidates(text: str) -> Iterator[str]:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """The boxes at the end, joined, then the earlier ones."""
+    """Yields the adjacent boxes at the end, joined, then the earlier boxes."""
     boxes = _boxes(text)
     first = max(len(boxes) - 1, 0)
     while first and _BETWEEN_BOXES.fullmatch(text[boxes[first - 1][2] : boxes[first][1]][:100]):
@@ -211,7 +214,7 @@ def _boxed(text: str) -> Iterator[str]:
 
 
 def _boxes(text: str) -> list[tuple[str, int, int]]:
-    """Content, start and end of each box that is closed, empty and enclosed ones left out."""
+    """Content, start and end of each closed box, without empty boxes and boxes in boxes."""
     found: list[tuple[str, int, int]] = []
     opened: list[tuple[int, int] | None] = []
     for token in _BOX_TOKEN.finditer(text):
@@ -229,7 +232,7 @@ def _boxes(text: str) -> list[tuple[str, int, int]]:
 
 
 def _statement(text: str) -> str:
-    """What a sentence states, from behind "is" to its end, or to its reason."""
+    """The rest of a sentence after "is", up to its end or to "because"."""
     if display := _DISPLAY.match(text):
         return display[1] or display[2]
     line = text.partition("\n")[0]
@@ -243,7 +246,7 @@ def _statement(text: str) -> str:
 
 
 def _conclusion(line: str) -> str:
-    """What stands behind the last "is" or equals sign of a line, if that is mathematics."""
+    """The text after the last "is" or equals sign of a line, if it is mathematics."""
     sentence = line.rstrip(".! ")
     verbs = list(_CONCLUSION.finditer(sentence))
     if not verbs or not _PROSE.search(sentence[: verbs[-1].start()]):
@@ -253,19 +256,20 @@ def _conclusion(line: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text is a letter, or a number or formula with few words."""
+    """Whether a text is a letter, or a number or formula with at most three words."""
     text = clean(text)
     if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
         return True
     return bool(re.match(r"[-+(\[$\\{√]|\d|[A-Za-z]\b", text)) and len(_WORD.findall(text)) <= 3
 
 
-def _stands_alone(answer: str) -> bool:
-    is_short = len(answer) <= MAX_CHARACTERS and len(_WORD.findall(answer)) <= MAX_WORDS
-    return is_short and "\\boxed" not in answer  # one that was cut off
+def _is_answer(text: str) -> bool:
+    is_short = len(text) <= MAX_CHARACTERS and len(_WORD.findall(text)) <= MAX_WORDS
+    return is_short and "\\boxed" not in text  # a truncated box
 
 
 def _peeled(text: str) -> str:
+    """Removes one layer of enclosing characters."""
     text = _EMPHASIS.sub("", text).strip()
     if not text.endswith(("\\,", "\\;", "\\.")):
         text = re.sub(r"(?<=[^.])[.,;:]$", "", text).rstrip()
@@ -282,7 +286,7 @@ def _peeled(text: str) -> str:
 
 
 def _pieces(text: str, num_parts: int) -> list[str]:
-    """What the answers to the parts are to be found in."""
+    """Splits a text into pieces that contain the answers to the parts."""
     boxes = [content for content, _, _ in _boxes(text)]
     if len(boxes) >= num_parts:
         return boxes[-num_parts:]
@@ -295,14 +299,14 @@ def _pieces(text: str, num_parts: int) -> list[str]:
 
 
 def _tagged(text: str) -> Iterator[tuple[int, str]]:
-    """Part number from 0 and content of each `<1>...</1>`."""
+    """Yields index of the part, from 0, and content of each `<1>...</1>`."""
     for tag in _TAGGED.finditer(text):
         if 1 <= int(tag[1]) <= MAX_PARTS:
             yield int(tag[1]) - 1, tag[2]
 
 
 def _sections(text: str, num_parts: int) -> list[str]:
-    """The last pieces of a text that are marked (1), (2), ...; none without such marks."""
+    """The last pieces of a text with the marks (1), (2), ...; empty without marks."""
     for numbering in _NUMBERINGS:
         if pieces := _between(text, _marks(text, _MARK, numbering[:num_parts])):
             return pieces
@@ -312,7 +316,7 @@ def _sections(text: str, num_parts: int) -> list[str]:
 
 
 def _marks(text: str, pattern: re.Pattern[str], numbering: Sequence[str]) -> list[re.Match[str]]:
-    """The last marks that count on from the first number, two at least."""
+    """The last marks with consecutive numbers from the first one, at least two."""
     run: list[re.Match[str]] = []
     best: list[re.Match[str]] = []
     for mark in pattern.finditer(text):

@@ -1,4 +1,4 @@
-"""A model as judge: one request finds the answers in a response, one a part compares them."""
+"""A model as judge: one request extracts the answers, one request a part compares them."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ Response:
 {response}
 
 Final answer:"""
-"""Of the first phase; `{question}` and `{response}` are filled in."""
+"""Prompt of the first phase; `{question}` and `{response}` are filled in."""
 
 COMPARE_PROMPT = """\
 Below are a question, its reference answer, and the final answer of a student. Do both answers \
@@ -44,7 +44,10 @@ Final answer of the student:
 {answer}
 
 Write 1 if the student's answer{part} says the same as the reference answer, else 0."""
-"""Of the second phase; `{part}` is " to part (2)" for the second of several parts, else empty."""
+"""Prompt of the second phase.
+
+`{part}` is " to part (2)" for the second of several parts, and empty for a single part.
+"""
 
 NO_ANSWER = "NONE"
 YES, NO = "1", "0"
@@ -53,38 +56,39 @@ _FIELD = re.compile(r"\{(question|response|reference|answer|part)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What to judge."""
+    """A response to judge."""
 
     question: str
     response: str
     expected: Sequence[str]
-    """The reference answer of each part."""
+    """The reference answer of each part of the question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
-    """What became of a case."""
+    """The judge's decision on a case."""
 
     extracted: str = ""
-    """The final answer as the judge has read it, of all parts; empty if there is none."""
+    """The final answer to all parts, as the judge extracted it; empty if there is none."""
     parts: Sequence[bool | None] = field(default_factory=tuple)
-    """Whether each part is right; None if that is undecided."""
+    """For each part, whether it is right; None if undecided."""
     failures: Sequence[str] = field(default_factory=tuple)
-    """Why parts are undecided."""
+    """Reasons for undecided parts."""
 
 
 class Judge:
-    """Decides by a model whether responses give the reference answers.
+    """Asks a model whether responses agree with the reference answers.
 
     Args:
-        backend: Answers the requests; guided output ("0" or "1") keeps its verdicts readable.
-        extract_prompt: Of the first phase: has `{response}`, and `{question}` if need be.
-        compare_prompt: Of the second phase: has `{answer}` and `{reference}`, and `{part}` where
-            questions have several parts.
-        max_tokens: Of an extracted answer at most.
+        backend: Backend that answers the requests; guided decoding restricts verdicts to 0 or 1.
+        extract_prompt: Prompt of the first phase; must contain `{response}`, may contain
+            `{question}`.
+        compare_prompt: Prompt of the second phase; must contain `{answer}` and `{reference}`, and
+            `{part}` for questions with several parts.
+        max_tokens: Maximum length of an extracted answer, in tokens.
 
     Raises:
-        ConfigError: If a prompt lacks what it must have.
+        ConfigError: If a prompt lacks a field.
     """
 
     def __init__(
@@ -109,28 +113,28 @@ class Judge:
         """Judges some cases.
 
         Args:
-            cases: Any number.
-            advance: Told of requests that are done: one a case, then one a part (for cases
-                without an answer, or not extracted, at once).
+            cases: Any number of cases.
+            advance: Called with the number of finished requests. There are one a case and one a
+                part; for cases without an extracted answer the parts count as finished at once.
 
         Returns:
-            A ruling for each. A request that fails, or is answered by anything but 0 or 1,
-            leaves its part undecided.
+            A ruling for each case. If a request fails, or its response is neither 0 nor 1, the
+            part is undecided.
 
         Raises:
-            BackendError: If the backend can't go on.
+            BackendError: If the backend stops working.
         """
         extracted = self._ask(map(self._extraction, range(len(cases)), cases), advance)
         comparisons: list[GenerationRequest] = []
-        for number, (case, said) in enumerate(zip(cases, extracted.values(), strict=True)):
-            if said.text:
-                comparisons += self._comparisons(number, case, said.text)
+        for number, (case, reply) in enumerate(zip(cases, extracted.values(), strict=True)):
+            if reply.text:
+                comparisons += self._comparisons(number, case, reply.text)
             else:
                 advance(len(case.expected))
         compared = self._ask(comparisons, advance)
         return [
-            _ruling(case, said, [compared.get(f"compare-{number}-{part}") for part in _parts(case)])
-            for number, (case, said) in enumerate(zip(cases, extracted.values(), strict=True))
+            _ruling(case, reply, [compared.get(_uid(number, part)) for part in _parts(case)])
+            for number, (case, reply) in enumerate(zip(cases, extracted.values(), strict=True))
         ]
 
     def _extraction(self, number: int, case: Case) -> GenerationRequest:
@@ -141,7 +145,7 @@ class Judge:
         fields = {"question": case.question, "answer": answer}
         return [
             _request(
-                f"compare-{number}-{part}",
+                _uid(number, part),
                 self.compare_prompt,
                 fields
                 | {"reference": case.expected[part]}
@@ -153,32 +157,32 @@ class Judge:
 
     def _ask(
         self, requests: Iterable[GenerationRequest], advance: Callable[[int], None]
-    ) -> dict[str, "_Said"]:
-        """What is said to each request, in their order, whatever the order of the answers."""
+    ) -> dict[str, "_Reply"]:
+        """Returns uid -> reply, in the order of the requests."""
         listed = list(requests)
-        found: dict[str, _Said] = {}
+        found: dict[str, _Reply] = {}
         for response in generate(self.backend, listed):
             if response.failure is not None:
                 failure = f"{response.failure.kind}: {response.failure.message}"
-                found[response.uid] = _Said(failure=failure)
+                found[response.uid] = _Reply(failure=failure)
             else:
                 text = remove_thinking(response.outputs[0].text)
-                found[response.uid] = _Said(text="" if text.strip(" .*") == NO_ANSWER else text)
+                found[response.uid] = _Reply(text="" if text.strip(" .*") == NO_ANSWER else text)
             advance(1)
         return {request.uid: found[request.uid] for request in listed}
 
 
 def load_judge(path: str) -> Judge:
-    """Makes a judge as a YAML file describes it.
+    """Makes a judge from a YAML file.
 
     Args:
-        path: A file with the arguments of `Judge`; the backend as `class_path` and `init_args`.
+        path: File with the arguments of `Judge`; the backend as `class_path` and `init_args`.
 
     Returns:
-        The judge; its backend isn't started.
+        The judge; its backend is not started yet.
 
     Raises:
-        ConfigError: If the file can't be read, or doesn't describe a judge.
+        ConfigError: If the file can't be read, or its arguments are invalid.
     """
     import_from_here()
     parser = ArgumentParser(exit_on_error=False)
@@ -198,9 +202,13 @@ def load_judge(path: str) -> Judge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Said:
+class _Reply:
     text: str = ""
     failure: str | None = None
+
+
+def _uid(number: int, part: int) -> str:
+    return f"compare-{number}-{part}"
 
 
 def _parts(case: Case) -> range:
@@ -210,27 +218,27 @@ def _parts(case: Case) -> range:
 def _request(
     uid: str, prompt: str, fields: Mapping[str, str], sampling: Sampling
 ) -> GenerationRequest:
-    """Fills in all fields at once: what is filled in may hold braces of its own."""
+    """Fills in all fields in one pass, since the texts may contain braces."""
     text = _FIELD.sub(lambda name: fields.get(name[1], name[0]), prompt)
     return GenerationRequest(
         uid=uid, messages=(Message(role="user", parts=(text,)),), sampling=sampling
     )
 
 
-def _ruling(case: Case, extraction: _Said, comparisons: Sequence[_Said | None]) -> Ruling:
+def _ruling(case: Case, extraction: _Reply, comparisons: Sequence[_Reply | None]) -> Ruling:
     if extraction.failure is not None:
         undecided = (None,) * len(case.expected)
         return Ruling(parts=undecided, failures=(extraction.failure,))
     if not extraction.text:
         return Ruling(parts=(False,) * len(case.expected))
     parts, failures = [], []
-    for said in comparisons:
-        assert said is not None
-        parts.append({YES: True, NO: False}.get(said.text))
-        if said.failure is not None:
-            failures.append(said.failure)
+    for reply in comparisons:
+        assert reply is not None
+        parts.append({YES: True, NO: False}.get(reply.text))
+        if reply.failure is not None:
+            failures.append(reply.failure)
         elif parts[-1] is None:
-            failures.append(f"verdict: {said.text!r:.60} is neither 0 nor 1")
+            failures.append(f"verdict: {reply.text!r:.60} is neither 0 nor 1")
     return Ruling(extracted=extraction.text, parts=tuple(parts), failures=tuple(failures))
 
 
@@ -240,5 +248,5 @@ def _require(name: str, prompt: str, fields: set[str]) -> None:
             f"judge.{name}",
             found=f"no {' and no '.join(f'{{{one}}}' for one in sorted(missing))}",
             wanted="each of them in the prompt",
-            remedy="Write them where the texts shall stand.",
+            remedy="Add them where the texts should be filled in.",
         )

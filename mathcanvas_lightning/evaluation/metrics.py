@@ -1,4 +1,4 @@
-"""Metrics of answers for a training or predict loop; their states are summed over ranks."""
+"""Torchmetrics of answers for a training or predict loop; states are summed over ranks."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -11,19 +11,19 @@ from mathcanvas_lightning.evaluation.credit import CREDITS, Parts
 
 
 class AnswerAccuracy(Metric):
-    """Mean over questions of the share of their parts that are answered rightly.
+    """Mean over questions of the share of their parts that are answered correctly.
 
-    Questions of one part make it the usual accuracy.
+    For questions with one part this is the usual accuracy.
 
     Args:
-        options: Of `torchmetrics.Metric`.
+        options: Arguments of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
     credit: ClassVar[str] = "accuracy"
-    """Name of the credit of one question, in `credit.CREDITS`."""
+    """Key of the credit of a question in `credit.CREDITS`."""
     total: torch.Tensor
     count: torch.Tensor
 
@@ -33,11 +33,11 @@ class AnswerAccuracy(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, verdicts: Sequence[Parts | bool] | torch.Tensor) -> None:
-        """Takes some questions.
+        """Adds questions.
 
         Args:
-            verdicts: For each question whether it is answered rightly, or whether each of its
-                parts is; as a tensor, [N] or [N, parts].
+            verdicts: For each question whether its answer is right, or a list of this for each of
+                its parts; as a tensor, [N] or [N, parts].
         """
         for parts in _listed(verdicts):
             self.total += CREDITS[self.credit](parts)
@@ -49,27 +49,27 @@ class AnswerAccuracy(Metric):
 
 
 class CompleteAccuracy(AnswerAccuracy):
-    """Share of the questions with all their parts answered rightly."""
+    """Share of the questions whose parts are all answered correctly."""
 
     credit = "complete"
 
 
 class WeightedAccuracy(AnswerAccuracy):
-    """Mean over questions, where later parts of a question weigh more (see `part_weights`)."""
+    """Mean over questions; later parts of a question weigh more (see `part_weights`)."""
 
     credit = "weighted"
 
 
 class GroupedAccuracy(Metric):
-    """One of the accuracies for each group of questions, such as a subject or a level.
+    """An accuracy for each group of questions, such as a subject or a level.
 
     Args:
-        groups: Their names, the same on all ranks.
+        groups: Names of the groups, the same on all ranks.
         credit: "accuracy", "complete" or "weighted".
-        options: Of `torchmetrics.Metric`.
+        options: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ConfigError: If groups are missing or named twice.
+        ConfigError: If there are no groups, or a name occurs twice.
     """
 
     is_differentiable = False
@@ -89,7 +89,7 @@ class GroupedAccuracy(Metric):
             raise ConfigError(
                 "GroupedAccuracy.groups",
                 found=repr(list(groups)),
-                wanted="one name or more, each once",
+                wanted="one or more names, each once",
                 remedy="List the values of the field that the questions are grouped by.",
             )
         self.groups = tuple(groups)
@@ -101,14 +101,14 @@ class GroupedAccuracy(Metric):
     def update(
         self, verdicts: Sequence[Parts | bool] | torch.Tensor, groups: Sequence[str]
     ) -> None:
-        """Takes some questions.
+        """Adds questions.
 
         Args:
-            verdicts: As of `AnswerAccuracy`.
-            groups: The group of each.
+            verdicts: See `AnswerAccuracy.update`.
+            groups: The group of each question.
 
         Raises:
-            ConfigError: If a group is not one of those named at first.
+            ConfigError: If a group was not given to the constructor.
         """
         for parts, group in zip(_listed(verdicts), groups, strict=True):
             if group not in self.groups:
@@ -123,7 +123,7 @@ class GroupedAccuracy(Metric):
             self.counts[index] += 1
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """Group -> its mean, a float64 scalar; groups without questions are left out."""
+        """Group -> mean, a float64 scalar; groups without questions are left out."""
         means = self.totals / self.counts
         return {
             group: means[index]

@@ -1,4 +1,4 @@
-"""Files of scores, read back: what records sum up to, and the verdicts one record at a time."""
+"""Reads files of scores: the summary, and the verdicts one record at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSummary:
-    """What the records of a file sum up to."""
+    """The scores of all records, and of groups of them."""
 
     overall: Scores
     groups: Mapping[str, Mapping[str, Scores]]
@@ -24,25 +24,25 @@ class ScoreSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredLine:
-    """What is found on one record."""
+    """The verdicts on one record."""
 
     index: int
-    """Where the record stands in its file, from 0."""
+    """Position of the record in its file, from 0."""
     uid: str | None
     responses: tuple[ScoredResponse, ...]
 
 
 def read_summary(path: Path) -> ScoreSummary:
-    """Reads the head of a file that `score_responses` wrote.
+    """Reads the scores from a file that `score_responses` wrote.
 
     Args:
-        path: The file.
+        path: File of scores.
 
     Returns:
-        Its scores.
+        The scores.
 
     Raises:
-        InputError: If there is no such file, or it is another kind of file.
+        InputError: If there is no such file, or it is not a file of scores.
     """
     overall = next(_items(path, "overall", _scores), None)
     groups = next(_items(path, "groups", _groups), None)
@@ -52,16 +52,16 @@ def read_summary(path: Path) -> ScoreSummary:
 
 
 def iter_scored(path: Path) -> Iterator[ScoredLine]:
-    """Reads the verdicts in a file that `score_responses` wrote, few of them in memory at once.
+    """Reads the verdicts from a file that `score_responses` wrote, as a stream.
 
     Args:
-        path: The file.
+        path: File of scores.
 
     Returns:
-        A line for each record that has a reference, in the order of the records.
+        An iterator over the records that have a reference answer, in file order.
 
     Raises:
-        InputError: At the first that is malformed.
+        InputError: At the first malformed record.
     """
     return _items(path, "records.item", _line)
 

@@ -1,4 +1,4 @@
-"""Scores as a table of texts: a row for all records, and one for each group."""
+"""Scores as a table of texts, with a row for all records and one for each group."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ ALL = "all"
 def score_rows(
     overall: Scores, groups: Mapping[str, Mapping[str, Scores]]
 ) -> dict[str, dict[str, str]]:
-    """Lays scores out as a table.
+    """Formats scores as a table.
 
     Args:
-        overall: Of all records.
+        overall: Scores of all records.
         groups: Field -> value -> scores of the records with that value.
 
     Returns:
-        Row -> column -> text; columns that say nothing in any row are left out.
+        Row -> column -> text; columns that are "-" in every row are left out.
     """
     scores_of = {ALL: overall} | {
         f"{field}: {value}": scores
@@ -25,12 +25,12 @@ def score_rows(
         for value, scores in values.items()
     }
     rows = {label: _cells(scores) for label, scores in scores_of.items()}
-    telling = [name for name in rows[ALL] if any(row[name] != "-" for row in rows.values())]
-    return {label: {name: row[name] for name in telling} for label, row in rows.items()}
+    columns = [name for name in rows[ALL] if any(row[name] != "-" for row in rows.values())]
+    return {label: {name: row[name] for name in columns} for label, row in rows.items()}
 
 
 def _cells(scores: Scores) -> dict[str, str]:
-    """Column -> text, "-" where it says nothing."""
+    """Column -> text; "-" for scores that don't apply."""
     has_parts = scores.complete != scores.accuracy
     return {
         "records": f"{scores.num_records:,}",

@@ -1,4 +1,4 @@
-"""Scores a file of answered records: a verdict for each, accuracies, groups."""
+"""Scores a file of answered records: verdicts, and accuracies overall and by group."""
 
 import json
 import logging
@@ -30,24 +30,36 @@ from mathcanvas_lightning.evaluation.verdicts import (
 log = logging.getLogger(__name__)
 
 PAIRS_PER_PROCESS = 200
-"""Fewer are compared before another process has started."""
+"""Comparisons for which starting another process is worthwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreReport:
-    """What a file of answered records is worth."""
+    """Scores of a file of answered records."""
 
     path: str
-    """The records."""
+    """File of records."""
     output: Path
-    """The JSON file with all verdicts."""
+    """JSON file with scores and verdicts."""
     overall: Scores
     groups: Mapping[str, Mapping[str, Scores]]
     """Field -> value -> scores of the records with that value."""
     num_without_reference: int
-    """Records that have no reference answer, and so aren't scored."""
+    """Number of records without a reference answer, which aren't scored."""
     failures: Sequence[str]
-    """Why the judge left answers undecided."""
+    """Reasons why the judge left answers undecided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonSettings:
+    """Settings of the comparison by rules."""
+
+    num_workers: int | None = None
+    """Number of comparing processes; None for one a core."""
+    time_limit_s: float = 5.0
+    """Time limit of one comparison, in seconds."""
+    progress: bool = True
+    """Whether to show a progress bar."""
 
 
 def score_responses(
@@ -72,16 +84,16 @@ def score_responses(
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of records.
-        answer_field: Has the reference answer: a text or number, or a list with one for each part.
-        response_field: Has the response, or a list of them; null where there is none.
-        options_field: Has the texts of the choices, for questions that have any.
-        question_field: Has the question, for the judge.
-        by: Fields whose values are scored each for itself, such as subject level.
+        answer_field: Field with the reference: a text or number, or a list of one for each part.
+        response_field: Field with the response, or a list of them; null where there is none.
+        options_field: Field with the texts of the choices, for multiple-choice questions.
+        question_field: Field with the question, for the judge.
+        by: Fields to group by, such as subject and level; each value gets scores.
         output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
         judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
-            and init_args): a model that decides on answers that the rules don't find right.
+            and init_args): a model that decides on answers that the rules marked wrong.
         num_workers: Processes that compare; by default one a core.
-        time_limit_s: Seconds that one comparison may take; what takes longer is wrong.
+        time_limit_s: Time limit of one comparison, in seconds; slower ones count as wrong.
         progress: Show a progress bar.
 
     Returns:
@@ -90,31 +102,38 @@ def score_responses(
     Raises:
         InputError: If the file can't be read, or lacks a field.
         ConfigError: If an option can't be used.
-        BackendError: If the judge can't start, or can't go on.
+        BackendError: If the judge can't start, or stops working.
     """
-    by = (by,) if isinstance(by, str) else tuple(by)
-    target = _target(input, output)
     fields = Fields(
         answer=answer_field,
         response=response_field,
         options=options_field,
         question=question_field,
-        by=by,
+        by=(by,) if isinstance(by, str) else tuple(by),
     )
-    chosen_judge = None if judge is None else load_judge(judge)
-    found = read_answered(input, fields)
-    scored = _compared(found.records, num_workers, time_limit_s, progress)
+    settings = ComparisonSettings(
+        num_workers=num_workers, time_limit_s=time_limit_s, progress=progress
+    )
+    return _score(input, _output_path(input, output), fields, settings, judge)
+
+
+def _score(
+    source: str, output: Path, fields: Fields, settings: ComparisonSettings, judge: str | None
+) -> ScoreReport:
+    model = None if judge is None else load_judge(judge)
+    found = read_answered(source, fields)
+    scored = _compared(found.records, settings)
     failures: list[str] = []
-    if chosen_judge is not None:
+    if model is not None:
         try:
-            scored, failures = _judged(scored, chosen_judge, progress)
+            scored, failures = _judged(scored, model, settings.progress)
         finally:
-            chosen_judge.backend.close()
+            model.backend.close()
     report = ScoreReport(
-        path=str(input),
-        output=target,
+        path=str(source),
+        output=output,
         overall=summarize(scored),
-        groups={name: _grouped(scored, name) for name in by},
+        groups={name: _grouped(scored, name) for name in fields.by},
         num_without_reference=found.num_without_reference,
         failures=failures,
     )
@@ -122,39 +141,29 @@ def score_responses(
     return report
 
 
-def _target(source: str, output: str | None) -> Path:
+def _output_path(source: str, output: str | None) -> Path:
     path = Path(source)
     target = path.with_name(f"{path.stem}_scores.json") if output is None else Path(output)
     if target.resolve() == path.resolve():
         raise ConfigError(
-            "--output", found=str(target), wanted="not the input", remedy="Name another file."
+            "--output",
+            found=f"{target}, which is the input",
+            wanted="another file",
+            remedy="Name another.",
         )
     return target
 
 
-def _compared(
-    records: Sequence[Answered], num_workers: int | None, time_limit_s: float, progress: bool
-) -> list[ScoredRecord]:
-    """What the rules find."""
+def _compared(records: Sequence[Answered], settings: ComparisonSettings) -> list[ScoredRecord]:
+    """Scores records by the rules, without a judge."""
     answers = [_extracted(record, response) for record in records for response in record.responses]
-    pairs = [pair for parts in answers for pair in parts if pair.given]
-    num_processes = max(1, count_workers(num_workers, len(pairs), PAIRS_PER_PROCESS))
-    comparisons: list[Comparison] = []
-    with (
-        Comparer(num_processes, time_limit_s) as comparer,
-        progress_bar("Comparing", len(pairs), show=progress) as advance,
-    ):
-        for comparison in comparer.compare_all(pairs):
-            comparisons.append(comparison)
-            advance(1, "")
-    if num_slow := sum(one.how == "time_limit" for one in comparisons):
-        log.warning("%d comparisons took over %g s: counted as wrong", num_slow, time_limit_s)
-    left, remaining = iter(answers), iter(comparisons)
+    comparisons = iter(_compare([pair for parts in answers for pair in parts], settings))
+    remaining = iter(answers)
     return [
         ScoredRecord(
             record=record,
             responses=tuple(
-                ScoredResponse(parts=_part_verdicts(next(left), response, remaining))
+                ScoredResponse(parts=_part_verdicts(next(remaining), response, comparisons))
                 for response in record.responses
             ),
         )
@@ -162,13 +171,31 @@ def _compared(
     ]
 
 
+def _compare(pairs: Sequence[Pair], settings: ComparisonSettings) -> list[Comparison]:
+    """Compares the pairs that contain an answer."""
+    answered = [pair for pair in pairs if pair.given]
+    num_processes = count_workers(settings.num_workers, len(answered), PAIRS_PER_PROCESS)
+    comparisons: list[Comparison] = []
+    with (
+        Comparer(max(1, num_processes), settings.time_limit_s) as comparer,
+        progress_bar("Comparing", len(answered), show=settings.progress) as advance,
+    ):
+        for comparison in comparer.compare_all(answered):
+            comparisons.append(comparison)
+            advance(1, "")
+    if num_slow := sum(one.how == "time_limit" for one in comparisons):
+        limit = settings.time_limit_s
+        log.warning("%d comparisons took over %g s: counted as wrong", num_slow, limit)
+    return comparisons
+
+
 def _extracted(record: Answered, response: str | None) -> list[Pair]:
-    """The answer to each part, empty where there is none."""
+    """Pairs the answer to each part with its reference; answers that are missing are empty."""
     expected = record.expected
     if response is None:
         given: Sequence[str] = [""] * len(expected)
     elif len(expected) == 1 and clean(response) == expected[0]:
-        given = expected  # however long it is
+        given = expected  # of any length
     else:
         given = extract_answers(response, len(expected))
     return [Pair(*both, record.options) for both in zip(given, expected, strict=True)]
@@ -193,7 +220,7 @@ def _part_verdicts(
 def _judged(
     scored: Sequence[ScoredRecord], judge: Judge, progress: bool
 ) -> tuple[list[ScoredRecord], list[str]]:
-    """What the judge makes of responses that the rules don't find right, and why it failed."""
+    """Lets the judge decide on open responses; returns the records and the judge's failures."""
     cases = [
         Case(question=one.record.question, response=text, expected=one.record.expected)
         for one in scored
@@ -203,12 +230,12 @@ def _judged(
     total = sum(1 + len(case.expected) for case in cases)
     with progress_bar("Judging", total, show=progress) as advance:
         rulings = judge.judge(cases, lambda count: advance(count, ""))
-    left = iter(rulings)
+    remaining = iter(rulings)
     judged = [
         replace(
             one,
             responses=tuple(
-                _ruled(response, next(left)) if _is_open(response) else response
+                _ruled(response, next(remaining)) if _is_open(response) else response
                 for response in one.responses
             ),
         )
@@ -218,7 +245,7 @@ def _judged(
 
 
 def _is_open(response: ScoredResponse) -> bool:
-    """Whether a judge should look at it."""
+    """Whether the judge should decide on a response."""
     return any(map(_is_open_part, response.parts))
 
 

@@ -1,4 +1,4 @@
-"""What is found on each response, and what it sums up to."""
+"""Verdicts on responses, and the scores of many records."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,24 +15,26 @@ Verdict = Literal["right", "wrong", "unanswered", "failed", "undecided"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartVerdict:
-    """What is found on the answer to one part of a question."""
+    """The verdict on the answer to one part of a question."""
 
     extracted: str
     """The answer in the response; empty if there is none."""
     expected: str
+    """The reference answer."""
     verdict: Verdict
     how: How
+    """The rule that decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredResponse:
-    """What is found on one response."""
+    """The verdicts on one response."""
 
     parts: tuple[PartVerdict, ...]
 
     @property
     def verdict(self) -> Verdict:
-        """Of the whole: right if all parts are."""
+        """The verdict on the whole response: right if all parts are right."""
         found = {part.verdict for part in self.parts}
         if len(found) == 1:
             return self.parts[0].verdict
@@ -40,13 +42,13 @@ class ScoredResponse:
 
     @property
     def is_right(self) -> tuple[bool, ...]:
-        """Of each part."""
+        """For each part, whether its answer is right."""
         return tuple(part.verdict == "right" for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRecord:
-    """A record with what is found on its responses, one a sample."""
+    """A record with the verdicts on its responses, one response a sample."""
 
     record: Answered
     responses: tuple[ScoredResponse, ...]
@@ -54,39 +56,39 @@ class ScoredRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What some records sum up to; the counts are of responses, and add up to all of them."""
+    """Scores of some records; `num_right` to `num_undecided` add up to `num_responses`."""
 
     num_records: int
     num_responses: int
     num_right: int
-    """With all parts right."""
+    """Responses with all parts right."""
     num_wrong: int
     num_unanswered: int
-    """Responses without an answer: counted as wrong in the accuracies."""
+    """Responses without an answer; the accuracies count them as wrong."""
     num_failed: int
-    """Requests without a response: counted as wrong too."""
+    """Requests without a response; the accuracies count them as wrong."""
     num_undecided: int
-    """Left out of the accuracies, since the judge didn't decide."""
+    """Responses that the judge left undecided; the accuracies leave them out."""
     accuracy: float | None
-    """Mean over records of the mean over their samples (avg@n) of the share of parts right."""
+    """Mean over records of the mean over samples (avg@n) of the share of right parts."""
     interval: tuple[float, float]
     """Wilson's 95 % interval of the accuracy, with the records as trials."""
     complete: float | None
-    """The same of responses with all parts right."""
+    """Like `accuracy`, but a response counts only if all parts are right."""
     weighted: float | None
-    """The same with weights that grow from part to part (see `credit.part_weights`)."""
+    """Like `accuracy`, but later parts weigh more (see `credit.part_weights`)."""
     majority: float | None
-    """Share of records whose most frequent answer is right (maj@n); None for one sample each."""
+    """Share of records whose most frequent answer is right (maj@n); None if all have one sample."""
 
 
 def summarize(records: Sequence[ScoredRecord]) -> Scores:
-    """Sums up records.
+    """Computes the scores of some records.
 
     Args:
-        records: Any number.
+        records: Any number of records.
 
     Returns:
-        Their scores; accuracies are None where nothing is decided.
+        The scores; accuracies are None if no response has a decided verdict.
     """
     counts = Counter(response.verdict for one in records for response in one.responses)
     decided = [
@@ -116,7 +118,7 @@ def summarize(records: Sequence[ScoredRecord]) -> Scores:
 
 
 def _majority_is_right(scored: ScoredRecord) -> bool:
-    """Whether the most frequent answer is right; the first of several as frequent."""
+    """Whether the most frequent answer is right; in a tie, the first of them counts."""
     votes: dict[tuple[str, ...], list[ScoredResponse]] = {}
     for response in scored.responses:
         if response.verdict in ("right", "wrong"):

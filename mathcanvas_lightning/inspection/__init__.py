@@ -1,4 +1,4 @@
-"""Shards and packs, shown: tables, pictures, pages.
+"""Inspection of shards and packs: tables, pictures, pages.
 
-In: shards or a training configuration. Out: counts and faults, a PNG of a pack, an HTML page.
+In: shards or a training configuration. Out: counts and problems, a PNG of a pack, an HTML page.
 """

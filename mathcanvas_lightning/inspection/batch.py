@@ -1,4 +1,4 @@
-"""What a training run would be given: one pack of its plan, as a table and a picture."""
+"""One pack of a training run's plan, as a table and a picture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ from mathcanvas_lightning.model.config import BagelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReport:
-    """A pack, and the plan it is from."""
+    """A pack, and numbers of its epoch."""
 
     batch: MicroBatch
     blocks: tuple[Block, ...]
-    """Its splits."""
+    """The splits of the pack."""
     num_steps: int
-    """Of the epoch."""
+    """Optimizer steps of the epoch."""
     num_packs: int
-    """Of the epoch."""
+    """Packs of the epoch."""
     num_fillers: int
-    """Packs without a sample in the last step."""
+    """Empty packs that complete the last step."""
     num_samples: int
-    """Of the epoch."""
+    """Samples of the epoch."""
     fill: float
-    """How full the epoch's packs are, 0 to 1."""
+    """Share of the tokens of the epoch's packs that are used, 0 to 1."""
     capacity: int
-    """Tokens a pack may hold."""
+    """Maximum length of a pack, in tokens."""
     png: str | None
-    """The picture, if one was drawn."""
+    """Path of the picture, if one was drawn."""
 
 
 def inspect_batch(
@@ -48,19 +48,19 @@ def inspect_batch(
     packs_per_step: int | None = None,
     png: str | None = None,
 ) -> BatchReport:
-    """Shows what is in a pack of a training run: blocks, losses, positions, attention.
+    """Shows one pack of a training run: blocks, losses, positions, attention mask.
 
     Args:
-        config: YAML files of the run, later ones over earlier ones; only the section `data` and
-            the model's checkpoint count.
+        config: YAML files of the run; later files override earlier ones. Only the section `data`
+            and the model's checkpoint are used.
         step: Optimizer step within the epoch, from 0.
-        epoch: From 0.
-        slot: Which pack of the step, from 0.
-        packs_per_step: Packs of an optimizer step; what the configuration says, or 1.
-        png: Draw the packed layout and its attention mask to this file.
+        epoch: Number of the epoch, from 0.
+        slot: Number of the pack within the step, from 0.
+        packs_per_step: Packs of an optimizer step; by default as in the configuration, else 1.
+        png: PNG file to draw the packed layout and its attention mask to.
 
     Returns:
-        The pack.
+        The pack, and numbers of its epoch.
 
     Raises:
         ConfigError: If the configuration can't be read, or there is no such step or slot.
@@ -71,8 +71,8 @@ def inspect_batch(
     data.setup("fit")
     plan = data.plan
     schedule = plan.schedule(epoch, data.position.packs_per_step)
-    _check_place(step, schedule.num_steps, "step")
-    _check_place(slot, schedule.packs_per_step, "slot")
+    _check_range(step, schedule.num_steps, "step")
+    _check_range(slot, schedule.packs_per_step, "slot")
     batch = data.micro_batch(epoch, schedule, step, slot)
     blocks = describe_pack(batch.pack, data.tokenizer.decode)
     if png is not None:
@@ -95,22 +95,22 @@ def inspect_batch(
 def load_datamodule(
     config: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> MathCanvasDataModule:
-    """The data module of a run's YAML files.
+    """Makes the data module of a run from its YAML files.
 
     Args:
-        config: Files, later ones over earlier ones.
-        overrides: Arguments that win over them.
+        config: YAML files; later files override earlier ones.
+        overrides: Arguments of the data module that override the files.
 
     Returns:
-        The data module, not set up yet, linked to the checkpoint of the section `model` as a run
-        links it; without one, to that of the tokenizer.
+        The data module, not set up yet. Like in a run, it takes its geometry from the checkpoint
+        of the section `model`, or else from the directory of the tokenizer.
 
     Raises:
-        ConfigError: If a file can't be read, or its section `data` is none of this data module.
+        ConfigError: If a file can't be read, or its section `data` has invalid arguments.
     """
     if not config:
         raise ConfigError(
-            "--config", found="no file", wanted="a run's YAML file", remedy="Name one or more."
+            "--config", found="no file", wanted="YAML files of a run", remedy="Name one or more."
         )
     arguments: dict[str, Any] = {}
     model: dict[str, Any] = {}
@@ -127,7 +127,7 @@ def load_datamodule(
             f"section data of {', '.join(config)}",
             found=str(error).strip(),
             wanted="arguments of MathCanvasDataModule",
-            remedy="mathcanvas_lightning/data/datamodule.py tells them.",
+            remedy="mathcanvas fit --help lists them.",
         ) from None
     made: Namespace = parser.instantiate(parsed)
     data: MathCanvasDataModule = made.data
@@ -149,23 +149,23 @@ def _section(path: str, name: str) -> Mapping[str, Any]:
         raise ConfigError(
             path,
             found=f"no section {name}",
-            wanted="sections data and model, as mathcanvas fit takes them",
+            wanted="sections data and model, as for mathcanvas fit",
             remedy="See configs/fit/demo_cpu.yaml.",
         )
     found: Mapping[str, Any] = section.get("init_args", section)
     return found
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
+def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
-def _check_place(found: int, count: int, name: str) -> None:
+def _check_range(found: int, count: int, name: str) -> None:
     if not 0 <= found < count:
         raise ConfigError(
             f"--{name}",

@@ -1,10 +1,11 @@
-"""Interleaved examples as one HTML page that needs nothing else: text, picture, text."""
+"""Interleaved examples on one HTML page, texts and pictures in reading order."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mathcanvas_lightning.common.html_page import figure, write_page
+from mathcanvas_lightning.common.html_page import Notice, PagePicture, Piece, write_page
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.rows.schema import (
     SECTIONS,
@@ -14,38 +15,43 @@ from mathcanvas_lightning.data.rows.schema import (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleArticle:
+    """An example as the page shows it."""
+
+    uid: str
+    facts: Mapping[str, Any]
+    """The answer and the extra columns, by name."""
+    sections: Mapping[str, Sequence[Piece]]
+    """Texts and pictures, by name of the section."""
+
+
 def write_gallery(path: Path, examples: Sequence[InterleavedExample], *, title: str) -> None:
     """Writes the page.
 
     Args:
         path: File to write.
-        examples: Drawn one below the other.
+        examples: One article each, in this order.
         title: Heading of the page.
     """
-    write_page(path, "\n".join(_article(example) for example in examples), title=title)
+    articles = [_article(example) for example in examples]
+    write_page(path, "inspection/gallery.html.j2", title=title, examples=articles)
 
 
-def _article(example: InterleavedExample) -> str:
-    facts = {"answer": example.answer, **example.extras}
-    spans = "".join(f"<span>{escape(k)}: {escape(str(v))}</span>" for k, v in facts.items())
-    sections = "".join(
-        f"<section><h2>{name}</h2>{_segments(getattr(example, name))}</section>"
-        for name in SECTIONS
-    )
-    return f"<article><header><b>{escape(example.uid)}</b>{spans}</header>{sections}</article>"
-
-
-def _segments(segments: Iterable[Segment]) -> str:
-    return "".join(
-        _figure(segment) if isinstance(segment, ImageSegment) else f"<p>{escape(segment.text)}</p>"
-        for segment in segments
+def _article(example: InterleavedExample) -> ExampleArticle:
+    return ExampleArticle(
+        uid=example.uid,
+        facts={"answer": example.answer, **example.extras},
+        sections={name: [*map(_piece, getattr(example, name))] for name in SECTIONS},
     )
 
 
-def _figure(image: ImageSegment) -> str:
+def _piece(segment: Segment) -> Piece:
+    if not isinstance(segment, ImageSegment):
+        return segment.text
     try:
-        info = check_image(image.data, ImageLimits(), depth="header")
+        info = check_image(segment.data, ImageLimits(), depth="header")
     except ImageError as error:
-        return f"<figure>{escape(str(image.path))}: {escape(str(error))}</figure>"
-    caption = f"{image.path or 'image'}, {info.width_px}x{info.height_px}"
-    return figure(image.data, info.format, caption)
+        return Notice(f"{segment.path}: {error}")
+    caption = f"{segment.path or 'image'}, {info.width_px}x{info.height_px}"
+    return PagePicture(data=segment.data, format=info.format, caption=caption)

@@ -1,4 +1,4 @@
-"""A picture of a pack: what it holds, and who sees whom.
+"""A picture of a pack: its tokens, its images and its attention mask.
 
 Shape letter: T packed tokens.
 """
@@ -40,23 +40,23 @@ def draw_pack(
     """Draws a pack as a PNG: a ribbon of its tokens, its images, and its attention mask.
 
     Args:
-        batch: The pack.
-        path: File to write; it appears whole or not at all.
-        blocks: Of the pack, from `describe_pack`.
-        sample_names: Of its samples; those without a name are numbered.
+        batch: A pack.
+        path: File to write atomically.
+        blocks: Blocks of the pack, from `describe_pack`.
+        sample_names: Names of the samples; samples without a name are numbered.
 
     Raises:
-        ValueError: If the blocks don't tile the pack.
+        ValueError: If the blocks don't cover the pack.
     """
     edges = [0, *(block.end for block in blocks)]
     if [block.start for block in blocks] != edges[:-1] or edges[-1] != batch.sequence_length:
-        raise ValueError(f"the blocks don't tile the pack of {batch.sequence_length} tokens")
+        raise ValueError(f"the blocks don't cover the pack of {batch.sequence_length} tokens")
     picture = _Figure(batch, blocks, sample_names).draw()
     with written_whole(path) as temporary:
         picture.save(temporary, "PNG", optimize=True)
 
 
-# The colours are those of Okabe and Ito, which colour-blind people can tell apart.
+# Okabe and Ito's palette, which is suitable for colour-blind people.
 _CLASSES: dict[str, tuple[int, int, int]] = {
     "text without loss": (86, 180, 233),
     "text with loss": (0, 114, 178),
@@ -73,7 +73,7 @@ _TARGET_PX, _MAX_CELL_PX = 1200, 40
 _THUMB_PX, _MIN_THUMB_PX, _LENS_PX = 84, 44, 34
 _BODY_PX, _LINE_PX = 17, 26
 _MIN_RULED_PX, _MIN_GRID_PX = 4, 12
-"""Cells from this size on are ruled off split by split, and token by token."""
+"""Minimum size of a cell for lines between splits, and between tokens."""
 
 
 class _Figure:
@@ -97,7 +97,7 @@ class _Figure:
         notes = [_font(_BODY_PX).getlength(line) for line in lines]
         right = self._left + self._side + int(24 + max(notes))
         self._width = max(right + _MARGIN, _MIN_WIDTH)
-        self._legend = self._legend_places()
+        self._legend = self._legend_slots()
         self._ribbon_top = (
             112 + _LINE_PX + 28 * (1 + max((row for _, row in self._legend), default=0))
         )
@@ -123,25 +123,23 @@ class _Figure:
         return position * self._side / self._total
 
     def _draw_title(self) -> None:
-        self._pen.text((_MARGIN, 28), "What a pack holds, and who sees whom", _INK, _font(26))
+        self._pen.text((_MARGIN, 28), "Contents and attention mask of a pack", _INK, _font(26))
         pairs = count_attended_pairs(self._batch.sample_lens, self._batch.splits)
         share = pairs / max(self._total, 1) ** 2
-        about = (
-            f"A row is a token; it sees the coloured tokens of that row: {share:.1%} of all pairs"
-        )
+        about = f"Each row is a token and attends to the coloured tokens: {share:.1%} of all pairs"
         for i, line in enumerate((summary(self._blocks), about)):
             self._pen.text((_MARGIN, 66 + i * _LINE_PX), line, _SOFT, _font(_BODY_PX))
 
-    def _legend_places(self) -> list[tuple[int, int]]:
+    def _legend_slots(self) -> list[tuple[int, int]]:
         """Left edge and row of each entry of the legend."""
-        places, left, row = [], _MARGIN, 0
+        slots, left, row = [], _MARGIN, 0
         for name, count in self._counts():
             width = 56 + int(_font(_BODY_PX).getlength(f"{name}  {count}"))
             if left + width > self._width - _MARGIN and left > _MARGIN:
                 left, row = _MARGIN, row + 1
-            places.append((left, row))
+            slots.append((left, row))
             left += width
-        return places
+        return slots
 
     def _counts(self) -> list[tuple[str, str]]:
         counts = np.bincount(self._classes, minlength=len(_CLASSES)).tolist()
@@ -163,14 +161,14 @@ class _Figure:
         return min(_THUMB_PX, self._side // len(self._images) - _GAP)
 
     def _draw_images(self) -> None:
-        """The images, each above the tokens that show it as far as there is room."""
+        """Draws the images above their tokens, as far as there is room."""
         if not self._images:
             return
         size, ranges = self._thumb_px(), list(self._images.values())
         centres = [self._x((of[0][0] + of[-1][1]) / 2) for of in ranges]
         lefts = _side_by_side(centres, size + _GAP, self._side)
         top = self._ribbon_top - _LENS_PX - size
-        # Drawn large and shrunk, because Pillow's slanted edges are jagged.
+        # Drawn at 4x and scaled down, since Pillow does not antialias polygons.
         lens = Image.new("RGB", (self._side * 4, _LENS_PX * 4), _PAPER)
         pen = ImageDraw.Draw(lens)
         for image, of, left in zip(self._images, ranges, lefts, strict=True):
@@ -182,13 +180,13 @@ class _Figure:
                 ends = [(self._x(end), _LENS_PX), (self._x(start), _LENS_PX)]
                 shape = [(x, 0), (x + thumb.width, 0), *ends]
                 pen.polygon([(4 * across, 4 * down) for across, down in shape], _FAINT)
-        place = (self._left + self._side + 14, top + size / 2)
-        self._pen.text(place, self._images_note(), _SOFT, _font(_BODY_PX), anchor="lm")
+        beside = (self._left + self._side + 14, top + size / 2)
+        self._pen.text(beside, self._images_note(), _SOFT, _font(_BODY_PX), anchor="lm")
         small = lens.resize((self._side, _LENS_PX), Image.Resampling.LANCZOS)
         self._canvas.paste(small, (self._left, self._ribbon_top - _LENS_PX))
 
     def _draw_mask(self) -> None:
-        """The mask in the colours of its keys, and the ribbon on top of and beside it."""
+        """Draws the mask in the colours of its keys, with a ribbon above and beside it."""
         edges = cell_edges(self._total, MAX_MASK_PX)
         palette = np.array(list(_CLASSES.values()), dtype=np.float32)
         sums = np.add.reduceat(palette[self._classes], edges[:-1])
@@ -203,7 +201,7 @@ class _Figure:
         self._draw_rules()
 
     def _draw_rules(self) -> None:
-        """White lines between splits, and fainter ones between tokens, where cells are large."""
+        """Draws white lines between splits, and fainter ones between tokens, in large cells."""
         if self._cell_px < _MIN_RULED_PX:
             return
         box = (self._left - _RIBBON - _GAP, self._ribbon_top)
@@ -211,9 +209,9 @@ class _Figure:
         veil = Image.new("L", (area[0] - box[0], area[1] - box[1]), 0)
         pen, indent = ImageDraw.Draw(veil), _RIBBON + _GAP
         tokens = range(self._total) if self._cell_px >= _MIN_GRID_PX else ()
-        for places, strength in ((tokens, 70), ([b.start for b in self._blocks], 255)):
-            for place in places:
-                at = indent + place * self._cell_px
+        for positions, strength in ((tokens, 70), ([b.start for b in self._blocks], 255)):
+            for position in positions:
+                at = indent + position * self._cell_px
                 pen.line((indent, at, veil.width, at), strength)
                 pen.line((0, at, _RIBBON - 1, at), strength)
                 pen.line((at, 0, at, veil.height), strength)
@@ -246,7 +244,7 @@ class _Figure:
         ]
 
     def _draw_samples(self) -> None:
-        """Lines where samples meet, and their names on the right as far as there is room."""
+        """Draws lines between samples, and their names on the right as far as there is room."""
         right, bottom = self._left + self._side, self._top + self._side
         ends = np.cumsum(self._batch.sample_lens).tolist()
         frame, free = (self._left - 1, self._top - 1, right, bottom), 0.0
@@ -274,7 +272,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _token_classes(batch: PackedBatch, blocks: Sequence[Block]) -> Ints:
-    """[T] numbers of `_CLASSES`."""
+    """[T] indexes into `_CLASSES`."""
     names = list(_CLASSES)
     numbers = np.array([names.index(k) if k in names else -1 for k in KINDS])
     kinds = token_kinds(batch)
@@ -294,10 +292,10 @@ def _token_classes(batch: PackedBatch, blocks: Sequence[Block]) -> Ints:
 
 
 def _image_ranges(batch: PackedBatch) -> dict[int, list[tuple[int, int]]]:
-    """For each image that is there, in order, the ranges of tokens that show it."""
+    """Image -> ranges of its latent tokens, in order of the sequence."""
     ranges: dict[int, list[tuple[int, int]]] = {}
-    places = cut(to_numpy(batch.latent_indexes), [h * w for h, w in batch.latent_shapes])
-    for image, of in zip(batch.latent_image_ids, places, strict=True):
+    positions = cut(to_numpy(batch.latent_indexes), [h * w for h, w in batch.latent_shapes])
+    for image, of in zip(batch.latent_image_ids, positions, strict=True):
         if image < len(batch.images) and len(of):
             ranges.setdefault(image, []).append((int(of[0]), int(of[-1]) + 1))
     return {image: ranges[image] for image in sorted(ranges, key=lambda image: ranges[image][0])}
@@ -306,14 +304,14 @@ def _image_ranges(batch: PackedBatch) -> dict[int, list[tuple[int, int]]]:
 def _evenly_chosen(
     ranges: dict[int, list[tuple[int, int]]], room: int
 ) -> dict[int, list[tuple[int, int]]]:
-    """As many of them as there is room for, from all over the pack."""
+    """Selects at most `room` images, evenly spaced over the pack."""
     images = list(ranges)
     chosen = np.linspace(0, len(images) - 1, min(len(images), room)).round().astype(int)
     return {images[i]: ranges[images[i]] for i in chosen.tolist()}
 
 
 def _side_by_side(centres: Sequence[float], width: float, span: float) -> list[float]:
-    """Left edges of boxes near their centres that neither overlap nor leave 0 to the span."""
+    """Left edges of boxes near their centres, without overlaps, between 0 and `span`."""
     lefts: list[float] = []
     for centre in centres:
         lefts.append(max(centre - width / 2, lefts[-1] + width if lefts else 0.0))
@@ -342,7 +340,7 @@ def _upright(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def _tick_step(total: int) -> int:
-    """A round step, 1, 2 or 5 times a power of ten, of which about ten fit into the total."""
+    """A step of 1, 2 or 5 times a power of ten that gives about ten ticks."""
     step = 1
     while step * 10 < total:
         step = step * 5 // 2 if str(step)[0] == "2" else step * 2

@@ -12,34 +12,35 @@ from torch import Tensor
 
 from mathcanvas_lightning.batch import PackedBatch
 from mathcanvas_lightning.inspection.pack_table import Ints, to_numpy
-from mathcanvas_lightning.model.layers.attention import TokenLayout, make_layout, sees
+from mathcanvas_lightning.model.layers.attention import TokenLayout, attends, make_layout
 
 MAX_MASK_PX = 1000
-"""Cells along a side of the drawn mask; longer packs share cells."""
+"""Maximum number of cells along a side; in longer packs, several tokens share a cell."""
 _PIECE = 64
+"""Maximum length of a piece, in tokens."""
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 def mask_image(batch: PackedBatch, max_px: int = MAX_MASK_PX) -> Floats:
-    """The attention mask at reduced resolution.
+    """Computes the attention mask at reduced resolution.
 
     Args:
-        batch: The pack; only its splits matter.
-        max_px: Most cells along a side.
+        batch: A pack; only its splits are used.
+        max_px: Maximum number of cells along a side.
 
     Returns:
-        [N, N] float32, queries by keys, N the smaller of T and `max_px`: the share of a cell's
-        pairs that attend. With N = T it is the mask itself.
+        [N, N] float32, queries by keys, with N = min(T, max_px): the share of a cell's pairs that
+        attend. With N = T it is the mask itself.
 
     Raises:
         ValueError: If `max_px` is less than 1.
     """
     edges = torch.from_numpy(cell_edges(batch.sequence_length, max_px))
     layout = make_layout(batch.sample_lens, batch.splits, torch.device("cpu"))
-    # Exact without T x T pairs: between two pieces that lie within one split and one cell each,
-    # either all pairs attend or none, so `sees` is asked for one pair. A piece is kept short, so
-    # that its pairs with itself can all be asked for.
+    # Exact without T x T pairs: a piece lies within one split and one cell, so of the pairs of two
+    # pieces either all attend or none, and the rule is evaluated for one pair. Pieces are short,
+    # so for the pairs within a piece the rule can be evaluated for each.
     ends = torch.tensor([split.length for split in batch.splits], dtype=torch.int64).cumsum(0)
     short = torch.arange(0, batch.sequence_length, _PIECE)
     cuts = torch.unique(torch.cat([edges, ends, short]))
@@ -49,16 +50,16 @@ def mask_image(batch: PackedBatch, max_px: int = MAX_MASK_PX) -> Floats:
     image = torch.zeros(len(edges) - 1, len(edges) - 1)
     for first in range(0, len(starts), _PIECE):
         some = torch.arange(first, min(first + _PIECE, len(starts)))
-        shares = sees(layout, starts[some, None], starts[None]).float()
+        shares = attends(layout, starts[some, None], starts[None]).float()
         shares[torch.arange(len(some)), some] = _own_shares(layout, starts[some], lengths[some])
         rows = torch.zeros(len(some), image.shape[1]).index_add_(1, cells, shares * weights)
         image.index_add_(0, cells[some], rows * weights[some, None])
-    # A sum of rounded weights may pass 1 by a hair.
+    # A sum of rounded weights may slightly exceed 1.
     return to_numpy(image.clamp(0, 1))
 
 
 def cell_edges(num_tokens: int, max_px: int) -> Ints:
-    """[N + 1] the positions at which cells of about equal length begin and end."""
+    """[N + 1] boundaries of cells of about equal length."""
     if max_px < 1:
         raise ValueError(f"max_px: found {max_px}, wanted at least 1")
     count = min(num_tokens, max_px)
@@ -66,10 +67,10 @@ def cell_edges(num_tokens: int, max_px: int) -> Ints:
 
 
 def _own_shares(layout: TokenLayout, starts: Tensor, lengths: Tensor) -> Tensor:
-    """[P] the share of the pairs within each piece that attend."""
+    """[P] share of the pairs within each piece that attend."""
     steps = torch.arange(int(lengths.max()))
     inside = steps < lengths[:, None]
-    places = (starts[:, None] + steps).clamp(max=len(layout.places) - 1)
-    pairs = sees(layout, places[:, :, None], places[:, None, :])
+    places = (starts[:, None] + steps).clamp(max=len(layout.sequence_indexes) - 1)
+    pairs = attends(layout, places[:, :, None], places[:, None, :])
     pairs &= inside[:, :, None] & inside[:, None, :]
     return pairs.sum((1, 2)) / lengths.square()

@@ -1,4 +1,7 @@
-"""What is in a pack, for people: its blocks, and a table of them. T packed tokens."""
+"""The blocks of a pack, and a table of them.
+
+Shape letter: T packed tokens.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 KINDS: tuple[BlockKind, ...] = ("padding", "text", "ViT image", "clean latents", "noisy latents")
 _PADDING, TEXT, _VIT, _CLEAN, _NOISY = range(5)
 MIN_TABLE_WIDTH = 140
-"""Columns of the terminal that a table of blocks needs to show texts."""
+"""Width of the terminal from which a table of blocks shows texts, in columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,40 +31,40 @@ class Block:
     """One split of a pack."""
 
     sample: int
-    """Which sample of the pack, from 0."""
+    """Number of the sample within the pack, from 0."""
     start: int
     """First packed position."""
     end: int
-    """Packed position after the last."""
+    """Packed position after the last token."""
     kind: BlockKind
-    """What it holds; "padding" stands in place of a sample that couldn't be read."""
+    """Type of the content; "padding" replaces a sample that couldn't be read."""
     attention_mode: AttentionMode
     expert: Expert
-    """Which weights it passes; the markers of latents pass "und" all the same."""
+    """Expert of its tokens; the markers around latents always use "und"."""
     positions: tuple[int, int]
-    """Rope positions of its first and its last token."""
+    """RoPE positions of the first and last token."""
     ce_tokens: int
-    """Tokens that predict a token."""
+    """Number of tokens with a text loss."""
     mse_tokens: int
-    """Tokens that predict a velocity."""
+    """Number of tokens with an image loss."""
     size: tuple[int, int] | None
-    """Rows and columns of its image's tokens; None for texts, for several images in one split, and
-    for ViT images whose position ids leave it open, such as interpolated ones."""
+    """Rows and columns of the image's tokens; None for texts, for several images in one split, and
+    for ViT images with ambiguous position ids, such as interpolated ones."""
     text: str
-    """Decoded ids of a text; empty for images and padding."""
+    """Decoded text; empty for images and padding."""
     labels: str
-    """Decoded tokens that its tokens predict; empty without such a loss."""
+    """Decoded labels of the text loss; empty without such a loss."""
 
 
 def describe_pack(batch: PackedBatch, decode: Callable[[list[int]], str]) -> tuple[Block, ...]:
-    """Finds out what the splits of a pack hold, from the pack alone.
+    """Describes the splits of a pack.
 
     Args:
-        batch: The pack, on any device.
-        decode: Makes text of token ids.
+        batch: A pack, on any device.
+        decode: Decodes token ids to text.
 
     Returns:
-        The blocks in order; they tile the pack. Splits without tokens are left out.
+        The blocks in order; they cover the pack without gaps. Empty splits are left out.
     """
     splits = [split for split in batch.splits if split.length]
     if not splits:
@@ -95,14 +98,14 @@ def describe_pack(batch: PackedBatch, decode: Callable[[list[int]], str]) -> tup
 
 
 def blocks_table(blocks: Sequence[Block], sample_names: Sequence[str]) -> Table:
-    """A table with a row for each block.
+    """Makes a table with a row for each block.
 
     Args:
-        blocks: Of a pack.
-        sample_names: Of its samples; those without a name are numbered.
+        blocks: Blocks of a pack.
+        sample_names: Names of the samples; samples without a name are numbered.
 
     Returns:
-        The table. Texts take one line; control characters in them are shown as escapes.
+        The table. Each text takes one line, with control characters as escapes.
     """
     table = Table(title=summary(blocks), title_justify="left")
     table.add_column("sample", no_wrap=True)
@@ -116,11 +119,11 @@ def blocks_table(blocks: Sequence[Block], sample_names: Sequence[str]) -> Table:
     table.add_column("text")
     last = None
     for block in blocks:
-        begins = block.sample != last
-        if begins and last is not None:
+        is_first = block.sample != last
+        if is_first and last is not None:
             table.add_section()
         last = block.sample
-        name = sample_name(block.sample, sample_names) if begins else ""
+        name = sample_name(block.sample, sample_names) if is_first else ""
         table.add_row(_one_line(name, 24), *_cells(block))
     return table
 
@@ -129,9 +132,9 @@ def print_blocks(console: Console, blocks: Sequence[Block], sample_names: Sequen
     """Prints the table of a pack, wide enough to show its texts.
 
     Args:
-        console: Where; made wider if it is too narrow.
-        blocks: Of the pack.
-        sample_names: Of its samples; those without a name are numbered.
+        console: Console to print to; it is widened if it is too narrow.
+        blocks: Blocks of the pack.
+        sample_names: Names of the samples; samples without a name are numbered.
     """
     console.width = max(console.width, MIN_TABLE_WIDTH)
     console.print(blocks_table(blocks, sample_names))
@@ -143,7 +146,7 @@ def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def token_kinds(batch: PackedBatch) -> npt.NDArray[np.int8]:
-    """[T] numbers of `KINDS`, so ordered that the greatest of an image's tokens is its kind."""
+    """[T] indexes into `KINDS`; the kind of an image is the maximum over its tokens."""
     kinds = np.full(batch.sequence_length, _PADDING, dtype=np.int8)
     kinds[to_numpy(batch.text_indexes)] = TEXT
     kinds[to_numpy(batch.vit_indexes)] = _VIT
@@ -157,11 +160,11 @@ def _counts_by_range(indexes: Ints, ends: Ints) -> Ints:
 
 
 def _ids_by_range(indexes: Tensor, ids: Tensor, starts: Ints, ends: Ints) -> list[list[int]]:
-    """The ids that stand in each range, in order."""
-    places = to_numpy(indexes)
-    order = np.argsort(places, kind="stable")
-    places, sorted_ids = places[order], to_numpy(ids)[order]
-    bounds = zip(np.searchsorted(places, starts), np.searchsorted(places, ends), strict=True)
+    """The ids in each range of positions, in order."""
+    positions = to_numpy(indexes)
+    order = np.argsort(positions, kind="stable")
+    positions, sorted_ids = positions[order], to_numpy(ids)[order]
+    bounds = zip(np.searchsorted(positions, starts), np.searchsorted(positions, ends), strict=True)
     return [sorted_ids[first:last].tolist() for first, last in bounds]
 
 
@@ -173,18 +176,18 @@ def _kinds_by_range(
 ) -> list[int]:
     greatest = np.maximum.reduceat(kinds, starts).tolist()
     return [
-        _PADDING if kind == TEXT and not predicted and _is_filling(ids) else kind
+        _PADDING if kind == TEXT and not predicted and _is_padding(ids) else kind
         for kind, ids, predicted in zip(greatest, text_ids, labels, strict=True)
     ]
 
 
-def _is_filling(ids: Sequence[int]) -> bool:
-    """Whether one token is repeated. A text begins and ends with different markers."""
+def _is_padding(ids: Sequence[int]) -> bool:
+    """Whether one token is repeated; a text begins and ends with different markers."""
     return len(ids) > 1 and len(set(ids)) == 1
 
 
 def _sizes_by_range(batch: PackedBatch, ends: Ints) -> dict[int, tuple[int, int] | None]:
-    """Sizes of the images in each range, None where it holds several."""
+    """Index of the range -> size of its image; None for several images in a range."""
     sizes: dict[int, tuple[int, int] | None] = {}
     vit_ids = cut(to_numpy(batch.vit_position_ids), batch.vit_lens)
     latents = cut(to_numpy(batch.latent_indexes), [h * w for h, w in batch.latent_shapes])
@@ -192,24 +195,25 @@ def _sizes_by_range(batch: PackedBatch, ends: Ints) -> dict[int, tuple[int, int]
         *zip(cut(to_numpy(batch.vit_indexes), batch.vit_lens), _vit_sizes(vit_ids), strict=True),
         *zip(latents, batch.latent_shapes, strict=True),
     ]
-    for places, size in found:
-        if len(places):
-            owner = int(np.searchsorted(ends, places[0], side="right"))
+    for positions, size in found:
+        if len(positions):
+            owner = int(np.searchsorted(ends, positions[0], side="right"))
             sizes[owner] = None if owner in sizes else size
     return sizes
 
 
 def cut(values: Ints, lengths: Sequence[int]) -> list[Ints]:
-    """The values in runs of these lengths."""
+    """Splits values into runs of the given lengths."""
     return np.split(values, np.cumsum(lengths)[:-1]) if lengths else []
 
 
 def _vit_sizes(position_ids: Sequence[Ints]) -> list[tuple[int, int] | None]:
     """Rows and columns of each ViT image.
 
-    An id is row * side + column, with a side that the pack does not tell: it is by how much the
-    first id of a row passes that of the row before, the same in all images. Where they disagree,
-    or the ids between are not consecutive, images are spread over the table and their sizes lost.
+    An id is row * side + column. The pack does not contain the side, so it is inferred as the
+    difference between the first ids of consecutive rows, which is the same in all images. If the
+    differences disagree, or the ids of a row are not consecutive, the positions were interpolated
+    and the sizes are unknown.
     """
     runs = [_first_run(ids) for ids in position_ids]
     steps = {
@@ -220,7 +224,7 @@ def _vit_sizes(position_ids: Sequence[Ints]) -> list[tuple[int, int] | None]:
     side = steps.pop() if len(steps) == 1 else 0
     sizes: list[tuple[int, int] | None] = []
     for ids, run in zip(position_ids, runs, strict=True):
-        columns = max(min(run, side), 1)  # rows of full width run on into one another
+        columns = max(min(run, side), 1)  # the ids of rows of full width are consecutive
         rows = len(ids) // columns
         grid = np.arange(rows)[:, None] * side + np.arange(columns)
         known = len(ids) == 1 or (side > 0 and np.array_equal(ids - ids[:1], grid.ravel()))
@@ -229,7 +233,7 @@ def _vit_sizes(position_ids: Sequence[Ints]) -> list[tuple[int, int] | None]:
 
 
 def _first_run(ids: Ints) -> int:
-    """How many ids follow one another by 1 from the first on."""
+    """Length of the run of consecutive ids at the start."""
     breaks = np.flatnonzero(np.diff(ids) != 1)
     return int(breaks[0]) + 1 if len(breaks) else len(ids)
 
@@ -240,7 +244,7 @@ def sample_name(sample: int, names: Sequence[str]) -> str:
 
 
 def summary(blocks: Sequence[Block]) -> str:
-    """One line about a pack."""
+    """One line with the counts of a pack."""
     tokens = sum(block.end - block.start for block in blocks)
     samples = len({block.sample for block in blocks})
     ce, mse = sum(block.ce_tokens for block in blocks), sum(block.mse_tokens for block in blocks)
@@ -263,7 +267,7 @@ def _cells(block: Block) -> Iterator[str | Text]:
 
 
 def _one_line(text: str, limit: int) -> Text:
-    """A text whose control characters are dim escapes; being no markup, it may hold brackets."""
+    """One line of text without markup; control characters become dim escapes."""
     line = Text(no_wrap=True, overflow="ellipsis")
     for character in text[:limit]:
         if character.isprintable():
@@ -274,5 +278,5 @@ def _one_line(text: str, limit: int) -> Text:
 
 
 def escaped(text: str) -> str:
-    """The text with its control characters spelled out."""
+    """The text with control characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""What is in a folder of interleaved shards, and whether all of it is sound."""
+"""Counts and problems of a folder of interleaved shards."""
 
 import hashlib
 import json
@@ -24,43 +24,43 @@ from mathcanvas_lightning.inspection.gallery import write_gallery
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that is not as it should be."""
+    """A problem of a shard or row."""
 
     place: str
-    """File and row."""
+    """Location: file and row."""
     uid: str | None
-    """The row's id, None where it is about a whole file."""
+    """Id of the row; None if the problem concerns a whole file."""
     message: str
-    """What is wrong."""
+    """Description of the problem."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ShardsReport:
-    """What a look through shards found; filled row by row."""
+    """Counts, examples and problems; filled row by row."""
 
     path: str
-    """What was looked at."""
+    """Folder of shards, or a single shard."""
     num_files: int = 0
     size_bytes: int = 0
     num_rows: int = 0
     row_group_rows: list[int] = field(default_factory=list)
-    """Rows of each row group."""
+    """Number of rows of each row group."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column name -> Arrow type."""
     image_formats: Counter[str] = field(default_factory=Counter)
-    """Format and mode -> images."""
+    """Format and mode -> number of images."""
     image_sizes_px: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(width, height) -> images."""
+    """(width, height) -> number of images."""
     images_per_row: dict[str, list[int]] = field(default_factory=lambda: {s: [] for s in SECTIONS})
     """Section -> number of images of each row."""
     text_lengths: dict[str, list[int]] = field(default_factory=lambda: {s: [] for s in SECTIONS})
-    """Section -> characters of each row."""
+    """Section -> number of characters of each row."""
     answers: Counter[str] = field(default_factory=Counter)
-    """Answer -> rows."""
+    """Answer -> number of rows."""
     examples: list[InterleavedExample] = field(default_factory=list)
     """The first rows."""
     problems: list[Problem] = field(default_factory=list)
-    """All that is wrong."""
+    """All problems, in order of the rows."""
 
 
 def inspect_shards(
@@ -71,20 +71,20 @@ def inspect_shards(
     validate: bool = False,
     progress: bool = True,
 ) -> ShardsReport:
-    """Looks through interleaved shards: counts, columns, row groups, images, texts.
+    """Inspects interleaved shards: counts, columns, row groups, images, texts.
 
     Args:
-        path: A folder of Parquet shards, or one of them.
-        rows: How many rows to show.
-        html: Write one self-contained page to this file, with the rows drawn as they are read.
-        validate: Check every row: decode all images, compare files with their info file.
+        path: Folder of Parquet shards, or a single shard.
+        rows: Number of rows to show.
+        html: HTML file to write, with these rows as texts and pictures in reading order.
+        validate: Also decode all images, and compare the shards with their info file.
         progress: Show a progress bar on a terminal.
 
     Returns:
-        Counts, the first rows, and what is wrong.
+        Counts, the first rows, and the problems.
 
     Raises:
-        DataError: If there is no shard at all.
+        DataError: If there is no shard.
     """
     shards = list_shards(Path(path))
     report = ShardsReport(path=path, num_files=len(shards))
@@ -109,7 +109,7 @@ def _count_rows(shards: list[Path]) -> int:
         try:
             with open_shard(shard) as parquet:
                 total += parquet.metadata.num_rows
-        except DataError:  # reported when its turn comes
+        except DataError:  # reported when the shard is inspected
             continue
     return total
 
@@ -152,7 +152,7 @@ def _inspect_shard(
 def _inspect_example(
     example: InterleavedExample, report: ShardsReport, *, depth: Depth
 ) -> Iterator[str]:
-    """Adds one example to the counts and yields what is wrong with it."""
+    """Adds an example to the counts, and yields its problems."""
     report.answers[example.answer] += 1
     for section in SECTIONS:
         segments = getattr(example, section)

@@ -1,4 +1,4 @@
-"""LoRA through peft, on any of the experts, the ViT and the connector."""
+"""LoRA adapters (peft) on the experts, the ViT and the connector."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,29 +19,31 @@ LORA_PARTS: Mapping[str, str] = {
     "vit": r"vit_model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.\w+_proj|mlp\.fc[12])",
     "connector": r"connector\.fc[12]",
 }
-"""Part -> names of the projections that get adapters."""
+"""Part of the network -> pattern of the names of its projections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRASettings:
-    """Which projections get adapters, and how large they are."""
+    """LoRA settings: which projections get adapters, and their rank."""
 
     parts: Sequence[str] = ("und", "gen")
-    """Some of `LORA_PARTS`."""
+    """Parts whose projections get adapters, of `LORA_PARTS`."""
     rank: int = 16
+    """Rank of the adapter matrices."""
     alpha: float = 32.0
-    """Adapters are scaled by alpha / rank."""
+    """Outputs of the adapters are multiplied by alpha / rank."""
     dropout: float = 0.0
-    """On the adapters' input; anything but 0 makes the forward pass random."""
+    """Dropout probability on the input of the adapters; above 0 the forward pass is random."""
     pattern: str | None = None
-    """Regular expression found in the names of projections wanted, such as `layers\\.2[0-7]`."""
+    """Regular expression that the name of a projection must contain, such as `layers\\.2[0-7]`;
+    None selects all projections of the parts."""
     seed: int = 0
-    """Of the adapters' first values."""
+    """Random seed of the initial adapter weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartParameters:
-    """Parameters of one part of a model."""
+    """Parameter counts of one part of a model."""
 
     part: str
     total: int
@@ -49,14 +51,14 @@ class PartParameters:
 
 
 def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
-    """Adds adapters to a model in place, and leaves them alone trainable.
+    """Adds adapters to a model in place, and freezes all other parameters.
 
     Args:
         model: A `Bagel` without adapters.
-        settings: Where, and how large.
+        settings: Which projections get adapters, and their rank.
 
     Returns:
-        Names of the projections that have one now. The model computes what it did before.
+        Names of the projections with adapters. New adapters do not change the model's outputs.
 
     Raises:
         ConfigError: If a part is unknown, or no projection fits the pattern.
@@ -89,7 +91,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Adds the adapters to the weights they adapt; `unmerge_lora` takes them out again."""
+    """Adds the adapters to the weights they adapt; `unmerge_lora` subtracts them again."""
     for _, layer in _lora_layers(model):
         layer.merge()
 
@@ -101,7 +103,7 @@ def unmerge_lora(model: nn.Module) -> None:
 
 
 def absorb_lora(model: nn.Module) -> None:
-    """Merges the adapters for good: the model has its published parameter names again."""
+    """Merges the adapters permanently, which restores the published parameter names."""
     merge_lora(model)
     for name, layer in list(_lora_layers(model)):
         parent, _, child = name.rpartition(".")
@@ -114,13 +116,13 @@ def has_lora(model: nn.Module) -> bool:
 
 
 def parameter_report(model: nn.Module) -> list[PartParameters]:
-    """How many parameters each part has, and how many of them are trained.
+    """Counts the parameters of each part, and how many of them are trainable.
 
     Args:
         model: A `Bagel`, with or without adapters.
 
     Returns:
-        One entry a part, "total" the last.
+        One entry per part, "total" last.
     """
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():

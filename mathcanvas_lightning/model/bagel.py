@@ -1,4 +1,4 @@
-"""BAGEL: a packed sequence in, hidden states, text losses and image velocities out."""
+"""The BAGEL network: a packed sequence in; hidden states, text losses and velocities out."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -42,10 +42,10 @@ COMPONENTS = ("language_model", "vit_model", "connector", "time_embedder", "vae2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BagelOutput:
-    """What the network makes of a pack."""
+    """Outputs of a forward pass."""
 
     hidden_states: Tensor
-    """[T, D] in the order of the sequence, after the final norm."""
+    """[T, D] in sequence order, after the final norm."""
     ce: Tensor
     """[E] float32, cross entropy at each position with text loss."""
     velocities: Tensor
@@ -53,10 +53,10 @@ class BagelOutput:
 
 
 class Bagel(nn.Module):
-    """The network without its autoencoder. Nothing in it is random.
+    """The network without its autoencoder; the forward pass is deterministic.
 
     Args:
-        config: Sizes.
+        config: Sizes of the model.
     """
 
     def __init__(self, config: BagelConfig) -> None:
@@ -88,15 +88,16 @@ class Bagel(nn.Module):
 
         Args:
             path: The directory.
-            dtype: Of all parameters.
-            device: Of all parameters.
-            components: Which parts to load, of `COMPONENTS`; the others start fresh. None: all.
-            seed: Of the parts that start fresh.
-            overrides: Fields of the configuration to change, as in `BagelConfig.preset`; position
-                tables of another size are rebuilt.
+            dtype: Type of all parameters.
+            device: Device of all parameters.
+            components: Parts to load, of `COMPONENTS`; None loads all. The other parts are
+                initialized randomly.
+            seed: Random seed of the parts that are not loaded.
+            overrides: Fields of the configuration to change, as in `BagelConfig.preset`. Position
+                tables are rebuilt if their size changes.
 
         Returns:
-            The model. Host memory never holds more than it and one tensor.
+            The model. Loading needs host memory for the model and one more tensor.
 
         Raises:
             ConfigError: If a config file can't be used, or a component is unknown.
@@ -131,14 +132,14 @@ class Bagel(nn.Module):
     ) -> Self:
         """Starts a new model from a plain Qwen2 checkpoint.
 
-        Both experts begin as Qwen2's layers, q/k norms at one, the velocity head at zero; ViT,
-        connector and the other new parts are drawn.
+        Both experts get the weights of Qwen2's layers. The q/k norms start at one, the velocity
+        head at zero. ViT, connector and the other new parts are initialized randomly.
 
         Args:
             path: Directory of a Qwen2 model, with config.json.
-            dtype: Of all parameters.
-            device: Of all parameters.
-            seed: Of what is drawn.
+            dtype: Type of all parameters.
+            device: Device of all parameters.
+            seed: Random seed of the new parts.
             overrides: Fields of the configuration to change.
 
         Returns:
@@ -157,7 +158,7 @@ class Bagel(nn.Module):
 
     @classmethod
     def empty(cls, config: BagelConfig, *, dtype: torch.dtype, device: torch.device | str) -> Self:
-        """A model whose parameters have memory but no values yet."""
+        """Allocates a model without initializing its parameters."""
         with torch.device("meta"):
             model = cls(config)
         return model.to(dtype=dtype).to_empty(device=device)
@@ -173,11 +174,11 @@ class Bagel(nn.Module):
 
         Args:
             path: Directory to write.
-            dtype: Of the weights in it.
-            source: Directory to take tokenizer and autoencoder from.
+            dtype: Type of the stored weights.
+            source: Directory from which tokenizer and autoencoder are taken.
 
         Raises:
-            ConfigError: If the model has adapters that aren't merged for good.
+            ConfigError: If the model still has adapters; see `absorb_lora`.
         """
         state = self.state_dict()
         if any(".lora_" in name for name in state):
@@ -191,10 +192,10 @@ class Bagel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draws all parameters anew, the same on every device.
+        """Initializes all parameters randomly, with the same values on every device.
 
         Args:
-            seed: Decides everything.
+            seed: Random seed.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -211,7 +212,7 @@ class Bagel(nn.Module):
 
     @staticmethod
     def fixed_tables(config: BagelConfig) -> dict[str, Tensor]:
-        """The fixed position tables of a configuration, by name."""
+        """Computes the fixed position tables of a configuration, by parameter name."""
         size = config.llm.hidden_size
         found = {
             "vit_pos_embed": PositionTable(config.vit_max_num_patch_per_side, size),
@@ -237,14 +238,14 @@ class Bagel(nn.Module):
     def freeze(
         self, *, llm: bool = False, vit: bool = False, connector: bool = False, und: bool = False
     ) -> None:
-        """Chooses what is trained; what is not named is (but for the fixed position tables).
+        """Freezes parts, and unfreezes all others except the fixed position tables.
 
         Args:
             llm: Freeze the decoder with both experts, and its head.
             vit: Freeze the image encoder.
             connector: Freeze the connector.
-            und: Freeze the understanding expert and all that feeds it, and let no gradient pass
-                through it; the generation expert trains, and so does the text head.
+            und: Freeze the understanding expert and everything that feeds it, and stop gradients
+                through it. The generation expert and the text head are still trained.
         """
         frozen = {"language_model": llm, "vit_model": vit or und, "connector": connector or und}
         for name, parameter in self.named_parameters():
@@ -261,19 +262,19 @@ class Bagel(nn.Module):
     def forward(
         self, batch: PackedBatch, *, latents: Tensor, noise: Tensor, timesteps: Tensor
     ) -> BagelOutput:
-        """Runs a pack.
+        """Runs the network on a pack.
 
         Args:
             batch: The pack, on the model's device.
-            latents: [L, P] clean latent tokens, as `pack_latents` gives them.
-            noise: [L, P]; unused where the timestep is 0.
+            latents: [L, P] clean latent tokens of `pack_latents`.
+            noise: [L, P]; not used where the timestep is 0.
             timesteps: [L] shifted times, 0 for clean images.
 
         Returns:
-            Hidden states, text losses and velocities; each parameter takes part in its graph,
-            also in a pack without images or without text loss.
+            Hidden states, text losses and velocities. Every trained parameter receives a gradient
+            (possibly zero), also from a pack without images or without text loss.
         """
-        # und tokens first, gen tokens after them: each expert then has one block in every layer.
+        # und tokens first, then gen tokens, so that each expert works on one contiguous block.
         order = torch.cat([batch.text_indexes, batch.vit_indexes, batch.latent_indexes])
         layout = make_layout(batch.sample_lens, batch.splits, order.device).sorted_by(order)
         texts = self.language_model.model.embed_tokens(batch.text_ids)
@@ -297,12 +298,12 @@ class Bagel(nn.Module):
         )
 
     def embed_vit(self, patches: Tensor, position_ids: Tensor, lens: Sequence[int]) -> Tensor:
-        """Patches of images to inputs of the decoder.
+        """Encodes image patches as inputs of the decoder.
 
         Args:
-            patches: [V, P] of all images, uint8 or from -1 to 1.
+            patches: [V, P] of all images, uint8 or float from -1 to 1.
             position_ids: [V] int64.
-            lens: Patches of each image.
+            lens: Number of patches of each image.
 
         Returns:
             [V, D].
@@ -314,10 +315,10 @@ class Bagel(nn.Module):
         return embedded
 
     def embed_latents(self, noised: Tensor, timesteps: Tensor, position_ids: Tensor) -> Tensor:
-        """Latent tokens to inputs of the decoder.
+        """Embeds noised latent tokens as inputs of the decoder.
 
         Args:
-            noised: [L, P] latents at their times.
+            noised: [L, P] latents, noised to their timesteps.
             timesteps: [L] shifted times.
             position_ids: [L] int64.
 
@@ -331,5 +332,5 @@ class Bagel(nn.Module):
         return embedded
 
     def _attention(self, layout: TokenLayout) -> Attention:
-        path = self.attention_path or default_path(layout.places.device)
+        path = self.attention_path or default_path(layout.sequence_indexes.device)
         return Attention(layout, path)

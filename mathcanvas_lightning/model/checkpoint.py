@@ -1,4 +1,4 @@
-"""Checkpoint directories in BAGEL-7B-MoT layout: read with every key audited, and written."""
+"""Reads and writes checkpoint directories in BAGEL-7B-MoT layout; every key is checked."""
 
 import json
 import os
@@ -35,15 +35,18 @@ TABLES = {
     "latent_pos_embed.pos_embed": "max_latent_size",
     "vit_pos_embed.pos_embed": "vit_max_num_patch_per_side",
 }
+"""Fixed position table -> the field of `BagelConfig` that sets its side."""
 REOPEN_BYTES = 64 * 2**20
-"""A file is mapped anew after this much was read, so that what was read leaves memory."""
+"""Reopen a memory-mapped file after reading this much, to release the pages read so far."""
 VLLM_CORRECTS_VIT_LAYERS = 27
+"""vLLM drops the last ViT layer by itself only if the config has this many."""
 MAX_LISTED = 20
+"""Maximum number of keys of one kind in an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """Which file of a directory holds which tensor, and of which shape."""
+    """Files and shapes of the tensors in a checkpoint directory."""
 
     files: Mapping[str, Path]
     """Tensor name -> file."""
@@ -51,7 +54,7 @@ class WeightFiles:
     """Tensor name -> shape."""
 
     def read(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yields tensors one at a time; each is to be copied before the next is asked for."""
+        """Yields tensors one at a time; copy each one before taking the next."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.files[name], []).append(name)
@@ -75,7 +78,7 @@ class WeightFiles:
 
 
 def find_weights(path: str | Path) -> WeightFiles:
-    """Finds the weights of a checkpoint directory and reads their headers.
+    """Finds the weight files of a checkpoint directory and reads their headers.
 
     Args:
         path: Directory with `ema.safetensors`, `model.safetensors`, or the index of several files.
@@ -84,7 +87,7 @@ def find_weights(path: str | Path) -> WeightFiles:
         Names, files and shapes.
 
     Raises:
-        DataError: If there are none, or a file is damaged.
+        DataError: If there are no weights, or a file is damaged.
     """
     folder = Path(path)
     single = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -105,21 +108,21 @@ def find_weights(path: str | Path) -> WeightFiles:
     for file in found:
         try:
             with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no dict
+                for name in opened.keys():  # noqa: SIM118 - not a dict
                     files[name] = file
                     shapes[name] = tuple(opened.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise DataError(
                 str(file),
-                found=f"damage ({error})",
-                wanted="a whole safetensors file",
+                found=f"a damaged file ({error})",
+                wanted="a complete safetensors file",
                 remedy="Copy or download it again.",
             ) from None
     return WeightFiles(files, shapes)
 
 
 def config_for_weights(config: BagelConfig, weights: WeightFiles) -> BagelConfig:
-    """The configuration with the position tables as large as they are stored."""
+    """Sets the sizes of the position tables to those of the stored ones."""
     sides = {
         setting: isqrt(weights.shapes[name][0])
         for name, setting in TABLES.items()
@@ -133,14 +136,14 @@ def load_weights(
 ) -> None:
     """Copies weights into a model, tensor by tensor.
 
-    Host memory holds the model and one tensor more. Fixed position tables that are absent, or of
-    another size, are left to the caller.
+    Host memory holds the model and one more tensor. Fixed position tables that are absent or have
+    another size are not loaded.
 
     Args:
         model: Any module with the published parameter names.
-        weights: Where they are.
+        weights: Files and shapes of the weights.
         place: The directory, for errors.
-        components: First words of the names to load; None loads all.
+        components: First part of the names to load; None loads all.
 
     Raises:
         DataError: If keys are missing, unexpected or of another shape: all of them are listed.
@@ -156,9 +159,9 @@ def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -
     """Copies a plain Qwen2 into the understanding expert, tensor by tensor.
 
     Args:
-        language_model: Its q/k norms keep their values; a head that is tied to the embeddings in
-            the file becomes a copy of them.
-        weights: Of the Qwen2 checkpoint.
+        language_model: The target; its q/k norms keep their values. If the file ties the head to
+            the embeddings, the head becomes a copy of them.
+        weights: Weights of the Qwen2 checkpoint.
         place: The directory, for errors.
 
     Raises:
@@ -175,7 +178,7 @@ def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -
 
 @torch.no_grad()
 def _copy(state: Mapping[str, Tensor], weights: WeightFiles, sources: Mapping[str, str]) -> None:
-    """Fills parameters, each from the tensor named as its source; each tensor is read once."""
+    """Copies tensors into parameters (name -> name in the files); reads each tensor once."""
     targets: dict[str, list[str]] = {}
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
@@ -192,14 +195,14 @@ def audit_weights(
     *,
     partial: bool = False,
 ) -> None:
-    """Compares the keys of weights with those of a model.
+    """Compares the keys and shapes of stored weights with those of a model.
 
     Args:
-        shapes: Of the model's parameters; fixed position tables may differ.
-        weights: What the files hold.
+        shapes: Shapes of the model's parameters; fixed position tables may differ.
+        weights: The stored weights.
         place: The directory, for errors.
-        model: Named in errors.
-        partial: Whether the files may hold more.
+        model: The model; errors name its class.
+        partial: Whether the files may hold more keys.
 
     Raises:
         DataError: If keys are missing, unexpected or of another shape: all of them are listed.
@@ -224,7 +227,7 @@ def audit_weights(
     if problems:
         raise DataError(
             place,
-            found=f"keys that don't fit. {'. '.join(problems)}",
+            found=f"keys that don't match. {'. '.join(problems)}",
             wanted=f"the {len(shapes)} keys of {type(model).__name__}",
             remedy="Check that the config files belong to these weights.",
         )
@@ -243,12 +246,12 @@ def write_checkpoint(
 
     Args:
         state: All weights, by their published names.
-        config: Sizes.
-        path: Directory to write; made if absent.
-        dtype: Of the weights in the file.
-        source: Directory to take tokenizer and autoencoder from, as far as it has them: linked
-            where the file system can, else copied.
-        shapes: Of the weights, if `state` makes them when it is asked: each is then made once.
+        config: Sizes of the model.
+        path: Directory to write; created if absent.
+        dtype: Type of the stored weights.
+        source: Directory from which tokenizer and autoencoder are taken, if it has them: hard
+            links where the file system allows it, else copies.
+        shapes: Shapes of the weights, for a lazy `state`: each tensor is then computed only once.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +261,7 @@ def write_checkpoint(
         _write_json(folder / name, content)
     _write_json(folder / PROCESSOR_FILE, _processor(config))
     write_safetensors(folder / WEIGHT_FILES[0], state, dtype, shapes)
-    # vLLM reads every safetensors file unless an index says which; the autoencoder's is not for it.
+    # Without an index vLLM would read every safetensors file, also the autoencoder's.
     _write_json(folder / INDEX_FILE, {"weight_map": dict.fromkeys(sorted(state), WEIGHT_FILES[0])})
     if source is not None:
         for name in (*TOKENIZER_FILES, VAE_FILE):
@@ -274,13 +277,13 @@ def write_safetensors(
 ) -> None:
     """Writes tensors one by one, so that memory holds one converted tensor at a time.
 
-    The library's own `save_file` first makes bytes of all of them.
+    `save_file` of safetensors converts all of them to bytes first.
 
     Args:
-        path: File; it appears when it is whole.
+        path: File to write; it appears only when it is complete.
         state: Tensors by name, on any device.
-        dtype: What to store.
-        shapes: Of the tensors; by default they are looked at for it.
+        dtype: Type of the stored tensors.
+        shapes: Shapes by name; by default those of `state`.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -306,7 +309,7 @@ _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F1
 
 
 def _for_vllm(content: dict[str, object]) -> dict[str, object]:
-    """The ViT's layers as vLLM wants them: it leaves out the last by itself only of 27."""
+    """Leaves out the last ViT layer in the config where vLLM does not do it by itself."""
     vit = dict(content["vit_config"])  # type: ignore[call-overload]
     if vit["num_hidden_layers"] != VLLM_CORRECTS_VIT_LAYERS:
         vit["num_hidden_layers"] -= 1

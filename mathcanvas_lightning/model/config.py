@@ -1,4 +1,4 @@
-"""The sizes of a BAGEL model: from its directory, from a preset, with any field overridden."""
+"""Sizes of a BAGEL model, from a checkpoint directory or a preset, with overrides."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.errors import ConfigError
 
 GEN_SUFFIX = "_moe_gen"
-"""In the published names of the generation expert's parameters."""
+"""Suffix of the generation expert's modules in the published parameter names."""
 LLM_FILE, VIT_FILE, BAGEL_FILE = "llm_config.json", "vit_config.json", "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMConfig:
-    """The decoder: Qwen2 with q/k norm and two experts. Names are those of `llm_config.json`."""
+    """Decoder: Qwen2 with q/k norm and two experts. Field names are those of `llm_config.json`."""
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -31,7 +31,7 @@ class LLMConfig:
 
     @property
     def head_dim(self) -> int:
-        """Size of an attention head."""
+        """Dimension of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
@@ -39,7 +39,7 @@ class LLMConfig:
         """Reads `llm_config.json`, or the `config.json` of a plain Qwen2.
 
         Raises:
-            ConfigError: If it can't be read, or asks for rotary scaling, which BAGEL lacks.
+            ConfigError: If it can't be read, or sets rotary scaling, which BAGEL doesn't support.
         """
         values = _read(path)
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
@@ -48,21 +48,22 @@ class LLMConfig:
             raise ConfigError(
                 str(path),
                 found=f"rotary embeddings of type {kind!r}",
-                wanted="plain ones",
+                wanted="type 'default'",
                 remedy="Start from a model without rotary scaling.",
             )
-        # transformers 5 writes the base into rope_parameters, earlier ones beside it.
+        # transformers 5 writes rope_theta into rope_parameters, earlier versions beside it.
         return cls(**_known(cls, values | {k: v for k, v in rope.items() if k == "rope_theta"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViTConfig:
-    """The SigLIP image encoder. Names are those of `vit_config.json`."""
+    """SigLIP image encoder. Field names are those of `vit_config.json`."""
 
     hidden_size: int = 1152
     intermediate_size: int = 4304
     num_hidden_layers: int = 27
-    """As in the file: BAGEL takes the features before the last layer, which is not built."""
+    """Number of layers in the file. BAGEL uses the features before the last layer, which is not
+    built."""
     num_attention_heads: int = 16
     num_channels: int = 3
     image_size: int = 980
@@ -71,23 +72,23 @@ class ViTConfig:
 
     @property
     def num_layers_used(self) -> int:
-        """Layers that are built."""
+        """Number of layers that are built."""
         return self.num_hidden_layers - 1
 
     @property
     def num_positions(self) -> int:
-        """Rows of SigLIP's own position table."""
+        """Number of rows of SigLIP's learned position table."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in a flattened patch."""
+        """Number of values in a flattened patch."""
         return self.num_channels * self.patch_size**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VAEConfig:
-    """The image autoencoder; the defaults are FLUX's, which the published model uses."""
+    """Image autoencoder. The defaults are those of FLUX, as in the published model."""
 
     z_channels: int = 16
     downsample: int = 8
@@ -103,28 +104,28 @@ class VAEConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BagelConfig:
-    """A whole model."""
+    """Sizes of a complete model."""
 
     llm: LLMConfig = field(default_factory=LLMConfig)
     vit: ViTConfig = field(default_factory=ViTConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     latent_patch_size: int = 2
-    """Side of the square of latents that makes one token."""
+    """Side of the square of latents that form one token."""
     max_latent_size: int = 64
-    """Side of the latent position table."""
+    """Side of the latent position table, in tokens."""
     vit_max_num_patch_per_side: int = 70
-    """Side of the ViT position table."""
+    """Side of the ViT position table, in patches."""
     timestep_shift: float = 1.0
-    """Of the directory's config; training and sampling set their own."""
+    """Timestep shift in config.json. Not used here: training and sampling have their own."""
 
     @property
     def latent_dim(self) -> int:
-        """Numbers in a latent token."""
+        """Number of values in a latent token."""
         return self.latent_patch_size**2 * self.vae.z_channels
 
     @property
     def geometry(self) -> TokenGeometry:
-        """How images become tokens."""
+        """Patch sizes and maximum image sizes, in pixels and tokens."""
         return TokenGeometry(
             vit_patch_px=self.vit.patch_size,
             latent_patch_px=self.vae.downsample * self.latent_patch_size,
@@ -134,12 +135,12 @@ class BagelConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """A named model.
+        """Returns the configuration of a named model.
 
         Args:
             name: "tiny" (runs anywhere), "small" (about 100 M parameters) or "7b".
-            overrides: Fields of `LLMConfig`, `ViTConfig` and `VAEConfig` with the prefixes
-                `llm_`, `vit_` and `vae_`, or of this class.
+            overrides: Fields of this class, or fields of `LLMConfig`, `ViTConfig` and `VAEConfig`
+                with the prefixes `llm_`, `vit_` and `vae_`.
 
         Returns:
             The configuration.
@@ -158,7 +159,7 @@ class BagelConfig:
         return base.override(**overrides)
 
     def override(self, **overrides: Any) -> Self:
-        """The same configuration with other values; see `preset` for the names.
+        """Returns a copy with other values; see `preset` for the names.
 
         Raises:
             ConfigError: If there is no such field.
@@ -185,8 +186,8 @@ class BagelConfig:
     def from_directory(cls, path: str | Path) -> Self:
         """Reads the three config files of a checkpoint directory.
 
-        The sides of the position tables are those of `config.json`; weights that disagree win
-        when they are loaded.
+        The sizes of the position tables are those of `config.json`. If the weights have other
+        sizes, loading uses those of the weights.
 
         Raises:
             ConfigError: If a file is missing or lacks a field.
@@ -205,7 +206,7 @@ class BagelConfig:
         )
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """The content of the config files, by name."""
+        """Returns the content of the config files, by file name."""
         llm = asdict(self.llm) | {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",

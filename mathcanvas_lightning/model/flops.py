@@ -1,32 +1,23 @@
-"""Floating point operations of a pack, counting only pairs of tokens that attend to each other."""
+"""Floating point operations of a pack; attention counts only the pairs the mask allows."""
 
 from mathcanvas_lightning.batch import PackedBatch
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import count_attended_pairs
 from mathcanvas_lightning.model.layers.basic import TIME_FREQUENCIES
 
-PEAK_FLOPS: dict[str, float] = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-"""Dense bf16 operations a second by device name, from the vendors' data sheets."""
 BACKWARD_FACTOR = 2
-"""A backward pass does each product twice: for the input and for the weight."""
+"""Cost of a backward pass over that of a forward pass: gradients of inputs and of weights."""
 
 
 def forward_flops(config: BagelConfig, batch: PackedBatch) -> int:
-    """Operations of a forward pass over a pack: two for each multiply and add.
+    """Counts the operations of a forward pass; a multiply-add counts as two.
 
     Args:
-        config: Sizes.
+        config: Sizes of the model.
         batch: The pack.
 
     Returns:
-        Operations in matrix products and attention, of decoder, heads, ViT and connector. Norms,
+        Operations of matrix products and attention in decoder, heads, ViT and connector. Norms,
         embeddings and the autoencoder are not counted.
     """
     llm, vit = config.llm, config.vit
@@ -49,8 +40,3 @@ def forward_flops(config: BagelConfig, batch: PackedBatch) -> int:
         + patches * llm.hidden_size * (vit.hidden_size + llm.hidden_size)
     )
     return decoder + encoder + 2 * ends
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Peak bf16 operations a second of a device, None if it is not known."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)

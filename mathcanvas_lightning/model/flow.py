@@ -1,4 +1,4 @@
-"""Flow matching: times, noising, targets. Pure functions.
+"""Flow matching as pure functions: timesteps, noising, targets, patches.
 
 Source: BAGEL's training loss (rectified flow, x_t = (1 - t) x + t noise).
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def shift_timesteps(timesteps: Tensor, shift: float) -> Tensor:
-    """Moves times towards noise: t -> shift t / (1 + (shift - 1) t).
+    """Shifts timesteps towards noise: t -> shift t / (1 + (shift - 1) t).
 
     Args:
         timesteps: Any shape, 0 (clean) to 1 (noise).
@@ -21,10 +21,10 @@ def shift_timesteps(timesteps: Tensor, shift: float) -> Tensor:
 
 
 def timesteps_from_logits(timestep_logits: Tensor, shift: float) -> Tensor:
-    """Shifted times of normal draws; a logit of -inf is a clean image, at time 0.
+    """Maps logits to shifted timesteps.
 
     Args:
-        timestep_logits: Any shape.
+        timestep_logits: Any shape; -inf marks a clean image, whose timestep is 0.
         shift: See `shift_timesteps`.
 
     Returns:
@@ -49,7 +49,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
-    """What the model should predict at a noisy latent: noise - x, [L, P]."""
+    """Target of the prediction at a noisy latent: noise - x, [L, P]."""
     return noise - latents
 
 
@@ -57,7 +57,7 @@ def patchify(latent: Tensor, patch: int) -> Tensor:
     """Cuts a latent image into tokens.
 
     Args:
-        latent: [C, H, W]; what exceeds a multiple of the patch is cut off.
+        latent: [C, H, W]; rows and columns beyond a multiple of the patch are cropped.
         patch: Side of a patch.
 
     Returns:
@@ -75,8 +75,8 @@ def unpatchify(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
 
     Args:
         tokens: [rows * columns, patch * patch * C].
-        rows: Tokens down.
-        columns: Tokens across.
+        rows: Number of token rows.
+        columns: Number of token columns.
         patch: Side of a patch.
 
     Returns:

@@ -26,24 +26,35 @@ from mathcanvas_lightning.model.config import BagelConfig
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class Parallelism:
-    """What is done to the layers of the network."""
+    """Activation checkpointing, compilation and offloading of the network."""
 
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Recompute activations in the backward pass: of no layer, of every second one, of all."""
+    """Layers whose activations are recomputed in the backward pass: none, every second one
+    ("selective"), or all ("full")."""
     compile: bool = False
-    """Compile each layer."""
+    """Compile each layer with torch.compile."""
     cpu_offload: bool = False
-    """Keep sharded parameters, gradients and optimizer state in host memory; on a processor they
-    are there anyway."""
+    """Keep sharded parameters, gradients and optimizer state in host memory. Without effect on a
+    CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Number types of a network."""
+
+    params: torch.dtype
+    """Type of the parameters, and so of gradients and optimizer state."""
+    compute: torch.dtype
+    """Type of forward and backward."""
 
 
 def layers(model: Bagel) -> list[nn.Module]:
-    """The layers of the ViT and the decoder, in the order they run."""
+    """Returns the layers of the ViT and the decoder, in the order they run."""
     return [*model.vit_model.vision_model.encoder.layers, *model.language_model.model.layers]
 
 
 def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
-    """Has layers recompute their activations; nothing about their names changes."""
+    """Enables activation checkpointing in place; parameter names stay the same."""
     every = {"none": 0, "selective": 2, "full": 1}[parallelism.activation_checkpointing]
     for number, layer in enumerate(layers(model)):
         if every and number % every == 0:
@@ -51,7 +62,7 @@ def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
 
 
 def compile_layers(model: Bagel, parallelism: Parallelism) -> None:
-    """Compiles each layer in place; before it is sharded, if it is to be."""
+    """Compiles each layer in place. Call it before sharding."""
     if parallelism.compile:
         for layer in layers(model):
             layer.compile(dynamic=True)
@@ -67,26 +78,26 @@ def shard(
     """Shards parameters over the mesh, layer by layer, in place.
 
     Args:
-        model: On any device, "meta" too.
-        mesh: With the dimensions "replicate" and "shard".
-        compute_dtype: Of forward and backward; gradients are reduced in float32.
-        parallelism: Whether shards lie in host memory.
+        model: The network, on any device including "meta".
+        mesh: A mesh with the dimensions "replicate" and "shard".
+        compute_dtype: Type of forward and backward; gradients are reduced in float32.
+        parallelism: Whether shards are kept in host memory.
     """
     used = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    elsewhere = parallelism.cpu_offload and mesh.device_type != "cpu"
-    offload = CPUOffloadPolicy() if elsewhere else OffloadPolicy()
+    offloads = parallelism.cpu_offload and mesh.device_type != "cpu"
+    offload = CPUOffloadPolicy() if offloads else OffloadPolicy()
     wrapped = layers(model)
     for layer in wrapped:
         fully_shard(layer, mesh=used, mp_policy=policy, offload_policy=offload)
     for layer, following in pairwise(wrapped):
         layer.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
-    # The root too: an unsharded parameter would get no gradient of other ranks.
+    # Shard the root too: the gradients of unsharded parameters would not be reduced over ranks.
     root = fully_shard(model, mesh=used, mp_policy=policy, offload_policy=offload)
-    # Every part takes part in every pack; should one not, its rank must still reduce zeros.
-    if hasattr(root, "set_reduce_scatter_unused_params"):  # an older torch lacks it
+    # If a pack gives a parameter no gradient, its rank must still take part in the reduction.
+    if hasattr(root, "set_reduce_scatter_unused_params"):  # missing in older versions of torch
         root.set_reduce_scatter_unused_params(True)
 
 
@@ -96,8 +107,7 @@ def build_sharded(
     mesh: DeviceMesh,
     *,
     device: torch.device,
-    param_dtype: torch.dtype,
-    compute_dtype: torch.dtype,
+    precision: Precision,
     parallelism: Parallelism,
     prepare: Callable[[Bagel], None],
     seed: int,
@@ -105,15 +115,14 @@ def build_sharded(
     """Builds a sharded network; no rank ever holds more than its shards and one layer.
 
     Args:
-        config: Sizes.
-        checkpoint_folder: Directory with weights; None draws them.
-        mesh: With the dimensions "replicate" and "shard".
-        device: Of this rank.
-        param_dtype: Of the shards.
-        compute_dtype: Of forward and backward.
-        parallelism: Recomputation, compilation, offloading.
-        prepare: Freezes parameters, or adds adapters; called before sharding.
-        seed: Of what is drawn.
+        config: Sizes of the model.
+        checkpoint_folder: Directory with weights; None initializes them randomly.
+        mesh: A mesh with the dimensions "replicate" and "shard".
+        device: Device of this rank.
+        precision: Types of the shards and of the computation.
+        parallelism: Activation checkpointing, compilation and offloading.
+        prepare: Freezes parameters or adds adapters; called before sharding.
+        seed: Random seed of initialized weights.
 
     Returns:
         The network, equal to one built on a single device.
@@ -123,14 +132,14 @@ def build_sharded(
     """
     with torch.device("meta"):
         model = Bagel(config)
-    model.to(dtype=param_dtype)
+    model.to(dtype=precision.params)
     adapters = _prepare_without_memory(model, prepare)
     checkpoint_activations(model, parallelism)
     compile_layers(model, parallelism)
-    shard(model, mesh, compute_dtype=compute_dtype, parallelism=parallelism)
+    shard(model, mesh, compute_dtype=precision.compute, parallelism=parallelism)
     model.to_empty(device="cpu" if parallelism.cpu_offload else device)
     if checkpoint_folder is None:
-        _draw_shards(model, config, param_dtype, seed)
+        _initialize_shards(model, config, precision.params, seed)
     else:
         _load_shards(model, checkpoint_folder)
     state = model.state_dict()
@@ -141,15 +150,16 @@ def build_sharded(
 
 @torch.no_grad()
 def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> dict[str, Tensor]:
-    """Prepares a network on "meta"; the first values of its adapters are given back.
+    """Prepares a network on "meta", and returns the initial values of its adapters.
 
-    Adapters are drawn on the device of the layer that they adapt: for them to be drawn at all, and
-    as on one device, each weight poses as a single number repeated.
+    peft initializes adapters on the device of the layer they adapt. To get the same values as on
+    one device, each weight is temporarily a zero-stride tensor (an expanded scalar), which needs
+    no memory.
     """
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            posed = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
-            setattr(module, name, nn.Parameter(posed, weight.requires_grad))
+            expanded = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+            setattr(module, name, nn.Parameter(expanded, weight.requires_grad))
     prepare(model)
     adapters = {n: p.detach() for n, p in model.named_parameters() if _is_adapter(n)}
     model.to(device="meta")
@@ -157,8 +167,8 @@ def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> d
 
 
 @torch.no_grad()
-def _draw_shards(model: Bagel, config: BagelConfig, dtype: torch.dtype, seed: int) -> None:
-    """The same values as on one device: small models alone start from nothing."""
+def _initialize_shards(model: Bagel, config: BagelConfig, dtype: torch.dtype, seed: int) -> None:
+    """Initializes as on one device, from a complete copy: only small models start untrained."""
     whole = Bagel.empty(config, dtype=dtype, device="cpu")
     whole.reset_parameters(seed)
     values = whole.state_dict()
@@ -169,7 +179,7 @@ def _draw_shards(model: Bagel, config: BagelConfig, dtype: torch.dtype, seed: in
 
 @torch.no_grad()
 def _load_shards(model: Bagel, folder: str) -> None:
-    """Reads of each tensor only the rows that this rank holds."""
+    """Loads weights; of each tensor, reads only the rows that this rank holds."""
     weights = find_weights(folder)
     targets = {_base_name(name): tensor for name, tensor in model.state_dict().items()}
     targets = {name: tensor for name, tensor in targets.items() if not _is_adapter(name)}
@@ -187,7 +197,7 @@ def _load_shards(model: Bagel, folder: str) -> None:
 
 
 def _fill(target: Tensor, source: Any) -> None:
-    """Copies this rank's rows of a tensor, or of a slice of a file."""
+    """Copies this rank's rows of a tensor or of a safetensors slice."""
     if not isinstance(target, DTensor):
         target.copy_(source[:])
         return

@@ -1,4 +1,4 @@
-"""Packs of any composition with drawn contents: for benchmarks, dry runs and tests."""
+"""Packs of any composition with random contents, for benchmarks and tests."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -11,7 +11,7 @@ from mathcanvas_lightning.model.config import BagelConfig
 
 Kind = Literal["question", "answer", "vit", "clean", "noisy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""A text without and with loss, an image for the ViT, a clean and a noisy one for the VAE."""
+"""Text without loss, text with loss, ViT image, clean VAE image, noisy VAE image."""
 
 _MODES: dict[Kind, AttentionMode] = {
     "question": "causal",
@@ -30,17 +30,17 @@ def synthetic_pack(
     text_tokens: tuple[int, int] = (2, 9),
     image_side: tuple[int, int] = (1, 3),
 ) -> PackedBatch:
-    """Draws a pack.
+    """Makes a random pack.
 
     Args:
-        samples: Kinds of the splits of each sample.
+        samples: The kind of each split of each sample.
         config: Vocabulary, patch sizes and position tables.
-        seed: Decides sizes and contents.
-        text_tokens: Least and most tokens of a text.
-        image_side: Least and most rows and columns of tokens of an image.
+        seed: Random seed of sizes and contents.
+        text_tokens: Minimum and maximum number of tokens of a text.
+        image_side: Minimum and maximum number of token rows and columns of an image.
 
     Returns:
-        The pack; its images fit its latents.
+        The pack; the sizes of its images match its latents.
     """
     builder = _PackBuilder(config, seed, text_tokens, image_side)
     for sample in samples:
@@ -51,7 +51,7 @@ def synthetic_pack(
 
 
 def synthetic_inputs(batch: PackedBatch, config: BagelConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Latents, noise and timesteps for a pack, by the names of `Bagel.forward`."""
+    """Makes random latents, noise and timesteps for a pack: arguments of `Bagel.forward`."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(batch.latent_indexes), config.latent_dim)
     return {
@@ -73,7 +73,7 @@ class _PackBuilder:
         self._generator = torch.Generator().manual_seed(seed)
         self._text_tokens = text_tokens
         self._image_side = image_side
-        self._place = self._position = 0
+        self._index = self._position = 0
         self._sample_lens: list[int] = []
         self._splits: list[Split] = []
         self._vit_lens: list[int] = []
@@ -96,7 +96,7 @@ class _PackBuilder:
             length = self._add_image(kind)
         self._splits.append(Split(length=length, attention_mode=_MODES[kind]))
         self._sample_lens[-1] += length
-        self._place += length
+        self._index += length
 
     def build(self) -> PackedBatch:
         tensors = {name: torch.cat(parts) for name, parts in self._parts.items()}
@@ -113,14 +113,14 @@ class _PackBuilder:
 
     def _add_text(self, *, has_loss: bool) -> int:
         length = self._draw(self._text_tokens)
-        places = self._place + torch.arange(length)
+        indexes = self._index + torch.arange(length)
         self._append(
             text_ids=self._words(length),
-            text_indexes=places,
+            text_indexes=indexes,
             position_ids=self._position + torch.arange(length),
         )
         if has_loss:
-            self._append(ce_indexes=places, ce_label_ids=self._words(length))
+            self._append(ce_indexes=indexes, ce_label_ids=self._words(length))
         self._position += length
         return length
 
@@ -129,10 +129,10 @@ class _PackBuilder:
         if self._repeats_drawing(kind):
             rows, columns = self._shapes[-1]
         tokens = rows * columns
-        inner = self._place + 1 + torch.arange(tokens)
+        inner = self._index + 1 + torch.arange(tokens)
         self._append(
-            text_ids=self._words(2),  # its markers
-            text_indexes=torch.tensor([self._place, self._place + tokens + 1]),
+            text_ids=self._words(2),  # start and end of image
+            text_indexes=torch.tensor([self._index, self._index + tokens + 1]),
             position_ids=torch.full((tokens + 2,), self._position),
         )
         if kind == "vit":
@@ -164,7 +164,7 @@ class _PackBuilder:
             self._append(mse_indexes=inner)
 
     def _repeats_drawing(self, kind: Kind) -> bool:
-        """Whether this is the clean copy of the drawing just before it, as in real samples."""
+        """Whether this is the clean copy of the noisy drawing before it, as in real samples."""
         last = self._splits[-1] if self._sample_lens[-1] else None
         return kind == "clean" and last is not None and last.attention_mode == "noise"
 

@@ -1,4 +1,4 @@
-"""FLUX's autoencoder through diffusers: images to latent tokens and back. Never trained."""
+"""FLUX's autoencoder (diffusers): images to latent tokens and back. It is never trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ VAE_FILE = "ae.safetensors"
 
 
 class LatentVAE(nn.Module):
-    """Encodes and decodes images; frozen, in evaluation mode.
+    """Frozen autoencoder for images of any size.
 
     Args:
-        config: Sizes, and the scale and shift of latents.
+        config: Sizes, and scale and shift of the latents.
     """
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL  # takes seconds to import, and only this needs it
+        from diffusers import AutoencoderKL  # slow to import, and needed only here
 
         self.config = config
         levels = len(config.ch_mult)
@@ -53,10 +53,10 @@ class LatentVAE(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "LatentVAE":
-        """Loads `ae.safetensors` of a checkpoint directory, in BAGEL's names.
+        """Loads `ae.safetensors` of a checkpoint directory, with BAGEL's parameter names.
 
         Raises:
-            DataError: If the file is missing or doesn't fit the configuration.
+            DataError: If the file is missing or doesn't match the configuration.
         """
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
@@ -84,20 +84,20 @@ class LatentVAE(nn.Module):
         return vae.to(device=device, dtype=dtype)
 
     def train(self, mode: bool = True) -> "LatentVAE":  # noqa: ARG002
-        """Stays in evaluation mode."""
+        """Does nothing: the autoencoder stays in evaluation mode."""
         return super().train(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
+        """Data type of the parameters and of the computation."""
         return next(self.parameters()).dtype
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """The posterior of images of one size.
+        """Computes the posterior of images of one size.
 
         Args:
-            images: [n, 3, H, W], uint8 or from -1 to 1; sides divisible by the downsampling.
+            images: [n, 3, H, W], uint8 or float from -1 to 1; sides divisible by the downsampling.
 
         Returns:
             [n, 2 C, H / 8, W / 8] float32: means, then log variances.
@@ -107,14 +107,14 @@ class LatentVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Sequence[Tensor], noise: Sequence[Tensor] | None) -> list[Tensor]:
-        """Latents of images of any sizes; those of equal size go through together.
+        """Encodes images of any sizes; images of equal size are encoded as one batch.
 
         Args:
             images: [3, H, W] each.
-            noise: [C, H / 8, W / 8] each, to sample the posterior; None takes its mean.
+            noise: [C, H / 8, W / 8] each, to sample the posterior; None returns its mean.
 
         Returns:
-            Scaled latents [C, H / 8, W / 8] float32, one an image.
+            Scaled latents [C, H / 8, W / 8] float32, one per image.
         """
         latents: dict[int, Tensor] = {}
         for indexes in _by_size(images).values():
@@ -129,7 +129,7 @@ class LatentVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of scaled latents of one size.
+        """Decodes scaled latents of one size.
 
         Args:
             latents: [n, C, h, w].
@@ -143,7 +143,7 @@ class LatentVAE(nn.Module):
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Decoded images as pixels, as the reference rounds them (down).
+    """Converts decoded images to pixels; rounds down, as the reference does.
 
     Args:
         images: [..., 3, H, W], about -1 to 1.
@@ -158,7 +158,7 @@ def to_pixels(images: Tensor) -> Tensor:
 def pack_latents(
     vae: LatentVAE, batch: PackedBatch, patch: int, noise: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """The latent tokens of a pack; an image that stands twice in it is encoded once.
+    """Computes the latent tokens of a pack; a repeated image is encoded once.
 
     Args:
         vae: The autoencoder.
@@ -176,7 +176,7 @@ def pack_latents(
 
 
 def save_random_vae(path: Path, config: VAEConfig, generator: torch.Generator) -> None:
-    """Writes a random autoencoder in BAGEL's names, for small models made from nothing."""
+    """Writes a randomly initialized autoencoder with BAGEL's parameter names."""
     vae = LatentVAE(config)
     state = {}
     for name, tensor in vae.autoencoder.state_dict().items():
@@ -199,7 +199,7 @@ def save_vae(path: Path, config: VAEConfig, state: dict[str, Tensor]) -> None:
 
 
 def to_ldm_names(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Diffusers' names of an autoencoder's weights to those of `ae.safetensors`."""
+    """Renames the weights of a diffusers autoencoder as in `ae.safetensors`."""
     renamed = {}
     for name, tensor in state.items():
         new, value = _ldm_name(name, levels), tensor
@@ -213,7 +213,7 @@ def _ldm_name(name: str, levels: int) -> str:
     for old, new in _LDM_WORDS:
         name = name.replace(old, new)
     parts = name.split(".")
-    if parts[1] == "up":  # counted from the other end
+    if parts[1] == "up":  # counted in reverse order
         parts[2] = str(levels - 1 - int(parts[2]))
     return ".".join(parts)
 

@@ -1,4 +1,4 @@
 """Fine-tuning under Lightning.
 
-In: micro-batches and initial weights. Out: checkpoints, metrics and pictures of what was learned.
+In: micro-batches and initial weights. Out: checkpoints, metrics and validation pictures.
 """

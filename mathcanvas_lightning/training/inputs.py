@@ -1,4 +1,4 @@
-"""What the network needs beside a pack: latents, noise, times. All draws are keyed by sample."""
+"""Latents, noise and timesteps for a pack; random numbers are seeded by sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,33 +13,34 @@ from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackInputs:
-    """Inputs of `Bagel.forward`, and what it should predict."""
+    """Inputs of `Bagel.forward` beside the pack."""
 
     latents: Tensor
     """[L, P] clean latent tokens."""
     noise: Tensor
-    """[L, P], zero at clean images."""
+    """[L, P] noise, zero at clean images."""
     timesteps: Tensor
-    """[L] shifted, 0 at clean images."""
+    """[L] shifted timesteps, 0 at clean images."""
 
     def target(self, pack: PackedBatch) -> Tensor:
-        """[M, P] velocities at the noisy latents."""
+        """Returns the target velocities at the noisy latents, [M, P]."""
         noisy = pack.noisy_latents()
         return velocity_target(self.latents[noisy], self.noise[noisy])
 
 
 @torch.no_grad()
 def draw_inputs(vae: LatentVAE, batch: MicroBatch, patch: int, timestep_shift: float) -> PackInputs:
-    """Encodes a micro-batch's images and draws its noise.
+    """Encodes the images of a micro-batch and draws its noise.
 
     Args:
-        vae: On the batch's device.
+        vae: The autoencoder, on the batch's device.
         batch: The micro-batch.
         patch: Side of a latent patch.
-        timestep_shift: Of the training.
+        timestep_shift: Shift of the timesteps towards noise.
 
     Returns:
-        The inputs; the same in any run, at any place in it, on the same kind of device.
+        The inputs. On the same kind of device they depend only on the samples, not on ranks or
+        packs.
     """
     pack = batch.pack
     device = pack.text_ids.device

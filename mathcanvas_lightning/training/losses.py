@@ -1,4 +1,7 @@
-"""Text and image losses over global token counts: ranks and accumulation change nothing."""
+"""Text and image losses, normalized by the token counts of the global step.
+
+So the number of ranks and the accumulation do not change the loss.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +19,15 @@ _POWERS: dict[CEReduction, int] = {"token": 0, "square": 1, "sample": 2}
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class LossConfig:
-    """How the two losses make one."""
+    """Weights of the text loss and the image loss."""
 
     ce_weight: float = 0.25
-    """Of the cross entropy of texts."""
+    """Weight of the cross entropy of texts."""
     mse_weight: float = 1.0
-    """Of the flow-matching error of images."""
+    """Weight of the flow-matching error of images."""
     ce_reduction: CEReduction = "token"
-    """What counts alike: each token; each text by the root of its length; each text."""
+    """Weighting of the cross entropy: "token" weights all tokens equally, "sample" all texts
+    equally, "square" weights a text by the square root of its length."""
 
     def __post_init__(self) -> None:
         """Checks the weights.
@@ -35,25 +39,25 @@ class LossConfig:
             raise ConfigError(
                 "loss",
                 found=f"ce_weight {self.ce_weight}, mse_weight {self.mse_weight}",
-                wanted="no negative weight, and one above zero",
+                wanted="no negative weight, and at least one above zero",
                 remedy="The published recipes use 0.25 and 1.",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
-    """The losses of one micro-batch, each divided by the token count of the whole step.
+    """Losses of one micro-batch, divided by the token counts of the global step.
 
-    Summed over the micro-batches of a step, on all ranks, they are the step's means.
+    Their sums over all micro-batches of a step, on all ranks, are the mean losses of the step.
     """
 
     ce: Tensor
-    """Cross entropy a token (or weight)."""
+    """Share of the mean cross entropy."""
     mse: Tensor
-    """Squared velocity error a latent token."""
+    """Share of the mean squared velocity error."""
 
     def combined(self, config: LossConfig) -> Tensor:
-        """The loss."""
+        """Returns the weighted sum of both."""
         return config.ce_weight * self.ce + config.mse_weight * self.mse
 
 
@@ -64,14 +68,14 @@ def loss_terms(
     totals: LossTotals,
     reduction: CEReduction,
 ) -> LossTerms:
-    """This micro-batch's share of the step's losses.
+    """Computes a micro-batch's share of the losses of its step.
 
     Args:
-        output: Of the network.
-        target: [M, P] velocities that it should have predicted.
+        output: Output of the network.
+        target: [M, P] target velocities.
         pack: The micro-batch.
-        totals: Of the whole step.
-        reduction: Of the cross entropy.
+        totals: Token counts of the global step.
+        reduction: Weighting of the cross entropy.
 
     Returns:
         The terms, float32.
@@ -79,13 +83,13 @@ def loss_terms(
     weights = pack.ce_weights.float() ** _POWERS[reduction]
     ce = (output.ce.float() * weights).sum()
     error = (output.velocities.float() - target.float()).square()
-    # A sum over no tokens is zero, yet stays in the graph: every rank runs every backward.
+    # A sum over no tokens is zero but stays in the graph: every rank must run every backward.
     mse = error.sum() / max(1, error.shape[-1])
     return LossTerms(ce=ce / ce_total(totals, reduction), mse=mse / max(1, totals.mse_tokens))
 
 
 def ce_total(totals: LossTotals, reduction: CEReduction) -> float:
-    """What the sum of cross entropies is divided by; 1 where there is none."""
+    """Returns the denominator of the cross entropy; 1 for a step without text loss."""
     found = {
         "token": float(totals.ce_tokens),
         "square": totals.ce_square,
@@ -95,18 +99,18 @@ def ce_total(totals: LossTotals, reduction: CEReduction) -> float:
 
 
 def token_accuracy(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = 1024) -> Tensor:
-    """How many tokens are predicted right.
+    """Counts the tokens that are predicted correctly.
 
     Args:
-        hidden: [E, D] hidden states where a token is predicted.
-        head: [V, D] of the language model.
+        hidden: [E, D] hidden states at the positions with text loss.
+        head: [V, D] weight of the language model's head.
         labels: [E] int64.
-        chunk: Positions whose logits are in memory at a time.
+        chunk: Number of positions whose logits are in memory at a time.
 
     Returns:
-        Their number, float32.
+        The count, float32.
     """
-    right = torch.zeros((), device=hidden.device)
+    correct = torch.zeros((), device=hidden.device)
     for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-        right += ((states @ head.T).argmax(dim=-1) == wanted).sum()
-    return right
+        correct += ((states @ head.T).argmax(dim=-1) == wanted).sum()
+    return correct

@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, the steps of a run, and the learning rate over them."""
+"""AdamW with parameter groups, and the learning rate schedule."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,49 +14,53 @@ from mathcanvas_lightning.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class OptimizerConfig:
-    """AdamW; defaults are those of the published recipes."""
+    """Settings of AdamW; the defaults are those of the published recipes."""
 
     lr: float = 1e-5
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments."""
     eps: float = 1e-15
+    """Added to the denominator of the update."""
     weight_decay: float = 0.0
-    """Of matrices; norms and biases never decay."""
+    """Weight decay of matrices; norms and biases have none."""
     fused: bool | None = None
-    """One kernel for all parameters; by default where CUDA has it."""
+    """Use the fused kernel; by default on CUDA only."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class ScheduleConfig:
-    """The learning rate: linear warm-up, then a curve."""
+    """Learning rate schedule: linear warm-up, then cosine or constant."""
 
     name: Literal["cosine", "constant"] = "cosine"
+    """Curve after the warm-up."""
     warmup_steps: int = 0
-    """Optimizer steps from 0 to the full rate."""
+    """Optimizer steps of linear warm-up from 0 to the peak rate."""
     min_lr: float = 1e-7
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine."""
     total_steps: int | None = None
-    """Where it ends; the steps of the run by default."""
+    """Optimizer step at which the cosine ends; by default the last step of the run."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters, matrices with decay and all else without.
+    """Groups trainable parameters: matrices with weight decay, all others without.
 
     Args:
         model: Any module.
-        weight_decay: Of the matrices.
+        weight_decay: Weight decay of the matrices.
 
     Returns:
-        Groups for an optimizer; empty ones are left out.
+        Parameter groups for an optimizer, without empty ones.
 
     Raises:
-        ConfigError: If nothing is trainable.
+        ConfigError: If no parameter is trainable.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ConfigError(
             "freeze",
             found="every parameter frozen",
-            wanted="something to train",
+            wanted="at least one trainable parameter",
             remedy="Freeze less, or add lora.",
         )
     groups = [
@@ -67,11 +71,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW over a model's trainable parameters.
+    """Makes AdamW over the trainable parameters of a model.
 
     Args:
-        model: Sharded already, if it is to be.
-        config: Its settings.
+        model: The model; shard it first.
+        config: Settings of AdamW.
 
     Returns:
         The optimizer.
@@ -90,12 +94,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
 
 
 def make_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LRScheduler:
-    """The learning rate as a scheduler that is stepped once an optimizer step.
+    """Makes the learning rate scheduler, to be stepped once per optimizer step.
 
     Args:
-        optimizer: Whose rate it is.
-        config: Its settings.
-        total_steps: Of the run.
+        optimizer: The optimizer.
+        config: Settings of the schedule.
+        total_steps: Optimizer steps of the run.
 
     Returns:
         The scheduler.
@@ -103,7 +107,7 @@ def make_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int
     Raises:
         ConfigError: If the warm-up is longer than the run.
     """
-    from transformers.optimization import (  # takes a second to import
+    from transformers.optimization import (  # slow to import
         get_constant_schedule_with_warmup,
         get_cosine_with_min_lr_schedule_with_warmup,
     )
@@ -112,7 +116,7 @@ def make_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int
     if config.warmup_steps > end:
         raise ConfigError(
             "schedule.warmup_steps",
-            found=f"{config.warmup_steps}, with {end} steps in all",
+            found=f"{config.warmup_steps}, with {end} steps in total",
             wanted=f"at most {end}",
             remedy="Shorten it, or train longer.",
         )
@@ -127,13 +131,13 @@ def make_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int
 
 
 def count_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of a run, from its first to its last.
+    """Counts the optimizer steps of a run.
 
     Args:
-        trainer: At the start of its fit.
+        trainer: A Trainer that starts to fit.
 
     Returns:
-        Their number; None where a run has no end, or its data can't tell.
+        The number of steps; None if the run has no end, or its data has no known length.
     """
     if trainer.max_steps >= 0:
         return int(trainer.max_steps)

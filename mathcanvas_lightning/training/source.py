@@ -1,8 +1,8 @@
-"""Where a training run takes its network from: a checkpoint, or a preset drawn anew."""
+"""Initial weights of a run, and which of them are trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,35 +13,32 @@ from mathcanvas_lightning.model.checkpoint import config_for_weights, find_weigh
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
 
-DTypeName = Literal["float32", "bfloat16"]
-DTYPES: dict[DTypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class ModelSource:
-    """The network to train."""
+    """Initial weights: a checkpoint, or a preset with random weights."""
 
     checkpoint: str | None = None
-    """A directory in the layout of BAGEL-7B-MoT."""
+    """Checkpoint directory in BAGEL-7B-MoT layout."""
     preset: str | None = None
-    """Without a checkpoint: a fresh network of this size (tiny, small, 7b)."""
+    """Size of a randomly initialized network (tiny, small, 7b), instead of a checkpoint."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings to change, as `BagelConfig.override` takes them, such as llm_num_hidden_layers."""
+    """Model settings to change, such as llm_num_hidden_layers; see `BagelConfig.override`."""
     seed: int = 0
-    """Of what is drawn."""
+    """Random seed of initialized weights."""
 
     def config(self) -> BagelConfig:
-        """Sizes.
+        """Reads the sizes of the network.
 
         Raises:
-            ConfigError: If it isn't clear where from.
+            ConfigError: If not exactly one of checkpoint and preset is set.
         """
         if (self.checkpoint is None) == (self.preset is None):
             raise ConfigError(
                 "model.source",
                 found="both checkpoint and preset" if self.preset else "no checkpoint",
-                wanted="one of checkpoint and preset",
-                remedy="Name a checkpoint directory; preset: tiny starts a small one from nothing.",
+                wanted="either a checkpoint or a preset",
+                remedy="Set source.checkpoint to a directory, or source.preset to tiny.",
             )
         if self.checkpoint is None:
             assert self.preset is not None
@@ -52,28 +49,28 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class FreezeConfig:
-    """What is not trained."""
+    """Parts of the network that are not trained."""
 
     llm: bool = False
-    """The decoder with both experts and its head."""
+    """Freeze the decoder with both experts and its head."""
     vit: bool = False
-    """The image encoder."""
+    """Freeze the image encoder."""
     connector: bool = False
-    """Between the image encoder and the decoder."""
+    """Freeze the connector between image encoder and decoder."""
     und: bool = False
-    """The understanding expert and all that feeds it, as in the published stage 1."""
+    """Freeze the understanding expert and everything that feeds it, as in the published stage 1."""
 
 
 def load_network(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Bagel:
-    """Builds the network in the memory of one device.
+    """Builds the network on one device.
 
     Args:
-        source: Where from.
-        dtype: Of its parameters.
-        device: Where they lie.
+        source: Checkpoint or preset.
+        dtype: Type of the parameters.
+        device: Device of the parameters.
 
     Returns:
-        The network, all of it trainable.
+        The network; nothing is frozen yet.
     """
     if source.checkpoint is not None:
         return Bagel.from_checkpoint(
@@ -85,15 +82,15 @@ def load_network(source: ModelSource, dtype: torch.dtype, device: torch.device) 
 
 
 def load_vae(source: ModelSource, dtype: torch.dtype, device: torch.device) -> LatentVAE:
-    """Loads the autoencoder; it is never trained.
+    """Loads the autoencoder, which is never trained.
 
     Args:
-        source: Where from.
-        dtype: Of its parameters.
-        device: Where they lie.
+        source: Checkpoint or preset.
+        dtype: Type of the parameters.
+        device: Device of the parameters.
 
     Returns:
-        The autoencoder; a fresh one for a preset.
+        The autoencoder; randomly initialized for a preset.
     """
     config = source.config().vae
     if source.checkpoint is not None:
@@ -105,18 +102,18 @@ def load_vae(source: ModelSource, dtype: torch.dtype, device: torch.device) -> L
 
 
 def choose_trainable(model: Bagel, freeze: FreezeConfig, lora: LoRASettings | None) -> None:
-    """Sets what is trained: all but what is frozen, or adapters alone.
+    """Freezes parts of the network, or adds adapters and freezes everything else.
 
     Raises:
-        ConfigError: If adapters and freezing are both asked for.
+        ConfigError: If both freezing and adapters are set.
     """
-    asked = [name for name, wanted in vars(freeze).items() if wanted]
-    if lora is not None and asked:
+    frozen = [name for name, value in vars(freeze).items() if value]
+    if lora is not None and frozen:
         raise ConfigError(
             "freeze",
-            found=f"{', '.join(asked)} beside lora",
-            wanted="one of the two",
-            remedy="With lora everything but the adapters is frozen; choose lora.parts.",
+            found=f"{', '.join(frozen)} together with lora",
+            wanted="either freeze or lora",
+            remedy="With lora, everything except the adapters is frozen; set lora.parts instead.",
         )
     if lora is not None:
         add_lora(model, lora)

@@ -1,4 +1,4 @@
-"""The Lightning strategy: FSDP2 and HSDP over a replicate x shard mesh."""
+"""Lightning strategy for FSDP2 and HSDP, and checkpoints that are written atomically."""
 
 import shutil
 from collections.abc import Callable
@@ -11,14 +11,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX, written_whole
+from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.errors import ConfigError, OutputError
 from mathcanvas_lightning.training.checkpoint.resume import (
     check_same_model,
-    require_whole,
+    require_complete,
     stored_shapes,
 )
 
@@ -27,12 +28,12 @@ SUFFIX = ".ckpt"
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Shards the network over ranks, with as many replicas of it as wanted.
+    """Shards the network over ranks, with one or more replicas.
 
     Args:
-        replicas: Copies of the sharded network; 1 is FSDP, one a machine is HSDP.
-        shards: Ranks that share one copy; all that are left by default.
-        kwargs: For `ModelParallelStrategy`.
+        replicas: Number of replicas of the sharded network: 1 for FSDP, one per machine for HSDP.
+        shards: Number of ranks that share one replica; by default all ranks divided by replicas.
+        kwargs: Arguments of `ModelParallelStrategy`.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class ShardedStrategy(ModelParallelStrategy):
         self.replicas, self.shards = replicas, shards
 
     def setup_environment(self) -> None:
-        """Starts the process group and lays the mesh.
+        """Starts the process group and makes the mesh.
 
         Raises:
-            ConfigError: If replicas and shards don't make up the ranks.
+            ConfigError: If replicas times shards is not the number of ranks.
         """
+        leave_process_group_at_exit()
         shards = self._count_shards()
         self._data_parallel_size = self.world_size
         super().setup_environment()
@@ -58,10 +60,9 @@ class ShardedStrategy(ModelParallelStrategy):
         self.lightning_module._device_mesh = mesh
 
     def setup(self, trainer: Trainer) -> None:
-        """Sets up model and optimizers; every parameter has optimizer state from the start.
+        """Sets up model and optimizers, and creates the optimizer state of every parameter.
 
-        A parameter without it, because nothing used it yet, would make a checkpoint that can't be
-        resumed from.
+        If a parameter had no state because it was not used yet, a checkpoint could not be resumed.
         """
         super().setup(trainer)
         assert self.model is not None
@@ -72,7 +73,7 @@ class ShardedStrategy(ModelParallelStrategy):
                     state["step"].zero_()
 
     def model_to_device(self) -> None:
-        """Moves the network, unless its shards are kept in host memory."""
+        """Moves the network to the device, unless its shards are kept in host memory."""
         assert self.model is not None
         if all(parameter.device == self.root_device for parameter in self.model.parameters()):
             super().model_to_device()
@@ -85,21 +86,21 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Ranks as a sampler would count them; the data module has its own plan."""
+        """Ranks for a distributed sampler; the data module of this library doesn't use one."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        """Writes a checkpoint that appears whole or not at all.
+        """Writes a checkpoint atomically.
 
         Args:
             checkpoint: See `ModelParallelStrategy.save_checkpoint`.
-            filepath: Where it shall stand.
-            storage_options: Passed on.
+            filepath: Path of the checkpoint.
+            storage_options: See `ModelParallelStrategy.save_checkpoint`.
 
         Raises:
-            OutputError: If a rank can't write its part; all ranks raise it.
+            OutputError: On all ranks, if one of them can't write its part.
         """
         target = Path(self.broadcast(str(filepath)))
         temporary = target.with_name(TEMPORARY_PREFIX + target.name)
@@ -108,36 +109,36 @@ class ShardedStrategy(ModelParallelStrategy):
             save = super().save_checkpoint
             problem = self._any_problem(lambda: save(checkpoint, temporary, storage_options))
         if problem is None:
-            problem = self._any_problem(lambda: replace_whole(temporary, target), only_first=True)
+            problem = self._any_problem(lambda: move_over(temporary, target), only_first=True)
         if problem is not None:
             if self.is_global_zero:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise _unwritable(target, problem)
+            raise _save_error(target, problem)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads this rank's part of a checkpoint that any number of ranks wrote.
+        """Reads this rank's part of a checkpoint that was written on any number of ranks.
 
         Args:
-            checkpoint_path: The checkpoint.
-            weights_only: Passed on.
+            checkpoint_path: Path of the checkpoint.
+            weights_only: See `ModelParallelStrategy.load_checkpoint`.
 
         Returns:
-            All of it but the tensors.
+            The checkpoint without its tensors.
 
         Raises:
-            DataError: If it isn't whole.
+            DataError: If the checkpoint is incomplete.
             ConfigError: If it is of another network.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        require_whole(path)
+        require_complete(path)
         assert self.lightning_module is not None
         check_same_model(path, stored_shapes(path), self.lightning_module.state_dict())
         return super().load_checkpoint(path, weights_only)
 
     def _get_process_group_backend(self) -> str:
-        """Two, where parameters stay in host memory: they are clipped and saved there."""
+        """Adds gloo to NCCL for offloaded parameters, which are clipped and saved on the CPU."""
         parallelism = getattr(self.lightning_module, "parallelism", None)
         both = self.root_device.type == "cuda" and getattr(parallelism, "cpu_offload", False)
         if self._process_group_backend is None and both:
@@ -150,13 +151,13 @@ class ShardedStrategy(ModelParallelStrategy):
             raise ConfigError(
                 "trainer.strategy",
                 found=f"replicas {self.replicas}, shards {self.shards}, on {self.world_size} ranks",
-                wanted="replicas times shards ranks",
+                wanted="replicas times shards equal to the number of ranks",
                 remedy="Leave shards out, or change replicas.",
             )
         return shards
 
     def _any_problem(self, work: Callable[[], object], *, only_first: bool = False) -> str | None:
-        """Works on all ranks, or on the first; says what went wrong on any, on all of them."""
+        """Works on all ranks, or only the first; returns on all ranks the first problem of any."""
         problem = None
         try:
             if self.is_global_zero or not only_first:
@@ -168,10 +169,16 @@ class ShardedStrategy(ModelParallelStrategy):
         return next((found for found in problems if found), None)
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints of a single device: each appears whole or not at all.
+def device_mesh(strategy: Strategy) -> DeviceMesh | None:
+    """Returns the mesh of a strategy that shards the network, None for other strategies."""
+    return strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
 
-    Lightning's own makes a copy in memory first, and moves it over from another file system.
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints of a single device atomically.
+
+    `TorchCheckpointIO` first copies the checkpoint in memory. Its temporary file may be on another
+    file system, from where it has to be copied.
     """
 
     def save_checkpoint(
@@ -180,9 +187,9 @@ class WholeFiles(TorchCheckpointIO):
         """Writes a file.
 
         Args:
-            checkpoint: What to write.
-            path: Where it shall stand.
-            storage_options: Not used for local files.
+            checkpoint: The checkpoint.
+            path: Path of the file.
+            storage_options: See `TorchCheckpointIO`; not used for local files.
 
         Raises:
             OutputError: If it can't be written.
@@ -197,17 +204,17 @@ class WholeFiles(TorchCheckpointIO):
             with written_whole(target) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
-            raise _unwritable(target, _reason(error)) from None
+            raise _save_error(target, _reason(error)) from None
 
 
-def save_whole_files(strategy: Strategy) -> None:
-    """Has a strategy write its files with `WholeFiles`, unless it was given another way."""
+def save_atomically(strategy: Strategy) -> None:
+    """Sets `AtomicCheckpointIO` on a strategy that has the default checkpoint plugin."""
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
-        strategy.checkpoint_io = WholeFiles()
+        strategy.checkpoint_io = AtomicCheckpointIO()
 
 
-def replace_whole(temporary: Path, target: Path) -> None:
-    """Puts a folder in another's place, so that at any moment one of them is there."""
+def move_over(temporary: Path, target: Path) -> None:
+    """Replaces a folder by another one; at any moment the old or the new one exists."""
     old = target.with_name(REPLACED_PREFIX + target.name)
     if target.exists():
         _remove(old)
@@ -217,7 +224,7 @@ def replace_whole(temporary: Path, target: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what a run left that was killed while it saved."""
+    """Removes the incomplete checkpoints of a run that was killed while saving."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*{SUFFIX}"):
         _remove(path)
 
@@ -230,16 +237,17 @@ def _remove(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first cause; ranks wrap each other's errors."""
+    """Describes the first cause of an error: `CheckpointException` wraps those of other ranks."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {error}"
 
 
-def _unwritable(target: Path, problem: str) -> OutputError:
+def _save_error(target: Path, problem: str) -> OutputError:
     return OutputError(
         str(target),
-        found=f"a checkpoint that can't be written ({problem})",
-        wanted="space and permission to write it",
-        remedy="Make room and run the same command again: it goes on from the last whole one.",
+        found=f"a checkpoint that could not be written ({problem})",
+        wanted="enough disk space and permission to write",
+        remedy="Free some space and run the same command again: it resumes from the last complete "
+        "checkpoint.",
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.blockmoving.explain import describe_step
 from mathcanvas_lightning.blockmoving.rules import (
     DIRECTIONS,
-    IllegalMove,
+    IllegalMoveError,
     Move,
     Stack,
     apply_move,
@@ -68,7 +68,7 @@ def test_up_into_nothing_falls_back() -> None:
     [((1, 1, 0), "+x"), ((0, 0, 1), "+x"), ((0, 0, 0), "-x"), ((0, 0, 0), "-z"), ((5, 0, 0), "-x")],
 )
 def test_illegal_moves(cell: tuple[int, int, int], direction: str) -> None:
-    with pytest.raises(IllegalMove):
+    with pytest.raises(IllegalMoveError):
         apply_move(stack({(0, 0): (0,)}), Move(cell, direction))
 
 
@@ -85,7 +85,7 @@ def test_no_move_loses_or_floats_a_block(seed: int, num_blocks: int, size: int) 
         cell = tuple(int(c) for c in rng.integers(size, size=3))
         try:
             step = apply_move(current, Move(cell, str(rng.choice(list(DIRECTIONS)))))
-        except IllegalMove:
+        except IllegalMoveError:
             continue
         assert sorted(block for _, block in step.after) == blocks
         assert all(len(column) <= size for column in step.after.columns)

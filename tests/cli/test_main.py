@@ -1,11 +1,14 @@
-"""Commands as users run them: help, results, exit statuses, errors without a traceback."""
+"""Commands as users run them: help, results, exit statuses, errors without traceback."""
 
+import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -27,6 +30,15 @@ TOOLS = {
     "score_responses.py": "score",
     "show_answers.py": "report",
 }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_is_the_first_line_of_the_docstring(name: str) -> None:
+    module, _, function = COMMANDS[name].function.partition(":")
+    found = getattr(import_module(f"mathcanvas_lightning.{module}"), function)
+    assert COMMANDS[name].summary == (inspect.getdoc(found) or "").partition("\n")[0]
+    parameters = inspect.signature(found).parameters
+    assert COMMANDS[name].positional | COMMANDS[name].lists <= parameters.keys()
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -81,15 +93,15 @@ def test_convert_and_inspect(puzzles: Path, tmp_path: Path, run_tool: RunTool) -
     assert (tmp_path / "x" / "page.html").is_file()
 
 
-def test_config_file_gives_options(puzzles: Path, tmp_path: Path) -> None:
+def test_options_from_a_config_file(puzzles: Path, tmp_path: Path) -> None:
     config = ROOT / "configs" / "convert" / "blockmoving.yaml"
     words = ["--input", str(puzzles / SOURCE), "--output", str(tmp_path)]
     assert main(["convert", "--config", str(config), *words, "--num_workers", "0"]) == 0
     settings = json.loads((tmp_path / "conversion.json").read_text())
-    asked = yaml.safe_load(config.read_text())
-    assert settings["seed"] == asked["seed"]
+    given = yaml.safe_load(config.read_text())
+    assert settings["seed"] == given["seed"]
     assert settings["split"] == {"train": 0.9, "test": 0.1}
-    assert settings["layout"]["samples_per_file"] == asked["samples_per_file"]
+    assert settings["layout"]["samples_per_file"] == given["samples_per_file"]
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs" / "convert").glob("*.yaml")))
@@ -124,7 +136,7 @@ def test_exit_statuses(tmp_path: Path, run_tool: RunTool) -> None:
     write_json(source, [{**record, "pred": "B"}])
     status, text = convert("e")
     assert status == 1
-    assert "nothing was kept" in text
+    assert "no row was kept" in text
     source.write_text('[{"task_id": 1, "cot_text": ""}, {]')
     status, text = convert("f")
     assert status == 1
@@ -133,7 +145,6 @@ def test_exit_statuses(tmp_path: Path, run_tool: RunTool) -> None:
 
 def test_validation_exit_status(puzzles: Path, tmp_path: Path, run_tool: RunTool) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     main(["convert", "--input", str(puzzles / SOURCE), "--output", str(tmp_path)])
     path = tmp_path / "blockmoving_000.parquet"
@@ -169,7 +180,7 @@ def test_disk_full_is_one_line(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mathcanvas_lightning.conversion.output.writer.ShardWriter._flush", full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     words = ["--input", str(puzzles / SOURCE), "--output", str(tmp_path), "--num_workers", "0"]
     assert main(["convert", *words]) == 1
     assert "No space left on device" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Whole conversions: what comes out, and that nothing but input and settings decides it."""
+"""Whole conversions: their output, which depends only on the input and the settings."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
 from mathcanvas_lightning.common.parallel import ordered_map
-from mathcanvas_lightning.conversion import convert as convert_module
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
+from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, WorkerError
 from mathcanvas_lightning.inspection.shards import inspect_shards
 from tests.conftest import folder_bytes, png, read_jsonl, write_json
@@ -69,6 +69,13 @@ def test_images_are_the_original_bytes(puzzles: Path, tmp_path: Path) -> None:
         for image in example.images:
             assert image.path is not None
             assert image.data == (puzzles / image.path).read_bytes()
+
+
+def test_built_in_source_has_a_stable_name(puzzles: Path, tmp_path: Path) -> None:
+    """Shards of earlier versions hold a hash of it, and are resumed only if it is unchanged."""
+    run(puzzles / SOURCE, tmp_path)
+    summary = json.loads((tmp_path / "conversion.json").read_text())
+    assert summary["source"] == "mathcanvas_lightning.conversion.sources.BlockMoving"
 
 
 def test_files_and_info(puzzles: Path, tmp_path: Path) -> None:
@@ -138,7 +145,7 @@ def test_struct_reads_through_pandas_as_the_public_trainer_does(
             assert all(isinstance(item["index"], int) for item in row[f"{section}_interleave"])
 
 
-def test_hugging_face_is_told_which_columns_are_images(puzzles: Path, tmp_path: Path) -> None:
+def test_schema_marks_image_columns_for_hugging_face(puzzles: Path, tmp_path: Path) -> None:
     run(puzzles / SOURCE, tmp_path, interleave_encoding="struct")
     schema = pq.read_schema(tmp_path / "blockmoving_000.parquet")
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
@@ -167,7 +174,7 @@ def test_split_is_the_same_for_any_number_of_workers(puzzles: Path, tmp_path: Pa
     assert len(test) == pytest.approx(0.2 * (len(train) + len(test)), abs=1)
 
 
-def test_bytes_do_not_depend_on_where_the_data_lies(puzzles: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_location_of_the_data(puzzles: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(puzzles)
     run(puzzles / SOURCE, tmp_path / "a", image_dir=str(puzzles))
@@ -175,7 +182,7 @@ def test_bytes_do_not_depend_on_where_the_data_lies(puzzles: Path, tmp_path: Pat
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
 
 
-def test_run_again_changes_nothing(puzzles: Path, tmp_path: Path) -> None:
+def test_second_run_changes_nothing(puzzles: Path, tmp_path: Path) -> None:
     first = run(puzzles / SOURCE, tmp_path, samples_per_file=10)
     before = folder_bytes(tmp_path)
     second = run(puzzles / SOURCE, tmp_path, samples_per_file=10)
@@ -185,7 +192,7 @@ def test_run_again_changes_nothing(puzzles: Path, tmp_path: Path) -> None:
     assert first.rejects == second.rejects
 
 
-def test_grown_input_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_conversion_of_longer_input_resumes(tmp_path: Path) -> None:
     records = canvas_records(tmp_path, 25)
     source = write_json(tmp_path / "x.json", records[:17])
     run(source, tmp_path / "grown", samples_per_file=5)
@@ -203,9 +210,9 @@ def test_changed_input_or_settings_are_refused(tmp_path: Path) -> None:
     before = folder_bytes(tmp_path / "out")
     with pytest.raises(OutputError, match="other settings"):
         run(source, tmp_path / "out", samples_per_file=6)
-    with pytest.raises(OutputError, match="not of this set"):
+    with pytest.raises(OutputError, match="another data set"):
         run(source, tmp_path / "out", samples_per_file=5, split="a=0.5,b=0.5")
-    with pytest.raises(OutputError, match="not of this set"):
+    with pytest.raises(OutputError, match="another data set"):
         run(source, tmp_path / "out", samples_per_file=5, name="other")
     write_json(source, [records[0] | {"answer": "changed"}, *records[1:]])
     with pytest.raises(OutputError, match="differs before its record 4"):
@@ -217,7 +224,7 @@ def test_changed_input_or_settings_are_refused(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
 
 
-def test_overwrite_leaves_other_files_alone(tmp_path: Path) -> None:
+def test_overwrite_keeps_other_files(tmp_path: Path) -> None:
     source = write_json(tmp_path / "x.json", canvas_records(tmp_path, 3))
     output = tmp_path / "out"
     output.mkdir()
@@ -231,7 +238,7 @@ def test_overwrite_leaves_other_files_alone(tmp_path: Path) -> None:
         run(source, output, split="a=0.5,b=0.5", overwrite=True)
 
 
-def test_foreign_shard_with_our_name_is_refused(tmp_path: Path) -> None:
+def test_shard_of_another_program_is_refused(tmp_path: Path) -> None:
     source = write_json(tmp_path / "x.json", canvas_records(tmp_path, 3))
     (tmp_path / "out").mkdir()
     for content in (b"no parquet", None):
@@ -247,7 +254,7 @@ def test_foreign_shard_with_our_name_is_refused(tmp_path: Path) -> None:
 def test_finished_shards_are_read_on_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others of Arrow's that hold Python's file as the process ends would abort it."""
+    """An Arrow thread that holds the Python file at exit would abort the process."""
     source = write_json(tmp_path / "x.json", canvas_records(tmp_path, 3))
     run(source, tmp_path / "out")
     readers: set[int] = set()
@@ -280,7 +287,7 @@ def test_duplicate_ids_keep_the_first_good_one(tmp_path: Path) -> None:
         assert [e.uid for e in iter_examples(tmp_path / "out")] == ["m0", "m1", "m2"]
 
 
-def test_scalar_columns_are_carried_along(tmp_path: Path) -> None:
+def test_scalar_fields_become_columns(tmp_path: Path) -> None:
     records = canvas_records(tmp_path, 4)
     more: list[dict[str, Any]] = [
         {"knowledge": "Algebra", "level": 1, "score": 1, "odd": True, "mixed": "a", "tags": ["x"]},
@@ -301,7 +308,7 @@ def test_scalar_columns_are_carried_along(tmp_path: Path) -> None:
     assert "tags" not in table.column_names
 
 
-def test_malformed_json_keeps_what_was_finished(tmp_path: Path) -> None:
+def test_malformed_json_keeps_finished_shards(tmp_path: Path) -> None:
     records = canvas_records(tmp_path, 25)
     source = tmp_path / "x.json"
     good = json.dumps(records)
@@ -326,10 +333,10 @@ def test_limits_on_rejects(tmp_path: Path) -> None:
     assert "25.0%" in report.problem
     write_json(source, [1, {"id": "x"}])
     report = run(source, tmp_path / "c", source="mathcanvas")
-    assert "nothing was kept" in report.problem
+    assert "no row was kept" in report.problem
     assert report.rejects == {"missing_field": 1, "not_an_object": 1}
     write_json(source, [])
-    assert "nothing was kept of 0" in run(source, tmp_path / "d", source="mathcanvas").problem
+    assert "no row was kept from 0" in run(source, tmp_path / "d", source="mathcanvas").problem
 
 
 def test_question_prompt(puzzles: Path, tmp_path: Path) -> None:
@@ -362,7 +369,7 @@ def test_bad_settings(puzzles: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out/*.parquet"))
 
 
-def test_unknown_format_says_what_it_found(tmp_path: Path) -> None:
+def test_unknown_format_error_lists_the_fields(tmp_path: Path) -> None:
     source = write_json(tmp_path / "x.json", [1, {"prompt": "x", "reply": "y"}])
     with pytest.raises(InputError, match=r"\['prompt', 'reply'\].*mathvision"):
         run(source, tmp_path / "out")
@@ -377,17 +384,17 @@ def test_two_conversions_in_one_folder(puzzles: Path, tmp_path: Path) -> None:
         run(puzzles / SOURCE, tmp_path / "out")
 
 
-def test_failing_storage_stops_the_run_and_keeps_no_half_file(
+def test_failing_storage_stops_the_run_and_leaves_no_partial_file(
     puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = convert_module.RecordConverter.convert
+    real = RecordConverter.convert
 
     def fail_later(self: Any, number: int, record: Any) -> Any:
         if number == 40:
             raise InputError("s3://x", found="a storage failure", wanted="bytes", remedy="Again.")
         return real(self, number, record)
 
-    monkeypatch.setattr(convert_module.RecordConverter, "convert", fail_later)
+    monkeypatch.setattr(RecordConverter, "convert", fail_later)
     with pytest.raises(InputError, match="storage failure"):
         run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -413,5 +420,5 @@ def test_ordered_map() -> None:
     expected = [i * i for i in range(60)]
     assert list(ordered_map(_square, chunks, num_workers=0)) == expected
     assert list(ordered_map(_square, chunks, num_workers=2)) == expected
-    with pytest.raises(WorkerError, match="ended before its work did"):
+    with pytest.raises(WorkerError, match="ended before its work was finished"):
         list(ordered_map(_die, chunks, num_workers=1))

@@ -1,4 +1,4 @@
-"""The scaffold of a source format works as it was written, in the commands it names."""
+"""The generated source format works without changes, in the commands that it mentions."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from mathcanvas_lightning.errors import ConfigError, OutputError
 from tests.conftest import RunTool
 
 
-def test_scaffold_passes_its_test_and_converts(tmp_path: Path, run_tool: RunTool) -> None:
+def test_generated_format_passes_its_test_and_converts(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool(
         "generate_dataset_handler.py", "--name", "my_data", "--output", "my_data.py", cwd=tmp_path
     )
@@ -42,7 +42,7 @@ def test_scaffold_passes_its_test_and_converts(tmp_path: Path, run_tool: RunTool
     assert (tmp_path / "out" / "my_data_000.parquet").is_file()
 
 
-def test_scaffold_passes_the_linter(tmp_path: Path) -> None:
+def test_generated_files_pass_the_linter(tmp_path: Path) -> None:
     generate_dataset_handler("my-data_2", str(tmp_path / "other.py"))
     assert "class MyData2(SourceFormat)" in (tmp_path / "other.py").read_text()
     options = ["--line-length", "100"]
@@ -52,7 +52,7 @@ def test_scaffold_passes_the_linter(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stdout
 
 
-def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+def test_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "my_data.py"
     generate_dataset_handler("my_data", str(path))
     path.write_text("mine")

@@ -1,4 +1,4 @@
-"""A conversion that is killed, started again, equals one that never was."""
+"""A conversion that is killed and resumed gives the same files as an uninterrupted one."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ OPTIONS = {"samples_per_file": 12, "split": "train=0.8,test=0.2"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """Puzzles large enough to take a while, and what an uninterrupted run makes of them."""
+    """Puzzles that take a while to convert, and the files of an uninterrupted conversion."""
     folder = tmp_path_factory.mktemp("kill")
     generate_blockmoving(str(folder / "data"), num_tasks=240, view_px=96, num_workers=2)
     source = folder / "data" / SOURCE
@@ -35,7 +35,7 @@ def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("num_shards", [0, 1, 4, 8])
-def test_kill_and_start_again(
+def test_resume_after_kill(
     num_shards: int, data: tuple[Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
     source, straight = data
@@ -58,7 +58,7 @@ def test_kill_and_start_again(
     assert folder_bytes(output) == straight
 
 
-def test_kill_again_and_again(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+def test_resume_after_several_kills(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
     for delay_s in (0.35, 0.6, 0.7, 0.8):
         process = start(source, tmp_path)
@@ -69,7 +69,7 @@ def test_kill_again_and_again(data: tuple[Path, dict[str, bytes]], tmp_path: Pat
     assert folder_bytes(tmp_path) == straight
 
 
-def test_interrupt_is_told_in_one_line(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
     tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
     words = [f"--{name}={value}" for name, value in OPTIONS.items()]

@@ -1,4 +1,4 @@
-"""Conversion of real MathVision problems, where a copy of them is at hand."""
+"""Conversion of real MathVision problems, if a copy of the data set is available."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def source() -> Path:
     return real_problems() / "test.jsonl"
 
 
-def test_only_solved_problems_are_for_training(source: Path, tmp_path: Path) -> None:
+def test_training_keeps_only_solved_problems(source: Path, tmp_path: Path) -> None:
     records = read_jsonl(source)
     solved = [record for record in records if record["solution"]]
     report = convert_cot(str(source), str(tmp_path))
@@ -22,7 +22,7 @@ def test_only_solved_problems_are_for_training(source: Path, tmp_path: Path) -> 
     assert report.rejects == {"no_solution": len(records) - len(solved)}
 
 
-def test_all_problems_are_for_prediction(source: Path, tmp_path: Path) -> None:
+def test_prediction_keeps_all_problems(source: Path, tmp_path: Path) -> None:
     records = read_jsonl(source)
     report = convert_cot(str(source), str(tmp_path), allow_no_solution=True)
     assert report.num_rows == len(records)

@@ -1,4 +1,4 @@
-"""Streaming JSON: everything that is there, and the very place where it breaks."""
+"""Streaming JSON: all records are read, and errors name the exact line and column."""
 
 import json
 from pathlib import Path
@@ -77,12 +77,12 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 @settings(max_examples=30)
 @given(st.integers(0, 3000), st.integers(1, 300))
-def test_place_is_right_across_chunks(
+def test_error_position_is_right_across_chunks(
     tmp_path_factory: pytest.TempPathFactory, position: int, chunk: int
 ) -> None:
     text = json.dumps([{"key": "x" * 20, "n": i} for i in range(80)], indent=1)
     position = min(position, len(text) - 1)
-    broken = text[:position] + "\x01" + text[position:]  # this byte is legal nowhere
+    broken = text[:position] + "\x01" + text[position:]  # this byte is never legal
     path = tmp_path_factory.mktemp("json") / "x.json"
     path.write_text(broken)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""Input and output on servers: HTTP, and S3 through a real server of its protocol."""
+"""Remote input and output: an HTTP server, and a real server of the S3 protocol."""
 
 import functools
 import http.server
@@ -19,7 +19,7 @@ SOURCE = "enhanced_cot_cleaned.json"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files, but breaks where a test says so."""
+    """Serves files; answers 503 if the path contains `broken`."""
 
     broken: str = ""
 
@@ -30,7 +30,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             super().do_GET()
 
     def log_message(self, *args: Any) -> None:
-        """Keeps quiet."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_http_input(web: str, puzzles: Path, tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "web") == straight(puzzles, tmp_path / "local")
 
 
-def test_http_image_that_is_missing_is_a_reject(web: str, puzzles: Path, tmp_path: Path) -> None:
+def test_missing_http_image_is_a_reject(web: str, puzzles: Path, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(
         json.dumps(
             [
@@ -92,7 +92,7 @@ def test_http_image_that_is_missing_is_a_reject(web: str, puzzles: Path, tmp_pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_failing_server_is_no_reject(
+def test_failing_server_stops_the_conversion(
     workers: int, web: str, puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Handler, "broken", "task_40/")
@@ -108,7 +108,7 @@ def test_failing_server_is_no_reject(
     assert folder_bytes(tmp_path / "web") == local
 
 
-def test_http_input_that_is_missing(web: str, tmp_path: Path) -> None:
+def test_missing_http_input(web: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json"):
         convert_cot(f"{web}/none.json", str(tmp_path / "web"))
 
@@ -131,7 +131,7 @@ def test_s3_in_and_out(bucket: str, puzzles: Path, tmp_path: Path) -> None:
     assert len(filesystem.glob(f"{bucket}/out/*.parquet")) == 1
 
 
-def test_other_stores_get_whole_files_by_renaming(
+def test_stores_without_atomic_uploads_get_renamed_files(
     puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mathcanvas_lightning.conversion.output.folder.ATOMIC_STORES", frozenset())

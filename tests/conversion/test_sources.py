@@ -1,4 +1,4 @@
-"""Source formats: what becomes of good records, and the reason code of each bad one."""
+"""Source formats: the sample of each good record, and the reason code of each bad one."""
 
 import json
 import os
@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.conversion.input import images as files
-from mathcanvas_lightning.conversion.input.images import SourceFiles
-from mathcanvas_lightning.conversion.rejection import Reason, Reject, Rejection
+from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.rejection import Reason, RejectError, Rejection
 from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.conversion.sources import (
     BLOCKMOVING_PROMPT,
@@ -207,7 +206,7 @@ def test_bad_record_has_its_reason(case: str, images: Path) -> None:
     assert outcome.message
 
 
-def test_bad_cases_cover_the_reason_codes() -> None:
+def test_bad_records_cover_all_reason_codes() -> None:
     covered = {reason for _, _, reason in BAD.values()}
     elsewhere = {Reason.DUPLICATE_ID, Reason.BAD_TASK_FILE, Reason.PARSER_FAILED}
     assert covered | elsewhere == set(Reason)
@@ -222,7 +221,7 @@ def test_bad_task_file(content: str, images: Path) -> None:
     assert outcome.reason in (Reason.BAD_TASK_FILE, Reason.INVALID_FIELD)
 
 
-def test_format_that_fails_is_a_rejection(images: Path) -> None:
+def test_exception_in_a_format_is_a_rejection(images: Path) -> None:
     class Failing(SourceFormat):
         name = "failing"
         fields = frozenset({"id"})
@@ -239,10 +238,10 @@ def test_format_that_fails_is_a_rejection(images: Path) -> None:
 
 
 def test_unreadable_file_is_a_rejection(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str, flags: int) -> int:
+    def refuse(*args: Any, **options: Any) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "_open_without_waiting", refuse)
+    monkeypatch.setattr("os.open", refuse)
     outcome = convert(BlockMoving(), cot(), images)
     assert isinstance(outcome, Rejection)
     assert outcome.reason == Reason.IMAGE_UNREADABLE
@@ -261,7 +260,7 @@ def test_blockmoving_question_and_solution(images: Path) -> None:
     ]
 
 
-def test_blockmoving_options_make_the_question(images: Path) -> None:
+def test_blockmoving_question_is_built_from_the_options(images: Path) -> None:
     (images / "task_3").mkdir()
     task = {"options": {"B": "two", "A": "one"}}
     (images / "task_3" / "data.json").write_text(json.dumps(task))
@@ -275,7 +274,7 @@ def test_blockmoving_options_make_the_question(images: Path) -> None:
     assert flat(example.question) == ["Look.", "a.png"]
 
 
-def test_links_and_dots_that_stay_inside_are_fine(images: Path) -> None:
+def test_links_and_dots_inside_the_folder_are_followed(images: Path) -> None:
     text = "<image>sub/../a.png</image> then <image>inner_link.png</image>"
     example = good(BlockMoving(), cot(text), images)
     assert len({image.data for image in example.images}) == 1
@@ -323,9 +322,15 @@ def test_mathvision_marks_in_options(images: Path) -> None:
     assert question == ["Which?\nOptions:\nA:", "a.png", "B:", "b.png"]
 
 
-def test_without_solution_for_prediction(images: Path) -> None:
+def test_prediction_needs_no_solution(images: Path) -> None:
     example = good(MathVision(), vision(solution=None), images, allow_no_solution=True)
     assert example.solution == ()
+
+
+def test_former_name_of_the_error_still_works() -> None:
+    from mathcanvas_lightning.conversion.rejection import Reject
+
+    assert Reject is RejectError
 
 
 def test_options_text() -> None:
@@ -339,7 +344,7 @@ PATHS = PLAIN.filter(lambda path: bool(path.strip()))
 
 
 @given(st.lists(st.tuples(PLAIN, PATHS)), PLAIN)
-def test_tag_parser_gives_back_what_was_put_in(pieces: list[tuple[str, str]], end: str) -> None:
+def test_tags_round_trip(pieces: list[tuple[str, str]], end: str) -> None:
     text = "".join(f"{before}<image>{path}</image>" for before, path in pieces) + end
     parts = split_image_tags(text)
     assert parts[::2] == [before for before, _ in pieces] + [end]
@@ -347,11 +352,11 @@ def test_tag_parser_gives_back_what_was_put_in(pieces: list[tuple[str, str]], en
 
 
 @given(st.lists(st.sampled_from(["<image>", "</image>", "a.png", "<", "image>", " "])))
-def test_tag_parser_loses_nothing_or_refuses(pieces: list[str]) -> None:
+def test_tag_parser_keeps_everything_or_rejects(pieces: list[str]) -> None:
     text = "".join(pieces)
     try:
         parts = split_image_tags(text)
-    except Reject as reject:
+    except RejectError as reject:
         assert reject.reason in (Reason.UNCLOSED_TAG, Reason.UNOPENED_TAG, Reason.EMPTY_TAG)
         return
     rebuilt = "".join(

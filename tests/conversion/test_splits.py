@@ -1,4 +1,4 @@
-"""Splits: exact shares in any stretch, decided by the seed alone."""
+"""Splits: exact fractions in any range of rows, determined only by the seed."""
 
 from collections import Counter
 from itertools import islice
@@ -16,7 +16,7 @@ from mathcanvas_lightning.errors import ConfigError
     st.integers(0, 3000),
     st.integers(0, 2**63),
 )
-def test_every_stretch_has_its_share(weights: list[int], num_rows: int, seed: int) -> None:
+def test_every_range_has_the_given_fractions(weights: list[int], num_rows: int, seed: int) -> None:
     fractions = {f"s{i}": weight / sum(weights) for i, weight in enumerate(weights)}
     counts = Counter(islice(assign_splits(fractions, seed), num_rows))
     block = 1 / min(fractions.values()) + 2
@@ -24,19 +24,19 @@ def test_every_stretch_has_its_share(weights: list[int], num_rows: int, seed: in
         assert abs(counts[name] - num_rows * fraction) <= block * fraction + 3
 
 
-def test_ten_rows_have_one_for_testing() -> None:
+def test_one_of_ten_rows_is_for_testing() -> None:
     for seed in range(20):
         parts = list(islice(assign_splits(parse_split("train=0.9,test=0.1"), seed), 30))
         assert [parts[i : i + 10].count("test") for i in (0, 10, 20)] == [1, 1, 1]
 
 
-def test_seed_decides_everything_and_places_vary() -> None:
+def test_same_seed_same_splits_and_positions_vary() -> None:
     fractions = parse_split("train=0.9,test=0.1")
-    draws = {seed: tuple(islice(assign_splits(fractions, seed), 500)) for seed in (1, 1, 2)}
-    assert draws[1] == tuple(islice(assign_splits(fractions, 1), 500))
-    assert draws[1] != draws[2]
-    places = {i % 10 for i, part in enumerate(draws[1]) if part == "test"}
-    assert len(places) > 5
+    assigned = {seed: tuple(islice(assign_splits(fractions, seed), 500)) for seed in (1, 1, 2)}
+    assert assigned[1] == tuple(islice(assign_splits(fractions, 1), 500))
+    assert assigned[1] != assigned[2]
+    positions = {i % 10 for i, part in enumerate(assigned[1]) if part == "test"}
+    assert len(positions) > 5
 
 
 def test_no_split() -> None:

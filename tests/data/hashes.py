@@ -10,7 +10,7 @@ from mathcanvas_lightning.batch import MicroBatch
 
 
 def digest(batch: MicroBatch) -> str:
-    """Of everything in it but which step it is."""
+    """Hash of everything in a micro-batch except its epoch and step."""
     found = hashlib.sha256(repr((batch.samples, batch.image_seeds, batch.step_totals)).encode())
     for member in dataclasses.fields(batch.pack):
         value = getattr(batch.pack, member.name)
@@ -33,5 +33,5 @@ def by_step(batches: Iterable[MicroBatch]) -> dict[tuple[int, int], list[str]]:
 
 
 def uids(batches: Iterable[MicroBatch]) -> list[str]:
-    """Of all samples that aren't holes."""
+    """Ids of all samples that are not holes."""
     return [s.uid for batch in batches for s in batch.samples if not s.is_hole]

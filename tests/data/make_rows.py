@@ -1,4 +1,4 @@
-"""Data for the tests of the data module: rows as numbers, and real shards of each format."""
+"""Data for the tests of the data module: planned rows, and real shards of each format."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
+from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
 from mathcanvas_lightning.data.plan.epoch import PlannedDataset
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig, Elements
@@ -35,7 +35,7 @@ def planned(
     weight: float | None = None,
     dropout: DropoutConfig = NO_DROPOUT,
 ) -> PlannedDataset:
-    """Rows of one question each, of the given packed lengths (3 or more)."""
+    """Rows of one question each, with the given packed lengths (3 or more)."""
     count = len(lengths)
     return PlannedDataset(
         name=name,
@@ -81,7 +81,7 @@ def interleaved_row(number: int, *, words: int = 3, images: int = 2) -> dict[str
 def write_shards(
     folder: Path, rows: Sequence[dict[str, Any]], *, num_files: int = 2, rows_per_group: int = 4
 ) -> Path:
-    """Shards with page checksums, as our converter writes them."""
+    """Writes shards with page checksums, as the converter does."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_files):
         table = pa.Table.from_pylist(list(rows[number::num_files]))
@@ -124,7 +124,7 @@ def edit_shards(folder: Path, count: int) -> Path:
 
 
 def vlm_file(folder: Path, count: int) -> Path:
-    """A conversation a line, with its pictures beside it."""
+    """Writes one conversation per line, and its picture."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pictures").mkdir(exist_ok=True)
     (folder / "pictures" / "a.png").write_bytes(png(30, 40, "blue"))
@@ -151,10 +151,8 @@ def config(
     return DatasetConfig(path=str(path), format=row_format, **{**TRANSFORMS, **options})
 
 
-def module(*train: DatasetConfig, **options: Any) -> MathCanvasDataModule:
-    """A data module for the tiny model, in this process, set up."""
-    from mathcanvas_lightning.data.loading.loader import WorkerConfig
-
+def new_module(*train: DatasetConfig, **options: Any) -> MathCanvasDataModule:
+    """A data module for the tiny model that builds packs in this process; not set up."""
     defaults: dict[str, Any] = {
         "max_num_tokens": 400,
         "max_num_tokens_per_sample": 400,
@@ -162,7 +160,12 @@ def module(*train: DatasetConfig, **options: Any) -> MathCanvasDataModule:
         "workers": WorkerConfig(num_workers=0),
         "index_workers": 0,
     }
-    data = MathCanvasDataModule(TOKENIZER, list(train), **{**defaults, **options})
+    return MathCanvasDataModule(TOKENIZER, list(train), **{**defaults, **options})
+
+
+def module(*train: DatasetConfig, **options: Any) -> MathCanvasDataModule:
+    """As `new_module`, set up."""
+    data = new_module(*train, **options)
     data.prepare_data()
     data.setup()
     return data

@@ -1,20 +1,24 @@
-"""The data module: real tensors, the same for any layout, to the end, from any stop."""
+"""The data module: the same tensors for any ranks and workers, and after any interruption."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import DataSettings, WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.storage.shards import StorageConfig
 from tests.data.hashes import by_step, digest, uids
 from tests.data.make_rows import (
     config,
@@ -22,13 +26,32 @@ from tests.data.make_rows import (
     interleaved_row,
     interleaved_shards,
     module,
+    new_module,
     t2i_shards,
     vlm_file,
     write_shards,
 )
 
 NUM_ROWS = 60
+OPTIONS = {
+    *("tokenizer", "train", "validation", "max_num_tokens", "max_num_tokens_per_sample"),
+    *("packs_per_step", "overlong", "dropout", "seed", "workers", "index_workers", "index_dir"),
+    *("max_bad_fraction", "quarantine_file", "geometry", "interpolate_positions"),
+    *("image_limits", "storage", "progress"),
+}
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+class Inherited(MathCanvasDataModule):
+    """A subclass without a constructor."""
+
+
+class Extended(MathCanvasDataModule):
+    """A subclass with one more option."""
+
+    def __init__(self, *args: Any, more: int = 0, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.more = more
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +69,47 @@ def mixture(tmp_path: Path) -> list[Any]:
     ]
 
 
-def as_rank(
-    monkeypatch: pytest.MonkeyPatch, data: MathCanvasDataModule, rank: int, ranks: int
+@pytest.mark.parametrize(
+    "module_class", [MathCanvasDataModule, Inherited, Extended], ids=lambda found: found.__name__
+)
+def test_options_of_the_command_line(
+    module_class: type, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "_ranks", lambda: (rank, ranks))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MathCanvasDataModule, "data")
+    name = f"{module_class.__module__}.{module_class.__name__}"
+    given = ["--data.init_args.workers.num_workers=0", "--data.init_args.storage.max_retries", "1"]
+    found = parser.parse_args([f"--data={name}", *given, "--data.init_args.seed=3"])
+    options = found.data.init_args
+    assert set(options.keys(branches=True)) >= OPTIONS
+    assert options.max_bad_fraction == 0
+    data = parser.instantiate(found).data
+    assert data.settings == DataSettings(
+        seed=3, workers=WorkerConfig(num_workers=0), storage=StorageConfig(max_retries=1)
+    )
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.help={name}"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--data.overlong {refuse,quarantine} What to do with samples" in text
+    with pytest.raises(ArgumentError, match="sead"):
+        parser.parse_args([f"--data={name}", "--data.init_args.sead=3"])
 
 
-def test_all_formats_once_an_epoch(mixture: list[Any]) -> None:
+def test_unknown_settings_are_an_error() -> None:
+    with pytest.raises(TypeError, match="sead"):
+        MathCanvasDataModule(sead=3)
+
+
+def test_settings_are_documented() -> None:
+    names = [member.name for member in dataclasses.fields(DataSettings)]
+    listed = [one.arg_name for one in docstring_parser.parse(DataSettings.__doc__ or "").params]
+    assert listed == names
+    described = docstring_parser.parse(MathCanvasDataModule.__doc__ or "").params[-1].description
+    assert described is not None
+    assert described.split(": ")[1].rstrip(".").replace("\n", " ").split(", ") == names
+
+
+def test_each_sample_of_all_formats_occurs_once_an_epoch(mixture: list[Any]) -> None:
     data = module(*mixture, packs_per_step=3)
     loader = data.train_dataloader()
     batches = list(loader)
@@ -68,7 +125,7 @@ def test_all_formats_once_an_epoch(mixture: list[Any]) -> None:
     assert uids(second) != uids(batches)
 
 
-def test_totals_are_those_of_the_packs(mixture: list[Any]) -> None:
+def test_step_totals_equal_those_of_the_packs(mixture: list[Any]) -> None:
     data = module(*mixture, packs_per_step=3, dropout=DropoutConfig(text=0.4, vit=0.4, vae=0.4))
     for _, step in itertools.groupby(data.train_dataloader(), lambda b: b.step):
         batches = list(step)
@@ -82,15 +139,13 @@ def test_totals_are_those_of_the_packs(mixture: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (4, 3)])
-def test_same_steps_for_any_ranks_and_workers(
-    ranks: int, workers: int, mixture: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_steps_for_any_ranks_and_workers(ranks: int, workers: int, mixture: list[Any]) -> None:
     wanted = by_step(module(*mixture, packs_per_step=4).train_dataloader())
     found: dict[tuple[int, int], list[str]] = {}
     lengths = set()
     for rank in range(ranks):
         data = module(*mixture, packs_per_step=4, workers=WorkerConfig(num_workers=workers))
-        as_rank(monkeypatch, data, rank, ranks)
+        data.use_rank(rank, ranks)
         loader = data.train_dataloader()
         lengths.add(len(loader))
         for key, digests in by_step(loader).items():
@@ -99,7 +154,7 @@ def test_same_steps_for_any_ranks_and_workers(
     assert len(lengths) == 1
 
 
-def test_workers_that_are_spawned(shards: Path) -> None:
+def test_spawned_workers(shards: Path) -> None:
     wanted = [digest(b) for b in module(config(shards)).train_dataloader()]
     spawned = WorkerConfig(num_workers=1, start_method="spawn", prefetch_factor=1)
     assert [digest(b) for b in module(config(shards), workers=spawned).train_dataloader()] == wanted
@@ -107,24 +162,22 @@ def test_workers_that_are_spawned(shards: Path) -> None:
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
-def test_resumes_on_other_ranks(
-    stop: int, before: int, after: int, shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumes_on_other_ranks(stop: int, before: int, after: int, shards: Path) -> None:
     whole = module(config(shards), packs_per_step=4)
     wanted = by_step([*whole.train_dataloader(), *whole.train_dataloader()])
     found: dict[tuple[int, int], list[str]] = {}
     states = []
     for rank in range(before):
         data = module(config(shards), packs_per_step=4)
-        as_rank(monkeypatch, data, rank, before)
-        # A batch counts as done when the next one is asked for.
+        data.use_rank(rank, before)
+        # A batch counts as processed when the next one is requested.
         taken = list(itertools.islice(data.train_dataloader(), stop * 4 // before + 1))[:-1]
         collect(found, taken)
         states.append(json.loads(json.dumps(data.state_dict())))
     assert all(state == states[0] for state in states)
     for rank in range(after):
         data = module(config(shards), packs_per_step=4)
-        as_rank(monkeypatch, data, rank, after)
+        data.use_rank(rank, after)
         data.load_state_dict(states[0])
         loader = data.train_dataloader()
         rest = list(loader)
@@ -138,7 +191,7 @@ def collect(found: dict[tuple[int, int], list[str]], batches: list[MicroBatch]) 
         found[key] = sorted([*found.get(key, []), *digests])
 
 
-def test_other_packs_per_step_in_the_middle(shards: Path) -> None:
+def test_changing_packs_per_step_within_an_epoch(shards: Path) -> None:
     first = module(config(shards), packs_per_step=4)
     taken = list(itertools.islice(first.train_dataloader(), 9))[:-1]
     second = module(config(shards), packs_per_step=2)
@@ -185,11 +238,11 @@ def test_resuming_with_other_data(tmp_path: Path) -> None:
         module(config(folder)).load_state_dict({**state, "version": 0})
 
 
-def test_saving_in_the_middle_of_a_step(shards: Path) -> None:
+def test_state_within_an_accumulation(shards: Path) -> None:
     data = module(config(shards), packs_per_step=2)
     batches = iter(data.train_dataloader())
     steps = []
-    for _ in range(5):  # the batch in hand is not done yet
+    for _ in range(5):  # the current batch is not processed yet
         next(batches)
         steps.append(data.state_dict()["step"])
     assert steps == [0, 0, 1, 1, 2]
@@ -197,9 +250,7 @@ def test_saving_in_the_middle_of_a_step(shards: Path) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("ranks", "workers"), [(8, 0), (2, 4)])
-def test_fewer_row_groups_than_workers(
-    ranks: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fewer_row_groups_than_workers(ranks: int, workers: int, tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 25, num_files=1, rows_per_group=613)
     found: list[str] = []
     lengths = set()
@@ -207,7 +258,7 @@ def test_fewer_row_groups_than_workers(
         data = module(
             config(folder), packs_per_step=ranks, workers=WorkerConfig(num_workers=workers)
         )
-        as_rank(monkeypatch, data, rank, ranks)
+        data.use_rank(rank, ranks)
         batches = list(data.train_dataloader())
         lengths.add(len(batches))
         found += uids(batches)
@@ -237,7 +288,7 @@ def write_empty(path: Path) -> None:
     pq.write_table(pq.read_table(path).slice(0, 0), path)
 
 
-def test_nothing_to_train_on(tmp_path: Path) -> None:
+def test_no_samples_is_an_error(tmp_path: Path) -> None:
     rows = [{**interleaved_row(n), "answer": ""} for n in range(3)]
     with pytest.raises(DataError, match=r"no sample among 3 rows .*no answer"):
         module(config(write_shards(tmp_path, rows)))
@@ -245,7 +296,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         module().train_dataloader()
 
 
-def test_fraction_is_always_the_same_part(shards: Path) -> None:
+def test_fraction_uses_the_same_rows_for_every_seed(shards: Path) -> None:
     parts = [
         sorted(uids(module(config(shards, fraction=0.4), seed=seed).train_dataloader()))
         for seed in (0, 1)
@@ -256,7 +307,7 @@ def test_fraction_is_always_the_same_part(shards: Path) -> None:
         module(config(shards, fraction=0.0))
 
 
-def test_weights(mixture: list[Any], tmp_path: Path) -> None:
+def test_weights_are_exact_shares(mixture: list[Any], tmp_path: Path) -> None:
     weighted = [
         config(tmp_path / "reason", weight=1.0),
         config(tmp_path / "captions", "t2i", weight=2.0),
@@ -300,20 +351,20 @@ def test_validation_sets(shards: Path, tmp_path: Path) -> None:
     assert min(texts) > 0  # nothing is dropped
 
 
-def test_packs_per_step_that_ranks_do_not_divide(
-    shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MathCanvasDataModule, "_ranks", lambda self: (0, 4))
+def test_packs_per_step_that_is_not_a_multiple_of_ranks(shards: Path) -> None:
+    data = new_module(config(shards), packs_per_step=6)
+    data.prepare_data()
+    data.use_rank(0, 4)
     with pytest.raises(ConfigError, match="6, on 4 ranks"):
-        module(config(shards), packs_per_step=6)
+        data.setup()
 
 
-def test_budgets_that_contradict() -> None:
+def test_a_sample_must_fit_into_a_pack() -> None:
     with pytest.raises(ConfigError, match="max_num_tokens_per_sample"):
         module(max_num_tokens=100, max_num_tokens_per_sample=101)
 
 
-def test_images_that_do_not_fit_the_model(tmp_path: Path) -> None:
+def test_images_too_large_for_the_model(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 2)
     large = ImageTransform(max_image_size=160, min_image_size=160)
     with pytest.raises(ConfigError, match=r"vae_transform of .*10 tokens along a side"):
@@ -323,28 +374,28 @@ def test_images_that_do_not_fit_the_model(tmp_path: Path) -> None:
         module(config(folder, vit_transform=odd))
 
 
-def test_two_sets_of_one_name(shards: Path) -> None:
+def test_names_of_data_sets_are_unique(shards: Path) -> None:
     with pytest.raises(ConfigError, match="twice"):
         module(config(shards), config(shards))
     data = module(config(shards), config(shards, name="again"))
     assert len(uids(data.train_dataloader())) == 2 * NUM_ROWS
 
 
-def test_loading_draws_nothing_from_the_global_generator(shards: Path) -> None:
+def test_loading_leaves_the_global_generator_unchanged(shards: Path) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(module(config(shards), workers=WorkerConfig(num_workers=1)).train_dataloader())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_micro_batches_move(shards: Path) -> None:
+def test_micro_batches_move_to_a_device(shards: Path) -> None:
     batch = next(iter(module(config(shards)).train_dataloader()))
     assert batch.to("meta").pack.text_ids.device.type == "meta"
     assert batch.to("cpu") is not batch
     assert len(batch.image_seeds) == len(batch.pack.images)
 
 
-def test_seeds_name_pictures(tmp_path: Path) -> None:
+def test_image_seeds_are_unique(tmp_path: Path) -> None:
     rows = [interleaved_row(n, images=3) for n in range(4)]
     data = module(config(write_shards(tmp_path, rows)), dropout=NO_DROPOUT)
     seeds = [seed for epoch in range(2) for b in data.train_dataloader() for seed in b.image_seeds]

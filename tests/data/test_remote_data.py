@@ -1,4 +1,4 @@
-"""Training from servers that fail: it recovers, or stops with the object's name; never a gap."""
+"""Training from failing servers: it recovers, or stops with the object's name; no row is lost."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.errors import StorageError
 from mathcanvas_lightning.storage.shards import StorageConfig
 from tests.data.hashes import digest, uids
@@ -56,7 +56,9 @@ def remote(tmp_path: Path, options: dict[str, Any], url: str = "s3://shards", **
     return module(config(url, name="set"), storage=storage, **{**defaults, **more})
 
 
-def test_the_same_as_local(bucket: S3Server, wanted: list[str], tmp_path: Path) -> None:
+def test_packs_equal_those_of_local_shards(
+    bucket: S3Server, wanted: list[str], tmp_path: Path
+) -> None:
     data = remote(tmp_path, bucket.options(), workers=WorkerConfig(num_workers=2))
     assert [digest(batch) for batch in data.train_dataloader()] == wanted
 
@@ -107,7 +109,7 @@ def test_fails_with_the_name_of_the_object(
     proxy.fault = fault
     with pytest.raises(StorageError, match=r"s3://shards/part_\d\.parquet"):
         list(data.train_dataloader())
-    assert not (tmp_path / "quarantine.jsonl").exists()  # a server's failure is no bad row
+    assert not (tmp_path / "quarantine.jsonl").exists()  # a failing server is not a bad row
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -1,4 +1,4 @@
-"""Through a real Trainer: the same samples whether or not a run was cut, on any number of ranks."""
+"""With a real Trainer: interrupted runs train on the same samples, on any number of ranks."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import ROOT, TRAINER_WARNINGS, read_jsonl
-from tests.data.make_rows import interleaved_shards, module
+from tests.data.make_rows import config, interleaved_shards, module, new_module
 from tests.data.training import fit
 
 pytestmark = pytest.mark.filterwarnings(
@@ -57,7 +57,7 @@ def until(steps: Steps, count: int) -> Steps:
 
 @pytest.mark.parametrize("ask_for_steps", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
-def test_cut_and_resumed(
+def test_an_interrupted_run_resumes(
     stop: int, ask_for_steps: bool, shards: Path, whole: Steps, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -71,8 +71,8 @@ def test_cut_and_resumed(
     assert len(journal(first)) + len(journal(second)) == len(whole)
 
 
-def test_lengths_are_exact(shards: Path, whole: Steps, tmp_path: Path) -> None:
-    data = module_of(shards)
+def test_number_of_steps_is_exact(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    data = module(config(shards), packs_per_step=4)
     assert data.total_steps(2) == len(whole)
     trainer = fit(shards, tmp_path / "journal", packs_per_step=4, ask_for_steps=True)
     assert trainer.global_step == len(whole)
@@ -80,13 +80,7 @@ def test_lengths_are_exact(shards: Path, whole: Steps, tmp_path: Path) -> None:
     assert asked == 2 * data.total_steps(1)
 
 
-def module_of(shards: Path) -> Any:
-    from tests.data.make_rows import config
-
-    return module(config(shards), packs_per_step=4)
-
-
-def test_limited_by_steps(shards: Path, whole: Steps, tmp_path: Path) -> None:
+def test_max_steps(shards: Path, whole: Steps, tmp_path: Path) -> None:
     fit(shards, tmp_path / "journal", packs_per_step=4, max_steps=6)
     assert journal(tmp_path) == until(whole, 6)
 
@@ -117,34 +111,35 @@ def test_saved_after_validation(shards: Path, whole: Steps, tmp_path: Path) -> N
     assert {**journal(first), **journal(second)} == whole
 
 
-def test_other_packs_per_step(shards: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_packs_per_step(shards: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
     fit(shards, first / "journal", packs_per_step=4, stop=2)
     resume = checkpoint(first, 2)
     fit(shards, second / "journal", packs_per_step=2, resume=resume, epochs=2)
-    seen: dict[int, list[str]] = {0: [], 1: []}
+    trained: dict[int, list[str]] = {0: [], 1: []}
     for folder in (first, second):
         for line in read_jsonl(folder / "journal.0.jsonl"):
-            seen[line["epoch"]] += line["uids"]
+            trained[line["epoch"]] += line["uids"]
     for epoch in (0, 1):
-        assert sorted(seen[epoch]) == sorted(f"row{n}" for n in range(60))
+        assert sorted(trained[epoch]) == sorted(f"row{n}" for n in range(60))
 
 
-def test_accumulation_that_does_not_fit(shards: Path) -> None:
+def test_wrong_accumulation_is_an_error(shards: Path) -> None:
     from lightning.pytorch import Trainer
 
-    data = module_of(shards)
+    data = new_module(config(shards), packs_per_step=4)
+    data.prepare_data()
     trainer = Trainer(accelerator="cpu", accumulate_grad_batches=3, logger=False)
     trainer.datamodule = data
-    data.trainer, data._train = trainer, None
+    data.trainer = trainer
     with pytest.raises(ConfigError, match=r"accumulate_grad_batches.*found 3; wanted 4"):
         data.setup("fit")
 
 
 def launch(ranks: int, **arguments: Any) -> None:
-    """Runs `fit` on processes that talk over gloo; kills them all if they hang."""
+    """Runs `fit` on gloo processes; kills them all if they hang."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -181,7 +176,7 @@ def launch(ranks: int, **arguments: Any) -> None:
             process.kill()
 
 
-def test_real_ranks_come_and_go(shards: Path, whole: Steps, tmp_path: Path) -> None:
+def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path) -> None:
     """2 ranks without workers, then 4 with 3 each, then 1 with 1."""
     found: Steps = {}
     resume = None

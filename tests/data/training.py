@@ -1,4 +1,4 @@
-"""A module that learns nothing but remembers what it was given, run as a script or in a test."""
+"""A module that records its batches without learning; run as a script or in a test."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import WorkerConfig
 from tests.data.hashes import digest
 from tests.data.make_rows import config, module
 
 
 class Recorder(LightningModule):
-    """Writes one line a micro-batch: its place and its digest."""
+    """Writes one line per micro-batch: epoch, step, ids and digest."""
 
     def __init__(self, journal: Path, *, ask_for_steps: bool = False) -> None:
         super().__init__()
@@ -47,19 +47,19 @@ class Recorder(LightningModule):
 
 
 class StopAt(Callback):
-    """Ends the run after some optimizer steps, as a kill would."""
+    """Ends the run after some optimizer steps, like a kill."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
-            trainer.strategy.barrier()  # none is killed while another still saves
+            trainer.strategy.barrier()  # no rank is killed while another one still saves
             raise KilledError
 
 
 class KilledError(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def fit(
@@ -78,7 +78,7 @@ def fit(
     validate: bool = False,
     checkpoints: ModelCheckpoint | None = None,
 ) -> Trainer:
-    """Trains on shards and saves at every step."""
+    """Trains on shards and saves a checkpoint every `every` steps."""
     seed_everything(0, verbose=False)
     data = module(
         config(folder), packs_per_step=packs_per_step, workers=WorkerConfig(num_workers=workers)

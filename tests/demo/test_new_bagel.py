@@ -1,4 +1,4 @@
-"""Fresh models: complete, decided by the seed, with a tokenizer that Qwen2's class reads."""
+"""New models: complete, reproducible, with a tokenizer that Qwen2's class reads."""
 
 import sys
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_vllm_reads_what_we_write(tmp_path: Path) -> None:
     made = make_bagel(str(tmp_path / "fresh"), seed=1)
     model = Bagel.from_checkpoint(made.path, dtype=torch.float32)
     generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():  # a fresh model says one word for ever
+    for parameter in model.parameters():  # an untrained model repeats one token
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     model.save_checkpoint(tmp_path / "model", dtype=torch.float32, source=made.path)
     ids = torch.randint(0, 400, (20,), generator=generator).tolist()

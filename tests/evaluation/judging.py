@@ -1,4 +1,4 @@
-"""A judge that needs no model: it obeys marks in the texts that it gets."""
+"""Backends for tests of the judge, controlled by marks in the texts."""
 
 import re
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from mathcanvas_lightning.generation.requests import (
 
 
 class MarkedBackend(EchoBackend):
-    """Extracts what stands in [[...]] of the response; answers in reverse order.
+    """Extracts the text in [[...]] from the response; answers in reverse order.
 
     A response with "fail here" fails in the first phase, an answer with "fail there" in the
-    second; "mumble" is answered by neither 0 nor 1.
+    second; the verdict on "mumble" is neither 0 nor 1.
 
     Args:
-        model_name: What to call it.
+        model_name: Name of the model.
     """
 
     def __init__(self, model_name: str = "marked") -> None:
@@ -28,18 +28,18 @@ class MarkedBackend(EchoBackend):
         self.is_closed = False
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """Takes requests."""
+        """Records the requests."""
         self.requests.extend(requests)
         super().submit(requests)
 
     def collect(self) -> list[GenerationResponse]:
-        """Answers all that wait, the last one first."""
-        waiting = list(self._waiting)[::-1]
-        self._waiting.clear()
-        return [self._answer(request) for request in waiting]
+        """Answers all pending requests, the last one first."""
+        pending = self.requests[len(self.requests) - self.num_pending :]
+        super().collect()
+        return [self._answer(request) for request in reversed(pending)]
 
     def close(self) -> None:
-        """Remembers that it was closed."""
+        """Records the call."""
         self.is_closed = True
         super().close()
 
@@ -50,12 +50,12 @@ class MarkedBackend(EchoBackend):
             return GenerationResponse(
                 uid=request.uid, failure=Failure(kind="timeout", message="too slow")
             )
-        said = _extracted(text) if is_extraction else _compared(text)
-        return GenerationResponse(uid=request.uid, outputs=(Output(text=said),))
+        reply = _extracted(text) if is_extraction else _compared(text)
+        return GenerationResponse(uid=request.uid, outputs=(Output(text=reply),))
 
 
 class DeadBackend(EchoBackend):
-    """Ends while it is asked."""
+    """Raises a BackendError instead of answering."""
 
     num_closed = 0
 
@@ -64,7 +64,7 @@ class DeadBackend(EchoBackend):
         raise BackendError("engine", found="it is dead", wanted="a live one", remedy="Revive it.")
 
     def close(self) -> None:
-        """Counts."""
+        """Counts the calls."""
         DeadBackend.num_closed += 1
 
 

@@ -1,4 +1,4 @@
-"""The final answer of responses as models write them."""
+"""Extraction of final answers from responses as models write them."""
 
 import time
 
@@ -178,7 +178,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=25).map("".join)))
-def test_an_answer_is_its_own_answer(response: str) -> None:
+def test_extraction_is_idempotent(response: str) -> None:
     answer = extract_answer(response)
     assert extract_answer(answer) == answer
     assert clean(answer) == answer

@@ -1,4 +1,4 @@
-"""A model as judge: what it is asked, what becomes of what it says."""
+"""A model as judge: its requests, and the rulings from its replies."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_rulings() -> None:
     assert sum(done) == 4 + 6
 
 
-def test_what_fails_is_undecided() -> None:
+def test_failed_requests_leave_parts_undecided() -> None:
     rulings = Judge(MarkedBackend()).judge(
         [
             case("fail here [[7]]", "7", "8"),
@@ -57,7 +57,7 @@ def test_requests() -> None:
     extraction, first, second = backend.requests
     text = extraction.messages[0].text
     assert "How {many}?" in text
-    assert "x {answer} [[7]] {question}" in text  # what is filled in is left as it is
+    assert "x {answer} [[7]] {question}" in text  # fields in the texts are not filled in
     assert "[[9]]" not in text
     assert first.sampling.choice == second.sampling.choice == ("0", "1")
     assert extraction.sampling.temperature == first.sampling.temperature == 0
@@ -65,7 +65,7 @@ def test_requests() -> None:
     assert "to part (2):\n7\n" in second.messages[0].text
 
 
-def test_prompts_of_ones_own() -> None:
+def test_custom_prompts() -> None:
     backend = MarkedBackend()
     judge = Judge(
         backend,
@@ -78,7 +78,7 @@ def test_prompts_of_ones_own() -> None:
         Judge(backend, compare_prompt="Is it {response}?")
 
 
-def test_an_echo_decides_nothing() -> None:
+def test_an_echo_leaves_everything_undecided() -> None:
     (ruling,) = Judge(EchoBackend()).judge([case("7", "7")])
     assert ruling.parts == (None,)
 
@@ -105,7 +105,7 @@ def test_judge_from_a_file(tmp_path: Path) -> None:
         "backend: {class_path: tests.evaluation.judging.MarkedBackend}\nmax_tokens: many",
     ],
 )
-def test_files_that_describe_no_judge(tmp_path: Path, text: str) -> None:
+def test_invalid_judge_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"judge\.yaml: found .*wanted a YAML file"):

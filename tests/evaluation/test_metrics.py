@@ -1,4 +1,4 @@
-"""Credits and metrics against numbers worked out by hand, on one process and on two."""
+"""Credits and metrics against numbers computed by hand, in one process and in two."""
 
 import multiprocessing
 import socket
@@ -64,7 +64,7 @@ def test_interval() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics(name: str) -> None:
     metric = METRICS[name]()
-    batch = metric(VERDICTS[:2])  # forward gives the batch's own value
+    batch = metric(VERDICTS[:2])  # forward returns the value of the batch
     assert float(batch) == pytest.approx((1 + {"complete": 0}.get(name, _second(name))) / 2)
     metric.update(VERDICTS[2:])
     assert float(metric.compute()) == pytest.approx(EXPECTED[name], abs=1e-4)
@@ -88,7 +88,7 @@ def test_groups() -> None:
     assert float(metric.compute()["logic"]) == 0.5
 
 
-def test_unknown_and_doubled_groups_are_refused() -> None:
+def test_unknown_and_duplicate_groups_are_refused() -> None:
     with pytest.raises(ConfigError, match="each once"):
         GroupedAccuracy(["a", "a"])
     with pytest.raises(ConfigError, match="'b'"):

@@ -1,4 +1,4 @@
-"""Files of answered records, scored from the command line and from Python."""
+"""Scores of files of answered records, from the command line and from Python."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
             table.to_pandas().to_csv(path, index=False)
 
 
-def test_verdicts_are_written_down(tmp_path: Path) -> None:
+def test_verdicts_are_written(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"id": 3} | RECORDS[0], *RECORDS[4:7]])
     report = score(path, output=str(tmp_path / "new" / "scores.json"))
     written = json.loads((tmp_path / "new" / "scores.json").read_text())
@@ -169,11 +169,11 @@ def test_files_that_can_not_be_scored(
     assert not (tmp_path / "a_scores.json").exists()
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         score(tmp_path / "nowhere.jsonl")
     path = write_json(tmp_path / "a.json", RECORDS)
-    with pytest.raises(ConfigError, match="not the input"):
+    with pytest.raises(ConfigError, match="which is the input"):
         score(path, output=str(path))
 
 
@@ -199,7 +199,7 @@ def judge_file(folder: Path, class_path: str) -> str:
     return str(path)
 
 
-def test_a_judge_looks_at_what_the_rules_do_not_find_right(tmp_path: Path) -> None:
+def test_a_judge_decides_on_answers_that_the_rules_marked_wrong(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", JUDGED)
     assert verdicts(score(path)) == [
         *(["wrong"], ["right"], ["wrong"], ["wrong"], ["wrong"]),
@@ -217,9 +217,7 @@ def test_a_judge_looks_at_what_the_rules_do_not_find_right(tmp_path: Path) -> No
     assert json.loads(report.output.read_text())["judge_failures"] == ["timeout: too slow"]
 
 
-def test_a_judge_that_dies_ends_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dead_judge_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_lines(tmp_path / "a.jsonl", JUDGED)
     judge = judge_file(tmp_path, "tests.evaluation.judging.DeadBackend")
     assert main(["score", "--input", path, "--judge", judge, "--num_workers", "1"]) == 1
@@ -230,11 +228,11 @@ def test_a_judge_that_dies_ends_the_command(
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_lines(tmp_path / "a.jsonl", RECORDS)
     assert main(["score", "--input", path, "--by", "subject", "--num_workers", "1"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("50.0%", "42.9%", "49.1%", "subject: lengths", "66.7%", "1 records without"):
-        assert text in said, said
-    assert "undecided" not in said
-    assert str(tmp_path / "a_scores.json") in said
+        assert text in output, output
+    assert "undecided" not in output
+    assert str(tmp_path / "a_scores.json") in output
     assert main(["score", "--input", path, "--answer_field", "truth"]) == 1
     assert "--answer_field truth" in capsys.readouterr().err
 
@@ -247,14 +245,14 @@ def test_tool(tmp_path: Path, run_tool: RunTool) -> None:
     assert json.loads((tmp_path / "s.json").read_text())["overall"]["num_right"] == 3
 
 
-def test_slow_comparisons_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_comparisons_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = [{"answer": "5.5", "model_answer": "\\boxed{1000000000!}"}]
     report = score(write_lines(tmp_path / "a.jsonl", records), time_limit_s=0.5)
     assert verdicts(report) == [["wrong"]]
     assert "1 comparisons took over 0.5 s" in caplog.text
 
 
-def test_a_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "PAIRS_PER_PROCESS", 2)
     records = [{"answer": str(i), "model_answer": str(i - i % 3)} for i in range(12)]
     report = score_responses(write_lines(tmp_path / "a.jsonl", records), num_workers=2)

@@ -1,4 +1,4 @@
-"""A pack of a run, from its YAML files."""
+"""One pack of a run, from its YAML files."""
 
 from pathlib import Path
 from typing import Any

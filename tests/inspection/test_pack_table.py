@@ -1,4 +1,4 @@
-"""A pack described and drawn: nothing is lost, and the mask is the one rule's."""
+"""Descriptions and drawings of packs: complete, with the mask of the attention rule."""
 
 import itertools
 import json
@@ -110,7 +110,7 @@ def test_the_mask_is_that_of_the_reference() -> None:
 
 @pytest.mark.parametrize("samples", PACKS)
 @pytest.mark.parametrize("max_px", [1000, 7])
-def test_the_mask_is_that_of_the_rule(samples: list[list[Kind]], max_px: int) -> None:
+def test_the_mask_follows_the_attention_rule(samples: list[list[Kind]], max_px: int) -> None:
     batch = synthetic_pack(samples, CONFIG)
     layout = make_layout(batch.sample_lens, batch.splits, torch.device("cpu"))
     dense = dense_mask(layout).float().numpy()
@@ -134,7 +134,7 @@ def test_a_long_pack_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "pack.png").is_file()
 
 
-def test_the_table_shows_what_texts_hold() -> None:
+def test_the_table_shows_texts_without_markup() -> None:
     batch = synthetic_pack([["question", "answer"]], CONFIG)
     blocks = describe_pack(batch, lambda ids: "[b]bold[/b]\nnext line")
     console = Console(width=200, record=True, file=None)
@@ -148,7 +148,7 @@ def test_the_table_shows_what_texts_hold() -> None:
 
 def test_blocks_of_another_pack(tmp_path: Path) -> None:
     batch, other = (synthetic_pack(samples, CONFIG) for samples in PACKS[:2])
-    with pytest.raises(ValueError, match="don't tile"):
+    with pytest.raises(ValueError, match="don't cover"):
         draw_pack(batch, tmp_path / "x.png", describe_pack(other, spelled))
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Looking at shards: counts that are right, problems that are found, a page that is whole."""
+"""Inspection of shards: counts, problems, and the HTML page."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_validation_finds_a_broken_image(shards: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "copy")
     image = {"bytes": png(40, 40)[:-30], "path": "x.png"}
     uid = rewrite(folder / "blockmoving_001.parquet", {"question_images": [image]})
-    assert inspect_shards(str(folder)).problems == []  # headers alone look fine
+    assert inspect_shards(str(folder)).problems == []  # the headers are valid
     problems = inspect_shards(str(folder), validate=True).problems
     assert [p.uid for p in problems if p.uid] == [uid]
     assert "image_truncated" in problems[0].message
@@ -105,7 +105,7 @@ def test_nothing_to_inspect(tmp_path: Path) -> None:
             inspect_shards(str(folder))
 
 
-def test_page_holds_rows_in_reading_order(shards: Path, tmp_path: Path) -> None:
+def test_page_shows_rows_in_reading_order(shards: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     inspect_shards(str(shards), rows=3, html=str(page))
     html = page.read_text(encoding="utf-8")
@@ -118,8 +118,14 @@ def test_page_holds_rows_in_reading_order(shards: Path, tmp_path: Path) -> None:
     assert step < html.index("Step 2:") < html.index("step_2.png")
 
 
-def test_page_escapes_what_data_says(tmp_path: Path, shards: Path) -> None:
+def test_page_escapes_texts(tmp_path: Path, shards: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "copy")
-    rewrite(folder / "blockmoving_000.parquet", {"answer": "<script>alert(1)</script>"}, row=0)
+    image = {"bytes": b"no image", "path": "<b>x.png"}
+    change = {"answer": "<script>alert(1)</script>", "question_images": [image]}
+    rewrite(folder / "blockmoving_000.parquet", change, row=0)
     inspect_shards(str(folder), rows=1, html=str(tmp_path / "page.html"))
-    assert "<script>" not in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert '<p class="notice">&lt;b&gt;x.png: ' in page
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page

@@ -1,4 +1,4 @@
-"""LoRA: placed where asked, changes nothing at first, and merges exactly."""
+"""LoRA: placement, unchanged outputs at the start, merging."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_pattern(model: Bagel) -> None:
     ]
 
 
-def test_seed_decides_the_first_values() -> None:
+def test_seed_of_the_initial_weights() -> None:
     states = []
     for seed in (1, 1, 2):
         model = Bagel.empty(CONFIG, dtype=torch.float32, device="cpu")

@@ -1,4 +1,4 @@
-"""The network on packs of any composition, its presets, and what is trained of it."""
+"""The network on packs of any composition; presets; frozen parts."""
 
 import dataclasses
 from typing import Any
@@ -34,19 +34,19 @@ def model() -> Bagel:
 
 PACKS = {
     "all": [["question", "clean", "vit", "answer", "noisy", "clean", "vit", "answer"]],
-    "text alone": [["question", "answer"], ["answer"]],
+    "only text": [["question", "answer"], ["answer"]],
     "no text loss": [["question", "noisy"]],
     "no image loss": [["question", "clean", "vit", "answer"]],
     "no ViT": [["question", "noisy", "clean", "answer"]],
     "no latents": [["question", "vit", "answer"]],
     "no loss at all": [["question", "vit"]],
-    "images alone": [["vit", "clean", "noisy"]],
+    "only images": [["vit", "clean", "noisy"]],
 }
 
 
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("freeze", [{}, {"und": True}, {"vit": True, "connector": True}])
-def test_every_trained_parameter_takes_part(name: str, freeze: Any, model: Bagel) -> None:
+def test_every_trained_parameter_gets_a_gradient(name: str, freeze: Any, model: Bagel) -> None:
     model.freeze(**freeze)
     batch = synthetic_pack(PACKS[name], CONFIG)
     output = model(batch, **synthetic_inputs(batch, CONFIG))
@@ -58,7 +58,6 @@ def test_every_trained_parameter_takes_part(name: str, freeze: Any, model: Bagel
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     without = [n for n, g in zip(trained, gradients, strict=True) if g is None]
-    # What feeds a frozen expert alone is cut off with it; in all other cases nothing is missing.
     assert without == []
     model.freeze()
 
@@ -68,7 +67,7 @@ def test_every_trained_parameter_takes_part(name: str, freeze: Any, model: Bagel
     st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=6), min_size=1, max_size=3),
     st.integers(0, 1000),
 )
-def test_packing_changes_nothing(samples: list[list[str]], seed: int) -> None:
+def test_packing_changes_no_result(samples: list[list[str]], seed: int) -> None:
     model = _trained()
     together = synthetic_pack(samples, CONFIG, seed=seed)
     inputs = synthetic_inputs(together, CONFIG, seed)
@@ -98,7 +97,7 @@ def test_packing_changes_nothing(samples: list[list[str]], seed: int) -> None:
             vit_lens.append(together.vit_lens[vit_image])
             seen += vit_lens[-1]
             vit_image += 1
-        alone = dataclasses.replace(
+        single = dataclasses.replace(
             together,
             sample_lens=(length,),
             splits=tuple(splits),
@@ -120,7 +119,7 @@ def test_packing_changes_nothing(samples: list[list[str]], seed: int) -> None:
             mse_indexes=together.mse_indexes[:0],
         )
         with torch.no_grad():
-            own = model(alone, **{key: value[of_latents] for key, value in inputs.items()})
+            own = model(single, **{key: value[of_latents] for key, value in inputs.items()})
         torch.testing.assert_close(
             own.hidden_states, packed[start : start + length], atol=2e-5, rtol=1e-4
         )

@@ -34,7 +34,7 @@ def test_noise_and_velocity() -> None:
     times = torch.tensor([0.0, 0.25, 1.0])
     mixed = add_noise(x, noise, times)
     assert mixed.tolist() == [[1.0, 2.0], [2.0, 1.0], [5.0, -2.0]]
-    # Following the velocity from x for the time t leads to x_t.
+    # Integrating the velocity from x over time t gives x_t.
     assert torch.equal(x + times[:, None] * velocity_target(x, noise), mixed)
 
 
@@ -48,6 +48,6 @@ def test_patches_and_back(rows: int, columns: int, patch: int, channels: int) ->
     assert torch.equal(tokens[0], first)
 
 
-def test_what_exceeds_a_patch_is_cut_off() -> None:
+def test_incomplete_patches_are_cropped() -> None:
     latent = torch.randn(2, 5, 7)
     assert torch.equal(patchify(latent, 2), patchify(latent[:, :4, :6], 2))

@@ -1,4 +1,4 @@
-"""The autoencoder: its published names, its batching by size, its frozen state."""
+"""The autoencoder: published names, batching by size, frozen state."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_names_there_and_back(folder: Path, vae: LatentVAE) -> None:
     assert all(torch.equal(again[name], stored[name]) for name in stored)
 
 
-def test_frozen_for_good(vae: LatentVAE) -> None:
+def test_stays_frozen(vae: LatentVAE) -> None:
     vae.train()
     assert not vae.training
     assert not any(parameter.requires_grad for parameter in vae.parameters())
@@ -77,7 +77,7 @@ def test_half_precision(folder: Path) -> None:
     assert vae.dtype == torch.bfloat16
 
 
-def test_pixels_are_cut_down() -> None:
+def test_pixels_are_rounded_down() -> None:
     values = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0])
     pixels = to_pixels(values.expand(3, 1, 6))
     assert pixels.shape == (1, 6, 3)

@@ -1,4 +1,4 @@
-"""Sequence plans, packs and pixels equal the reference's."""
+"""Sequence plans, packs and pixels are equal to those of the reference."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ from tests.parity.packs import load_pack, need
 GOLDEN = golden_folder()
 PACKS = sorted(path.stem for path in GOLDEN.glob("pack_*.json"))
 PARSED = sorted(path.name for path in GOLDEN.glob("parsed*.json"))
-NO_DRAWS = 0.5  # what draws are where nothing is to be dropped or chosen
+NEUTRAL = 0.5  # a random number that drops nothing without dropout
 
 
 def read_json(name: str) -> Any:
@@ -51,7 +51,7 @@ def geometry() -> TokenGeometry:
 
 
 def read_row(row_id: str) -> tuple[RowFormat, Sample]:
-    """A row of the golden set by its name, and its format."""
+    """Format and content of a row of the golden set."""
     if row_id in ("t2i", "edit"):
         [row] = pq.read_table(need(GOLDEN / f"{row_id}.parquet")).to_pylist()
         return row_id, READERS[row_id](row, row_id)  # type: ignore[index, return-value]
@@ -93,20 +93,22 @@ def prepared(
     items = []
     for row_id in row_ids:
         row_format, sample = load(row_id, tokenizer)
-        draws = np.full((len(sample.elements), 4), NO_DRAWS)
-        item, _ = prepare(sample, settings(row_format, dropout), geometry, tokenizer, draws)
+        uniforms = np.full((len(sample.elements), 4), NEUTRAL)
+        item, _ = prepare(sample, settings(row_format, dropout), geometry, tokenizer, uniforms)
         items.append(item)
     return items
 
 
 @pytest.mark.parametrize("name", PARSED)
-def test_sequence_plans(name: str, tokenizer: TextTokenizer, geometry: TokenGeometry) -> None:
+def test_sequence_plans_equal_the_reference(
+    name: str, tokenizer: TextTokenizer, geometry: TokenGeometry
+) -> None:
     types = {"text": "text", "noisy": "vae_image", "clean": "vae_image", "vit": "vit_image"}
     for wanted in read_json(name):
         row_format, sample = load(wanted["row_id"], tokenizer)
         elements = count_elements(sample, settings(row_format), geometry)
-        draws = np.full((len(sample.elements), 4), NO_DRAWS)
-        plan = plan_sequence(row_format, elements, draws, NO_DROPOUT, tokenizer.special)
+        uniforms = np.full((len(sample.elements), 4), NEUTRAL)
+        plan = plan_sequence(row_format, elements, uniforms, NO_DROPOUT, tokenizer.special)
         found = [
             {
                 "type": types[split.kind],
@@ -132,7 +134,9 @@ def test_sequence_plans(name: str, tokenizer: TextTokenizer, geometry: TokenGeom
 
 
 @pytest.mark.parametrize("name", PACKS)
-def test_packs(name: str, tokenizer: TextTokenizer, geometry: TokenGeometry) -> None:
+def test_packs_equal_the_reference(
+    name: str, tokenizer: TextTokenizer, geometry: TokenGeometry
+) -> None:
     about = read_json(f"{name}.json")
     config = BagelConfig.from_directory(GOLDEN / "tiny_bagel")
     wanted = load_pack(GOLDEN, name, config).batch
@@ -146,7 +150,7 @@ def test_packs(name: str, tokenizer: TextTokenizer, geometry: TokenGeometry) -> 
 
 
 def with_timesteps(items: list[PackItem], logits: torch.Tensor) -> list[PackItem]:
-    """The same items with the reference's timesteps, drawing by drawing."""
+    """The same items with the timesteps of the reference, image by image."""
     order: list[float] = []
     for value in logits[torch.isfinite(logits)].tolist():
         if not order or order[-1] != value:
@@ -187,7 +191,7 @@ def compare(found: PackedBatch, wanted: PackedBatch, *, with_pixels: bool) -> No
             torch.testing.assert_close(image, wanted.images[theirs], rtol=0, atol=level)
 
 
-def test_image_sizes() -> None:
+def test_image_sizes_equal_the_reference() -> None:
     for name, rows in read_json("resize_sizes.json").items():
         longest, shortest, stride = map(int, name.split("_"))
         rule = ImageTransform(max_image_size=longest, min_image_size=shortest, image_stride=stride)

@@ -45,7 +45,7 @@ def vae() -> LatentVAE:
 def run(
     model: Bagel, name: str, settings: dict[str, Any]
 ) -> tuple[GoldenPack, dict[str, Tensor], BagelOutput, Tensor, Tensor]:
-    """The pack, the reference's tensors, our output, our mse and our loss."""
+    """Returns the pack, the reference's tensors, and our output, mse and loss."""
     if name.endswith("_freeze_und"):
         model.freeze(und=True)
     forward = load_file(GOLDEN / f"forward_{name}.safetensors")
@@ -58,7 +58,7 @@ def run(
     return pack, forward, output, mse, loss
 
 
-def test_there_is_something_to_compare() -> None:
+def test_reference_files_are_complete() -> None:
     if not FORWARDS:
         pytest.skip(f"no forward_*.safetensors in {GOLDEN}")
     assert all((GOLDEN / f"grad_norms_{name}.json").exists() for name in FORWARDS)
@@ -107,7 +107,7 @@ def test_gradients(name: str, path: Any, model: Bagel, settings: dict[str, Any])
             assert ours == pytest.approx(wanted or 0.0, rel=1e-3), parameter
 
 
-def test_frozen_und_has_no_gradient_at_all(model: Bagel, settings: dict[str, Any]) -> None:
+def test_frozen_und_has_no_gradient(model: Bagel, settings: dict[str, Any]) -> None:
     name = next((name for name in FORWARDS if name.endswith("_freeze_und")), None)
     if name is None:
         pytest.skip("no forward with a frozen expert")
@@ -166,12 +166,12 @@ def test_vae_decodes_drawings(name: str, model: Bagel, vae: LatentVAE) -> None:
         assert (difference > 0).float().mean() <= 1e-3
 
 
-def test_images_that_stand_twice_are_encoded_once(
+def test_repeated_images_are_encoded_once(
     model: Bagel, vae: LatentVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = load_pack(GOLDEN, "pack_all", model.config).batch
     if len(batch.images) == len(batch.latent_shapes):
-        pytest.skip("no image stands twice in pack_all")
+        pytest.skip("no image is repeated in pack_all")
     encoded = []
     real = LatentVAE.moments
     monkeypatch.setattr(
@@ -180,18 +180,18 @@ def test_images_that_stand_twice_are_encoded_once(
     tokens = pack_latents(vae, batch, model.config.latent_patch_size)
     assert sum(encoded) == len(batch.images)
     assert tokens.shape == (len(batch.latent_indexes), model.config.latent_dim)
-    alone = [vae.encode([image], None)[0] for image in batch.images]
+    separate = [vae.encode([image], None)[0] for image in batch.images]
     start = 0
     for image, (rows, columns) in zip(batch.latent_image_ids, batch.latent_shapes, strict=True):
         item = tokens[start : start + rows * columns]
         torch.testing.assert_close(
-            unpatchify(item, rows, columns, model.config.latent_patch_size), alone[image]
+            unpatchify(item, rows, columns, model.config.latent_patch_size), separate[image]
         )
         start += rows * columns
 
 
 @pytest.mark.parametrize("name", ["pack_no_text", "pack_no_vit", "pack_no_vae"])
-def test_packs_with_a_kind_dropped_run(name: str, model: Bagel) -> None:
+def test_packs_without_one_kind(name: str, model: Bagel) -> None:
     need(GOLDEN / f"{name}.json")
     batch = load_pack(GOLDEN, name, model.config).batch
     zeros = torch.zeros(len(batch.latent_indexes), model.config.latent_dim)

@@ -1,4 +1,4 @@
-"""`mathcanvas fit` on one process or several that talk over gloo, and what it did, written down."""
+"""Runs `mathcanvas fit` on one or several processes over gloo, and journals what it does."""
 
 import errno
 import json
@@ -33,13 +33,13 @@ TIMEOUT_S = 150
 
 
 class Journal(Callback):
-    """Writes down each micro-batch and each step, and the weights at the end.
+    """Records each micro-batch and each step, and the weights at the end.
 
     Args:
-        folder: Where to.
-        pauses: Where each attempt waits for the file "go": "step 3" in the middle of the step
-            after 3, "save 4" while the checkpoint of step 4 is written. Later attempts don't.
-        full_at: The disk of the last rank is full when the checkpoint of this step is written.
+        folder: Folder of the records.
+        pauses: For each attempt, the point where it waits for the file "go": "step 3" in the step
+            after 3, "save 4" while the checkpoint of step 4 is written. Later attempts don't wait.
+        full_at: Step whose checkpoint fails on the last rank, because the disk is full.
         watch_reads: Count the bytes of weights that are read.
     """
 
@@ -59,7 +59,7 @@ class Journal(Callback):
     def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.attempt = len(list(self.folder.glob(f"start.*.{trainer.global_rank}.jsonl")))
-        self._write(trainer, "start", {"pid": os.getpid()})
+        self.write(trainer, "start", {"pid": os.getpid()})
         if self.watch_reads:
             parallelize.safe_open = lambda *a: _Watched(safe_open(*a), self, trainer)
 
@@ -73,7 +73,7 @@ class Journal(Callback):
             torch.save = lambda *a, **k: (save(*a, **k), self._pause(trainer))
         if self.full_at == self.step + 1 and trainer.global_rank == trainer.world_size - 1:
             torch.save = _full_disk
-        self._write(
+        self.write(
             trainer,
             "batches",
             {
@@ -88,7 +88,7 @@ class Journal(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
         trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         lacking = [name for name, parameter in trained if parameter.grad is None]
-        self._write(trainer, "gradients", {"lacking": lacking, "trained": len(trained)})
+        self.write(trainer, "gradients", {"lacking": lacking, "trained": len(trained)})
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, number: int
@@ -96,11 +96,11 @@ class Journal(Callback):
         share = float(outputs["loss"]) / trainer.world_size
         unfinished = trainer.fit_loop._should_accumulate()
         logged = None if unfinished else float(trainer.callback_metrics["train/loss"])
-        self._write(trainer, "losses", {"step": self.step, "loss": share, "logged": logged})
+        self.write(trainer, "losses", {"step": self.step, "loss": share, "logged": logged})
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         found = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
-        self._write(trainer, "validations", found)
+        self.write(trainer, "validations", found)
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         state = module.network.state_dict()
@@ -109,12 +109,12 @@ class Journal(Callback):
             torch.save(whole, self.folder / "weights.pt")
 
     def _pause(self, trainer: Trainer) -> None:
-        self._write(trainer, "paused", {"step": self.step})
+        self.write(trainer, "paused", {"step": self.step})
         deadline = time.monotonic() + TIMEOUT_S
         while not (self.folder / "go").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _write(self, trainer: Trainer, kind: str, line: dict[str, Any]) -> None:
+    def write(self, trainer: Trainer, kind: str, line: dict[str, Any]) -> None:
         path = self.folder / f"{kind}.{self.attempt}.{trainer.global_rank}.jsonl"
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -125,7 +125,7 @@ def _full_disk(*args: object, **options: object) -> None:
 
 
 class _Watched:
-    """A safetensors file that tells how much is read of it."""
+    """A safetensors file that counts the bytes read."""
 
     def __init__(self, opened: Any, journal: Journal, trainer: Trainer) -> None:
         self._opened, self._journal, self._trainer = opened, journal, trainer
@@ -141,7 +141,7 @@ class _Watched:
         return _WatchedSlice(self._file.get_slice(name), self)
 
     def note(self, num_bytes: int) -> None:
-        self._journal._write(self._trainer, "reads", {"bytes": num_bytes})
+        self._journal.write(self._trainer, "reads", {"bytes": num_bytes})
 
 
 class _WatchedSlice:
@@ -156,14 +156,14 @@ class _WatchedSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A command line: its journal is in `folder/journal`, its checkpoints in `folder/saved`."""
+    """A run of `mathcanvas fit`: journal in `folder/journal`, checkpoints in `folder/saved`."""
 
     folder: Path
     shards: Sequence[Path]
     packs_per_step: int = 4
     ranks: int = 1
     replicas: int | None = None
-    """None: without a strategy."""
+    """Number of replicas; None runs without a strategy."""
     steps: int = 20
     save_every: int | None = None
     resume: Path | None = None
@@ -174,7 +174,7 @@ class Run:
     journal: dict[str, Any] = field(default_factory=dict)
 
     def words(self) -> list[str]:
-        """The command line; its config is written beside the journal."""
+        """Returns the command line, and writes its config."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"given{self.ranks}.yaml"
         path.write_text(yaml.safe_dump(self._config()))
@@ -254,16 +254,16 @@ class Run:
         return {step: sorted(x["uids"] for x in lines) for step, lines in self._steps("batches")}
 
     def lines(self, kind: str, rank: int, attempt: int = 0) -> list[dict[str, Any]]:
-        """What a rank wrote; nothing, if it wrote nothing."""
+        """Reads the records of a rank, if there are any."""
         path = self.folder / "journal" / f"{kind}.{attempt}.{rank}.jsonl"
         return read_jsonl(path) if path.is_file() else []
 
     def attempts(self) -> int:
-        """How often it was started."""
+        """Counts the starts of the run."""
         return len(list((self.folder / "journal").glob("start.*.0.jsonl")))
 
     def _steps(self, kind: str) -> list[tuple[int, list[dict[str, Any]]]]:
-        """The lines of each step; what a later attempt does again counts alone."""
+        """Reads the records of each step; those of a later attempt replace earlier ones."""
         steps: dict[int, list[dict[str, Any]]] = {}
         for attempt in range(self.attempts()):
             again: dict[int, list[dict[str, Any]]] = {}
@@ -274,29 +274,29 @@ class Run:
         return sorted(steps.items())
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Whole, at the end."""
+        """Loads the gathered weights at the end of the run."""
         found: dict[str, torch.Tensor] = torch.load(self.folder / "journal" / "weights.pt")
         return found
 
     def saved(self, step: int) -> Path:
-        """The checkpoint of a step."""
+        """Path of the checkpoint of a step."""
         return self.folder / "saved" / f"step{step}.ckpt"
 
     def wait_for_pause(self, attempt: int, processes: "Sequence[Rank]") -> None:
-        """Until each rank has come to where an attempt pauses."""
+        """Waits until each rank has reached the pause of an attempt."""
         deadline = time.monotonic() + TIMEOUT_S
         while not all(self.lines("paused", rank, attempt) for rank in range(self.ranks)):
             if any(p.ended() for p in processes) or time.monotonic() > deadline:
                 finish(processes)
-                raise AssertionError("it ended, and never paused")
+                raise AssertionError("the run ended without pausing")
             time.sleep(0.02)
 
     def error(self, rank: int = 0) -> str:
-        """The error that ended the run."""
+        """Reads the error that ended the run."""
         return (self.folder / f"error.{rank}.txt").read_text()
 
 
-# Importing takes seconds: it is done once, in a process from which all others are forked.
+# Importing takes seconds, so it is done once, in a process from which all others are forked.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["tests.training.launch", "mathcanvas_lightning.cli.fit", "transformers.optimization"]
@@ -305,24 +305,24 @@ _CONTEXT.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Rank:
-    """A process, and where its standard error goes."""
+    """A process, and the file of its standard error."""
 
     process: Any
     log: Path
 
     @property
     def pid(self) -> int:
-        """Also of its process group."""
+        """Id of the process and of its process group."""
         found: int = self.process.pid
         return found
 
     def ended(self) -> bool:
-        """Whether it did."""
+        """Whether the process has ended."""
         return not self.process.is_alive()
 
 
 def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
-    """Starts processes that do some runs one after the other, each a session of its own."""
+    """Starts processes that do some runs one after the other, each in a separate session."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -337,10 +337,10 @@ def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
 
 
 def finish(ranks: Sequence[Rank], status: int = 0) -> str:
-    """Waits for processes; kills them all if one hangs.
+    """Waits for processes; kills all of them if one hangs.
 
     Returns:
-        What they wrote on standard error.
+        Their standard error.
     """
     deadline = time.monotonic() + TIMEOUT_S
     try:
@@ -356,14 +356,14 @@ def finish(ranks: Sequence[Rank], status: int = 0) -> str:
 
 
 def launch(ranks: int, *runs: Run, status: int = 0) -> str:
-    """`start`, then `finish`."""
+    """Starts processes and waits for them."""
     return finish(start(ranks, runs), status)
 
 
 def _work(
     rank: int, ranks: int, port: int, log: Path, work: Sequence[tuple[str, Sequence[str]]]
 ) -> None:
-    """Does the runs; an error of the library ends its run, any other error the process."""
+    """Does the runs. An error of the library ends its run, any other error ends the process."""
     os.setsid()
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -386,7 +386,7 @@ def _work(
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # the other ranks wait in a collective; an orderly exit would too
+        os._exit(1)  # a normal exit would wait for ranks in a collective
 
 
 def _fit(rank: int, folder: Path, words: Sequence[str]) -> None:
@@ -399,6 +399,6 @@ def _fit(rank: int, folder: Path, words: Sequence[str]) -> None:
 
 
 def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """The largest."""
+    """Largest absolute difference of two sets of weights."""
     assert first.keys() == second.keys()
     return max(float((first[n] - second[n]).abs().max()) for n in first if first[n].numel())

@@ -1,4 +1,4 @@
-"""Short real trainings on generated shards, for the tests of this folder."""
+"""Short trainings on generated shards, for the tests of this folder."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from mathcanvas_lightning.data.loading.datasets import DatasetConfig
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
@@ -22,7 +21,7 @@ SMALL: dict[str, Any] = {
 
 
 def training_data(*train: DatasetConfig, **options: Any) -> Any:
-    """A data module of the tiny network's geometry, set up when the Trainer does it."""
+    """Makes a data module with the geometry of the tiny network."""
     from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 
     defaults: dict[str, Any] = {
@@ -37,7 +36,7 @@ def training_data(*train: DatasetConfig, **options: Any) -> Any:
 
 
 def network(**options: Any) -> BagelModule:
-    """A fresh tiny network to train."""
+    """Makes a module with a tiny, randomly initialized network."""
     defaults: dict[str, Any] = {
         "source": ModelSource(preset="tiny", overrides=SMALL),
         "optimizer": OptimizerConfig(lr=1e-3),
@@ -49,7 +48,7 @@ def network(**options: Any) -> BagelModule:
 def train(
     model: BagelModule, data: Any, folder: Path, *, accumulate: int = 1, **options: Any
 ) -> Trainer:
-    """Fits in this process, without loggers or bars."""
+    """Fits in this process, without loggers or progress bars."""
     seed_everything(0, verbose=False)
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
@@ -70,7 +69,7 @@ def train(
 
 
 def weights(model: BagelModule) -> dict[str, torch.Tensor]:
-    """A copy of the network's weights."""
+    """Copies the network's weights."""
     return {name: tensor.detach().clone() for name, tensor in model.network.state_dict().items()}
 
 

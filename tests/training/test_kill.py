@@ -1,4 +1,4 @@
-"""Runs that are killed, or told to stop, and started again by the same command."""
+"""Runs that are killed or stopped by a signal, and restarted by the same command."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ Make = Callable[..., Run]
 
 @pytest.fixture(scope="module", params=KINDS)
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Makes runs of one kind; the one named straight has been done."""
+    """Makes runs of one kind, and does the uninterrupted one."""
     ranks, replicas = KINDS[request.param]
     folder = tmp_path_factory.mktemp("kill")
     rows = interleaved_shards(folder / "rows", 60)
@@ -64,7 +64,7 @@ def check_same(run: Run, straight: Run) -> None:
 
 
 def test_killed_again_and_again(make: Make) -> None:
-    """In the first save, in a step, in a later save: the checkpoints there were are still good."""
+    """Killed in the first save, in a step, in a later save: earlier checkpoints stay complete."""
     run = make("killed", pauses=["save 2", "step 3", "save 4"])
     found: Sequence[tuple[set[str], str | None]] = [
         ({".tmp-step2.ckpt"}, None),
@@ -83,7 +83,7 @@ def test_killed_again_and_again(make: Make) -> None:
     check_same(run, make("straight"))
 
 
-def test_told_to_stop(make: Make) -> None:
+def test_stopped_by_a_signal(make: Make) -> None:
     run = make("stopped", pauses=["step 2"])
     processes = interrupt(run, 0, signal.SIGTERM)
     (run.folder / "journal" / "go").touch()
@@ -97,7 +97,7 @@ def test_told_to_stop(make: Make) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_handlers_are_given_back(tmp_path: Path) -> None:
+def test_handlers_are_restored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trainer = Trainer(
         accelerator="cpu",

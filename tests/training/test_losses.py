@@ -1,4 +1,4 @@
-"""Losses over global counts: shares of a step sum to its means."""
+"""Losses over global counts: the shares of a step sum to its mean losses."""
 
 import dataclasses
 

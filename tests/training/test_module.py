@@ -1,5 +1,6 @@
-"""BagelModule: the reference's step, gradients that accumulation doesn't change, clear errors."""
+"""BagelModule: a step against the reference, accumulation, validation, errors."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mathcanvas_lightning.training import module as module_file
 from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
 from mathcanvas_lightning.training.losses import LossConfig
 from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.numeric import NumericConfig, NumericSettings
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import FreezeConfig, ModelSource
 from tests.conftest import TRAINER_WARNINGS, golden_folder
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS, "ignore:You defined a
 
 
 class Batches:
-    """A loader of given micro-batches."""
+    """A loader over a list of micro-batches."""
 
     def __init__(self, batches: Sequence[MicroBatch]) -> None:
         self.batches = batches
@@ -43,7 +45,7 @@ class Batches:
 
 
 class Gradients(Callback):
-    """Keeps the gradients of the first backward, and the loss."""
+    """Records the gradients of the first backward pass."""
 
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
@@ -66,7 +68,7 @@ def micro_batch(pack: PackedBatch, totals: LossTotals | None = None) -> MicroBat
 
 
 @pytest.mark.parametrize("freeze_und", [False, True])
-def test_a_step_is_the_reference_s(
+def test_step_equals_the_reference(
     freeze_und: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = json.loads(need(GOLDEN / "settings.json").read_text())
@@ -102,7 +104,7 @@ def test_a_step_is_the_reference_s(
 
 
 def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
-    """Several packs as one."""
+    """Joins several packs into one."""
     starts = [0]
     images = [0]
     for pack in packs:
@@ -141,7 +143,7 @@ def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
     data.prepare_data()
     data.setup("fit")
     batches = list(data.train_dataloader())[:12]
-    # With the recipe's eps of 1e-15, Adam makes full steps of gradients that are rounding alone.
+    # With the recipe's eps of 1e-15, Adam takes full steps for gradients that are rounding errors.
     optimizer = OptimizerConfig(lr=1e-3, eps=1e-6)
     one_by_one, together = network(optimizer=optimizer), network(optimizer=optimizer)
     train(one_by_one, Batches(batches), tmp_path, accumulate=4)
@@ -154,7 +156,7 @@ def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
 
 
 class Losses(Callback):
-    """Keeps the losses logged at each step, and counts the collectives for them."""
+    """Records the losses logged at each step, and counts their collectives."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -175,7 +177,7 @@ class Losses(Callback):
             self.logged.append({name: float(trainer.callback_metrics[name]) for name in names})
 
 
-def test_logged_losses_are_those_of_the_whole_step(shards: Path, tmp_path: Path) -> None:
+def test_logged_losses_are_those_of_the_global_step(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), packs_per_step=4)
     data.prepare_data()
     data.setup("fit")
@@ -194,20 +196,20 @@ def test_logged_losses_are_those_of_the_whole_step(shards: Path, tmp_path: Path)
     assert first["train/loss"] == pytest.approx(combined)
 
 
-def test_draws_are_those_of_the_sample(shards: Path) -> None:
+def test_random_numbers_depend_only_on_the_sample(shards: Path) -> None:
     data = training_data(config(shards), packs_per_step=4)
     data.prepare_data()
     data.setup("fit")
     batches = list(data.train_dataloader())[:4]
     model = network()
     vae = module_file.load_vae(model.source, torch.float32, torch.device("cpu"))
-    alone = [draw_inputs(vae, batch, 2, 2.0) for batch in batches]
+    separate = [draw_inputs(vae, batch, 2, 2.0) for batch in batches]
     together = draw_inputs(vae, joined_batches(batches), 2, 2.0)
-    torch.testing.assert_close(torch.cat([i.noise for i in alone]), together.noise)
+    torch.testing.assert_close(torch.cat([i.noise for i in separate]), together.noise)
     torch.testing.assert_close(
-        torch.cat([i.latents for i in alone]), together.latents, atol=1e-5, rtol=1e-4
+        torch.cat([i.latents for i in separate]), together.latents, atol=1e-5, rtol=1e-4
     )
-    torch.testing.assert_close(torch.cat([i.timesteps for i in alone]), together.timesteps)
+    torch.testing.assert_close(torch.cat([i.timesteps for i in separate]), together.timesteps)
     noisy = joined([batch.pack for batch in batches]).noisy_latents()
     assert together.noise[noisy].std() == pytest.approx(1, abs=0.05)
     assert (together.noise[~noisy] == 0).all()
@@ -225,12 +227,12 @@ def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
     )
     metrics = trainer.callback_metrics
     assert 0 <= metrics["val/val/accuracy"] <= 1
-    assert 5 < metrics["val/val/ce"] < 7.7  # it began with ln 2048
+    assert 5 < metrics["val/val/ce"] < 7.7  # ln 2048 at the start
     assert metrics["val/t2i/mse"] > 0
     assert "val/t2i/ce" not in metrics  # captions carry no loss
     again = trainer.validate(trainer.lightning_module, data, verbose=False)
     third = trainer.validate(trainer.lightning_module, data, verbose=False)
-    assert again == third  # the same noise and times every time
+    assert again == third  # the same noise and timesteps in every validation
     assert again[0]["val/val/mse"] > 0
 
 
@@ -245,7 +247,7 @@ def test_dtypes(param_dtype: Any, compute_dtype: Any, shards: Path, tmp_path: Pa
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
-def test_only_what_is_wanted_is_trained(shards: Path, tmp_path: Path) -> None:
+def test_only_unfrozen_parameters_are_trained(shards: Path, tmp_path: Path) -> None:
     for options, trained in (
         ({"freeze": FreezeConfig(llm=True, vit=True)}, ("connector", "llm2vae", "vae2llm", "time")),
         ({"freeze": FreezeConfig(und=True)}, ("moe_gen", "lm_head", "llm2vae", "vae2llm", "time")),
@@ -294,10 +296,21 @@ def test_sources_that_are_wrong(make: Any, message: str) -> None:
         make()
 
 
+def test_numeric_settings_are_those_of_the_config() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(NumericConfig)}
+    assert defaults.keys() == NumericSettings.__annotations__.keys()
+    model, given = network(), NumericConfig(timestep_shift=3.0, compute_dtype="bfloat16")
+    assert (model.timestep_shift, model.param_dtype) == (2.0, torch.float32)
+    model = network(**dataclasses.asdict(given))
+    assert (model.timestep_shift, model.compute_dtype) == (3.0, torch.bfloat16)
+    with pytest.raises(TypeError, match="shift"):
+        network(shift=1.0)
+
+
 def test_settings_that_contradict(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards))
     both = network(lora=LoRASettings(), freeze=FreezeConfig(vit=True))
-    with pytest.raises(ConfigError, match="vit beside lora"):
+    with pytest.raises(ConfigError, match="vit together with lora"):
         train(both, data, tmp_path)
     everything = network(freeze=FreezeConfig(llm=True, vit=True, connector=True))
     train(everything, training_data(config(shards)), tmp_path, max_steps=1)
@@ -307,7 +320,7 @@ def test_settings_that_contradict(shards: Path, tmp_path: Path) -> None:
     other = training_data(config(shards), geometry=ModelSource(preset="tiny").config().geometry)
     with pytest.raises(ConfigError, match=r"data\.geometry"):
         train(network(), other, tmp_path)
-    with pytest.raises(ConfigError, match="a run without end"):
+    with pytest.raises(ConfigError, match="a run of unlimited length"):
         train(network(), Batches([]), tmp_path, max_steps=-1, max_epochs=-1)
 
 

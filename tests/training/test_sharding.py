@@ -1,4 +1,4 @@
-"""Sharded over ranks or not, with any accumulation: the same losses and weights."""
+"""Losses and weights do not depend on sharding or accumulation."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.parallelize import Parallelism, build_sharded
+from mathcanvas_lightning.model.parallelize import Parallelism, Precision, build_sharded
 from mathcanvas_lightning.training.source import ModelSource
 from tests.data.make_rows import interleaved_row, interleaved_shards, t2i_shards, write_shards
 from tests.training.launch import TRANSFORMS, Run, difference, launch
 
-# Adam divides by the root of the squared gradient: with a tiny eps a gradient that is zero but for
-# rounding (that of a key's bias, say) would move its parameter by the whole rate, either way.
+# Adam divides by the root of the squared gradient. With a tiny eps, a gradient that is a rounding
+# error (such as that of a key's bias) would move its parameter by the full learning rate.
 ADAM = {"optimizer": {"lr": 1e-3, "eps": 1e-4}}
 LORA = {"parts": ["und", "gen", "vit", "connector"], "rank": 4, "seed": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ Runs = Callable[[str, int], Run]
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, golden: Path) -> Runs:
-    """All runs of this file, done in one process and in two."""
+    """All runs of this file, in one process and in two."""
     rows = interleaved_shards(folder / "rows", 60)
     texts = write_shards(folder / "texts", [interleaved_row(n, images=0) for n in range(24)])
     pictures = t2i_shards(folder / "t2i", 24)
@@ -93,12 +93,12 @@ def check_same(first: Run, second: Run, tolerance: float = 1e-6) -> None:
     assert found <= tolerance, found
 
 
-def test_one_shard_is_one_device(runs: Runs) -> None:
+def test_one_shard_equals_one_device(runs: Runs) -> None:
     check_same(runs("long", 1), runs("sharded", 1), tolerance=0)
 
 
 @pytest.mark.parametrize("name", ["long", "replicated"])
-def test_two_ranks_are_one_device(name: str, runs: Runs) -> None:
+def test_two_ranks_equal_one_device(name: str, runs: Runs) -> None:
     check_same(runs("long", 1), runs(name, 2))
 
 
@@ -112,17 +112,17 @@ def test_every_rank_logs_the_loss_of_the_whole_step(name: str, ranks: int, runs:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_is_trained(name: str, runs: Runs) -> None:
+def test_trained_parts(name: str, runs: Runs) -> None:
     check_same(runs(name, 1), runs(name, 2))
 
 
 @pytest.mark.parametrize("name", SHARDED_ONLY)
-def test_memory_savers_change_nothing(name: str, runs: Runs) -> None:
+def test_saving_memory_changes_no_result(name: str, runs: Runs) -> None:
     check_same(runs("whole", 1), runs(name, 2))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_ranks_with_texts_or_images_alone(name: str, runs: Runs) -> None:
+def test_ranks_with_only_texts_or_images(name: str, runs: Runs) -> None:
     run = runs(f"unequal_{name}", 2)
     check_same(runs(f"unequal_{name}", 1), run)
     pairs = list(zip(run.lines("batches", 0), run.lines("batches", 1), strict=True))
@@ -142,7 +142,7 @@ def _is_picture(line: dict[str, Any]) -> bool:
     return bool(line["mse"]) and not line["ce"]
 
 
-def test_validates_as_one_device(runs: Runs) -> None:
+def test_validation_equals_one_device(runs: Runs) -> None:
     check_same(runs("validated", 1), runs("validated", 2))
     one, two = (runs("validated", ranks).lines("validations", 0) for ranks in (1, 2))
     assert len(one) == len(two) == 2
@@ -160,7 +160,7 @@ def test_half_precision_keeps_master_weights(runs: Runs) -> None:
     assert 0 < difference(runs("validated", 2).weights(), weights) < 1e-2
 
 
-def test_each_rank_reads_its_rows(runs: Runs, golden: Path) -> None:
+def test_each_rank_reads_only_its_rows(runs: Runs, golden: Path) -> None:
     run = runs("read", 2)
     check_same(runs("read", 1), run)
     stored = load_file(golden / "tiny_bagel" / "ema.safetensors")
@@ -171,7 +171,7 @@ def test_each_rank_reads_its_rows(runs: Runs, golden: Path) -> None:
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    """Of this process alone."""
+    """A mesh of this process only."""
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicate", "shard"))
@@ -184,8 +184,7 @@ def build(folder: Path, mesh: DeviceMesh, **overrides: Any) -> dict[str, torch.T
         str(folder),
         mesh,
         device=torch.device("cpu"),
-        param_dtype=torch.float32,
-        compute_dtype=torch.float32,
+        precision=Precision(params=torch.float32, compute=torch.float32),
         parallelism=Parallelism(),
         prepare=lambda model: None,
         seed=0,
@@ -194,7 +193,7 @@ def build(folder: Path, mesh: DeviceMesh, **overrides: Any) -> dict[str, torch.T
 
 
 def copied(golden: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    """The tiny checkpoint with other weights."""
+    """Copies the tiny checkpoint and changes its weights."""
     for path in (golden / "tiny_bagel").glob("*.json"):
         (folder / path.name).write_bytes(path.read_bytes())
     weights = load_file(golden / "tiny_bagel" / "ema.safetensors")
@@ -216,7 +215,7 @@ TABLE = "latent_pos_embed.pos_embed"
     ],
     ids=["as it is", "no table", "smaller table", "another size"],
 )
-def test_sharded_build_is_that_of_one_device(
+def test_sharded_build_equals_one_device(
     change: Any, overrides: dict[str, Any], golden: Path, tmp_path: Path, mesh: DeviceMesh
 ) -> None:
     checkpoint = copied(golden, tmp_path, change)

@@ -1,4 +1,5 @@
-"""Reads the source: which records there are, where they stand, and their image files.
+"""Reads and scans the source file.
 
-In: JSON arrays or JSON lines. Out: one record at a time with its line, and checked image bytes.
+In: a JSON array or JSON lines, local or remote. Out: one record at a time, and a scan of the whole
+file with its format, number of records, extra columns and hashes.
 """

@@ -1,4 +1,4 @@
-"""Streams the records of a JSON array or of JSON lines, and says where a broken file breaks."""
+"""Streams the records of a JSON array or of JSON lines; errors give line and column."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 
 @contextlib.contextmanager
 def fetched(source: str) -> Iterator[Path]:
-    """The input as a local file: itself, or a temporary copy of a remote one.
+    """Yields a local path of the input; a remote file is copied to a temporary folder.
 
     Args:
         source: A path, or any URL that fsspec reads.
@@ -31,7 +31,7 @@ def fetched(source: str) -> Iterator[Path]:
         A local path.
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If the file does not exist or can't be read.
     """
     if not is_remote(source):
         path = local_path(source)
@@ -47,7 +47,7 @@ def fetched(source: str) -> Iterator[Path]:
                 shutil.copyfileobj(remote, copy)
         except FileNotFoundError:
             raise _no_file(source, "nothing") from None
-        except Exception as error:  # every storage has errors of its own
+        except Exception as error:  # each fsspec backend raises its own errors
             raise _no_file(source, f"{type(error).__name__}: {error}") from error
         yield path
 
@@ -60,13 +60,13 @@ def read_records(path: Path, place: str) -> Generator[Any]:
 
     Args:
         path: A local file.
-        place: What to call it in errors.
+        place: Name of the file in errors.
 
     Yields:
-        Any JSON value, as Python has it.
+        JSON values as Python objects.
 
     Raises:
-        InputError: At the first byte that breaks the JSON, with line and column.
+        InputError: At the first malformed byte, with line and column.
     """
     with path.open("rb") as file:
         if file.read(3) != BYTE_ORDER_MARK:
@@ -108,7 +108,7 @@ def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
 
 
 def _with_floats(value: Any) -> Any:
-    """The value with floats in place of decimals, as the standard library reads it."""
+    """Converts decimals to floats, as the json module reads them."""
     if isinstance(value, dict):
         return {name: _with_floats(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -117,7 +117,7 @@ def _with_floats(value: Any) -> Any:
 
 
 def _failing_byte(file: BinaryIO, start: int) -> int:
-    """Where a parser stops: by chunks up to the one that fails, then byte by byte."""
+    """Finds the byte at which parsing fails: first the chunk, then byte by byte."""
     good = start
     with contextlib.suppress(Exception):
         feed = _parser()
@@ -132,12 +132,12 @@ def _failing_byte(file: BinaryIO, start: int) -> int:
     with contextlib.suppress(Exception):
         while byte := file.read(1):
             feed(byte)
-        return file.tell()  # all bytes are fine: it is the end that comes too early
+        return file.tell()  # all bytes are valid: the file ends too early
     return file.tell() - 1
 
 
 def _parser() -> Callable[[bytes], None]:
-    events = ijson.sendable_list()  # never read: it is the parser's errors that are wanted
+    events = ijson.sendable_list()  # never read: only the parser's errors matter
     parser = ijson.basic_parse_coro(events)
 
     def feed(data: bytes) -> None:
@@ -166,7 +166,7 @@ def _broken(place: str, line: int, column: int, reason: str) -> InputError:
         f"{place}:{line}:{column}",
         found=f"malformed JSON ({reason})",
         wanted="a JSON array of objects, or one JSON object a line",
-        remedy="Mend the file and run again; what was finished stays.",
+        remedy="Fix the file and run again; finished shards stay.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A first look through the input: how many records, of which format, with which further columns."""
+"""Scans the input before the conversion: format, number of records, extra columns, hashes."""
 
 import contextlib
 import hashlib
@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.conversion.input.extras import ExtraColumns
 from mathcanvas_lightning.conversion.input.records import read_records
-from mathcanvas_lightning.conversion.output.columns import ExtraColumns
 from mathcanvas_lightning.conversion.sources import BUILT_IN, SourceFormat
 from mathcanvas_lightning.errors import ConfigError, InputError
 
@@ -23,19 +23,19 @@ CHAIN_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What is known of the input before any picture is read."""
+    """Result of reading all records once, without their images."""
 
     num_records: int
-    """Records before the end, or before the place where the JSON breaks."""
+    """Number of records up to the end, or up to the first JSON error."""
     extras: Mapping[str, pa.DataType]
-    """Scalar fields that become columns."""
+    """Name -> type of the extra columns."""
     chains: bytes
-    """`CHAIN_BYTES` a record: hash of all records up to it."""
+    """Chained hashes, `CHAIN_BYTES` for each record: the hash covers all records up to it."""
     error: InputError | None
-    """Where the JSON breaks."""
+    """The first JSON error, or None."""
 
     def chain(self, record: int) -> str:
-        """Hash of all records up to one, in hexadecimal; "" where there is no such record."""
+        """Returns the hash of all records up to `record`, in hexadecimal; "" beyond the last."""
         return self.chains[record * CHAIN_BYTES : (record + 1) * CHAIN_BYTES].hex()
 
 
@@ -44,24 +44,24 @@ def scan_input(path: Path, place: str, source: SourceFormat, *, progress: bool) 
 
     Args:
         path: Local file.
-        place: What to call it in errors.
-        source: Says which fields are carried along.
-        progress: Whether to show a bar.
+        place: Name of the file in errors.
+        source: The source format; decides which fields become extra columns.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The scan; broken JSON ends it and is kept in it.
+        The scan. It ends at the first JSON error, and keeps that error.
     """
     extras = ExtraColumns()
     chains = bytearray()
     digest = hashlib.blake2b(digest_size=CHAIN_BYTES)
     error = None
-    with progress_bar("Looking through records", None, show=progress) as advance:
+    with progress_bar("Scanning records", None, show=progress) as advance:
         try:
             for record in read_records(path, place):
                 digest.update(_canonical(record, len(chains) // CHAIN_BYTES, place))
                 chains += digest.digest()
                 if isinstance(record, dict):
-                    with contextlib.suppress(Exception):  # the conversion will say what is wrong
+                    with contextlib.suppress(Exception):  # reported as a rejection later
                         extras.add(source.extras(record))
                 advance(1, "")
         except InputError as broken:
@@ -75,10 +75,10 @@ def scan_input(path: Path, place: str, source: SourceFormat, *, progress: bool) 
 
 
 def recognise_source(path: Path, place: str) -> type[SourceFormat]:
-    """Finds the built-in format of a file by the fields of its first recognisable object.
+    """Returns the built-in format whose fields the first recognisable object has.
 
     Raises:
-        InputError: If no object has the fields of a known format, or the JSON breaks before one.
+        InputError: If no object has the fields of a built-in format, or malformed JSON comes first.
     """
     fields: set[str] = set()
     for record in read_records(path, place):
@@ -91,17 +91,17 @@ def recognise_source(path: Path, place: str) -> type[SourceFormat]:
     raise InputError(
         place,
         found=f"objects with the fields {sorted(fields)}" if fields else "no objects",
-        wanted=f"those of a known format ({known})",
+        wanted=f"the fields of a known format ({known})",
         remedy="Name the format with --source, or write one with "
         "tools/generate_dataset_handler.py.",
     )
 
 
 def find_source(name: str) -> type[SourceFormat]:
-    """The format class of a built-in name, or of an import path such as `my_data.MyData`.
+    """Returns the format class for a built-in name or an import path such as `my_data.MyData`.
 
     Raises:
-        ConfigError: If there is no such class, or it is no `SourceFormat`.
+        ConfigError: If the class does not exist, or is not a `SourceFormat`.
     """
     for source in BUILT_IN:
         if source.name == name:
@@ -123,9 +123,9 @@ def _canonical(record: Any, number: int, place: str) -> bytes:
     except RecursionError:
         raise InputError(
             f"{place}, record {number}",
-            found="arrays or objects hundreds of levels deep",
-            wanted="a record of plain fields",
-            remedy="Take it out.",
+            found="arrays or objects nested hundreds of levels deep",
+            wanted="a record of a few levels",
+            remedy="Remove it from the input.",
         ) from None
 
 

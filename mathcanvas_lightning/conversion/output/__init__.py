@@ -1,4 +1,5 @@
-"""Writes the shards: columns, splits, the folder and its manifest.
+"""Assigns samples to splits and writes the shards.
 
-In: samples in order. Out: Parquet files of bounded size that appear whole or not at all.
+In: samples in the order of the input. Out: Parquet shards of bounded size and the list of each
+split's shards; every file is written atomically.
 """

@@ -1,4 +1,4 @@
-"""What an earlier run left in the output folder: kept, refused, or cleared away."""
+"""Finds the shards of earlier runs: keeps them, refuses them, or deletes them."""
 
 import posixpath
 import re
@@ -18,14 +18,14 @@ _SHARD = re.compile(r"(?P<name>.+)_\d{3,}\.parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Existing:
-    """Finished work that stays."""
+    """Finished work of earlier runs, which is kept."""
 
     shards: Mapping[str, Sequence[Shard]]
-    """Folder -> its full shards, without a gap from the first."""
+    """Folder -> its full shards, numbered from 0 without a gap."""
     uids: frozenset[str]
-    """Ids of their rows."""
+    """Ids of all rows in the shards."""
     records: frozenset[int]
-    """Positions in the input of their rows' records."""
+    """Positions in the input of all records in the shards."""
 
 
 def find_existing(
@@ -38,31 +38,29 @@ def find_existing(
 ) -> Existing:
     """Finds the shards that this conversion has already finished.
 
-    A shard stays if it was written with the same settings and nothing of the input has changed
-    up to its last record: so an input may grow at its end. The last shard of a split, if it is
-    not full, is written again.
+    A shard is kept if it was written with the same settings and the input is unchanged up to
+    its last record; so records may be appended to the input. The last shard of a split is
+    rewritten if it is not full.
 
     Args:
-        output: Where.
-        folders: The splits' folders.
-        layout: Names and size of the shards.
+        output: The output folder.
+        folders: Names of the splits' folders.
+        layout: Names and sizes of the shards.
         settings: Hash of the settings.
-        scan: The input.
+        scan: Scan of the input.
 
     Returns:
-        What stays.
+        The finished work to keep.
 
     Raises:
         OutputError: If the folder holds shards of another conversion.
-        InputError: If the input breaks off before what is already converted.
+        InputError: If malformed JSON comes before the end of the converted records.
     """
     folders = list(folders)
     for folder, file in _parquet_files(output):
         match = _SHARD.fullmatch(file)
         if folder not in folders or match is None or match["name"] != layout.name:
-            raise _other(
-                output.path(posixpath.join(folder, file)), "a file that is not of this set"
-            )
+            raise _other(output.path(posixpath.join(folder, file)), "a file of another data set")
     shards: dict[str, list[Shard]] = {folder: [] for folder in folders}
     uids: set[str] = set()
     records: set[int] = set()
@@ -78,7 +76,7 @@ def find_existing(
 
 
 def clear(output: OutputFolder) -> None:
-    """Deletes what a conversion writes, in the folder and in those of its splits."""
+    """Deletes the files of a conversion in the output folder and the splits' folders."""
     for folder, file in _parquet_files(output):
         if _SHARD.fullmatch(file):
             output.remove(posixpath.join(folder, file))
@@ -89,7 +87,7 @@ def clear(output: OutputFolder) -> None:
 
 
 def tidy(output: OutputFolder, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Deletes shards that lie beyond the last one of their folder."""
+    """Deletes shards numbered after the last one of their folder."""
     for folder, file in _parquet_files(output):
         if file not in {shard.name for shard in shards[folder]}:
             output.remove(posixpath.join(folder, file))
@@ -104,7 +102,7 @@ def _parquet_files(output: OutputFolder) -> Iterator[tuple[str, str]]:
 
 def _check_origin(path: str, shard: Shard, settings: str, scan: Scan) -> None:
     if shard.footer.settings != settings:
-        raise _other(path, "a shard made with other settings, or from other columns")
+        raise _other(path, "a shard made with other settings, or with other columns")
     last = shard.footer.records[-1]
     if scan.error is not None and last >= scan.num_records:
         raise scan.error
@@ -116,6 +114,6 @@ def _other(path: str, found: str) -> OutputError:
     return OutputError(
         path,
         found=found,
-        wanted="an output folder that is empty or holds shards of this very conversion",
-        remedy="Choose another --output, or replace what is there with --overwrite.",
+        wanted="an output folder that is empty or holds shards of this conversion",
+        remedy="Choose another --output, or use --overwrite to replace these files.",
     )

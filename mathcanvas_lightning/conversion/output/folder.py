@@ -1,4 +1,4 @@
-"""The output folder: files appear in it whole or not at all."""
+"""The output folder: its files are written atomically."""
 
 import contextlib
 import posixpath
@@ -16,14 +16,14 @@ from mathcanvas_lightning.errors import OutputError
 
 LOCK_FILE = ".conversion.lock"
 ATOMIC_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
-"""Stores where an object appears when its upload is complete."""
+"""Stores in which an object becomes visible only after a complete upload."""
 
 
 class OutputFolder:
     """A local folder, or the fsspec URL of one, addressed by names relative to it.
 
     Args:
-        root: Path or URL; made when the first file is written.
+        root: Path or URL; created with the first file.
     """
 
     def __init__(self, root: str) -> None:
@@ -33,12 +33,12 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other conversions out, and clears away what a killed one left half-written.
+        """Locks out other conversions, and deletes temporary files of a killed one.
 
         Raises:
-            OutputError: If another conversion is at work here.
+            OutputError: If another conversion holds the lock.
         """
-        if self._remote:  # object stores have no locks; uploads are whole anyway
+        if self._remote:  # object stores have no locks; uploads are atomic anyway
             yield
             return
         Path(self.root).mkdir(parents=True, exist_ok=True)
@@ -54,20 +54,20 @@ class OutputFolder:
         except Timeout:
             raise OutputError(
                 self.root,
-                found="another conversion at work in this folder",
-                wanted="a folder to oneself",
+                found="another conversion running in this folder",
+                wanted="a folder that no other process writes to",
                 remedy="Wait for it to end, or choose another --output.",
             ) from None
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A temporary local path; when the block ends well, its file takes the name at once.
+        """Yields a temporary local path, and moves its file to `name` if the block raises nothing.
 
         Args:
-            name: Where the file shall stand, relative to the folder.
+            name: Path of the file, relative to the folder.
 
         Yields:
-            Where to write it.
+            Temporary path to write to.
         """
         final = self.path(name)
         if self._remote:
@@ -80,7 +80,7 @@ class OutputFolder:
             yield temporary
 
     def path(self, name: str) -> str:
-        """The full path or URL of a file."""
+        """Returns the full path or URL of a file."""
         return posixpath.join(self.root, name) if name else self.root
 
     def open(self, name: str) -> BinaryIO:
@@ -89,15 +89,15 @@ class OutputFolder:
         return file
 
     def files(self, folder: str = "") -> list[str]:
-        """Names of the files directly in a folder, in order; none if there is no folder."""
+        """Returns the sorted names of the files in a folder; empty if it does not exist."""
         return self._entries(folder, "file")
 
     def folders(self) -> list[str]:
-        """Names of the folders directly in this one, in order."""
+        """Returns the sorted names of the folders in the output folder."""
         return self._entries("", "directory")
 
     def remove(self, name: str) -> None:
-        """Deletes a file, if it is there."""
+        """Deletes a file, if it exists."""
         if self._remote:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm(self.path(name))

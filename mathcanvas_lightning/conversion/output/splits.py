@@ -1,4 +1,4 @@
-"""Which split a row goes to: a pure function of seed and place among the kept rows."""
+"""Assigns rows to splits: a pure function of the seed and the position among the kept rows."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -11,22 +11,22 @@ import numpy as np
 from mathcanvas_lightning.errors import ConfigError
 
 WHOLE: Mapping[str, float] = MappingProxyType({"": 1.0})
-"""No split: one set, written to the output folder itself."""
+"""No splits: all rows are written to the output folder itself."""
 MAX_BLOCK_ROWS = 1000
 GOLDEN_RATIO = 0.6180339887498949
 
 
 def parse_split(text: str | None) -> Mapping[str, float]:
-    """Reads `train=0.9,test=0.1`.
+    """Parses a text such as `train=0.9,test=0.1`.
 
     Args:
-        text: Names and fractions; None for no split.
+        text: Names and fractions; None for no splits.
 
     Returns:
         Split name -> fraction.
 
     Raises:
-        ConfigError: If a name is repeated or can't be a folder, or the fractions don't sum to 1.
+        ConfigError: If a name is repeated or not valid as a folder, or the sum is not 1.
     """
     if text is None:
         return WHOLE
@@ -38,7 +38,7 @@ def parse_split(text: str | None) -> Mapping[str, float]:
     if len(set(names)) < len(names) or not all(
         name.replace("-", "_").isidentifier() for name in names
     ):
-        raise _bad_split(text, "a name twice, or one that can't be a folder")
+        raise _bad_split(text, "a repeated name, or one that is not valid as a folder")
     if any(not 0 < fraction <= 1 for _, fraction in pairs):
         raise _bad_split(text, "a fraction outside 0..1")
     total = sum(fraction for _, fraction in pairs)
@@ -50,23 +50,23 @@ def parse_split(text: str | None) -> Mapping[str, float]:
 def assign_splits(fractions: Mapping[str, float], seed: int) -> Iterator[str]:
     """Yields the split of the first kept row, the second, ...
 
-    Stratified sampling: rows come in blocks, and each block is spread evenly over 0..1 in a
-    random order. So any stretch of the data is divided as asked, a small set too, and the
-    beginning of a data set is divided the same when more rows follow.
+    Stratified sampling: each block of rows is spread evenly over 0..1, in random order. So every
+    range of rows has the given fractions, even in a small data set, and appended rows don't
+    change the splits of earlier rows.
 
     Args:
-        fractions: Split name -> fraction, as `parse_split` gives it.
-        seed: Decides everything.
+        fractions: Split name -> fraction, as returned by `parse_split`.
+        seed: Seed of the random order.
 
     Yields:
-        Split names, without end.
+        Split names, endlessly.
     """
     names = list(fractions)
     bounds = list(accumulate(fractions.values()))[:-1]
     block_rows = min(MAX_BLOCK_ROWS, ceil(1 / min(fractions.values()) - 1e-9))
     rng = np.random.Generator(np.random.Philox(seed))
     for block in count():
-        # The offset walks with the golden ratio, so that the blocks' roundings even out too.
+        # Offsets that step by the golden ratio also average out the blocks' rounding errors.
         offset = (0.5 + block * GOLDEN_RATIO) % 1.0
         for slot in rng.permutation(block_rows):
             yield names[bisect_right(bounds, (slot + offset) / block_rows)]

@@ -1,4 +1,4 @@
-"""Writing shards: small row groups, page checksums, and a footer that tells their origin."""
+"""Writes and reads back shards: small row groups, page checksums, and a footer with the origin."""
 
 import contextlib
 import hashlib
@@ -27,27 +27,27 @@ from mathcanvas_lightning.errors import ConfigError, OutputError
 
 FOOTER_KEY = b"mathcanvas_lightning"
 ROW_GROUP_BYTES = 8 * 2**20
-"""A row group ends when its images reach this size, even if it has few rows."""
+"""A row group is flushed when its images reach this size, even if it has few rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footer:
-    """What a shard was made of; it stands in the Parquet file's own metadata."""
+    """Origin of a shard, stored in the metadata of the Parquet file."""
 
     settings: str
-    """Hash of all settings that decide a shard's content."""
+    """Hash of all settings that determine the content."""
     chain: str
-    """Hash of all records of the input up to the shard's last one."""
+    """Hash of all input records up to the last one in the shard."""
     records: tuple[int, ...]
-    """Position in the input of each row's record."""
+    """For each row, the position of its record in the input."""
 
     def encode(self) -> bytes:
-        """As JSON, with runs of positions shortened to `first-last`."""
+        """Encodes as JSON; consecutive positions become `first-last`."""
         return json.dumps(asdict(self) | {"records": _runs(self.records)}).encode()
 
     @classmethod
     def decode(cls, metadata: bytes) -> "Footer":
-        """Reads what `encode` wrote."""
+        """Decodes the JSON that `encode` returns."""
         fields = json.loads(metadata)
         return cls(**fields | {"records": tuple(_positions(fields["records"]))})
 
@@ -59,30 +59,33 @@ class Shard:
     name: str
     """File name."""
     footer: Footer
-    """What it was made of."""
+    """Origin of the shard."""
     num_row_groups: int
+    """Number of row groups."""
     size_bytes: int
+    """File size, in bytes."""
     sha256: str
+    """SHA-256 of the file, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardLayout:
-    """How rows are laid out in files."""
+    """Names, encoding and sizes of shards."""
 
     name: str
-    """Beginning of the file names."""
+    """Prefix of the file names."""
     encoding: InterleaveEncoding
-    """How interleaves stand."""
+    """Encoding of the interleave columns."""
     samples_per_file: int
-    """Rows of a shard; a split's last one may have fewer."""
+    """Rows per shard; the last shard of a split may have fewer."""
     row_group_rows: int
-    """Rows of a row group, fewer where images are large."""
+    """Rows per row group; fewer if their images are large."""
 
     def __post_init__(self) -> None:
-        """Checks what the user chose.
+        """Checks the values.
 
         Raises:
-            ConfigError: If a number is not positive, or the name can't be a file's.
+            ConfigError: If a number is not positive, or the name is not valid in a file name.
         """
         for setting in ("samples_per_file", "row_group_rows"):
             if getattr(self, setting) < 1:
@@ -90,7 +93,7 @@ class ShardLayout:
                     f"--{setting}",
                     found=str(getattr(self, setting)),
                     wanted="a positive number",
-                    remedy="Leave it out for the default.",
+                    remedy="Remove the option to use the default.",
                 )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigError(
@@ -101,21 +104,21 @@ class ShardLayout:
             )
 
     def shard_name(self, number: int) -> str:
-        """The file name of a shard."""
+        """Returns the file name of a shard."""
         return f"{self.name}_{number:03d}.parquet"
 
 
 class ShardWriter:
-    """Writes the rows of one split to numbered shards, each of which appears when it is whole.
+    """Writes the rows of one split to numbered shards; each shard is written atomically.
 
     Args:
-        output: Where.
-        folder: The split's folder in it, "" for the output folder itself.
-        layout: How rows are laid out.
-        schema: Of all shards.
+        output: The output folder.
+        folder: Name of the split's folder in it; "" for the output folder itself.
+        layout: Names, encoding and sizes of the shards.
+        schema: Schema of the shards.
         settings: Hash of the settings, for the footers.
-        chain: Gives the hash of the input up to a record, for the footers.
-        finished: Shards of an earlier run that stay.
+        chain: Returns the hash of the input up to a record, for the footers.
+        finished: Finished shards of an earlier run, which are kept.
     """
 
     def __init__(
@@ -145,14 +148,14 @@ class ShardWriter:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all finished shards."""
+        """Number of rows in all finished shards."""
         return sum(len(shard.footer.records) for shard in self.shards)
 
     def add(self, example: InterleavedExample, *, record: int) -> None:
         """Writes one row.
 
         Args:
-            example: The sample.
+            example: The sample to write.
             record: Position of its record in the input.
         """
         if not self._records:
@@ -166,7 +169,7 @@ class ShardWriter:
             self.finish()
 
     def finish(self) -> None:
-        """Completes the shard under way, if there is one."""
+        """Finishes the current shard, if there is one."""
         if not self._records:
             return
         if self._rows:
@@ -177,11 +180,11 @@ class ShardWriter:
         self._parquet.close()
         with self._path.open("rb") as file:
             self.shards.append(_describe(self._layout.shard_name(len(self.shards)), file))
-        self._open.close()  # here the file takes its name
+        self._open.close()  # renames the temporary file
         self._records = []
 
     def __enter__(self) -> "ShardWriter":
-        """Nothing is written before the first row."""
+        """Returns the writer; it writes nothing before the first row."""
         return self
 
     def __exit__(
@@ -190,15 +193,15 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Drops the shard that an error leaves unfinished."""
+        """Deletes the unfinished shard after an error."""
         assert error is not None or not self._records
         if self._records:
-            with contextlib.suppress(OSError):  # a full disk, say: the error under way tells it
+            with contextlib.suppress(OSError):  # such as a full disk: the original error is raised
                 self._parquet.close()
             self._open.__exit__(kind, error, traceback)
 
     def write_info(self) -> None:
-        """Writes the list of the split's shards beside them."""
+        """Writes the info file: the list of the split's shards."""
         with self._output.writing(posixpath.join(self._folder, INFO_FILE)) as path:
             path.write_text(json.dumps(shard_info(self.shards), indent=2) + "\n")
 
@@ -221,7 +224,7 @@ class ShardWriter:
 
 
 def shard_info(shards: Iterable[Shard]) -> dict[str, Any]:
-    """The content of the info file: row ranges are half-open, paths relative to the file."""
+    """Returns the content of the info file: half-open row ranges, paths relative to the file."""
     files: list[dict[str, Any]] = []
     start = 0
     for shard in shards:
@@ -244,15 +247,15 @@ def shard_info(shards: Iterable[Shard]) -> dict[str, Any]:
 def read_finished(
     output: OutputFolder, folder: str, layout: ShardLayout
 ) -> list[tuple[Shard, list[str]]]:
-    """Finds the shards of an earlier run.
+    """Reads the shards of an earlier run.
 
     Args:
-        output: Where.
-        folder: The split's folder in it.
-        layout: Gives the file names.
+        output: The output folder.
+        folder: Name of the split's folder in it.
+        layout: Names of the shards.
 
     Returns:
-        Each shard in order, up to the first gap in the numbers, with the ids of its rows.
+        Shards with the ids of their rows, in order, up to the first missing number.
 
     Raises:
         OutputError: If a file with a shard's name was not written by a conversion.
@@ -264,8 +267,8 @@ def read_finished(
         try:
             with output.open(path) as file:
                 shard = _describe(name, file)
-                # In this thread alone: one of Arrow's that still holds Python's file when the
-                # process ends aborts it.
+                # Only in this thread: an Arrow thread that still holds the Python file at exit
+                # aborts the process.
                 parquet = pq.ParquetFile(file, pre_buffer=False)
                 ids = parquet.read(columns=["id"], use_threads=False)["id"].to_pylist()
                 found.append((shard, ids))
@@ -274,7 +277,7 @@ def read_finished(
                 output.path(path),
                 found=f"a file that no conversion wrote ({type(error).__name__})",
                 wanted="an output folder that is empty or holds this conversion's shards",
-                remedy="Choose another --output or --name, or replace it with --overwrite.",
+                remedy="Choose another --output or --name, or use --overwrite to replace it.",
             ) from None
     return found
 

@@ -1,6 +1,6 @@
-"""Is this really an image, whole, and of a size that is safe to decode?
+"""Checks image files: known format, complete, and of a size that is safe to decode.
 
-Pillow's globals are never changed: the limits are arguments.
+The limits are arguments; Pillow's global settings are never changed.
 """
 
 import warnings
@@ -11,35 +11,33 @@ from typing import Literal
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Raster formats alone: none of them makes Pillow start another program."""
+"""Raster formats only: for none of them Pillow starts an external program."""
 Depth = Literal["header", "checksums", "pixels"]
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-
-
 MAX_PIXELS = 64_000_000
-"""Default limit of width times height; Pillow itself warns at 89 million."""
+"""Default limit of width times height; Pillow warns at 89 million."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class ImageLimits:
-    """How large an image may be before it is refused without being decoded."""
+    """Maximum sizes of an image; larger ones are refused without decoding."""
 
     max_pixels: int = MAX_PIXELS
-    """Width times height."""
+    """Maximum of width times height."""
     max_bytes: int = 64 * 2**20
-    """Of the encoded file."""
+    """Maximum size of the encoded file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
-    """What the header of an image says."""
+    """Format, size and mode from an image header."""
 
     format: str
-    """Pillow's name: "PNG", "JPEG", ..."""
+    """Pillow's name of the format: "PNG", "JPEG", ..."""
     width_px: int
     height_px: int
     mode: str
-    """Pillow's name: "RGB", "RGBA", "P", ..."""
+    """Pillow's name of the mode: "RGB", "RGBA", "P", ..."""
 
 
 class ImageError(Exception):
@@ -47,7 +45,7 @@ class ImageError(Exception):
 
     Args:
         reason: `image_unreadable`, `image_truncated` or `image_too_large`.
-        message: What is wrong with it.
+        message: Description of the problem.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -56,26 +54,26 @@ class ImageError(Exception):
 
 
 def check_image(data: bytes, limits: ImageLimits, *, depth: Depth = "checksums") -> ImageInfo:
-    """Reads an image's header and, unless told not to, checks that all of it is there.
+    """Reads the header of an image and checks that the file is complete.
 
     Args:
         data: The encoded file.
-        limits: Checked before any pixel is decoded.
-        depth: "header" looks no further. "checksums" checks those of a PNG, which covers every
-            byte of it at a hundredth of the cost of its pixels, and decodes other formats, which
-            have none. "pixels" decodes all formats.
+        limits: Maximum sizes, checked before decoding.
+        depth: "header" reads only the header. "checksums" verifies the checksums of a PNG, which
+            cover every byte and cost a hundredth of decoding; other formats have no checksums and
+            are decoded. "pixels" decodes all formats.
 
     Returns:
         Format, size and mode.
 
     Raises:
-        ImageError: If it is no image of the known formats, is cut short, or is over a limit.
+        ImageError: If it has none of the known formats, is truncated, or exceeds a limit.
     """
     if len(data) > limits.max_bytes:
         raise ImageError("image_too_large", f"{len(data)} bytes, over {limits.max_bytes}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they warn of is checked here
+            warnings.simplefilter("ignore")  # these problems are checked here
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 info = _read_header(image, limits)
                 if depth != "header":
@@ -85,7 +83,7 @@ def check_image(data: bytes, limits: ImageLimits, *, depth: Depth = "checksums")
         raise
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_large", str(error)) from None
-    except Exception as error:  # decoders raise whatever comes to them on broken input
+    except Exception as error:  # decoders raise any exception on broken input
         raise _broken(data, error) from None
 
 
@@ -106,7 +104,7 @@ def _check_whole(image: Image.Image, data: bytes, depth: Depth) -> None:
         if depth == "checksums":
             image.verify()
             return
-    # An eighth of a JPEG's size needs all of its data, yet only a part of the arithmetic.
+    # Decoding a JPEG at an eighth of its size reads all data with less arithmetic.
     image.draft("L", (1, 1))
     image.load()
 
@@ -116,8 +114,8 @@ def _broken(data: bytes, error: Exception) -> ImageError:
         return ImageError("image_truncated", "the file is empty")
     text = str(error) or type(error).__name__
     if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data):
-        return ImageError("image_truncated", f"the WebP holds {len(data)} bytes, not all of them")
+        return ImageError("image_truncated", f"the WebP has only {len(data)} bytes")
     if isinstance(error, UnidentifiedImageError):
         return ImageError("image_unreadable", f"not an image of the formats {', '.join(FORMATS)}")
-    cut_short = isinstance(error, EOFError) or "truncated" in text.lower()
-    return ImageError("image_truncated" if cut_short else "image_unreadable", text)
+    truncated = isinstance(error, EOFError) or "truncated" in text.lower()
+    return ImageError("image_truncated" if truncated else "image_unreadable", text)

@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels that a tower sees.
+"""Decodes images and resizes them for the VAE and the ViT.
 
 Sizes follow the public reference (MaxLongEdgeMinShortEdgeResize of BAGEL), rounding included.
 """
@@ -22,16 +22,16 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class ImageTransform:
-    """How an image is resized for one tower; names are those of the public configuration."""
+    """Resizing for one tower; field names follow the public configuration."""
 
     max_image_size: int = 512
-    """The long side is made no longer than this, but for rounding."""
+    """Maximum of the long side, up to rounding."""
     min_image_size: int = 512
-    """The short side is made no shorter than this, unless a limit forbids it."""
+    """Minimum of the short side, unless a maximum prevents it."""
     image_stride: int = 16
-    """Both sides become multiples of it."""
+    """Both sides are rounded to multiples of this."""
     max_pixels: int = MAX_PIXELS
-    """Width times height, shared by all images of a conversation."""
+    """Maximum of width times height; all images of a conversation share it."""
 
     def __post_init__(self) -> None:
         """Checks the sizes.
@@ -49,24 +49,24 @@ class ImageTransform:
             )
 
     def output_size(self, width: int, height: int, num_images: int = 1) -> tuple[int, int]:
-        """The size an image is resized to.
+        """The size after resizing.
 
         Args:
-            width: Of the source, pixels.
-            height: Of the source, pixels.
-            num_images: How many images share `max_pixels`.
+            width: Width of the source, in pixels.
+            height: Height of the source, in pixels.
+            num_images: Number of images that share `max_pixels`.
 
         Returns:
-            Width and height, pixels.
+            Width and height, in pixels.
         """
         return _output_size(self, width, height, num_images)
 
     def __call__(self, image: Image.Image, num_images: int = 1) -> Pixels:
-        """Resizes a decoded image, bicubic with antialias as Pillow does it.
+        """Resizes a decoded image with Pillow's antialiased bicubic filter.
 
         Args:
-            image: RGB, or grey.
-            num_images: How many images share `max_pixels`.
+            image: RGB or grey image.
+            num_images: Number of images that share `max_pixels`.
 
         Returns:
             [H, W, 3] uint8.
@@ -100,36 +100,36 @@ def _scaled(rule: ImageTransform, width: int, height: int, factor: float) -> tup
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decodes an image; what is transparent becomes white.
+    """Decodes an image on a white background.
 
     Args:
         data: The encoded file.
-        limits: Checked before any pixel is decoded.
+        limits: Maximum sizes, checked before decoding.
 
     Returns:
-        An RGB image; a grey one where the source is grey, which is quicker to resize.
+        An RGB image; a grey image if the source is grey, which is faster to resize.
 
     Raises:
-        ImageError: If it can't be decoded, is cut short, or is over a limit.
+        ImageError: If it can't be decoded, is truncated, or exceeds a limit.
     """
-    # Pillow decodes a PNG with damaged or missing ends without a word; other formats it refuses.
+    # Pillow decodes a PNG with a damaged or missing end without an error, unlike other formats.
     check_image(data, limits, depth="checksums" if data.startswith(PNG_START) else "header")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they warn of is checked by the limits
+            warnings.simplefilter("ignore")  # these problems are checked by the limits
             return on_white(Image.open(BytesIO(data), formats=FORMATS))
-    except Exception as error:  # decoders raise whatever comes to them on broken input
+    except Exception as error:  # decoders raise any exception on broken input
         raise ImageError("image_unreadable", str(error) or type(error).__name__) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Decodes an image; what is transparent becomes white.
+    """Decodes an image and puts transparent parts on white.
 
     Args:
-        image: Of any mode.
+        image: Image of any mode.
 
     Returns:
-        An RGB image, or a grey one where it is grey.
+        An RGB image, or a grey image if the source is grey.
     """
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         if image.mode in ("RGB", "L"):

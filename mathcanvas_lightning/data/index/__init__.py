@@ -1,4 +1,4 @@
-"""The sidecar index: lengths and sizes of all rows, counted in one scan for each shard.
+"""The sidecar index: lengths and sizes of all rows, from one scan of each shard.
 
-In: shards and a tokenizer. Out: arrays from which an epoch can be planned without the shards.
+In: shards and a tokenizer. Out: arrays to plan an epoch without reading the shards.
 """

@@ -1,4 +1,4 @@
-"""Indexing as a command: what it found, for people."""
+"""The index command and its report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOut, build_index
+from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, build_index
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
@@ -16,18 +16,18 @@ from mathcanvas_lightning.storage.shards import Storage, StorageConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexReport:
-    """What is in a data set, by its index."""
+    """Summary of a data set, from its index."""
 
     path: str
     num_files: int
     num_samples: int
     text_tokens: int
-    """Ids of all texts."""
+    """Tokens of all texts."""
     num_images: int
     sizes_px: Counter[tuple[int, int]]
-    """(width, height) -> images."""
-    left_out: tuple[LeftOut, ...]
-    """Rows that are no samples, or damaged."""
+    """(width, height) -> number of images."""
+    left_out: tuple[LeftOutRow, ...]
+    """Rows that are not training samples, or are damaged."""
 
 
 def index_shards(
@@ -40,25 +40,25 @@ def index_shards(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> list[IndexReport]:
-    """Indexes shards for training; only what is new or has changed is read.
+    """Indexes shards for training; reads only new and changed shards.
 
     Args:
         paths: Folders of shards, or files; local or fsspec URLs.
-        tokenizer: Checkpoint directory with the tokenizer to count text tokens with; an index is
-            for one tokenizer. Single bytes by default, for a first look.
+        tokenizer: Checkpoint directory with the tokenizer that counts text tokens; each tokenizer
+            has a separate index. By default a tokenizer of single bytes, for a first look.
         format: Layout of the rows: interleaved, t2i, edit or vlm.
-        image_dir: Where the image paths of conversations start; the folder of their file by
-            default.
-        index_dir: Where index files go; beside the shards, or in the user's cache, by default.
-        num_workers: Worker processes; one a core by default.
+        image_dir: Folder of the image paths in conversations; by default the folder of the file.
+        index_dir: Folder of the index files; by default beside the shards, or in the user's cache
+            if the shards are remote or read-only.
+        num_workers: Worker processes; by default one per core.
         progress: Show a progress bar on a terminal.
 
     Returns:
-        One report a path.
+        One report per path.
 
     Raises:
-        ConfigError: If there is no such tokenizer.
-        DataError: If there is no file, or one can't be opened.
+        ConfigError: If the tokenizer doesn't exist.
+        DataError: If there is no file, or a file can't be opened.
         StorageError: If a server fails.
     """
     texts = TextTokenizer(tokenizer)

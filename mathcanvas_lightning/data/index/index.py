@@ -1,7 +1,8 @@
-"""The index of a data set: what its rows hold, as numbers, in a sidecar file a shard.
+"""The index of a data set: roles, lengths and image sizes of its rows, in one sidecar per shard.
 
-A sidecar lies beside its shard in `.mathcanvas_index/`, or in the user's cache where it can't. It
-is made by one scan and made again when the shard, the tokenizer or the image limits change.
+A sidecar is stored beside its shard in `.mathcanvas_index/`, or in the user's cache if the shard is
+remote or its folder is read-only. One scan builds it; it is built again when the shard, the
+tokenizer or the image limits change.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ SCHEMA = pa.schema(
         "uid": pa.string(),
         "row_group": pa.int64(),
         "row": pa.int32(),
-        "stage": pa.string(),  # why the row is left out; null for a sample
+        "stage": pa.string(),  # why the row is left out; null for samples
         "problem": pa.string(),
         "roles": pa.list_(pa.int8()),
         "steps": pa.list_(pa.int16()),
@@ -50,76 +51,76 @@ SCHEMA = pa.schema(
     }
 )
 NO_SAMPLE = "no_sample"
-"""Stage of sound rows that are no training samples; all others are damage."""
+"""Stage of valid rows that are not training samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """A row that is not trained on."""
+class LeftOutRow:
+    """A row that is not used for training."""
 
     uid: str
     path: str
-    """Of its file."""
+    """File of the row."""
     row_group: int
     row: int
-    """In its row group."""
+    """Row number within the row group."""
     stage: str
-    """`no_sample`, `too_long`, or where it failed: `read`, `row`, `image`, `length`."""
+    """`no_sample`, `too_long`, or the step that failed: `read`, `row`, `image`, `length`."""
     error: str
-    """What is wrong with it."""
+    """Description of the problem."""
 
     @property
     def place(self) -> str:
-        """Where it is, in words."""
+        """Location for error messages."""
         return f"{self.path}, row group {self.row_group}, row {self.row} (uid {self.uid})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetIndex:
-    """All samples of a data set. [N] rows, [E] elements."""
+    """All samples of a data set: [N] rows, [E] elements."""
 
     files: tuple[str, ...]
-    """Its shards."""
+    """Paths of the shards."""
     file_numbers: Ints
-    """[N] which of them a row is in."""
+    """[N] number of the shard in `files`."""
     row_groups: Ints
-    """[N]."""
+    """[N] row group in the shard."""
     rows: Ints
-    """[N] in the row group."""
+    """[N] row number within the row group."""
     uids: pa.ChunkedArray
-    """[N] strings."""
+    """[N] strings, ids of the rows."""
     offsets: Ints
-    """[N + 1] where the elements of each row begin."""
+    """[N + 1] first element of each row."""
     roles: Ints
-    """[E] int8."""
+    """[E] int8, see `Role`."""
     steps: Ints
-    """[E] int16."""
+    """[E] int16, steps of edits."""
     text_tokens: Ints
-    """[E] int32."""
+    """[E] int32, tokens of a text; 0 for images."""
     widths_px: Ints
     """[E] int32, 0 for texts."""
     heights_px: Ints
     """[E] int32, 0 for texts."""
-    left_out: tuple[LeftOut, ...]
-    """Rows that are no samples, or damaged."""
+    left_out: tuple[LeftOutRow, ...]
+    """Rows that are not training samples, or are damaged."""
     digest: str
-    """Of the contents of all its shards."""
+    """Hash of the contents of all shards."""
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """Number of samples, N."""
         return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Scanner:
-    """Reads row groups and counts what is in them; sent to worker processes."""
+    """Scans row groups in worker processes."""
 
     source: RowSource
     tokenizer_folder: str
 
     def __call__(self, tasks: Sequence[tuple[str, Sequence[RowGroup]]]) -> list[pa.Table]:
-        """One table a task."""
+        """Returns one table per task."""
         return [
             pa.Table.from_pylist(
                 [row for group in groups for row in self._scan(path, group)], schema=SCHEMA
@@ -180,21 +181,21 @@ def build_index(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> DatasetIndex:
-    """Indexes what is not indexed yet, and loads all of it.
+    """Indexes new and changed shards, and loads the whole index.
 
     Args:
-        path: A folder of shards, or a file; local or on a server.
-        source: How to read it.
-        tokenizer: For its texts.
-        index_dir: Where sidecars go; None for beside the shards, or the user's cache.
-        num_workers: Worker processes, one a core by default.
+        path: A folder of shards, or a file; local or remote.
+        source: Reads the rows.
+        tokenizer: Tokenizer of the texts.
+        index_dir: Folder of the sidecars; None for beside the shards, or the user's cache.
+        num_workers: Worker processes; by default one per core.
         progress: Show a progress bar on a terminal.
 
     Returns:
         The index.
 
     Raises:
-        DataError: If there is no file, or one can't be opened.
+        DataError: If there is no file, or a file can't be opened.
         StorageError: If a server fails.
     """
     path = plain_path(path)
@@ -230,7 +231,7 @@ class _Sidecar:
         self.status = source.storage.status(path)
 
     def is_fresh(self) -> bool:
-        """Whether it is there and of the shard as it stands."""
+        """Whether the file exists and matches the current shard."""
         known = _read_metadata(self.target)
         if known is None or known["size_bytes"] != self.status.size_bytes:
             return False
@@ -238,19 +239,19 @@ class _Sidecar:
             return True
         if is_remote(self.path) or known["digest"] != self.digest():
             return False
-        # Touched or copied, yet the same: remember that, so that it is hashed only once.
+        # Touched or copied with the same content: store the new version, so it is hashed only once.
         self.write(pq.read_table(self.target), known["digest"])
         return True
 
     def digest(self) -> str:
-        """Of the contents; for a remote shard of what its server says of them."""
+        """Hash of the contents; for a remote shard, of its size and version."""
         if is_remote(self.path):
             return hashlib.sha256(repr(self.status).encode()).hexdigest()
         with local_path(self.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, table: pa.Table, digest: str) -> None:
-        """Replaces the file as a whole."""
+        """Replaces the file atomically."""
         about = {
             "size_bytes": self.status.size_bytes,
             "version": self.status.version,
@@ -332,8 +333,8 @@ def _left_out(uid: str, group: int, row: int, stage: str, error: Exception) -> d
     }
 
 
-def _from_row(path: str, row: Mapping[str, Any]) -> LeftOut:
-    return LeftOut(
+def _from_row(path: str, row: Mapping[str, Any]) -> LeftOutRow:
+    return LeftOutRow(
         uid=row["uid"],
         path=path,
         row_group=row["row_group"],

@@ -1,10 +1,10 @@
-"""Data sets with their plan, and the tasks that a rank's workers are given."""
+"""Planned data sets, and the tasks of each rank's workers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mathcanvas_lightning.data.loading.dataset import PackDataset, PackTask, SampleRef
-from mathcanvas_lightning.data.loading.datasets import LoadedDataset
+from mathcanvas_lightning.data.loading.loaded_dataset import LoadedDataset
+from mathcanvas_lightning.data.loading.pack_dataset import PackDataset, PackTask, SampleRef
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
 from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule
@@ -12,30 +12,30 @@ from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedData:
-    """What a loader is made of."""
+    """Data sets with their plan and all that a loader needs."""
 
     datasets: tuple[LoadedDataset, ...]
     plan: Plan
-    """Of these data sets."""
+    """Plan of these data sets."""
     dataset: PackDataset
     """Builds the packs."""
     quarantine: Quarantine
-    """For rows that can't be read."""
+    """Records unreadable rows."""
 
     def tasks(
         self, epoch: int, schedule: Schedule, rank: int, num_ranks: int, first_step: int = 0
     ) -> Iterator[PackTask]:
-        """What a rank has to build.
+        """The packs of one rank.
 
         Args:
-            epoch: From 0.
-            schedule: Of it.
-            rank: From 0.
-            num_ranks: Divides the packs a step.
-            first_step: Of the schedule.
+            epoch: Epoch, from 0.
+            schedule: Schedule of this epoch.
+            rank: Rank, from 0.
+            num_ranks: Number of ranks; a divisor of the packs per step.
+            first_step: Step of the schedule to start with.
 
         Yields:
-            The packs in the order of training.
+            The planned packs in the order of training.
         """
         planned = self.plan.epoch(epoch)
         slots = schedule.packs_per_step // num_ranks
@@ -47,19 +47,19 @@ class PackedData:
 
     def samples(self, planned: EpochPlan, pack: int) -> tuple[SampleRef, ...]:
         """The samples of a pack."""
-        return tuple(self._ref(planned, place) for place in planned.samples(pack))
+        return tuple(self._ref(planned, index) for index in planned.samples(pack))
 
-    def _ref(self, planned: EpochPlan, place: int) -> SampleRef:
-        number = int(planned.datasets[place])
-        data, row = self.datasets[number], int(planned.rows[place])
-        index, at = data.index, int(data.rows[row])
+    def _ref(self, planned: EpochPlan, sample: int) -> SampleRef:
+        number = int(planned.datasets[sample])
+        data, row = self.datasets[number], int(planned.rows[sample])
+        index, indexed_row = data.index, int(data.rows[row])
         return SampleRef(
             dataset=number,
-            path=index.files[index.file_numbers[at]],
-            row_group=int(index.row_groups[at]),
-            row=int(index.rows[at]),
-            uid=index.uids[at].as_py(),
+            path=index.files[index.file_numbers[indexed_row]],
+            row_group=int(index.row_groups[indexed_row]),
+            row=int(index.rows[indexed_row]),
+            uid=index.uids[indexed_row].as_py(),
             counter=int(data.planned.counters[row]),
-            visit=int(planned.visits[place]),
-            length=int(planned.lengths[place]),
+            visit=int(planned.visits[sample]),
+            length=int(planned.lengths[sample]),
         )

@@ -1,4 +1,4 @@
-"""The ledger of rows that couldn't be used: one line each, whatever rank or worker met them."""
+"""A file that lists each row that was left out, once over all ranks and workers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,30 +7,31 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mathcanvas_lightning.data.index.index import NO_SAMPLE, LeftOut
+from mathcanvas_lightning.data.index.index import NO_SAMPLE, LeftOutRow
 from mathcanvas_lightning.errors import DataError
 
 TOO_LONG = "too_long"
-CHOSEN = frozenset({NO_SAMPLE, TOO_LONG})
-"""Stages that are no damage: they never count against the fraction allowed."""
+INTACT_STAGES = frozenset({NO_SAMPLE, TOO_LONG})
+"""Stages of rows that are left out but not damaged; they don't count as bad rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that is left out, with its data set."""
+    """A row that is left out, and the name of its data set."""
 
     dataset: str
-    row: LeftOut
+    row: LeftOutRow
 
 
 class Quarantine:
-    """Writes rows to the ledger, and stops the run when they are too many.
+    """Writes the rows that are left out to a file, and raises if too many are damaged.
 
     Args:
-        path: The ledger, a file of JSON lines; ranks on several machines should share it.
-        max_bad_fraction: Damaged rows allowed, of all indexed; 0 allows none.
-        num_rows: All indexed.
-        digests: Data set -> digest of its index: lines of other contents are another run's.
+        path: A file of JSON lines; ranks on several machines should share it.
+        max_bad_fraction: Maximum share of damaged rows; with 0 the first one is an error.
+        num_rows: Number of indexed rows.
+        digests: Data set -> digest of its index. Lines with other digests are from other runs
+            and are ignored.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class Quarantine:
         self._digests = digests
 
     def add(self, rows: Sequence[BadRow]) -> None:
-        """Takes rows into the ledger, unless they are there.
+        """Adds rows to the file, unless they are already listed.
 
         Raises:
-            DataError: If more rows are damaged than allowed; it names the first of these.
+            DataError: If more rows are damaged than allowed; it names the first of `rows`.
         """
         if not rows:
             return
-        damaged = [bad for bad in rows if bad.row.stage not in CHOSEN]
+        damaged = [bad for bad in rows if bad.row.stage not in INTACT_STAGES]
         if damaged and self._max_bad_fraction == 0:
             raise self._too_many(damaged[0], len(damaged))
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ class Quarantine:
                     if _key(line) not in known:
                         known[_key(line)] = line
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        num_damaged = sum(line["stage"] not in CHOSEN for line in known.values())
+        num_damaged = sum(line["stage"] not in INTACT_STAGES for line in known.values())
         if damaged and num_damaged > self._max_bad_fraction * self._num_rows:
             raise self._too_many(damaged[0], num_damaged)
 
@@ -69,7 +70,7 @@ class Quarantine:
         return {"dataset": bad.dataset, "index": digest, **asdict(bad.row)}
 
     def _read(self) -> dict[tuple[object, ...], dict[str, object]]:
-        """Lines about these data sets; the last line may be cut short by a kill."""
+        """Lines about these data sets; drops an incomplete last line, left by a killed run."""
         if not self._path.exists():
             return {}
         text = self._path.read_text(encoding="utf-8")
@@ -86,7 +87,7 @@ class Quarantine:
             row.place,
             found=f"{row.stage}: {row.error} ({num_damaged} bad of {self._num_rows} rows)",
             wanted=f"at most {self._max_bad_fraction:g} of the rows bad",
-            remedy="Mend the shard, or set max_bad_fraction to leave such rows out; they are "
+            remedy="Fix the shard, or raise max_bad_fraction to leave such rows out; they are then "
             f"listed in {self._path}.",
         )
 

@@ -1,4 +1,4 @@
-"""Filling packs with samples as full as can be, in little time."""
+"""Fills packs with samples: nearly full packs, in little time."""
 
 from bisect import bisect_right
 
@@ -7,29 +7,29 @@ import numpy as np
 from mathcanvas_lightning.data.sequence.roles import Ints
 
 SLACK_PARTS = 500
-"""A pack that is this part of its capacity short of full is full enough to stop searching."""
+"""The search stops once the free space is at most 1 / SLACK_PARTS of the capacity."""
 NUM_PAIRS = 24
 NUM_TRIPLES = 12
-"""How many samples are tried as the first of two, and as the first and the second of three."""
+"""Number of candidates for the first of two samples, and for the first and second of three."""
 FINISH_MEANS = 3.2
-"""Free tokens, in mean lengths, at which the last two or three of a pack are chosen."""
+"""Once the free space is below this many mean lengths, search for the 1-3 samples that fill it
+best."""
 
 
 def fill_packs(lengths: Ints, capacity: int, random: np.random.Generator) -> list[list[int]]:
-    """Fills packs one after the other: samples at random first, the last ones to match.
+    """Fills packs one after the other: random samples first, then those that fill the rest best.
 
-    Best-fit decreasing puts the long samples together, and at 3,400 tokens a drawing there is none
-    short enough for the gaps they leave. Taken at random, what is left over keeps its mixture of
-    lengths, so that nearly every pack finds two or three samples that fill it; those filled last
-    are the emptiest.
+    Best-fit decreasing packs the long samples together; with 3,400 tokens per drawing, no sample is
+    short enough for the gaps. With random samples, the remaining ones keep a mixture of lengths, so
+    for nearly every pack two or three samples fill it. The last packs have the most free space.
 
     Args:
-        lengths: [N] none over the capacity.
-        capacity: Of a pack.
-        random: Chooses.
+        lengths: [N] tokens of the samples, none over the capacity.
+        capacity: Tokens that a pack may hold.
+        random: Random generator.
 
     Returns:
-        Positions in `lengths` by pack; each position is in one pack.
+        For each pack, indexes into `lengths`; each index occurs once.
     """
     order = np.argsort(lengths, kind="stable")
     pool = _Pool(lengths[order].tolist(), order.tolist(), capacity // SLACK_PARTS)
@@ -45,26 +45,26 @@ def fill_packs(lengths: Ints, capacity: int, random: np.random.Generator) -> lis
                 taken: tuple[int, ...] = (int(next(choices) * fitting),)
             else:
                 taken = pool.best(free, fitting - 1)
-            for at in taken:
-                free -= pool.lengths.pop(at)
-                pack.append(pool.places.pop(at))
+            for position in taken:
+                free -= pool.lengths.pop(position)
+                pack.append(pool.indexes.pop(position))
         assert pack, "a sample is longer than a pack"
         packs.append(pack)
     return packs
 
 
 class _Pool:
-    """Samples that are in no pack yet, the shortest first."""
+    """Samples that are not packed yet, the shortest first."""
 
-    def __init__(self, lengths: list[int], places: list[int], slack: int) -> None:
-        self.lengths, self.places, self._slack = lengths, places, slack
+    def __init__(self, lengths: list[int], indexes: list[int], slack: int) -> None:
+        self.lengths, self.indexes, self._slack = lengths, indexes, slack
 
     def best(self, free: int, longest: int) -> tuple[int, ...]:
-        """One to three samples that leave the least of some free tokens, the longest first.
+        """One to three samples that leave the least free space, the longest first.
 
         Args:
-            free: Tokens.
-            longest: Place of the longest sample that fits.
+            free: Free tokens of the pack.
+            longest: Position of the longest sample that fits.
         """
         chosen: tuple[int, ...] = (longest,)
         least = free - self.lengths[longest]
@@ -85,7 +85,7 @@ class _Pool:
         return chosen
 
     def _pair(self, free: int, longest: int, tries: int, least: int) -> tuple[int, tuple[int, ...]]:
-        """Two samples that leave less than `least` tokens, if there are any; and the least."""
+        """The smallest free space, and the two samples that leave it if it is below `least`."""
         lengths = self.lengths
         chosen: tuple[int, ...] = ()
         for first in range(longest, 0, -max(1, longest // tries)):

@@ -1,6 +1,6 @@
 """Which sample is trained on when: a pure function of the index, the seed and the epoch.
 
-Neither ranks nor workers nor where a run was cut have a say in it.
+It does not depend on ranks, on workers, or on where a run was interrupted.
 """
 
 import itertools
@@ -15,37 +15,40 @@ from mathcanvas_lightning.batch import LossTotals
 from mathcanvas_lightning.data.plan.bin_packing import fill_packs
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, Segment, schedule
 from mathcanvas_lightning.data.rows.readers import RowFormat
-from mathcanvas_lightning.data.sequence.rng import element_draws, generator, hash64
+from mathcanvas_lightning.data.sequence.rng import element_uniforms, generator, hash64
 from mathcanvas_lightning.data.sequence.roles import (
     DropoutConfig,
     Elements,
     Ints,
     assign_roles,
-    dropped,
+    find_dropped,
     loss_totals,
     packed_lengths,
 )
 
 WINDOW_ROWS = 2_000
+"""Samples that are packed together."""
 KEPT_QUARTERS = 3
-CHUNK_ROWS = 50_000  # rows whose draws are in memory at a time
+"""Quarters of a window's packs that are kept; the samples of the rest move to the next window."""
+CHUNK_ROWS = 50_000
+"""Rows whose random numbers are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDataset:
-    """What a plan needs to know of a data set; all its rows fit a pack."""
+    """The rows of a data set as numbers; each row fits into a pack."""
 
     name: str
-    """Unique."""
+    """Unique name of the data set."""
     row_format: RowFormat
     elements: Elements
-    """Of its N rows."""
+    """Elements of the N rows."""
     counters: Ints
-    """[N] number of each row's first element, for its draws."""
+    """[N] number of each row's first element, the counter of its random numbers."""
     row_groups: Ints
-    """[N] the row group of each row; rows of a group are neighbours."""
+    """[N] row group of each row; rows of a group are consecutive."""
     weight: float | None
-    """Its share among the samples, None for each row once an epoch."""
+    """Share of the samples, relative to the other weights; None: each row once per epoch."""
     dropout: DropoutConfig
 
     @property
@@ -56,21 +59,21 @@ class PlannedDataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochPlan:
-    """The packs of an epoch. [S] samples in their order, [P] packs."""
+    """The packs of an epoch: [S] samples in order, [P] packs."""
 
     epoch: int
     datasets: Ints
-    """[S] int16 number of the data set."""
+    """[S] int16, number of the data set."""
     rows: Ints
-    """[S] int32 row of the data set."""
+    """[S] int32, row of the data set."""
     visits: Ints
-    """[S] int64 how often the data set was visited before, over all epochs."""
+    """[S] int64, number of earlier visits to the data set, over all epochs."""
     lengths: Ints
-    """[S] int32 tokens."""
+    """[S] int32, tokens of each sample."""
     losses: npt.NDArray[np.float32]
-    """[S, 4] what each adds to the denominators of the losses, in the order of `LossTotals`."""
+    """[S, 4] contribution of each sample to `LossTotals`, in the order of its fields."""
     pack_ends: Ints
-    """[P] one after the last sample of each pack."""
+    """[P] end of each pack: one after its last sample."""
     capacity: int
     """Tokens that a pack may hold."""
 
@@ -81,19 +84,19 @@ class EpochPlan:
 
     @property
     def fill(self) -> float:
-        """How full the packs are, 0 to 1."""
+        """Used share of the packs' capacity, 0 to 1."""
         return float(self.lengths.sum(dtype=np.int64)) / max(1, self.num_packs * self.capacity)
 
     def loss_totals(self, packs: Sequence[int]) -> LossTotals:
-        """Denominators of the losses over some packs; fillers add nothing."""
-        places = [place for pack in packs if pack != FILLER for place in self.samples(pack)]
-        ce, square, sample, mse = self.losses[places].sum(axis=0, dtype=np.float64).tolist()
+        """Denominators of the losses over some packs; fillers contribute nothing."""
+        indexes = [index for pack in packs if pack != FILLER for index in self.samples(pack)]
+        ce, square, sample, mse = self.losses[indexes].sum(axis=0, dtype=np.float64).tolist()
         return LossTotals(
             ce_tokens=round(ce), ce_square=square, ce_sample=sample, mse_tokens=round(mse)
         )
 
     def samples(self, pack: int) -> range:
-        """Places of a pack's samples in the arrays."""
+        """Indexes of a pack's samples in the arrays."""
         return range(int(self.pack_ends[pack - 1]) if pack else 0, int(self.pack_ends[pack]))
 
 
@@ -101,11 +104,11 @@ class Plan:
     """All epochs of a run.
 
     Args:
-        datasets: One or more, none empty.
-        seed: Decides order and draws.
-        max_num_tokens: Capacity of a pack; no row is longer.
-        packs_per_step: B, of an optimizer step.
-        shuffle: False keeps rows and packs in their order, as for validation.
+        datasets: One or more data sets, none of them empty.
+        seed: Seed of the order and of all random numbers.
+        max_num_tokens: Capacity of a pack, in tokens; no row is longer.
+        packs_per_step: B, packs of an optimizer step.
+        shuffle: False keeps rows and packs in order, as for validation.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Plan:
         self._num_packs: dict[int, int] = {}
 
     def num_packs(self, epoch: int) -> int:
-        """Packs of an epoch."""
+        """Number of packs of an epoch."""
         if epoch not in self._num_packs:
             self._num_packs[epoch] = self.epoch(epoch).num_packs
         return self._num_packs[epoch]
@@ -135,23 +138,23 @@ class Plan:
     def schedule(
         self, epoch: int, packs_per_step: int | None = None, segments: Sequence[Segment] = ()
     ) -> Schedule:
-        """Who takes what in an epoch.
+        """The steps of an epoch.
 
         Args:
-            epoch: From 0.
-            packs_per_step: Other than the plan's own.
-            segments: What was done of the epoch with other numbers of packs a step.
+            epoch: Epoch, from 0.
+            packs_per_step: Packs of an optimizer step; by default those of the plan.
+            segments: Parts of the epoch that were done with other numbers of packs per step.
 
         Returns:
-            What is left of it.
+            The remaining steps.
         """
         return schedule(self.num_packs(epoch), segments, packs_per_step or self.packs_per_step)
 
     def total_steps(self, max_epochs: int) -> int:
-        """Optimizer steps of a whole run, exactly: epochs differ by a few.
+        """Exact number of optimizer steps of a run; epochs differ by a few steps.
 
         Args:
-            max_epochs: Of the run.
+            max_epochs: Number of epochs.
 
         Returns:
             The sum over its epochs.
@@ -159,7 +162,8 @@ class Plan:
         return sum(self.schedule(epoch).num_steps for epoch in range(max_epochs))
 
     def stream(self, dataset: int) -> int:
-        """Names the draws of a data set, see `element_draws`."""
+        """Key of the random numbers of a data set, see `element_uniforms`."""
+        # The word is part of the key: another one would change the packs of every run.
         return hash64("draws", self.seed, self.datasets[dataset].name)
 
     def _epoch(self, epoch: int) -> EpochPlan:
@@ -187,19 +191,20 @@ class Plan:
         )
 
     def _visits(self, dataset: int, epoch: int, random: np.random.Generator) -> tuple[Ints, ...]:
-        """Rows, visits, lengths and losses of one data set, row groups in random order."""
+        """Rows, visits, lengths and losses of one data set; row groups in random order."""
         data, quota = self.datasets[dataset], self.quotas[dataset]
         whole, rest = divmod(quota, data.num_rows)
         parts = []
         num_visits = whole + (rest > 0)
         for visit in range(num_visits):
             number = epoch * num_visits + visit
-            picked = _row_order(data.row_groups, random if self.shuffle else None)
+            order = _row_order(data.row_groups, random if self.shuffle else None)
             if visit == whole:
-                picked = picked[_rotating(data.num_rows, epoch * rest, rest, self.seed)[picked]]
-            visits = np.full(len(picked), number, np.int64)
+                chosen = _rotating_part(data.num_rows, epoch * rest, rest, self.seed)
+                order = order[chosen[order]]
+            visits = np.full(len(order), number, np.int64)
             lengths, losses = self._measure(dataset, number)
-            parts.append((picked.astype(np.int32), visits, lengths[picked], losses[picked]))
+            parts.append((order.astype(np.int32), visits, lengths[order], losses[order]))
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
     def _measure(self, dataset: int, visit: int) -> tuple[Ints, npt.NDArray[np.float32]]:
@@ -210,29 +215,29 @@ class Plan:
         for start in range(0, data.num_rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, data.num_rows)
             chunk = data.elements.rows(start, stop)
-            draws = self._draws(dataset, visit, chunk, data.counters[start:stop])
-            roles = assign_roles(data.row_format, chunk, draws)
-            drop, drop_vit = dropped(roles, draws, data.dropout)
+            uniforms = self._uniforms(dataset, visit, chunk, data.counters[start:stop])
+            roles = assign_roles(data.row_format, chunk, uniforms)
+            drop, drop_vit = find_dropped(roles, uniforms, data.dropout)
             lengths[start:stop] = packed_lengths(chunk, roles, drop, drop_vit)
             losses[start:stop] = loss_totals(chunk, roles, drop)
         return lengths, losses
 
-    def _draws(self, dataset: int, visit: int, chunk: Elements, counters: Ints) -> np.ndarray:
-        """[E, 4] draws of some rows, whose counters increase but may leave some out."""
+    def _uniforms(self, dataset: int, visit: int, chunk: Elements, counters: Ints) -> np.ndarray:
+        """[E, 4] random numbers of some rows; their counters increase, with gaps."""
         counts = np.diff(chunk.offsets)
         first, last = int(counters[0]), int(counters[-1] + counts[-1])
-        draws = element_draws(self.stream(dataset), visit, first, last)
+        uniforms = element_uniforms(self.stream(dataset), visit, first, last)
         if last - first == len(chunk.roles):
-            return draws
+            return uniforms
         within = np.arange(len(chunk.roles)) - np.repeat(chunk.offsets[:-1], counts)
-        return draws[np.repeat(counters - first, counts) + within]
+        return uniforms[np.repeat(counters - first, counts) + within]
 
 
 def _quotas(datasets: Sequence[PlannedDataset]) -> tuple[int, ...]:
     """Samples of each data set in an epoch.
 
-    Without weights, each row once. With them, the shares are the weights, and the epoch is so long
-    that the data set with the least weight a row is visited once.
+    Without weights: each row once. With weights: the shares are the weights, and the data set with
+    the smallest weight per row is visited once per epoch.
     """
     if all(data.weight is None for data in datasets):
         return tuple(data.num_rows for data in datasets)
@@ -244,7 +249,7 @@ def _quotas(datasets: Sequence[PlannedDataset]) -> tuple[int, ...]:
 
 
 def _row_order(row_groups: Ints, random: np.random.Generator | None) -> Ints:
-    """All rows, group by group, the groups shuffled."""
+    """All rows, group by group; the groups are shuffled."""
     if random is None:
         return np.arange(len(row_groups))
     starts = np.flatnonzero(np.diff(row_groups, prepend=row_groups[0] - 1))
@@ -256,8 +261,8 @@ def _row_order(row_groups: Ints, random: np.random.Generator | None) -> Ints:
     return order
 
 
-def _rotating(num_rows: int, start: int, count: int, seed: int) -> np.ndarray:
-    """[N] bool: `count` rows, others each epoch, until all had their turn equally often."""
+def _rotating_part(num_rows: int, start: int, count: int, seed: int) -> np.ndarray:
+    """[N] bool: `count` rows, rotated from epoch to epoch, so that all occur equally often."""
     fixed = generator("rest", seed, num_rows).permutation(num_rows)
     chosen = np.zeros(num_rows, bool)
     chosen[fixed[(start + np.arange(count)) % num_rows]] = True
@@ -267,10 +272,10 @@ def _rotating(num_rows: int, start: int, count: int, seed: int) -> np.ndarray:
 def _pack(
     lengths: Ints, capacity: int, random: np.random.Generator, shuffle: bool
 ) -> tuple[Ints, Ints]:
-    """Packs window by window; rows of the packs filled last go on into the next.
+    """Packs window by window; samples of the packs filled last move to the next window.
 
     Returns:
-        [S] places in the order of training, [P] one after the last of each pack.
+        [S] indexes in the order of training, [P] end of each pack.
     """
     sequence: list[int] = []
     ends: list[int] = []
@@ -288,7 +293,7 @@ def _pack(
 
 
 def _windows(num_rows: int) -> Iterator[tuple[int, int]]:
-    """Cuts rows into windows of at least `WINDOW_ROWS`, the only one excepted."""
+    """Splits rows into windows of at least `WINDOW_ROWS` rows; fewer rows are one window."""
     count = max(1, num_rows // WINDOW_ROWS)
     bounds = np.linspace(0, num_rows, count + 1).astype(np.int64).tolist()
     return itertools.pairwise(bounds)

@@ -1,4 +1,4 @@
-"""Where a run is in its plan, told from what was processed, and found again from a checkpoint."""
+"""Maps counts of processed batches to a position in the plan; restores it from checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -10,32 +10,32 @@ from mathcanvas_lightning.errors import ConfigError
 
 
 class Progress(Protocol):
-    """Who counts the micro-batches of this rank."""
+    """Counts processed micro-batches of this rank."""
 
     @property
     def epoch(self) -> int:
-        """The one under way, from 0."""
+        """Current epoch, from 0."""
 
     @property
     def total(self) -> int:
-        """Micro-batches processed, ever."""
+        """Micro-batches processed since the start of the run."""
 
     @property
     def in_epoch(self) -> int:
         """Micro-batches processed in this epoch."""
 
     def set_in_epoch(self, count: int) -> None:
-        """Counts from here on."""
+        """Sets the count of this epoch."""
 
-    def processed(self) -> None:
-        """Is told of one more."""
+    def batch_done(self) -> None:
+        """Counts one more micro-batch."""
 
-    def epoch_over(self) -> None:
-        """Is told that the epoch has no more."""
+    def epoch_done(self) -> None:
+        """Ends the epoch."""
 
 
 class TrainerProgress:
-    """A Trainer counts.
+    """Reads the counters of a Trainer.
 
     Args:
         trainer: A Lightning Trainer.
@@ -60,25 +60,28 @@ class TrainerProgress:
         return int(self._batches.current.processed)
 
     def set_in_epoch(self, count: int) -> None:
-        """See `Progress`; a checkpoint counts micro-batches of as many ranks as there were then."""
+        """See `Progress`; a checkpoint may count micro-batches of another number of ranks."""
         current = self._batches.current
         shift = count - current.processed
         for name in ("ready", "started", "processed", "completed"):
             setattr(current, name, getattr(current, name) + shift)
 
-    def processed(self) -> None:
-        """The Trainer knows."""
+    def batch_done(self) -> None:
+        """Does nothing: the Trainer counts."""
 
-    def epoch_over(self) -> None:
-        """The Trainer knows."""
+    def epoch_done(self) -> None:
+        """Does nothing: the Trainer counts."""
 
     @property
     def _batches(self) -> Any:
         return self._trainer.fit_loop.epoch_loop.batch_progress
 
 
-class OwnProgress:
-    """Counted here, for loops without a Trainer: a batch is done when the next is asked for."""
+class LoaderProgress:
+    """Counts in the loader, for loops without a Trainer.
+
+    A batch counts as processed when the next one is requested.
+    """
 
     def __init__(self) -> None:
         self.epoch = self.total = self.in_epoch = 0
@@ -87,25 +90,25 @@ class OwnProgress:
         """See `Progress`."""
         self.in_epoch = count
 
-    def processed(self) -> None:
+    def batch_done(self) -> None:
         """See `Progress`."""
         self.total += 1
         self.in_epoch += 1
 
-    def epoch_over(self) -> None:
+    def epoch_done(self) -> None:
         """See `Progress`."""
         self.epoch, self.in_epoch = self.epoch + 1, 0
 
 
 class Position:
-    """The place of a run in its plan.
+    """The position of a run in its plan.
 
     Args:
-        plan: Of the training.
-        fingerprint: Of all that decides the plan.
-        progress: Who counts.
-        packs_per_step: B.
-        num_ranks: Divides B.
+        plan: Plan of the training.
+        fingerprint: Hashes of everything that the plan depends on, by topic.
+        progress: Counts processed micro-batches.
+        packs_per_step: B, packs of an optimizer step.
+        num_ranks: Number of ranks; a divisor of B.
     """
 
     def __init__(
@@ -122,56 +125,56 @@ class Position:
         self.progress = progress
         self.packs_per_step = packs_per_step
         self.num_ranks = num_ranks
-        self._resume: DataState | None = None  # restored, and not begun yet
-        self._begun: DataState | None = None  # where the loader under way began
+        self._resume: DataState | None = None  # restored, before its loader starts
+        self._started: DataState | None = None  # where the current loader started
         self._processed_before = 0
         self._length = 0
 
     @property
     def packs_per_rank(self) -> int:
-        """Micro-batches of a rank in one step."""
+        """Micro-batches per rank and step."""
         return self.packs_per_step // self.num_ranks
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state` gave, on as many ranks as there are now.
+        """Resumes from the output of `state`; the number of ranks may differ.
 
         Raises:
-            ConfigError: If the plan has changed since.
+            ConfigError: If the plan has changed since then.
         """
         saved = DataState.from_dict(state)
-        self._resume = saved.go_on_with(self.packs_per_step, self.fingerprint)
-        self._begun = None
-        if isinstance(self.progress, OwnProgress):
+        self._resume = saved.resume_with(self.packs_per_step, self.fingerprint)
+        self._started = None
+        if isinstance(self.progress, LoaderProgress):
             self.progress.epoch = self._resume.epoch
 
     def state(self) -> dict[str, Any]:
-        """The place, as plain types; equal on all ranks.
+        """The position as plain types, equal on all ranks.
 
-        In the middle of an accumulation it is the end of the last whole step: the weights are still
-        those, and half a step's gradients are in no checkpoint.
+        During an accumulation it is the end of the last whole step: a checkpoint holds the weights
+        of that step, and no partial gradients.
         """
-        begun, epoch = self._begun, self.progress.epoch
-        if begun is None:
+        started, epoch = self._started, self.progress.epoch
+        if started is None:
             return (self._resume or self._first(epoch)).to_dict()
-        if epoch > begun.epoch:
+        if epoch > started.epoch:
             return self._first(epoch).to_dict()
         processed = self.progress.total - self._processed_before
-        reached = begun.after(processed // self.packs_per_rank)
-        over = reached.step >= self._schedule(begun).num_steps
-        return (self._first(begun.epoch + 1) if over else reached).to_dict()
+        reached = started.after(processed // self.packs_per_rank)
+        over = reached.step >= self._schedule(started).num_steps
+        return (self._first(started.epoch + 1) if over else reached).to_dict()
 
     def prepare(self) -> int:
-        """Tells how long the coming loader is, and sets the count of the epoch under way.
+        """Computes the length of the next loader, and sets the count of the current epoch.
 
         Returns:
-            Micro-batches of this rank, those before a resumption included.
+            Micro-batches of this rank in the epoch, those before a resumption included.
         """
         epoch = self.progress.epoch
         if self._resume is not None and self._resume.epoch < epoch:
-            self._resume = None  # that epoch is over
+            self._resume = None  # that epoch has ended
         state = self._resume
         if state is not None and state.epoch > epoch:
-            # The Trainer has yet to notice that it did all of its epoch.
+            # The Trainer has not noticed yet that its epoch is complete.
             self._length = self.progress.in_epoch or self._left(self._first(epoch))
             return self._length
         done = 0
@@ -182,14 +185,14 @@ class Position:
         return self._length
 
     def begin(self) -> tuple[DataState, Schedule] | None:
-        """Where the loader begins; asked for when its first batch is.
+        """Starts the loader; called when its first batch is requested.
 
         Returns:
-            The place, and the schedule of its epoch; None where the Trainer has yet to notice that
-            its epoch is over.
+            The state to start with and the schedule of its epoch, or None if the Trainer has not
+            noticed yet that its epoch is complete.
 
         Raises:
-            ConfigError: If the Trainer counts otherwise.
+            ConfigError: If the Trainer's count differs.
         """
         state = self._resume or self._first(self.progress.epoch)
         if state.epoch > self.progress.epoch:
@@ -198,13 +201,13 @@ class Position:
         if done and done != self.progress.in_epoch:
             raise ConfigError(
                 "data loader",
-                found="a Trainer that asked for it before it restored its checkpoint",
-                wanted="its progress and the data's to agree",
+                found="a Trainer that requested it before it restored its checkpoint",
+                wanted="the same progress in the Trainer and in the data",
                 remedy="Don't call trainer.estimated_stepping_batches in configure_optimizers; "
                 "data.total_steps(max_epochs) is exact.",
             )
         self._processed_before = self.progress.total
-        self._begun, self._resume = state, None
+        self._started, self._resume = state, None
         return state, self._schedule(state)
 
     def _first(self, epoch: int) -> DataState:

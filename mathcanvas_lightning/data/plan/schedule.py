@@ -1,8 +1,8 @@
-"""Who takes which pack when: a pure function of the number of packs and packs per step.
+"""Assigns packs to steps and ranks; depends only on the numbers of packs and packs per step.
 
-With B packs an optimizer step, slot j owns a contiguous range of the packs, and a step takes one
-pack of each slot. Rank r of R owns the slots r, r + R, r + 2R, ..., so another number of ranks
-only regroups slots, and the packs of a step are the same for any of them.
+With B packs per optimizer step, slot j owns a contiguous range of the packs, and a step takes one
+pack of each slot. Rank r of R owns the slots r, r + R, r + 2R, ... So the packs of a step do not
+depend on the number of ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,39 +13,40 @@ import numpy as np
 from mathcanvas_lightning.data.sequence.roles import Ints
 
 FILLER = -1
+"""Number of a pack without samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of an epoch with one number of packs a step."""
+    """A part of an epoch with a constant number of packs per step."""
 
     packs_per_step: int
-    """B."""
+    """B, packs of an optimizer step."""
     steps: int
-    """Steps done in it."""
+    """Number of finished steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The steps that are left of an epoch, for one number of packs a step."""
+    """The remaining steps of an epoch, for a constant number of packs per step."""
 
     packs: Ints
-    """[P] numbers of the packs that are left, in order."""
+    """[P] numbers of the remaining packs, in order."""
     packs_per_step: int
-    """B."""
+    """B, packs of an optimizer step."""
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps; the same on all ranks."""
+        """Number of optimizer steps, equal on all ranks."""
         return -(-len(self.packs) // self.packs_per_step)
 
     @property
     def num_fillers(self) -> int:
-        """Packs without a sample that complete the last step."""
+        """Number of packs without samples that complete the last step."""
         return self.num_steps * self.packs_per_step - len(self.packs)
 
     def pack(self, step: int, slot: int) -> int:
-        """The pack that a slot gives to a step; `FILLER` if it has none left."""
+        """The pack of a slot in a step; `FILLER` if the slot has no more packs."""
         full_slots = self.packs_per_step - self.num_fillers
         start = slot * self.num_steps - max(0, slot - full_slots)
         size = self.num_steps - (slot >= full_slots)
@@ -61,12 +62,12 @@ class Schedule:
         """Steps and packs of one rank, in the order it trains on them.
 
         Args:
-            rank: From 0.
-            num_ranks: Divides the packs a step.
-            first_step: Where to begin.
+            rank: Rank, from 0.
+            num_ranks: Number of ranks; a divisor of `packs_per_step`.
+            first_step: Step to start with.
 
         Yields:
-            (step, pack), `packs_per_step / num_ranks` times a step.
+            (step, pack), `packs_per_step / num_ranks` times per step.
         """
         assert self.packs_per_step % num_ranks == 0
         for step in range(first_step, self.num_steps):
@@ -74,22 +75,22 @@ class Schedule:
                 yield step, self.pack(step, slot)
 
     def after(self, steps: int, packs_per_step: int) -> "Schedule":
-        """What is left after some steps, for another number of packs a step."""
+        """The remaining schedule after some steps, for another number of packs per step."""
         taken = [pack for step in range(steps) for pack in self.step_packs(step)]
         left = self.packs[~np.isin(self.packs, taken)]
         return Schedule(left, packs_per_step)
 
 
 def schedule(num_packs: int, segments: Sequence[Segment], packs_per_step: int) -> Schedule:
-    """The schedule of an epoch that was begun with other numbers of packs a step.
+    """The schedule of an epoch that was started with other numbers of packs per step.
 
     Args:
-        num_packs: Of the epoch.
-        segments: What was done so far, without the stretch that begins now.
-        packs_per_step: From now on.
+        num_packs: Packs of the epoch.
+        segments: Finished parts of the epoch.
+        packs_per_step: Packs of the steps that follow.
 
     Returns:
-        What is left.
+        The remaining steps.
     """
     left = Schedule(np.arange(num_packs), packs_per_step)
     for number, segment in enumerate(segments):

@@ -1,4 +1,4 @@
-"""Where a run is in its data: a few numbers, equal on all ranks."""
+"""The position of a run in its data, as saved in checkpoints; equal on all ranks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,30 +12,30 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataState:
-    """The next optimizer step, and what the plan was made of."""
+    """The next optimizer step, and hashes of the settings behind the plan."""
 
     epoch: int = 0
     segments: tuple[Segment, ...] = ()
-    """What was done of the epoch with other numbers of packs a step."""
+    """Finished parts of the epoch, each with another number of packs per step."""
     packs_per_step: int
-    """B since the last of these."""
+    """B, packs per optimizer step since the last segment."""
     step: int = 0
-    """Steps done with it."""
+    """Finished steps since the last segment."""
     fingerprint: Mapping[str, str]
-    """Part of the plan -> hash of what decides it."""
+    """Topic -> hash of the settings that the plan depends on."""
 
     @property
     def packs_done(self) -> int:
-        """Packs of the epoch that are done, fillers included."""
+        """Finished packs of the epoch, fillers included."""
         done = sum(segment.steps * segment.packs_per_step for segment in self.segments)
         return done + self.step * self.packs_per_step
 
     def after(self, steps: int) -> "DataState":
-        """The place some steps later in the same epoch."""
+        """The state some steps later in the same epoch."""
         return replace(self, step=self.step + steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types alone, for a checkpoint."""
+        """The state as plain types, for a checkpoint."""
         return {
             "version": VERSION,
             "epoch": self.epoch,
@@ -47,17 +47,17 @@ class DataState:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave.
+        """Restores the output of `to_dict`.
 
         Raises:
-            ConfigError: If it is of another version.
+            ConfigError: If another version of the format wrote it.
         """
         if state.get("version") != VERSION:
             raise ConfigError(
                 "data state of the checkpoint",
                 found=f"version {state.get('version')}",
                 wanted=f"version {VERSION}",
-                remedy="Resume with the version of this library that wrote it.",
+                remedy="Resume with the version of this library that wrote the checkpoint.",
             )
         return cls(
             epoch=state["epoch"],
@@ -67,18 +67,18 @@ class DataState:
             fingerprint=state["fingerprint"],
         )
 
-    def go_on_with(self, packs_per_step: int, fingerprint: Mapping[str, str]) -> "DataState":
-        """The same place in a run that goes on with its own settings.
+    def resume_with(self, packs_per_step: int, fingerprint: Mapping[str, str]) -> "DataState":
+        """The same position in a run that resumes with its current settings.
 
         Args:
-            packs_per_step: From now on.
-            fingerprint: Of the plan as it is configured now.
+            packs_per_step: Packs per optimizer step from now on.
+            fingerprint: Fingerprint of the current plan.
 
         Returns:
-            The state to begin with.
+            The state to start with.
 
         Raises:
-            ConfigError: If the plan is another: it names what differs.
+            ConfigError: If the plan differs; it names the topics that differ.
         """
         names = sorted({*self.fingerprint, *fingerprint})
         changed = [n for n in names if self.fingerprint.get(n) != fingerprint.get(n)]
@@ -86,9 +86,9 @@ class DataState:
             raise ConfigError(
                 "data state of the checkpoint",
                 found=f"a plan that differs in: {', '.join(changed)}",
-                wanted="the data and settings that the run was begun with",
+                wanted="the data and settings that the run started with",
                 remedy="Restore them, or start a new run from the checkpoint's weights: with "
-                "other data there is no place to go on from.",
+                "other data the position has no meaning.",
             )
         if packs_per_step == self.packs_per_step or not self.step:
             segments, step = self.segments, self.step

@@ -1,7 +1,7 @@
-"""The four row formats, each as texts and images in the order of the sequence.
+"""Readers of the four row formats; each returns texts and images in the order of the sequence.
 
-Columns are those of the published data sets: interleaved (MathCanvas-Instruct, and what this
-library converts to), t2i (MathCanvas-Imagen: `image`, `caption` or `captions`), edit
+The columns are those of the published data sets: interleaved (MathCanvas-Instruct, and the output
+of this library's converter), t2i (MathCanvas-Imagen: `image`, `caption` or `captions`), edit
 (MathCanvas-Edit: `image_list`, `instruction_list`), vlm (JSON lines: `image`, `conversations`).
 """
 
@@ -25,26 +25,26 @@ IMAGE_MARK = "<image>"
 
 
 class Role(IntEnum):
-    """What an element is to the model; `data.roles` says what each becomes in the sequence."""
+    """Use of an element in training; see `data.sequence.roles` for the splits of each role."""
 
     UNUSED = 0
-    """Not drawn this time."""
+    """Not chosen in this visit."""
     PROMPT_TEXT = 1
-    """Given; no loss."""
+    """Text that is given; no loss."""
     ANSWER_TEXT = 2
-    """To be written; with loss."""
+    """Text to write; with loss."""
     FIXED_TEXT = 3
-    """Given, and never dropped."""
+    """Text that is given and never dropped."""
     FIXED_ANSWER = 4
-    """To be written, and never dropped."""
+    """Text to write, never dropped."""
     CONTEXT_IMAGE = 5
-    """Given."""
+    """Image that is given."""
     DRAWN_IMAGE = 6
-    """To be drawn, then looked at."""
+    """Image to draw; the model reads it afterwards."""
     TARGET_IMAGE = 7
-    """To be drawn; nothing comes after it."""
+    """Image to draw; nothing follows it."""
     SEEN_IMAGE = 8
-    """Given to the ViT alone, and never dropped."""
+    """Image for the ViT only, never dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +52,36 @@ class Element:
     """A text or an image of a row."""
 
     role: Role
-    """In an edit: of its kind; which images and instructions are used is drawn."""
+    """Role; in an edit preliminary, because used images and instructions are chosen at random."""
     content: str | bytes
-    """A text, or an encoded image; for conversations the image's path."""
+    """A text, or an encoded image; in conversations the path of an image."""
     step: int = 0
-    """In an edit: the number of the image, or of the image that an instruction leads to."""
+    """In an edit: number of the image, or of the image that the instruction produces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A row as it was read, before anything is drawn."""
+    """A row as it was read, before random choices."""
 
     uid: str
-    """The row's id, or where it stands."""
+    """Id of the row, or its location."""
     elements: tuple[Element, ...]
-    """In the order of the sequence; alternatives (captions, instructions) side by side."""
+    """Elements in the order of the sequence; alternatives (captions, instructions) are adjacent."""
 
 
 class NoSampleError(Exception):
-    """A sound row that is no training sample; its text is the reason."""
+    """A valid row that is not a training sample; the text is the reason."""
 
 
 Reader = Callable[[Mapping[str, Any], str], Sample]
 
 
 def read_interleaved(row: Mapping[str, Any], place: str) -> Sample:
-    """A question and its solution.
+    """Reads a question and its solution.
 
     Raises:
-        NoSampleError: Without answer, question or solution.
-        DataError: If it breaks the format.
+        NoSampleError: If answer, question or solution is missing.
+        DataError: If the row violates the format.
     """
     example = example_from_row(row, place=place)
     for name in ("answer", "question", "solution"):
@@ -93,11 +93,11 @@ def read_interleaved(row: Mapping[str, Any], place: str) -> Sample:
 
 
 def read_t2i(row: Mapping[str, Any], place: str) -> Sample:
-    """A picture to draw from one of its captions.
+    """Reads a picture to draw from one of its captions.
 
     Raises:
-        NoSampleError: Without a caption.
-        DataError: If it breaks the format.
+        NoSampleError: If there is no caption.
+        DataError: If the row violates the format.
     """
     captions = row.get("caption") or row.get("captions") or ()
     if isinstance(captions, str) and "caption" not in row:
@@ -114,11 +114,11 @@ def read_t2i(row: Mapping[str, Any], place: str) -> Sample:
 
 
 def read_edit(row: Mapping[str, Any], place: str) -> Sample:
-    """A chain of pictures, each made from the one before it by an instruction.
+    """Reads a chain of pictures, each edited from the previous one by an instruction.
 
     Raises:
-        NoSampleError: With fewer than two pictures.
-        DataError: If it breaks the format.
+        NoSampleError: If there are fewer than two pictures.
+        DataError: If the row violates the format.
     """
     images = row.get("image_list") or ()
     instructions = row.get("instruction_list") or ()
@@ -142,11 +142,11 @@ def read_edit(row: Mapping[str, Any], place: str) -> Sample:
 
 
 def read_vlm(row: Mapping[str, Any], place: str) -> Sample:
-    """A conversation about pictures; its images are paths.
+    """Reads a conversation about pictures; its images are paths.
 
     Raises:
-        NoSampleError: Without an answer.
-        DataError: If it breaks the format.
+        NoSampleError: If there is no answer.
+        DataError: If the row violates the format.
     """
     paths = row.get("image") or ()
     paths = [paths] if isinstance(paths, str) else list(paths)
@@ -180,7 +180,7 @@ COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "edit": (*UID_COLUMNS, "image_list", "instruction_list"),
     "vlm": (*UID_COLUMNS, "image", "conversations"),
 }
-"""What a reader looks at; other columns are never read from disk."""
+"""Columns that each reader uses; other columns are not read from disk."""
 
 
 def _human_turn(text: str, paths: Any, place: str) -> list[Element]:
@@ -232,5 +232,5 @@ def _uid(row: Mapping[str, Any], place: str) -> str:
 
 def _row_error(place: str, found: str, wanted: str) -> DataError:
     return DataError(
-        place, found=found, wanted=wanted, remedy="Mend the row, or leave it out of the data set."
+        place, found=found, wanted=wanted, remedy="Fix the row, or remove it from the data set."
     )

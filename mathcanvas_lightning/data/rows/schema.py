@@ -1,9 +1,9 @@
-"""One interleaved sample, and how it stands in a row of a shard.
+"""The interleaved example, and its encoding as a row of a shard.
 
 A row has the columns `id`, `answer`, `question_interleave`, `solution_interleave`,
-`question_images`, `solution_images`, and whatever scalar columns its source carried along.
+`question_images`, `solution_images`, and further scalar columns of its source.
 An interleave is a JSON string or a list of structs; an image is binary, or a struct with
-`bytes` (Hugging Face writes `bytes` and `path`). All of these are read.
+`bytes` (Hugging Face writes `bytes` and `path`). The reader accepts all of these.
 """
 
 import json
@@ -29,20 +29,20 @@ UID_COLUMNS = ("id", "task_id", "uid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSegment:
-    """A piece of text between two images."""
+    """A text between two images."""
 
     text: str
-    """Never empty, no white space at its ends."""
+    """The text; not empty, without white space at its ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSegment:
-    """An image as its encoded bytes."""
+    """An encoded image."""
 
     data: bytes
-    """The bytes of the source file, unchanged."""
+    """Bytes of the source file, unchanged."""
     path: str | None = None
-    """Where it was in the source, relative to the source's image folder."""
+    """Path in the source, relative to the image folder of the source."""
 
 
 Segment = TextSegment | ImageSegment
@@ -50,31 +50,31 @@ Segment = TextSegment | ImageSegment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterleavedExample:
-    """A question and its solution, both of texts and images in reading order."""
+    """A question and its solution; both are texts and images in reading order."""
 
     uid: str
-    """Unique within its data set."""
+    """Id, unique within the data set."""
     question: tuple[Segment, ...]
-    """What the model is given."""
+    """Input of the model."""
     solution: tuple[Segment, ...]
-    """What it should write and draw; empty for a row that is for prediction alone."""
+    """Wanted output of the model; empty in rows that are only for prediction."""
     answer: str
-    """The final answer alone."""
+    """The final answer, without the reasoning."""
     extras: Mapping[str, Scalar] = field(default_factory=dict)
-    """Further columns of the source, by name."""
+    """Further columns of the source: name -> value."""
 
     @property
     def images(self) -> Iterator[ImageSegment]:
-        """All images, the question's first."""
+        """All images; those of the question come first."""
         segments = (*self.question, *self.solution)
         return (segment for segment in segments if isinstance(segment, ImageSegment))
 
 
 def row_from_example(example: InterleavedExample, encoding: InterleaveEncoding) -> dict[str, Any]:
-    """Lays an example out as the columns of one row.
+    """Encodes an example as the columns of a row.
 
     Args:
-        example: The sample.
+        example: The example.
         encoding: "json" for JSON-string interleaves, "struct" for lists of structs.
 
     Returns:
@@ -98,17 +98,17 @@ def row_from_example(example: InterleavedExample, encoding: InterleaveEncoding) 
 
 
 def example_from_row(row: Mapping[str, Any], *, place: str) -> InterleavedExample:
-    """Reads a row in any of the encodings.
+    """Decodes a row in any of the encodings.
 
     Args:
-        row: Column name -> Python value, as `pyarrow.Table.to_pylist` gives it.
-        place: Names the row in errors, and is its uid where it has no id column.
+        row: Column name -> Python value, as `pyarrow.Table.to_pylist` returns it.
+        place: Location of the row for errors; also its uid if it has no id column.
 
     Returns:
-        The sample; texts are stripped, empty ones left out.
+        The example; texts are stripped, and empty texts are left out.
 
     Raises:
-        DataError: If a column is missing or an interleave doesn't fit its images.
+        DataError: If a column is missing or an interleave doesn't match its images.
     """
     uid = next((str(row[name]) for name in UID_COLUMNS if row.get(name) is not None), place)
     missing = [name for name in CORE_COLUMNS[1:] if name not in row]
@@ -141,8 +141,8 @@ def _items(segments: Sequence[Segment]) -> list[dict[str, Any]]:
 
 
 def _numbered(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # The public trainer reads rows through pandas, which turns integers with a null among them
-    # into floats and then can't use them as list indexes: so texts are numbered too.
+    # The public trainer reads rows with pandas, which converts integer columns with nulls to
+    # floats; these can't be list indexes. So texts are numbered too.
     num_texts = 0
     numbered = []
     for item in items:
@@ -220,5 +220,5 @@ def _row_error(where: str, uid: str, found: str, wanted: str) -> DataError:
         f"{where} (uid {uid})",
         found=found,
         wanted=wanted,
-        remedy="Convert the source again, or leave this row out.",
+        remedy="Convert the source again, or remove this row.",
     )

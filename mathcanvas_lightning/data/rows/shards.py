@@ -1,4 +1,4 @@
-"""Reading the rows of Parquet shards, a few at a time."""
+"""Reads the rows of Parquet shards in small batches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +16,16 @@ BATCH_ROWS = 32
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, in natural order; hidden ones, as indexes are, left out.
+    """The Parquet files of a folder in natural order, without hidden files such as indexes.
 
     Args:
-        folder: Searched with all folders below it; a single file stands for itself.
+        folder: Folder, searched recursively; or a single file.
 
     Returns:
         At least one path.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is no file.
     """
     paths = [folder] if folder.is_file() else list(folder.rglob("*.parquet"))
     shards = [path for path in paths if not _is_hidden(path.relative_to(folder))]
@@ -40,10 +40,10 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
-    """Opens a shard, checking the page checksums of all that is read.
+    """Opens a shard; reads verify the page checksums.
 
     Raises:
-        DataError: If it is no whole Parquet file.
+        DataError: If it is not a complete Parquet file.
     """
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
@@ -52,7 +52,7 @@ def open_shard(path: Path) -> pq.ParquetFile:
 
 
 def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a shard as dicts, whatever the size of its row groups.
+    """Yields the rows of a shard as dicts, with little memory even for large row groups.
 
     Raises:
         DataError: If the file is damaged.
@@ -67,16 +67,16 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def iter_examples(path: str | Path) -> Iterator[InterleavedExample]:
-    """Yields the samples of an interleaved shard, or of all shards below a folder.
+    """Yields the examples of an interleaved shard, or of all shards below a folder.
 
     Args:
         path: A Parquet file or a folder.
 
     Yields:
-        One example a row, in order.
+        One example per row, in order.
 
     Raises:
-        DataError: At the first row, or file, that is damaged.
+        DataError: At the first damaged row or file.
     """
     for shard in list_shards(Path(path)):
         for number, row in enumerate(iter_rows(shard)):
@@ -91,6 +91,6 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(
         str(path),
         found=f"damage ({error})",
-        wanted="a whole Parquet file",
+        wanted="a complete Parquet file",
         remedy="Convert its source again, or copy the file again.",
     )

@@ -1,4 +1,4 @@
-"""Rows by where they stand: shard, row group, row. Lines of a JSON file stand in groups too."""
+"""Reads rows by shard, row group and row number; lines of JSON files form groups too."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from mathcanvas_lightning.storage.shards import Storage
 
 LINES_PER_GROUP = 64
 CACHE_BYTES = 256 * 2**20
-"""Row groups that a process keeps, as its packs take rows of many."""
+"""Size of the row groups that a process keeps in memory; packs use rows of many groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +27,31 @@ class RowGroup:
     """Rows that are read together."""
 
     number: int
-    """Of a Parquet file: from 0. Of a file of JSON lines: the byte where it begins."""
+    """Number in a Parquet file, from 0; in a file of JSON lines, the offset of its first byte."""
     num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """What a data set's rows are and where its pictures lie; small enough to send to workers."""
+    """Reads the rows and pictures of a data set; small enough to send to workers."""
 
     row_format: RowFormat
     storage: Storage
     image_dir: str | None = None
-    """Where the paths of conversations start; None for the folder of their file."""
+    """Folder of the image paths in conversations; None for the folder of the file."""
     limits: ImageLimits = dataclasses.field(default_factory=ImageLimits)
 
     @property
     def suffix(self) -> str:
-        """Of the files."""
+        """Suffix of the data set's files."""
         return ".jsonl" if self.row_format == "vlm" else ".parquet"
 
     def groups(self, path: str) -> list[RowGroup]:
         """The row groups of a file.
 
         Raises:
-            DataError: If it is damaged.
-            StorageError: If its server fails.
+            DataError: If the file is damaged.
+            StorageError: If the server fails.
         """
         if self.row_format == "vlm":
             return _line_groups(_open(self.storage, path))
@@ -62,7 +62,7 @@ class RowSource:
         ]
 
     def read(self, path: str, group: int) -> "Rows":
-        """All rows of a group.
+        """Reads all rows of a group.
 
         Raises:
             DataError: If they are damaged.
@@ -73,28 +73,28 @@ class RowSource:
         return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
 
     def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
-        """One row as a sample.
+        """Decodes one row as a sample.
 
         Raises:
-            NoSampleError: If it is none.
-            DataError: If it breaks the format.
+            NoSampleError: If the row is not a training sample.
+            DataError: If the row violates the format.
         """
         place = f"{path}, row group {group}, row {row}"
         sample = READERS[self.row_format](rows.row(row, place), place)
-        if sample.uid == place:  # it has no id: name it alike on all machines
+        if sample.uid == place:  # without an id: a name that is equal on all machines
             return Sample(uid=row_uid(path, group, row), elements=sample.elements)
         return sample
 
     def read_image(self, element: Element, path: str) -> bytes:
-        """The encoded image of an element.
+        """Reads the encoded image of an element.
 
         Args:
             element: An image.
-            path: The file its row stands in.
+            path: File of the row.
 
         Raises:
             DataError: If there is no such file.
-            StorageError: If its server fails.
+            StorageError: If the server fails.
         """
         if isinstance(element.content, bytes):
             return element.content
@@ -105,7 +105,7 @@ class RowSource:
                 path,
                 found=f"the image path {element.content!r}",
                 wanted="a path below the image folder",
-                remedy="Mend the row, or set image_dir.",
+                remedy="Fix the row, or set image_dir.",
             )
         return self.storage.read_bytes(
             f"{folder.rstrip('/')}/{name}", max_bytes=self.limits.max_bytes
@@ -116,13 +116,13 @@ class Rows(Protocol):
     """Rows that were read together."""
 
     num_bytes: int
-    """Memory that they take."""
+    """Memory size of the rows."""
 
     def row(self, number: int, place: str) -> Mapping[str, Any]:
-        """One of them.
+        """Returns one row.
 
         Raises:
-            DataError: If it isn't there, or can't be parsed.
+            DataError: If the row doesn't exist, or can't be parsed.
         """
 
 
@@ -154,19 +154,19 @@ class _Lines:
             return row
         raise DataError(
             place,
-            found=f"a line that is no JSON object ({row!s:.80})",
-            wanted="one JSON object a line",
-            remedy="Mend the line, or leave it out.",
+            found=f"a line that is not a JSON object ({row!s:.80})",
+            wanted="one JSON object per line",
+            remedy="Fix the line, or remove it.",
         )
 
 
 def row_uid(path: str, group: int, row: int) -> str:
-    """Names a row without an id: by its file's name, row group, and number in that."""
+    """Name of a row without an id: file name, row group, and number in the group."""
     return f"{posixpath.basename(path)}:{group}:{row}"
 
 
 class RowCache:
-    """The rows last read, up to a number of bytes."""
+    """The most recently read row groups, up to a number of bytes."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -174,7 +174,7 @@ class RowCache:
         self._rows: OrderedDict[tuple[int, str, int], Rows] = OrderedDict()
 
     def read(self, dataset: int, source: RowSource, path: str, group: int) -> Rows:
-        """A row group of a data set; see `RowSource.read`."""
+        """Reads a row group of a data set, see `RowSource.read`."""
         key = (dataset, path, group)
         if key in self._rows:
             self._rows.move_to_end(key)
@@ -201,12 +201,12 @@ def _open(storage: Storage, path: str) -> BinaryIO:
 
 
 def _line_groups(file: BinaryIO) -> list[RowGroup]:
-    starts, place = [], 0
+    starts, offset = [], 0
     with file:
         for line in file:
             if line.strip():
-                starts.append(place)
-            place += len(line)
+                starts.append(offset)
+            offset += len(line)
     return [
         RowGroup(starts[first], min(LINES_PER_GROUP, len(starts) - first))
         for first in range(0, len(starts), LINES_PER_GROUP)
@@ -228,7 +228,7 @@ def _read_lines(file: BinaryIO, start: int) -> list[bytes]:
 def _no_row(place: str, num_rows: int) -> DataError:
     return DataError(
         place,
-        found=f"only {num_rows} rows there",
+        found=f"only {num_rows} rows",
         wanted="the row that the index lists",
         remedy="The file has changed: build the index again with tools/build_index.py.",
     )

@@ -1,5 +1,5 @@
 """One row to one training sequence.
 
-In: texts and images with their roles. Out: token ids, splits, positions and labels; then several
-of them as one `PackedBatch`.
+In: texts and images with their roles. Out: token ids, splits, positions and labels of a row; then
+several rows as one `PackedBatch`.
 """

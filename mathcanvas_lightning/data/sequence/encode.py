@@ -1,4 +1,4 @@
-"""From a row to what a pack holds of it: measured, planned, decoded, resized."""
+"""Encodes a row for a pack: tokenizes, plans the splits, decodes and resizes the images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ReadImage = Callable[[Element], bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSettings:
-    """How the rows of one data set become tokens."""
+    """How the rows of a data set are converted to tokens."""
 
     row_format: RowFormat
     vae_transform: ImageTransform
@@ -28,8 +28,8 @@ class RowSettings:
     dropout: DropoutConfig
     limits: ImageLimits
 
-    def sharing(self, num_images: int) -> int:
-        """How many of a row's images share one limit of pixels: all of a conversation's."""
+    def num_sharing(self, num_images: int) -> int:
+        """Number of images that share the limit `max_pixels`: in conversations, all of the row."""
         return num_images if self.row_format == "vlm" else 1
 
     def tokens(
@@ -38,15 +38,15 @@ class RowSettings:
         """Latent and ViT tokens of an image.
 
         Args:
-            width: Of the source, pixels.
-            height: Of the source, pixels.
-            num_images: Of its row.
-            geometry: Patch sizes.
+            width: Width of the source image, in pixels.
+            height: Height of the source image, in pixels.
+            num_images: Number of images of its row.
+            geometry: Patch sizes of the model.
 
         Returns:
-            Tokens for the VAE, tokens for the ViT, without markers.
+            Tokens for the VAE and tokens for the ViT, without markers.
         """
-        shared = self.sharing(num_images)
+        shared = self.num_sharing(num_images)
         sizes = (
             (self.vae_transform.output_size(width, height, shared), geometry.latent_patch_px),
             (self.vit_transform.output_size(width, height, shared), geometry.vit_patch_px),
@@ -57,33 +57,33 @@ class RowSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredSample:
-    """A row with its texts as ids and the sizes of its images; nothing is decoded yet."""
+    """A row with its texts as token ids and the sizes of its images, not decoded yet."""
 
     elements: tuple[Element, ...]
     text_ids: Mapping[int, Sequence[int]]
-    """Element -> ids."""
+    """Element -> token ids of the text."""
     images: Mapping[int, bytes]
-    """Element -> encoded image."""
+    """Element -> encoded image file."""
     sizes_px: Mapping[int, tuple[int, int]]
-    """Element -> width and height."""
+    """Element -> width and height of the source image."""
 
 
 def measure(
     sample: Sample, tokenizer: TextTokenizer, limits: ImageLimits, read_image: ReadImage
 ) -> MeasuredSample:
-    """Tokenizes texts and reads the headers of images.
+    """Tokenizes the texts and reads the image headers of a row.
 
     Args:
         sample: The row.
-        tokenizer: For its texts.
-        limits: For its images.
-        read_image: Gives the bytes of an image element.
+        tokenizer: Tokenizer of the texts.
+        limits: Maximum sizes of images.
+        read_image: Returns the bytes of an image element.
 
     Returns:
-        All that lengths depend on.
+        Everything that the length of the row depends on.
 
     Raises:
-        ImageError: If an image has no readable header or is over a limit.
+        ImageError: If an image has no readable header or exceeds a limit.
     """
     text_ids, images, sizes = {}, {}, {}
     for index, element in enumerate(sample.elements):
@@ -100,14 +100,14 @@ def measure(
 
 
 def is_text(element: Element) -> bool:
-    """Whether an element is a text, not an image."""
+    """Whether an element is a text; otherwise it is an image."""
     return element.role.name.endswith(("TEXT", "ANSWER"))
 
 
 def count_elements(
     sample: MeasuredSample, settings: RowSettings, geometry: TokenGeometry
 ) -> Elements:
-    """The sample as the numbers that plans are made of."""
+    """Roles and token counts of the sample's elements, the input of a plan."""
     tokens = {
         index: settings.tokens(*size, len(sample.images), geometry)
         for index, size in sample.sizes_px.items()
@@ -128,26 +128,26 @@ def prepare(
     settings: RowSettings,
     geometry: TokenGeometry,
     tokenizer: TextTokenizer,
-    draws: Floats,
+    uniforms: Floats,
 ) -> tuple[PackItem, int]:
-    """Plans a sample; each image that is used is decoded once and resized once a tower.
+    """Plans a sample; each used image is decoded once and resized once per tower.
 
     Args:
         sample: The row.
-        settings: Of its data set.
-        geometry: Patch sizes.
-        tokenizer: For the special ids.
-        draws: [E, 4] of its elements.
+        settings: Settings of its data set.
+        geometry: Patch sizes of the model.
+        tokenizer: Source of the special ids.
+        uniforms: [E, 4] random numbers of the elements, see `element_uniforms`.
 
     Returns:
-        What a pack needs, and the tokens it takes there.
+        The item of a pack, and its number of tokens.
 
     Raises:
         ImageError: If an image can't be decoded.
     """
     elements = count_elements(sample, settings, geometry)
     splits = plan_sequence(
-        settings.row_format, elements, draws, settings.dropout, tokenizer.special
+        settings.row_format, elements, uniforms, settings.dropout, tokenizer.special
     )
     vae, vit = _resize(sample, splits, settings)
     texts = {s.element: sample.text_ids[s.element] for s in splits if s.kind == "text"}
@@ -163,7 +163,7 @@ def _length(split: PlannedSplit, elements: Elements) -> int:
 def _resize(
     sample: MeasuredSample, splits: Sequence[PlannedSplit], settings: RowSettings
 ) -> tuple[dict[int, Pixels], dict[int, Pixels]]:
-    shared = settings.sharing(len(sample.images))
+    shared = settings.num_sharing(len(sample.images))
     decoded: dict[int, Image.Image] = {}
     vae: dict[int, Pixels] = {}
     vit: dict[int, Pixels] = {}

@@ -1,4 +1,4 @@
-"""Laying samples out as one sequence."""
+"""Concatenates samples into one packed sequence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,18 +24,18 @@ _MODES: dict[SplitKind, AttentionMode] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackItem:
-    """A sample with all that its splits show, or a hole."""
+    """A sample with the content of its splits, or a hole."""
 
     splits: tuple[PlannedSplit, ...] = ()
-    """In order, dropped ones included."""
+    """All splits in order, dropped ones included."""
     text_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    """Element -> its ids, for texts that are kept."""
+    """Element -> token ids, for texts that are kept."""
     vae_pixels: Mapping[int, Pixels] = field(default_factory=dict)
-    """Element -> [H, W, 3] for images with noisy or clean latents."""
+    """Element -> [H, W, 3], for images with noisy or clean latents."""
     vit_pixels: Mapping[int, Pixels] = field(default_factory=dict)
-    """Element -> [H, W, 3] for images with a ViT split."""
+    """Element -> [H, W, 3], for images with a ViT split."""
     hole_tokens: int = 0
-    """Length of a hole: padding without loss, in place of a sample that couldn't be read."""
+    """Length of a hole: padding without loss that replaces an unreadable sample."""
 
 
 def pack_samples(
@@ -45,14 +45,14 @@ def pack_samples(
     *,
     interpolate_positions: bool = False,
 ) -> PackedBatch:
-    """Lays samples out one after the other.
+    """Concatenates samples.
 
     Args:
-        items: The samples; one or more.
-        geometry: Patch sizes and position tables.
+        items: One or more samples.
+        geometry: Patch sizes and position tables of the model.
         special: Ids of the markers.
-        interpolate_positions: Spread each image over its whole position table, instead of
-            counting its rows and columns from the table's corner.
+        interpolate_positions: Spread each image over the whole position table; otherwise rows and
+            columns count from the corner of the table.
 
     Returns:
         The pack.
@@ -63,8 +63,8 @@ def pack_samples(
     return builder.build()
 
 
-def filler(geometry: TokenGeometry, special: SpecialTokens) -> PackedBatch:
-    """The smallest pack that runs every part of the model, without any loss."""
+def filler_pack(geometry: TokenGeometry, special: SpecialTokens) -> PackedBatch:
+    """The smallest pack that runs every part of the model; it has no loss."""
     white = np.full((geometry.latent_patch_px, geometry.latent_patch_px, 3), 255, np.uint8)
     kinds: tuple[SplitKind, ...] = ("text", "clean", "vit")
     splits = tuple(
@@ -78,7 +78,7 @@ def filler(geometry: TokenGeometry, special: SpecialTokens) -> PackedBatch:
 def positions_in_table(
     rows: int, columns: int, side: int, interpolate: bool
 ) -> npt.NDArray[np.int64]:
-    """[rows * columns] places of an image's tokens in a square table, row by row.
+    """[rows * columns] positions of an image's tokens in a square table, row by row.
 
     Source: get_flattened_position_ids_extrapolate and _interpolate of BAGEL.
     """
@@ -97,7 +97,7 @@ def positions_in_table(
 class _Builder:
     def __init__(self, geometry: TokenGeometry, special: SpecialTokens, interpolate: bool) -> None:
         self._geometry, self._special, self._interpolate = geometry, special, interpolate
-        self._place = 0  # next token of the pack
+        self._offset = 0  # next token of the pack
         self._position = 0  # next rope position of the sample
         self._sample_lens: list[int] = []
         self._splits: list[Split] = []
@@ -106,10 +106,12 @@ class _Builder:
         self._latent_shapes: list[tuple[int, int]] = []
         self._latent_images: list[int] = []
         self._images: list[Tensor] = []
-        self._image_of: dict[int, int] = {}  # element of this sample -> its number in the pack
+        self._image_of: dict[
+            int, int
+        ] = {}  # element of this sample -> number of the image in the pack
 
     def add(self, item: PackItem) -> None:
-        start, self._position = self._place, 0
+        start, self._position = self._offset, 0
         self._image_of = {}
         for split in item.splits:
             if split.dropped:
@@ -122,7 +124,7 @@ class _Builder:
                 self._add_latents(split, item.vae_pixels[split.element])
         if item.hole_tokens:
             self._add_hole(item.hole_tokens)
-        self._sample_lens.append(self._place - start)
+        self._sample_lens.append(self._offset - start)
 
     def build(self) -> PackedBatch:
         return PackedBatch(
@@ -148,7 +150,7 @@ class _Builder:
         )
 
     def _add_text(self, split: PlannedSplit, ids: Sequence[int]) -> None:
-        special, start, num_ids = self._special, self._place, len(ids)
+        special, start, num_ids = self._special, self._offset, len(ids)
         self._put("text_ids", np.array([special.bos, *ids, special.eos], np.int64))
         self._put("text_indexes", self._span(0, num_ids + MARKERS))
         self._put("position_ids", np.arange(self._position, self._position + num_ids + MARKERS))
@@ -197,7 +199,7 @@ class _Builder:
     def _add_image_tokens(self, num_tokens: int, kind: SplitKind) -> None:
         markers = [self._special.start_of_image, self._special.end_of_image]
         self._put("text_ids", np.array(markers, np.int64))
-        self._put("text_indexes", self._place + np.array([0, num_tokens + 1]))
+        self._put("text_indexes", self._offset + np.array([0, num_tokens + 1]))
         self._put("position_ids", np.full(num_tokens + MARKERS, self._position))
         self._position += kind != "noisy"
         self._close(num_tokens + MARKERS, kind)
@@ -210,10 +212,10 @@ class _Builder:
 
     def _close(self, length: int, kind: SplitKind) -> None:
         self._splits.append(Split(length=length, attention_mode=_MODES[kind]))
-        self._place += length
+        self._offset += length
 
     def _span(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        return np.arange(self._place + first, self._place + first + count)
+        return np.arange(self._offset + first, self._offset + first + count)
 
     def _put(self, name: str, values: npt.NDArray[np.generic]) -> None:
         self._arrays.setdefault(name, []).append(values)

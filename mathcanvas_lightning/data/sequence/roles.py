@@ -1,7 +1,7 @@
-"""What each element of a row becomes in the sequence, and how many tokens that is.
+"""The splits of each element of a row, and their numbers of tokens.
 
-All rules of composition and of conditioning dropout stand here, once, and vectorised: planning a
-million rows and building one pack run the same code. [E] elements, [N] rows.
+Contains all rules of composition and of conditioning dropout, vectorised: planning a million rows
+and building one pack run the same code. [E] elements, [N] rows.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ SPLITS: dict[Role, tuple[SplitKind, ...]] = {
     Role.TARGET_IMAGE: ("noisy",),
     Role.SEEN_IMAGE: ("vit",),
 }
-"""The splits of each role, in their order."""
+"""The splits of each role, in order."""
 DROPPABLE = frozenset({Role.PROMPT_TEXT, Role.ANSWER_TEXT, Role.CONTEXT_IMAGE, Role.DRAWN_IMAGE})
-"""Roles whose text, clean latents and ViT image may be dropped; noisy latents never are."""
+"""Roles whose text, clean latents and ViT image may be dropped. Noisy latents are never dropped."""
 ANSWERS = frozenset({Role.ANSWER_TEXT, Role.FIXED_ANSWER})
 """Roles with a text loss."""
 MARKERS = 2
@@ -49,14 +49,14 @@ _DROPPABLE = np.array([role in DROPPABLE for role in Role])
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class DropoutConfig:
-    """Probabilities of dropping a condition, for classifier-free guidance."""
+    """Probabilities of dropping conditions, for classifier-free guidance."""
 
     text: float = 0.1
-    """Of each text of an interleaved, t2i or edit row, with its loss."""
+    """Probability per text of an interleaved, t2i or edit row; its loss is dropped too."""
     vit: float = 0.1
-    """Of each image of these rows for the ViT."""
+    """Probability per ViT image of these rows."""
     vae: float = 0.1
-    """Of each clean image of these rows for the VAE."""
+    """Probability per clean VAE image of these rows."""
 
     def __post_init__(self) -> None:
         """Checks the probabilities.
@@ -79,23 +79,23 @@ NO_DROPOUT = DropoutConfig(text=0.0, vit=0.0, vae=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elements:
-    """The elements of consecutive rows, as numbers alone."""
+    """The elements of consecutive rows as numbers."""
 
     offsets: Ints
-    """[N + 1] where each row begins."""
+    """[N + 1] first element of each row."""
     roles: Ints
-    """[E] int8, as they stand in the rows."""
+    """[E] int8, roles as read from the rows."""
     steps: Ints
-    """[E] int16, of edits."""
+    """[E] int16, steps of edits."""
     text_tokens: Ints
-    """[E] int32, ids of a text; 0 for images."""
+    """[E] int32, tokens of a text; 0 for images."""
     latent_tokens: Ints
-    """[E] int32, of an image for the VAE; 0 for texts."""
+    """[E] int32, latent tokens of an image; 0 for texts."""
     vit_tokens: Ints
-    """[E] int32, of an image for the ViT; 0 for texts."""
+    """[E] int32, ViT tokens of an image; 0 for texts."""
 
     def rows(self, start: int, stop: int) -> "Elements":
-        """Those of some consecutive rows."""
+        """The elements of rows `start` to `stop` - 1."""
         first, last = int(self.offsets[start]), int(self.offsets[stop])
         return Elements(
             offsets=self.offsets[start : stop + 1] - first,
@@ -107,37 +107,36 @@ class Elements:
         )
 
 
-def assign_roles(row_format: RowFormat, elements: Elements, draws: Floats) -> Ints:
-    """Draws what is used of each row, and as what.
+def assign_roles(row_format: RowFormat, elements: Elements, uniforms: Floats) -> Ints:
+    """Chooses which elements of each row are used, and assigns their roles.
 
     Args:
-        row_format: Of the rows.
-        elements: Of the rows; none is empty.
-        draws: [E, 4] of the elements.
+        row_format: Format of the rows.
+        elements: Elements of the rows; no row is empty.
+        uniforms: [E, 4] random numbers of the elements, see `element_uniforms`.
 
     Returns:
         [E] int8 roles.
     """
     if row_format in ("interleaved", "vlm"):
         return elements.roles
-    used = _one_of_each(elements, draws[:, CHOICE])
+    used = _one_of_each(elements, uniforms[:, CHOICE])
     if row_format == "t2i":
         return np.where(used, elements.roles, Role.UNUSED).astype(np.int8)
     first = elements.offsets[:-1]
     num_images = np.maximum.reduceat(elements.steps, first).astype(np.int64) + 1
-    start = _below(draws[first, CHOICE], num_images - 1)
-    end = (
-        start + 1 + _below(draws[first, EXTRA], np.minimum(num_images - 1 - start, MAX_EDIT_STEPS))
-    )
+    start = _below(uniforms[first, CHOICE], num_images - 1)
+    max_steps = np.minimum(num_images - 1 - start, MAX_EDIT_STEPS)
+    end = start + 1 + _below(uniforms[first, EXTRA], max_steps)
     return _edit_roles(elements, used, start, end)
 
 
-def dropped(roles: Ints, draws: Floats, dropout: DropoutConfig) -> tuple[Bools, Bools]:
-    """Which conditions are dropped.
+def find_dropped(roles: Ints, uniforms: Floats, dropout: DropoutConfig) -> tuple[Bools, Bools]:
+    """Finds the conditions that are dropped.
 
     Args:
-        roles: [E] as assigned.
-        draws: [E, 4] of the elements.
+        roles: [E] assigned roles.
+        uniforms: [E, 4] random numbers of the elements, see `element_uniforms`.
         dropout: The probabilities.
 
     Returns:
@@ -146,21 +145,21 @@ def dropped(roles: Ints, draws: Floats, dropout: DropoutConfig) -> tuple[Bools, 
     probability = np.where(_HAS["text"][roles], dropout.text, dropout.vae)
     droppable = _DROPPABLE[roles]
     return (
-        droppable & (draws[:, DROP] < probability),
-        droppable & (draws[:, DROP_VIT] < dropout.vit),
+        droppable & (uniforms[:, DROP] < probability),
+        droppable & (uniforms[:, DROP_VIT] < dropout.vit),
     )
 
 
 def packed_lengths(
     elements: Elements, roles: Ints, drop: Bools | None = None, drop_vit: Bools | None = None
 ) -> Ints:
-    """Tokens that each row takes in a pack, markers included.
+    """Number of tokens of each row in a pack, markers included.
 
     Args:
-        elements: Of the rows; none is empty.
-        roles: [E] as assigned.
-        drop: [E] texts and clean latents that are left out, None for none.
-        drop_vit: [E] ViT images that are left out, None for none.
+        elements: Elements of the rows; no row is empty.
+        roles: [E] assigned roles.
+        drop: [E] whether the text or the clean latents are dropped; None: nothing is dropped.
+        drop_vit: [E] whether the ViT image is dropped; None: nothing is dropped.
 
     Returns:
         [N] int64.
@@ -175,19 +174,19 @@ def packed_lengths(
 
 
 def loss_totals(elements: Elements, roles: Ints, drop: Bools) -> Floats:
-    """What each row adds to the denominators of the losses.
+    """Contribution of each row to the denominators of the losses.
 
     Args:
-        elements: Of the rows; none is empty.
-        roles: [E] as assigned.
-        drop: [E] texts and clean latents that are left out.
+        elements: Elements of the rows; no row is empty.
+        roles: [E] assigned roles.
+        drop: [E] whether the text or the clean latents are dropped.
 
     Returns:
-        [N, 4] in the order of `LossTotals`: text tokens, their weights 1 / sqrt(n), their weights
-        1 / n, latent tokens.
+        [N, 4] in the order of `LossTotals`: text tokens, sum of their weights 1 / sqrt(n), sum of
+        their weights 1 / n, latent tokens.
     """
     answers = _ANSWERS[roles] & ~drop
-    tokens = answers * (elements.text_tokens + 1.0)  # each id, and the end
+    tokens = answers * (elements.text_tokens + 1.0)  # each id, and the end token
     actions = answers & (roles == Role.ANSWER_TEXT)
     latents = _HAS["noisy"][roles] * elements.latent_tokens
     columns = (tokens + actions, np.sqrt(tokens) + actions, answers * 1.0 + actions, latents)
@@ -195,11 +194,11 @@ def loss_totals(elements: Elements, roles: Ints, drop: Bools) -> Floats:
 
 
 def longest_lengths(row_format: RowFormat, elements: Elements) -> Ints:
-    """The most tokens that each row can take, whatever is drawn.
+    """Maximum number of tokens of each row, over all random choices.
 
     Args:
-        row_format: Of the rows.
-        elements: Of the rows; none is empty.
+        row_format: Format of the rows.
+        elements: Elements of the rows; no row is empty.
 
     Returns:
         [N] int64.
@@ -220,7 +219,7 @@ def longest_lengths(row_format: RowFormat, elements: Elements) -> Ints:
 
 
 def _edit_roles(elements: Elements, used: Bools, start: Ints, end: Ints) -> Ints:
-    """Roles in edits that go from image `start` to image `end`, both [N]."""
+    """Roles of edits from image `start` to image `end`, both [N]."""
     counts = np.diff(elements.offsets)
     start, end = np.repeat(start, counts), np.repeat(end, counts)
     steps, text = elements.steps, elements.roles == Role.PROMPT_TEXT
@@ -234,7 +233,7 @@ def _edit_roles(elements: Elements, used: Bools, start: Ints, end: Ints) -> Ints
 
 
 def _groups(elements: Elements) -> tuple[Ints, Ints]:
-    """Where runs of alternatives begin, and how many each has; an image is a run of its own."""
+    """Start and size of each group of alternatives; an image is a group of one."""
     text = elements.roles == Role.PROMPT_TEXT
     same = np.zeros(len(text), bool)
     same[1:] = text[1:] & text[:-1] & (elements.steps[1:] == elements.steps[:-1])
@@ -261,5 +260,5 @@ def _longest_of_each(elements: Elements) -> Bools:
 
 
 def _below(uniform: Floats, count: Ints) -> Ints:
-    """Whole numbers from 0 to count - 1, as uniform draws in [0, 1) choose them."""
+    """Maps uniform numbers in [0, 1) to integers from 0 to count - 1."""
     return np.minimum((uniform * count).astype(np.int64), count - 1)

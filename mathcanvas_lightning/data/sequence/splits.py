@@ -1,4 +1,4 @@
-"""From a row to the splits of its sequence: kinds, losses, actions, what is dropped.
+"""Plans the splits of a row: kinds, losses, actions and dropped conditions.
 
 Rules follow the public reference (interleave_reason_dataset, edit_dataset, t2i_dataset
 and vlm_dataset of BAGEL and its MathCanvas branch).
@@ -20,7 +20,7 @@ from mathcanvas_lightning.data.sequence.roles import (
     Floats,
     SplitKind,
     assign_roles,
-    dropped,
+    find_dropped,
 )
 from mathcanvas_lightning.data.sequence.tokenizer import SpecialTokens
 
@@ -29,68 +29,68 @@ _IMAGES = frozenset(role for role, kinds in SPLITS.items() if kinds and kinds !=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSplit:
-    """One split of a row's sequence."""
+    """A split of a row's sequence."""
 
     kind: SplitKind
     """A text, or an image as noisy latents, clean latents or ViT patches."""
     element: int
-    """Which element of the row it shows."""
+    """Number of the row's element that it contains."""
     droppable: bool
-    """Whether conditioning dropout may leave it out."""
+    """Whether conditioning dropout may drop it."""
     dropped: bool = False
-    """Whether it is left out this time."""
+    """Whether it is dropped in this visit."""
     loss: bool = False
-    """Whether its tokens are learned."""
+    """Whether its tokens have a loss."""
     action_id: int | None = None
-    """The token that its end predicts: draw next, write on, or stop."""
+    """Token to predict at its end: start an image, start a text, or end the answer."""
     timestep_logit: float = 0.0
-    """Of noisy latents: the normal draw that becomes the timestep."""
+    """Standard normal number behind the timestep; only of noisy latents."""
 
 
 def plan_sequence(
     row_format: RowFormat,
     elements: Elements,
-    draws: Floats,
+    uniforms: Floats,
     dropout: DropoutConfig,
     special: SpecialTokens,
 ) -> tuple[PlannedSplit, ...]:
     """Plans one row.
 
     Args:
-        row_format: Of the row.
-        elements: Of this one row.
-        draws: [E, 4] of its elements.
-        dropout: The probabilities.
+        row_format: Format of the row.
+        elements: Elements of this row only.
+        uniforms: [E, 4] random numbers of the elements, see `element_uniforms`.
+        dropout: Probabilities of dropping conditions.
         special: Ids of the actions.
 
     Returns:
-        Its splits in order, those dropped included.
+        The splits in order, dropped ones included.
     """
-    roles = [Role(role) for role in assign_roles(row_format, elements, draws)]
-    drop, drop_vit = dropped(np.array(roles), draws, dropout)
+    roles = [Role(role) for role in assign_roles(row_format, elements, uniforms)]
+    drop, drop_vit = find_dropped(np.array(roles), uniforms, dropout)
     actions = _actions(roles, special)
     splits = []
     for index, role in enumerate(roles):
         for kind in SPLITS[role]:
             noisy = kind == "noisy"
             droppable = role in DROPPABLE and not noisy
-            gone = drop_vit[index] if kind == "vit" else drop[index]
+            is_dropped = drop_vit[index] if kind == "vit" else drop[index]
             splits.append(
                 PlannedSplit(
                     kind=kind,
                     element=index,
                     droppable=droppable,
-                    dropped=droppable and bool(gone),
+                    dropped=droppable and bool(is_dropped),
                     loss=noisy or role in ANSWERS,
                     action_id=actions[index],
-                    timestep_logit=normal(draws[index, EXTRA]) if noisy else 0.0,
+                    timestep_logit=normal(uniforms[index, EXTRA]) if noisy else 0.0,
                 )
             )
     return tuple(splits)
 
 
 def _actions(roles: Sequence[Role], special: SpecialTokens) -> list[int | None]:
-    """What the end of each element predicts; fixed on the row as it stands, before any dropout."""
+    """Token to predict at the end of each element; computed before dropout."""
     actions: list[int | None] = []
     for index, role in enumerate(roles):
         following = roles[index + 1] if index + 1 < len(roles) else None

@@ -1,4 +1,4 @@
-"""The Qwen2 tokenizer of a checkpoint, and the ids of the tokens that structure a sequence."""
+"""The Qwen2 tokenizer of a checkpoint, and the ids of its special tokens."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from mathcanvas_lightning.errors import ConfigError
 
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 BYTE_TOKENIZER = Path(__file__).parent / "byte_tokenizer"
-"""A tokenizer of single bytes, for a first try without a checkpoint."""
+"""Folder of a tokenizer of single bytes, for a first try without a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokens:
-    """Ids of the structuring tokens."""
+    """Ids of the special tokens."""
 
     bos: int
     """`<|im_start|>`, before each text."""
     eos: int
     """`<|im_end|>`, after each text."""
     start_of_image: int
-    """`<|vision_start|>`, before each image; as an action: draw one next."""
+    """`<|vision_start|>`, before each image; as an action: an image follows."""
     end_of_image: int
     """`<|vision_end|>`, after each image."""
     end_of_text: int
-    """`<|endoftext|>`: the whole answer ends."""
+    """`<|endoftext|>`, ends the answer."""
 
 
 SPELLINGS = {
@@ -39,10 +39,10 @@ SPELLINGS = {
 
 
 class TextTokenizer:
-    """Turns texts into ids; text that spells a special token stays text.
+    """Encodes texts; a text that spells a special token is encoded as ordinary text.
 
     Args:
-        folder: A checkpoint directory with tokenizer files; None for single bytes.
+        folder: Checkpoint directory with tokenizer files; None for the tokenizer of single bytes.
 
     Raises:
         ConfigError: If there is no tokenizer, or it lacks a special token.
@@ -61,12 +61,12 @@ class TextTokenizer:
         return TextTokenizer, (self.folder,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, with nothing added."""
+        """Token ids of a text, without special tokens."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
+        """The text of token ids, special tokens included."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
 
@@ -77,7 +77,7 @@ def _load(folder: str) -> Any:
             f"tokenizer {folder}",
             found="no tokenizer files" if Path(folder).is_dir() else "no such folder",
             wanted=f"a checkpoint directory with {' or '.join(VOCABULARIES)}",
-            remedy="Name the checkpoint's folder, or make one with tools/make_tiny_bagel.py.",
+            remedy="Give the folder of a checkpoint, or make one with tools/make_tiny_bagel.py.",
         )
     from transformers import Qwen2Tokenizer  # takes a second to import
 
@@ -99,8 +99,8 @@ def _special_tokens(folder: str, backend: Any) -> SpecialTokens:
             raise ConfigError(
                 f"tokenizer {folder}",
                 found=f"{SPELLINGS[name]} among the ordinary tokens",
-                wanted='it marked as "special"',
-                remedy="Mark it so in tokenizer.json and tokenizer_config.json; otherwise a text "
-                "that spells it would steer the model.",
+                wanted='"special": true for this token',
+                remedy="Mark it in tokenizer.json and tokenizer_config.json; otherwise a text that "
+                "spells it would act as a command.",
             )
     return SpecialTokens(**ids)

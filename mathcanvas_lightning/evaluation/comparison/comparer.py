@@ -1,4 +1,4 @@
-"""Comparisons within a time limit, each in a process that may be lost."""
+"""Comparisons with a time limit, in child processes that can be killed."""
 
 import json
 import logging
@@ -18,13 +18,14 @@ from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison, compare
 
 MEMORY_BYTES = 2 * 2**30
-"""Address space of a process: 10^10^10 would fill any memory before the time is up."""
+"""Limit of a process's address space: 10^10^10 would fill any memory before the time limit."""
 READY = "ready\n"
+"""The first line of a process that has started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What to compare."""
+    """An answer and its reference."""
 
     given: str
     expected: str
@@ -32,14 +33,14 @@ class Pair:
 
 
 class Comparer:
-    """Compares answers in processes of its own, since algebra can't be interrupted otherwise.
+    """Compares answers in child processes, since algebra can't be interrupted otherwise.
 
-    A process that runs out of time, or of memory, is lost and another takes its place. Any number
-    of threads may use it. It is a context manager; `close` ends the processes.
+    A process that exceeds the time or memory limit ends and is replaced by a new one. Thread-safe.
+    A context manager; `close` ends the processes.
 
     Args:
-        num_processes: Comparisons at a time.
-        time_limit_s: Of one comparison, in seconds.
+        num_processes: Number of concurrent comparisons.
+        time_limit_s: Time limit of one comparison, in seconds.
 
     Raises:
         ConfigError: If either is not above 0.
@@ -59,15 +60,15 @@ class Comparer:
             self._idle.put(None)
 
     def compare(self, given: str, expected: str, options: Sequence[str] = ()) -> Comparison:
-        """Compares an answer with the reference, as `equivalence.compare`.
+        """Compares an answer with the reference, like `equivalence.compare`.
 
         Args:
             given: An answer.
-            expected: The reference.
-            options: Texts of the choices, if the question has any.
+            expected: The reference answer.
+            options: Texts of the choices of a multiple-choice question.
 
         Returns:
-            Whether they say the same; `time_limit` if it can't be told in time.
+            Whether they are equivalent; `how` is `time_limit` if the comparison took too long.
 
         Raises:
             WorkerError: If processes can't start.
@@ -78,13 +79,13 @@ class Comparer:
         return self._known[pair]
 
     def compare_all(self, pairs: Iterable[Pair]) -> Iterator[Comparison]:
-        """Compares pairs, several at a time.
+        """Compares pairs concurrently.
 
         Args:
-            pairs: All are read before the first comparison is given.
+            pairs: Pairs to compare; all are read before the first comparison is yielded.
 
         Yields:
-            A comparison for each, in their order.
+            A comparison for each pair, in order.
         """
         with ThreadPoolExecutor(self._num_processes) as threads:
             try:
@@ -95,7 +96,7 @@ class Comparer:
                 threads.shutdown(cancel_futures=True)
 
     def close(self) -> None:
-        """Ends all processes; a further comparison starts some again."""
+        """Ends all processes; the next comparison starts new ones."""
         processes = [self._idle.get() for _ in range(self._num_processes)]
         for process in processes:
             if process is not None:
@@ -120,14 +121,14 @@ class Comparer:
             answer = _exchange(process, json.dumps(astuple(pair)) + "\n")
         finally:
             if process is not None and not answer.endswith("\n"):
-                _end(process)  # it is lost, or still busy when all is interrupted
+                _end(process)  # it exceeded a limit, or is busy while we are interrupted
                 process = None
             self._idle.put(process)
         return Comparison(*json.loads(answer)) if answer else Comparison(False, "time_limit")
 
 
 def _start(time_limit_s: float) -> "subprocess.Popen[str]":
-    """A process that answers a line of JSON with another."""
+    """Starts a process that answers each line of JSON with a line of JSON."""
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", __name__, str(time_limit_s)],
         stdin=subprocess.PIPE,
@@ -141,7 +142,7 @@ def _start(time_limit_s: float) -> "subprocess.Popen[str]":
         _end(process)
         raise WorkerError(
             "comparison process",
-            found=f"it ended at its start, with status {process.returncode}",
+            found=f"it exited at its start, with status {process.returncode}",
             wanted="a process that waits for answers to compare",
             remedy=f"Run {sys.executable} -m {__name__} 5 to see why.",
         )
@@ -149,7 +150,7 @@ def _start(time_limit_s: float) -> "subprocess.Popen[str]":
 
 
 def _exchange(process: "subprocess.Popen[str]", line: str) -> str:
-    """Sends a line and gives the answer; less than a line if the process has ended."""
+    """Sends a line and returns the answer; an incomplete line if the process has ended."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -170,18 +171,18 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _serve(time_limit_s: float) -> None:
-    """Answers lines until standard input ends, or until one takes too long."""
+    """Answers lines until standard input ends, or until one exceeds the time limit."""
     with suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
     answers = sys.stdout
-    sys.stdout = sys.stderr  # for whatever a library prints
+    sys.stdout = sys.stderr  # libraries may print
     answers.write(READY)
     answers.flush()
     for line in sys.stdin:
         given, expected, options = json.loads(line)
-        # Nothing handles the alarm: it ends the process, even amid one long operation.
+        # The alarm has no handler, so it ends the process, even during one long operation.
         signal.setitimer(signal.ITIMER_REAL, time_limit_s)
         found = compare(given, expected, options)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,6 +1,6 @@
-"""Do two answers say the same? Letters of choices, texts, quantities, lists, then algebra.
+"""Equivalence of two answers: letters of choices, texts, quantities, lists, then algebra.
 
-`compare` may take any time on odd input, since algebra may: `comparer.Comparer` bounds it.
+On unusual input, algebra can take unbounded time; `comparer.Comparer` has a time limit.
 """
 
 import re
@@ -25,7 +25,7 @@ from mathcanvas_lightning.evaluation.comparison.quantities import (
 from mathcanvas_lightning.evaluation.extraction import clean, split_list
 
 How = Literal["choice", "option", "text", "number", "list", "math", "time_limit", "judge", "none"]
-"""What decided: the letter, the value of the right option, ...; "none" if there is no answer."""
+"""The rule that decided: letter, value of the right option, ...; "none" without an answer."""
 MAX_CHARACTERS = 500
 MAX_ITEMS = 12
 
@@ -37,14 +37,14 @@ _BRACKETS = {"(": ")]", "[": ")]", r"\{": (r"\}",)}
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Whether an answer is right, and what told so."""
+    """Whether an answer is right, and the rule that decided."""
 
     is_right: bool
     how: How
 
     @property
     def is_certain(self) -> bool:
-        """Whether nobody needs to look again: it is right, or another letter."""
+        """Whether a judge is not needed: the answer is right, or a different letter."""
         return self.is_right or self.how == "choice"
 
 
@@ -53,12 +53,12 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
 
     Args:
         given: An answer.
-        expected: The reference: a letter, an option's text, or any other answer.
-        options: Texts of the choices, if the question has any: a given letter stands for its
-            text, and the other way round.
+        expected: The reference: a letter, the text of an option, or any other answer.
+        options: Texts of the choices of a multiple-choice question; a letter and the text of its
+            option are equivalent.
 
     Returns:
-        Whether they say the same. Nothing is raised, whatever the texts are.
+        Whether they are equivalent. No text raises an exception.
     """
     given, expected = clean(given), clean(expected)
     if not given or not expected:
@@ -76,15 +76,16 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
 
 
 def choice_letter(answer: str, options: Sequence[str], *, is_reference: bool = False) -> str | None:
-    """The letter of the option that an answer names.
+    """Finds the letter of the option that an answer names.
 
     Args:
         answer: "B", "(B)", "B. 12 cm", or the text of an option.
-        options: Their texts, of A, B, ...
-        is_reference: A reference names a letter by nothing but itself: "B. 12 cm" is no letter.
+        options: Texts of the options A, B, ...
+        is_reference: Whether the answer is a reference, where only a bare letter counts as a
+            letter ("B. 12 cm" does not).
 
     Returns:
-        A capital letter; None if it names none.
+        A capital letter, or None.
     """
     answer = clean(answer)
     letters = ascii_uppercase[: len(options)]
@@ -99,7 +100,7 @@ def choice_letter(answer: str, options: Sequence[str], *, is_reference: bool = F
 
 
 def vote_of(given: str, options: Sequence[str] = ()) -> str:
-    """A text that is the same for answers that plainly say the same, to count votes by."""
+    """Maps an answer to a key for majority votes; simple variants have the same key."""
     if letter := choice_letter(given, options):
         return letter
     text = canonical(clean(given))
@@ -136,14 +137,14 @@ def _compare_values(given: str, expected: str) -> Comparison:
 
 
 def _value(text: str) -> str:
-    """What stands behind "x =", if it is a name that stands there."""
+    """The text after "x =", if the left side is a name."""
     name, sign, value = text.rpartition("=")
     is_name = not name or ("=" not in name and "," not in text and bool(_NAME.fullmatch(name)))
     return value if sign and is_name and value else text
 
 
 def _same_quantity(given: str, expected: str) -> bool | None:
-    """None unless both are plain numbers, perhaps with units."""
+    """Compares two numbers with optional units; None if either is not a number."""
     (given_body, given_unit), (body, unit) = split_unit(given), split_unit(expected)
     first, second = parse_number(given_body), parse_number(body)
     if first is None or second is None:
@@ -152,7 +153,7 @@ def _same_quantity(given: str, expected: str) -> bool | None:
 
 
 def _same_list(given: str, expected: str) -> bool | None:
-    """None unless both are lists; in brackets the order counts, else it doesn't."""
+    """Compares two lists, in order if they have brackets; None if either is not a list."""
     (left, right, items), (expected_left, expected_right, wanted) = _items(given), _items(expected)
     if len(items) < 2 and len(wanted) < 2:
         return None
@@ -173,13 +174,13 @@ def _same_list(given: str, expected: str) -> bool | None:
 
 
 def _is_same(given: str, expected: str) -> bool:
-    """Compares items of lists, where "x=1, y=2" is not "x=2, y=1"."""
+    """Compares items of lists with their names: "x=1, y=2" is not "x=2, y=1"."""
     names = _name(given).casefold(), _name(expected).casefold()
     return (not all(names) or names[0] == names[1]) and _compare_values(given, expected).is_right
 
 
 def _items(text: str) -> tuple[str, str, list[str]]:
-    """Brackets around a list, and its items."""
+    """The brackets around a list, and its items."""
     for left, rights in _BRACKETS.items():
         for right in rights:
             if text.startswith(left) and text.endswith(right):
@@ -209,18 +210,18 @@ def _name(text: str) -> str:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether algebra may look at it: to algebra, words are products of letters."""
+    """Whether a text has no words, which algebra would read as products of letters."""
     return bool(text) and _WORDS.search(text) is None
 
 
 def _mixes_cases(given: str, expected: str) -> bool:
-    """Whether a letter is used as a capital and as a small one: math-verify makes all small."""
+    """Whether a letter occurs in upper and lower case, which math-verify does not distinguish."""
     letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", given + expected)))
     return any(letter.upper() in letters for letter in letters if letter.islower())
 
 
 def _same_formula(given: str, expected: str) -> bool:
-    """Asks math-verify, without its time limits, which work in the main thread alone."""
+    """Asks math-verify, without its time limits, which work only in the main thread."""
     config = (LatexExtractionConfig(), ExprExtractionConfig())
     first, second = (
         parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)

@@ -1,4 +1,4 @@
-"""One way to write each of the many ways in which answers are written."""
+"""A canonical form for the many notations of answers."""
 
 import re
 import unicodedata
@@ -52,8 +52,8 @@ _REWRITES = tuple(
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
         (r"\^\s*\{(\w)\}", r"^\1"),
         (r"\s+", " "),
-        # A space between letters or digits has a meaning: "1 1/2" is not "11/2". So has one
-        # before a letter: "\\sqrt{3} m" are metres.
+        # A space between letters or digits has a meaning: "1 1/2" is not "11/2". So does a space
+        # before a letter: "\\sqrt{3} m" is a length in metres.
         (r"(?<![0-9A-Za-z%°)}]) | (?![0-9A-Za-z%°\\])", ""),
         (r" (?=\\(?!text))", ""),
     )
@@ -62,13 +62,13 @@ _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
 
 def canonical(answer: str) -> str:
-    r"""Writes an answer in one of its ways: `\dfrac12 \,\text{cm}` becomes `\frac{1}{2} cm`.
+    r"""Rewrites an answer in canonical form: `\dfrac12 \,\text{cm}` becomes `\frac{1}{2} cm`.
 
     Args:
         answer: An answer in plain text or LaTeX.
 
     Returns:
-        It on one line without dollars, layout commands and spaces that mean nothing.
+        The answer on one line, without dollars, layout commands and meaningless spaces.
     """
     text = _FRACTION_SIGN.sub(lambda sign: f" {_plain(sign[0])}", answer)
     text = "".join(_SYMBOLS.get(character, character) for character in text)
@@ -79,14 +79,14 @@ def canonical(answer: str) -> str:
 
 
 def same_text(given: str, expected: str) -> bool:
-    """Whether two answers are the same text; capitals matter in formulas, not in words.
+    """Compares two answers as texts; case matters in formulas, but not in words.
 
     Args:
-        given: In canonical form.
-        expected: In canonical form.
+        given: Answer in canonical form.
+        expected: Reference in canonical form.
 
     Returns:
-        Whether they are.
+        Whether the texts are the same.
     """
     if given == expected:
         return bool(given)

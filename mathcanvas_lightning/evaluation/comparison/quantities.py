@@ -1,24 +1,25 @@
-"""Numbers as they are written in answers, exactly, with their units."""
+"""Exact numbers with units, parsed from answers."""
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
-"""Between a decimal number and another: 0.333333 is a third, 0.333 is not."""
+"""Tolerance if one of the numbers is a decimal: 0.333333 is a third, 0.333 is not."""
 MAX_DIGITS = 60
 MAX_EXPONENT = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a number counts."""
+    """A unit of measurement, or the name of counted things."""
 
     kind: str
-    """Its dimension, or its own name where it is in no table."""
+    """Dimension, or the name itself for an unknown unit."""
     power: int = 1
+    """Exponent: 2 for areas, 3 for volumes."""
     factor: Fraction = Fraction(1)
-    """Of the dimension's basic unit, with the power applied."""
+    """Size relative to the base unit, with the power applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Number:
 
     value: Fraction
     is_decimal: bool
-    """Written with a decimal point, so perhaps rounded."""
+    """Whether it was written with a decimal point and may be rounded."""
 
 
 def _table() -> dict[str, tuple[str, Fraction]]:
@@ -69,14 +70,14 @@ _NO_UNITS = frozenset({"unit", "units", "squareunit"})
 
 
 def parse_number(text: str) -> Number | None:
-    """Reads a plain number.
+    """Parses a number.
 
     Args:
-        text: In canonical form: an integer (1,000 too), a decimal (1.2e-3 too), a fraction, or a
-            mixed number.
+        text: Integer (also 1,000), decimal (also 1.2e-3), fraction or mixed number in canonical
+            form.
 
     Returns:
-        None if it is anything else, or too large to be meant.
+        The number; None for other texts, and for numbers with too many digits.
     """
     if len(text) > MAX_DIGITS:
         return None
@@ -99,13 +100,13 @@ def parse_number(text: str) -> Number | None:
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
-    """Takes the unit off an answer.
+    """Splits an answer into value and unit.
 
     Args:
-        text: In canonical form.
+        text: Answer in canonical form.
 
     Returns:
-        What stands before the unit, and the unit; the text and None if there is none.
+        The text before the unit, and the unit; the whole text and None without a unit.
     """
     match = _UNIT.fullmatch(text)
     if match is None:
@@ -134,17 +135,17 @@ def same_quantity(
 ) -> bool:
     """Compares two numbers with their units.
 
-    A unit that one of them lacks is taken to be that of the other; a percentage also equals the
-    number it stands for (50 % is 50, and 0.5).
+    A missing unit is assumed to be that of the other number. A percentage also equals its value:
+    50 % equals 50 and 0.5.
 
     Args:
-        given: A number.
-        given_unit: Its unit.
-        expected: Another number.
-        expected_unit: Its unit.
+        given: Number of the answer.
+        given_unit: Unit of the answer.
+        expected: Number of the reference.
+        expected_unit: Unit of the reference.
 
     Returns:
-        Whether they are the same.
+        Whether the quantities are equal.
     """
     if given_unit is not None and expected_unit is not None:
         if not same_dimension(given_unit, expected_unit):
@@ -160,7 +161,7 @@ def same_quantity(
 
 
 def same_dimension(first: Unit, second: Unit) -> bool:
-    """Whether one unit can be turned into the other."""
+    """Whether one unit can be converted into the other."""
     return (first.kind, first.power) == (second.kind, second.power)
 
 

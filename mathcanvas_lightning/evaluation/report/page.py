@@ -1,31 +1,25 @@
 """Answered records as one HTML page: questions, steps, drawings, references and verdicts."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import get_args
 
-from mathcanvas_lightning.common.html_page import write_page
-from mathcanvas_lightning.errors import ConfigError, InputError
-from mathcanvas_lightning.evaluation.answered import Answered, Fields, answered_of
-from mathcanvas_lightning.evaluation.report.html import STYLE, render
-from mathcanvas_lightning.evaluation.report.sheets import Fault, Sheet, SheetSource, Thumbnail
-from mathcanvas_lightning.evaluation.score_files import ScoredLine, iter_scored, read_summary
-from mathcanvas_lightning.evaluation.verdicts import ScoredResponse
-from mathcanvas_lightning.records.files import read_records
-from mathcanvas_lightning.records.record import INTERLEAVED_COLUMNS, RecordInput
+from mathcanvas_lightning.common.html_page import Notice, PagePicture, write_page
+from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
+from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
+from mathcanvas_lightning.evaluation.report.sheets import Sheet, SheetSource
+from mathcanvas_lightning.evaluation.score_files import read_summary
+from mathcanvas_lightning.evaluation.score_table import score_rows
+from mathcanvas_lightning.evaluation.verdicts import Verdict
+from mathcanvas_lightning.records.record import RecordInput
 
 log = logging.getLogger(__name__)
 
-Only = Literal["all", "wrong", "right", "failed"]
-WANTED: dict[Only, set[str]] = {
-    "wrong": {"wrong", "unanswered"},
-    "right": {"right"},
-    "failed": {"failed"},
-}
-"""Which verdicts are meant; a response without an answer counts as wrong in accuracies too."""
+VERDICTS = (*get_args(Verdict), "unscored")
+"""Filters of the page, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +28,12 @@ class ReportPage:
 
     path: Path
     num_records: int
-    """Shown on it."""
+    """Records on the page."""
     num_pictures: int
     num_faults: int
-    """Pictures, folders and questions that can't be shown; the page says so in their places."""
+    """Pictures, folders and questions that can't be shown and have a notice instead."""
     has_more: bool
-    """Whether there are more records than it was to show."""
+    """Whether there are more records than `max_records`."""
 
 
 def write_report(
@@ -59,208 +53,83 @@ def write_report(
 ) -> ReportPage:
     """Shows answered records on one HTML page: questions, steps, drawings, verdicts.
 
-    The page needs nothing but itself: pictures are in it, scaled down. What can't be shown, such as
-    a broken picture, is told in its place.
+    The page is one file: it contains its pictures, scaled down, and a notice for each that can't
+    be shown.
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of answered records, interleaved ones too.
-        output: The page; by default <input>.html beside the input.
-        folders: Has the folders that `ReasoningFolders` writes: steps and drawings of answers; by
-            default <input> without suffix, if it is there.
-        scores: What `mathcanvas score` wrote; by default <input>_scores.json, if it is there.
-            Without it there are no verdicts.
-        index_field: Names the record, and its folder.
-        query_field: Has the question.
-        image_field: Has the question's picture, or a list of them.
-        response_field: Has the response, or a list of them.
-        answer_field: Has the reference answer.
+        output: HTML file to write; by default <input>.html beside the input.
+        folders: Folder with the steps and drawings that `ReasoningFolders` writes; by default
+            <input> without suffix, if it exists.
+        scores: File that `mathcanvas score` wrote, for verdicts; by default <input>_scores.json,
+            if it exists.
+        index_field: Name of the field with the record's index, which also names its folder.
+        query_field: Name of the field with the question.
+        image_field: Name of the field with the question's picture, or a list of them.
+        response_field: Name of the field with the response, or a list of them.
+        answer_field: Name of the field with the reference answer.
         image_base_path: Folder or URL that picture paths start from; by default the input's folder.
-        max_records: Show no more than so many.
-        only: Show only records with a response of this kind: right; wrong, or without an answer;
-            failed, that is without a response.
+        max_records: Maximum number of records to show.
+        only: Show only records with a response of this kind: right, wrong (or without an answer),
+            or failed (no response).
 
     Returns:
-        What was written.
+        The page's path and counts.
 
     Raises:
-        InputError: If a file can't be read, lacks a field, or has the scores of others.
+        InputError: If a file is unreadable, lacks a field, or has the scores of other records.
         ConfigError: If an option can't be used.
     """
-    if max_records < 1:
-        raise ConfigError(
-            "--max_records", found=str(max_records), wanted="1 or more", remedy="Raise it."
-        )
-    path = Path(input)
-    read_records(path)  # raises where there is no such file
-    score_path = _scores_path(path, scores, only)
-    target = _target(path, output, score_path)
-    source = SheetSource(
-        records=RecordInput(
-            path=input,
-            image_base_path=image_base_path,
-            index_field=index_field,
-            query_field=query_field,
-            image_field=image_field,
-            response_field=response_field,
-        ),
-        answer_field=answer_field,
-        folders=_folders_path(path, folders),
+    selection = Selection(only=only, max_records=max_records)
+    files = find_files(Path(input), output, folders, scores, selection)
+    records = RecordInput(
+        path=input,
+        image_base_path=image_base_path,
+        index_field=index_field,
+        query_field=query_field,
+        image_field=image_field,
+        response_field=response_field,
     )
-    summary = None if score_path is None else read_summary(score_path)
-    sheets, has_more = _sheets(source, score_path, only, max_records)
-    remarks = _remarks(path, score_path, len(sheets), has_more, only)
+    source = SheetSource(records=records, answer_field=answer_field, folders=files.folders)
+    return _write(files, source, selection)
+
+
+def _write(files: ReportFiles, source: SheetSource, selection: Selection) -> ReportPage:
+    summary = None if files.scores is None else read_summary(files.scores)
+    sheets, has_more = select_sheets(source, files.scores, selection)
+    counts = Counter(verdict for sheet in sheets for verdict in sheet.verdicts)
     write_page(
-        target, render(sheets, summary, remarks), title=f"Answers of {path.name}", style=STYLE
+        files.output,
+        "evaluation/report/answers.html.j2",
+        title=f"Answers of {files.input.name}",
+        remarks=_remarks(files, selection, len(sheets), has_more),
+        scores=None if summary is None else score_rows(summary.overall, summary.groups),
+        counts={verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]},
+        sheets=sheets,
     )
+    return _page(files.output, sheets, has_more)
+
+
+def _page(path: Path, sheets: Sequence[Sheet], has_more: bool) -> ReportPage:
     pieces = [piece for sheet in sheets for piece in sheet.pieces]
     return ReportPage(
-        path=target,
+        path=path,
         num_records=len(sheets),
-        num_pictures=sum(isinstance(piece, Thumbnail) for piece in pieces),
-        num_faults=sum(isinstance(piece, Fault) for piece in pieces),
+        num_pictures=sum(isinstance(piece, PagePicture) for piece in pieces),
+        num_faults=sum(isinstance(piece, Notice) for piece in pieces),
         has_more=has_more,
     )
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f"{path.name if path.is_dir() else path.stem}{ending}")
-
-
-def _scores_path(path: Path, scores: str | None, only: Only) -> Path | None:
-    if scores is not None:
-        return Path(scores)
-    default = _beside(path, "_scores.json")
-    if default.exists():
-        return default
-    if only in ("right", "wrong"):
-        raise ConfigError(
-            f"--only {only}",
-            found=f"no {default}",
-            wanted="verdicts",
-            remedy="Run mathcanvas score first, or name its file with --scores.",
-        )
-    return None
-
-
-def _folders_path(path: Path, folders: str | None) -> Path | None:
-    if folders is None:
-        default = path.with_suffix("")
-        return default if default.is_dir() and default != path else None
-    if not Path(folders).is_dir():
-        raise InputError(
-            f"--folders {folders}",
-            found="no such folder",
-            wanted="a folder that ReasoningFolders wrote",
-            remedy="Check the path, or leave it out.",
-        )
-    return Path(folders)
-
-
-def _target(path: Path, output: str | None, score_path: Path | None) -> Path:
-    target = _beside(path, ".html") if output is None else Path(output)
-    if target.resolve() in {one.resolve() for one in (path, score_path) if one is not None}:
-        raise ConfigError(
-            "--output", found=str(target), wanted="no file that is read", remedy="Name another."
-        )
-    return target
-
-
-def _remarks(
-    path: Path, score_path: Path | None, num_shown: int, has_more: bool, only: Only
-) -> list[str]:
-    kind = "" if only == "all" else f" ({only})"
+def _remarks(files: ReportFiles, selection: Selection, num_shown: int, has_more: bool) -> list[str]:
+    kind = "" if selection.only == "all" else f" ({selection.only})"
     remarks = [f"The first {num_shown:,} records{kind}; there are more."] if has_more else []
     if not num_shown:
-        remarks.append(f"No record is to be shown{kind}.")
-    if score_path is None:
+        remarks.append(f"No records to show{kind}.")
+    if files.scores is None:
         remarks.append("No verdicts: these answers aren't scored yet.")
-    elif path.is_file() and score_path.stat().st_mtime < path.stat().st_mtime:
-        text = "The scores are older than the answers; score again to be sure of them."
-        log.warning("%s: %s", score_path, text)
+    elif files.input.is_file() and files.scores.stat().st_mtime < files.input.stat().st_mtime:
+        text = "The scores are older than the answers; score again to update them."
+        log.warning("%s: %s", files.scores, text)
         remarks.append(text)
     return remarks
-
-
-def _sheets(
-    source: SheetSource, score_path: Path | None, only: Only, limit: int
-) -> tuple[list[Sheet], bool]:
-    """The first sheets that are wanted, and whether there are more."""
-    found: dict[str, None] = {}
-    scored = iter(()) if score_path is None else iter_scored(score_path)
-    chosen = (
-        (record, answered, responses)
-        for record, answered, responses in _joined(_records(source, found), scored)
-        if only == "all" or _verdicts(answered, responses) & WANTED[only]
-    )
-    sheets = [source.sheet(*one) for one in islice(chosen, limit)]
-    has_more = next(chosen, None) is not None
-    _require_fields(source, found)
-    return sheets, has_more
-
-
-def _records(
-    source: SheetSource, found: dict[str, None]
-) -> Iterator[tuple[Mapping[str, Any], Answered]]:
-    """All records; the names of their fields are added to `found`."""
-    names = source.records
-    fields = Fields(
-        answer=source.answer_field,
-        response=names.response_field,
-        options="options",
-        question=names.query_field,
-        by=(),
-    )
-    for index, record in enumerate(read_records(names.path)):
-        if not isinstance(record, Mapping):
-            raise InputError(
-                f"{names.path}, record {index}",
-                found=f"{record!r:.60}",
-                wanted="an object with fields",
-                remedy="Give each record its question and answers in fields.",
-            )
-        found.update(dict.fromkeys(map(str, record)))
-        yield record, answered_of(index, record, fields)
-
-
-def _joined(
-    records: Iterable[tuple[Mapping[str, Any], Answered]], scored: Iterator[ScoredLine]
-) -> Iterator[tuple[Mapping[str, Any], Answered, Sequence[ScoredResponse]]]:
-    """Records with what is found on their responses; both are in the order of the file."""
-    line = next(scored, None)
-    for record, answered in records:
-        if line is None or line.index != answered.index:
-            yield record, answered, ()
-            continue
-        if line.uid != answered.uid or len(line.responses) != len(answered.responses):
-            raise InputError(
-                f"scores of record {line.index}",
-                found=f"{len(line.responses)} responses of {line.uid}",
-                wanted=f"{len(answered.responses)} of {answered.uid}",
-                remedy="These are the scores of other answers: score again.",
-            )
-        yield record, answered, line.responses
-        line = next(scored, None)
-
-
-def _verdicts(answered: Answered, responses: Sequence[ScoredResponse]) -> set[str]:
-    if responses:
-        return {response.verdict for response in responses}
-    return {"failed"} if None in answered.responses else set()
-
-
-def _require_fields(source: SheetSource, found: Mapping[str, None]) -> None:
-    names = source.records
-    needed = [names.response_field]
-    if not found.keys() >= INTERLEAVED_COLUMNS:
-        needed.append(names.query_field)
-    missing = [name for name in needed if name not in found]
-    if missing:
-        listed = ", ".join([*found][:40]) + (", ..." if len(found) > 40 else "")
-        raise InputError(
-            names.path,
-            found=f"no record with {' or '.join(missing)}; there are: {listed or 'no records'}",
-            wanted="records with a question and a response each",
-            remedy="Name the fields with --query_field and --response_field.",
-        )
-    if source.answer_field not in found:
-        log.warning("%s: no field %s, so no references", names.path, source.answer_field)

@@ -1,4 +1,4 @@
-"""Answer sheets: all that is shown of a record, pictures loaded, faults told in their places."""
+"""Answer sheets: what the page shows of a record, with its pictures loaded."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.html_page import Notice, PagePicture, Piece
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.data.rows.schema import CORE_COLUMNS, UID_COLUMNS
@@ -24,32 +25,12 @@ from mathcanvas_lightning.records.record import (
 )
 
 MAX_SIDE_PX = 512
+"""Larger pictures are scaled down to this width or height."""
 MAX_KEPT_BYTES = 64 * 2**10
-"""Small pictures of no more bytes than this are shown as they are."""
+"""Small pictures with no more bytes than this are not encoded again."""
 SHOWN_FORMATS = ("PNG", "JPEG")
 MAX_FACT_CHARACTERS = 120
 """Longer fields of records are left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thumbnail:
-    """A picture, no larger than a page needs it."""
-
-    data: bytes
-    """The encoded file."""
-    format: str
-    """One of `SHOWN_FORMATS`."""
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What stands in place of something that can't be shown."""
-
-    text: str
-
-
-Piece = str | Thumbnail | Fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,35 +40,59 @@ class SheetResponse:
     steps: tuple[Piece, ...]
     """Texts and drawings in order."""
     text: str
-    """The response as the record has it, where the steps say something else; else empty."""
+    """The response in the record if its text differs from that of the steps, else empty."""
     failure: str
     """Why there is no response; empty if there is one."""
     scored: ScoredResponse | None
-    """None if it isn't scored."""
+    """The verdicts; None for responses without a score."""
 
     @property
     def verdict(self) -> str:
-        """What it is filed under."""
+        """The verdict of the whole response, `failed` or `unscored`."""
         if self.scored is not None:
             return self.scored.verdict
         return "failed" if self.failure else "unscored"
 
+    @property
+    def part_rows(self) -> dict[str, dict[str, str]]:
+        """Table of the verdicts: a row for each part of the question."""
+        parts = () if self.scored is None else self.scored.parts
+        return {
+            f"part {number}" if len(parts) > 1 else "": {
+                "reference": part.expected,
+                "extracted": part.extracted or "(none)",
+                "verdict": part.verdict,
+                "found by": part.how,
+            }
+            for number, part in enumerate(parts, start=1)
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
-    """A record with all that is shown of it."""
+    """What the page shows of a record."""
 
     name: str
     facts: Mapping[str, str]
-    """Short fields that are nothing of the below."""
+    """Short fields other than question, answers and reference."""
     question: tuple[Piece, ...]
     reference: tuple[str, ...]
-    """The answer to each part."""
+    """The reference answer of each part."""
     responses: tuple[SheetResponse, ...]
 
     @property
+    def verdicts(self) -> list[str]:
+        """The different verdicts of the responses, sorted."""
+        return sorted({response.verdict for response in self.responses})
+
+    @property
+    def has_unscored(self) -> bool:
+        """Whether a response has no score."""
+        return any(response.scored is None for response in self.responses)
+
+    @property
     def pieces(self) -> Iterator[Piece]:
-        """All texts, pictures and faults."""
+        """All texts, pictures and notices."""
         yield from self.question
         for response in self.responses:
             yield from response.steps
@@ -95,13 +100,14 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetSource:
-    """Where the parts of a record are found."""
+    """Makes sheets from records and the folders of their answers."""
 
     records: RecordInput
-    """The file, and what its fields are called."""
+    """The file and the names of its fields."""
     answer_field: str
+    """Name of the field with the reference answer."""
     folders: Path | None
-    """Has the folders of `ReasoningFolders`."""
+    """Folder that `ReasoningFolders` wrote, if there is one."""
 
     def sheet(
         self,
@@ -109,12 +115,12 @@ class SheetSource:
         answered: Answered,
         scored: Sequence[ScoredResponse],
     ) -> Sheet:
-        """Lays out a record; whatever is wrong with it is told in place.
+        """Makes the sheet of a record; a notice replaces each part that can't be shown.
 
         Args:
-            record: As it was read.
-            answered: The same, as it is scored.
-            scored: What is found on each response; empty if they aren't scored.
+            record: The record as read from the file.
+            answered: The fields of the same record that scoring uses.
+            scored: The verdicts on each response; empty for records without scores.
 
         Returns:
             The sheet.
@@ -162,23 +168,20 @@ class SheetSource:
         if not isinstance(query, str) or not query.strip():
             query = ""
         images = as_list(record.get(self.records.image_field))
-        faults: list[Piece] = [] if query else [Fault("no question")]
+        notices: list[Piece] = [] if query else [Notice("no question")]
         try:
             pieces = place_marks(query, len(images))
         except MarkError as error:
             pieces = [*range(len(images)), query]
-            faults.append(Fault(str(error)))
+            notices.append(Notice(str(error)))
         shown = (
             piece if isinstance(piece, str) else _picture(images[piece], base, _number(piece))
             for piece in pieces
         )
-        return (*shown, *faults)
+        return (*shown, *notices)
 
     def _folder(self, name: str, number: int) -> Path | None:
-        if self.folders is None:
-            return None
-        # Takes seconds to import.
-        return self.folders / folder_name(name, number)
+        return None if self.folders is None else self.folders / folder_name(name, number)
 
     def _response(
         self, text: str | None, scored: ScoredResponse | None, failure: str, folder: Path | None
@@ -187,16 +190,16 @@ class SheetSource:
             return SheetResponse(steps=(), text="", failure=failure, scored=scored)
         steps: tuple[Piece, ...] = (text,)
         if folder is not None:
-            told = _told(folder)
-            has_steps = any(not isinstance(step, Fault) for step in told)
-            steps = (*told,) if has_steps else (*told, text)
-        said = "".join(step for step in steps if isinstance(step, str))
-        is_same = _unspaced(said) == _unspaced(text)
+            found = _steps(folder)
+            has_steps = any(not isinstance(step, Notice) for step in found)
+            steps = (*found,) if has_steps else (*found, text)
+        shown = "".join(step for step in steps if isinstance(step, str))
+        is_same = _unspaced(shown) == _unspaced(text)
         return SheetResponse(steps=steps, text="" if is_same else text, failure="", scored=scored)
 
 
 def _interleaved(record: Mapping[str, Any], base: str) -> Iterator[Piece]:
-    """The question of a row of an interleaved shard, whatever of it can be read."""
+    """Yields the question of a row of an interleaved shard, with notices for invalid items."""
     images = as_list(record["question_images"])
     for item in as_list(record["question_interleave"]):
         match item:
@@ -205,21 +208,21 @@ def _interleaved(record: Mapping[str, Any], base: str) -> Iterator[Piece]:
             case {"type": "image", "index": int() | float() as index} if 0 <= index < len(images):
                 yield _picture(images[int(index)], base, _number(int(index)))
             case _:
-                yield Fault(f"neither a text nor one of {len(images)} images: {item!r:.80}")
+                yield Notice(f"neither a text nor one of {len(images)} images: {item!r:.80}")
 
 
-def _told(folder: Path) -> list[Piece]:
-    """The steps of an answer, as `reasoning_result.json` tells them."""
+def _steps(folder: Path) -> list[Piece]:
+    """Reads the steps of an answer from `reasoning_result.json`."""
     if not folder.is_dir():
-        return [Fault(f"no folder {folder.name} with the steps: the text alone")]
+        return [Notice(f"no folder {folder.name} with the steps: only the text is shown")]
     try:
-        told = json.loads((folder / "reasoning_result.json").read_text(encoding="utf-8"))
-        steps = told["reasoning_steps"]
+        result = json.loads((folder / "reasoning_result.json").read_text(encoding="utf-8"))
+        steps = result["reasoning_steps"]
         if not isinstance(steps, list):
             raise TypeError(f"reasoning_steps is {steps!r:.80}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        return [Fault(f"{folder.name}/reasoning_result.json can't be used: {reason}")]
+        return [Notice(f"{folder.name}/reasoning_result.json can't be used: {reason}")]
     return [_step(step, folder) for step in steps]
 
 
@@ -230,7 +233,7 @@ def _step(step: Any, folder: Path) -> Piece:
         case {"type": "image", "content": str(path)}:
             return _picture(path, str(folder), path)
         case _:
-            return Fault(f"neither a text nor a drawing: {step!r:.80}")
+            return Notice(f"neither a text nor a drawing: {step!r:.80}")
 
 
 def _unspaced(text: str) -> str:
@@ -241,37 +244,37 @@ def _number(index: int) -> str:
     return f"picture {index + 1}"
 
 
-def _picture(reference: Any, base: str, name: str) -> Thumbnail | Fault:
+def _picture(reference: Any, base: str, name: str) -> PagePicture | Notice:
     try:
         (picture,) = load_pictures([reference], base, place=name)
         return thumbnail(picture.data, name)
     except (PictureError, ImageError) as error:
-        return Fault(str(error))
+        return Notice(str(error))
 
 
-def thumbnail(data: bytes, name: str) -> Thumbnail:
-    """Makes a picture fit for a page.
+def thumbnail(data: bytes, name: str) -> PagePicture:
+    """Makes a picture small enough for a page.
 
     Args:
-        data: An encoded file.
-        name: Begins its caption.
+        data: An encoded image file.
+        name: First part of the caption.
 
     Returns:
-        The file itself where it is small and browsers show it; else its pixels, no longer than
-        `MAX_SIDE_PX` a side, in the format that takes fewer bytes.
+        The file itself if it is small and a browser can show it; otherwise a copy with at most
+        `MAX_SIDE_PX` pixels a side, as PNG or JPEG, whichever is smaller.
 
     Raises:
-        ImageError: If it can't be decoded.
+        ImageError: If the file can't be decoded.
     """
     info = check_image(data, ImageLimits())
     caption = f"{name}, {info.width_px}x{info.height_px}"
     is_small = max(info.width_px, info.height_px) <= MAX_SIDE_PX and len(data) <= MAX_KEPT_BYTES
     if is_small and info.format in SHOWN_FORMATS:
-        return Thumbnail(data=data, format=info.format, caption=caption)
+        return PagePicture(data=data, format=info.format, caption=caption)
     image = decode_image(data, ImageLimits())
     image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
     files = {kind: BytesIO() for kind in SHOWN_FORMATS}
     for kind, file in files.items():
         image.save(file, kind)
     kind = min(files, key=lambda one: files[one].tell())
-    return Thumbnail(data=files[kind].getvalue(), format=kind, caption=caption)
+    return PagePicture(data=files[kind].getvalue(), format=kind, caption=caption)

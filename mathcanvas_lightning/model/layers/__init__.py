@@ -1,4 +1,4 @@
-"""Layers of the network: attention, mixture-of-transformers decoder, ViT, token loss.
+"""Layers of the network: attention, mixture-of-transformers decoder, ViT, text loss.
 
 In: packed tokens. Out: packed tokens.
 """

@@ -1,7 +1,7 @@
-"""Which token sees which, written once, and three ways to attend by it.
+"""The attention mask rule, and three implementations of attention with it.
 
-Tokens come in any order: each carries its sample, its place in the sequence and its split, and the
-rule is a function of those. So the model may sort tokens by expert and attend without sorting back.
+The rule depends only on a token's sample, split and index in the sequence, which are stored with
+the token. So the model can sort tokens by expert and attend without sorting them back.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from mathcanvas_lightning.batch import Split
 
 AttentionPath = Literal["dense", "sdpa", "flex"]
 MAX_SHORT_SPLITS = 128
-"""Tokens up to which neighbouring splits attend in one call."""
+"""Maximum number of tokens of neighbouring splits that attend in one call."""
 
 
 class LayerAttention(Protocol):
-    """Attention of one layer."""
+    """Attention function of one layer."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[T, N, H] queries, [T, K, H] keys and values to [T, N, H]."""
@@ -29,33 +29,33 @@ class LayerAttention(Protocol):
 
 
 class StackAttention(Protocol):
-    """Attention of all layers: of a pack, or of new tokens and those cached before them."""
+    """Attention functions of all layers, for a pack or for new tokens after cached ones."""
 
     def of_layer(self, number: int) -> LayerAttention:
-        """That of one layer."""
+        """Returns the attention function of one layer."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLayout:
-    """What the mask rule needs to know of each token, in the order in which tokens are stored."""
+    """Sample, split and index of each token, in the order in which tokens are stored."""
 
     sample_ids: Tensor
-    """[T] int64."""
-    places: Tensor
-    """[T] int64, position in the packed sequence."""
+    """[T] int64, number of the token's sample."""
+    sequence_indexes: Tensor
+    """[T] int64, index of the token in the packed sequence."""
     split_ids: Tensor
-    """[T] int64."""
+    """[T] int64, number of the token's split."""
     bidirectional: Tensor
-    """[T] bool: its split is full or noise."""
+    """[T] bool, True in full and noise splits."""
     noisy: Tensor
-    """[T] bool: its split is noise."""
+    """[T] bool, True in noise splits."""
 
     def sorted_by(self, order: Tensor) -> "TokenLayout":
-        """The layout of tokens stored in another order."""
+        """Returns the layout of the same tokens in another order."""
         return TokenLayout(
             sample_ids=self.sample_ids[order],
-            places=self.places[order],
+            sequence_indexes=self.sequence_indexes[order],
             split_ids=self.split_ids[order],
             bidirectional=self.bidirectional[order],
             noisy=self.noisy[order],
@@ -65,7 +65,7 @@ class TokenLayout:
 def make_layout(
     sample_lens: Sequence[int], splits: Sequence[Split], device: torch.device
 ) -> TokenLayout:
-    """The layout of a packed sequence in its own order."""
+    """Makes the layout of a packed sequence whose tokens are in sequence order."""
     lengths = torch.tensor([split.length for split in splits], dtype=torch.int64)
     bidirectional = torch.tensor([split.attention_mode != "causal" for split in splits])
     noisy = torch.tensor([split.attention_mode == "noise" for split in splits])
@@ -73,7 +73,7 @@ def make_layout(
     split_ids = torch.repeat_interleave(torch.arange(len(splits)), lengths)
     layout = {
         "sample_ids": torch.repeat_interleave(torch.arange(len(samples)), samples),
-        "places": torch.arange(len(split_ids)),
+        "sequence_indexes": torch.arange(len(split_ids)),
         "split_ids": split_ids,
         "bidirectional": bidirectional[split_ids] if len(splits) else split_ids.bool(),
         "noisy": noisy[split_ids] if len(splits) else split_ids.bool(),
@@ -81,41 +81,45 @@ def make_layout(
     return TokenLayout(**{name: value.to(device) for name, value in layout.items()})
 
 
-def sees(layout: TokenLayout, query: Tensor, key: Tensor) -> Tensor:
-    """The mask rule: (causal or same full or noise split) and the key not in another noise split.
+def attends(layout: TokenLayout, query: Tensor, key: Tensor) -> Tensor:
+    """The mask rule: which queries attend to which keys.
+
+    Within a sample, a token attends to itself, to earlier tokens, and to all tokens of its split if
+    that is full or noise. No token attends to a noise split other than its own.
 
     Args:
-        layout: Of the tokens.
-        query: Indexes of queries, any shape.
-        key: Indexes of keys, broadcast against them.
+        layout: Layout of the tokens.
+        query: Indexes of queries in the layout, any shape.
+        key: Indexes of keys, broadcast against `query`.
 
     Returns:
-        Bool, True where the query sees the key.
+        Bool, True where the query attends to the key.
     """
     same_sample = layout.sample_ids[query] == layout.sample_ids[key]
     same_split = layout.split_ids[query] == layout.split_ids[key]
-    before = layout.places[query] >= layout.places[key]
+    before = layout.sequence_indexes[query] >= layout.sequence_indexes[key]
     allowed = before | (same_split & layout.bidirectional[key])
     return same_sample & allowed & (same_split | ~layout.noisy[key])
 
 
 def dense_mask(layout: TokenLayout, indexes: Tensor | None = None) -> Tensor:
-    """The rule as a matrix.
+    """Computes the mask as a matrix.
 
     Args:
-        layout: Of the tokens.
-        indexes: [N] the tokens wanted, all by default.
+        layout: Layout of the tokens.
+        indexes: [N] tokens to include, all by default.
 
     Returns:
         [N, N] bool, queries by keys.
     """
     if indexes is None:
-        indexes = torch.arange(len(layout.places), device=layout.places.device)
-    return sees(layout, indexes[:, None], indexes[None, :])
+        count, device = len(layout.sequence_indexes), layout.sequence_indexes.device
+        indexes = torch.arange(count, device=device)
+    return attends(layout, indexes[:, None], indexes[None, :])
 
 
 def count_attended_pairs(sample_lens: Sequence[int], splits: Sequence[Split]) -> int:
-    """How many (query, key) pairs the rule allows, without making a mask."""
+    """Counts the (query, key) pairs that the rule allows, without making a mask."""
     pairs, remaining = 0, iter(splits)
     for sample_len in sample_lens:
         taken = seen = 0
@@ -130,35 +134,35 @@ def count_attended_pairs(sample_lens: Sequence[int], splits: Sequence[Split]) ->
 
 
 class Attention:
-    """One pack's attention, prepared once and used in every layer.
+    """Attention over a pack, prepared once and used in every layer.
 
     Args:
-        layout: Of the tokens, in the order in which q, k and v will come.
-        path: "dense" computes every pair and is the reference; "sdpa" goes split by split, each
-            with the keys that it sees; "flex" uses FlexAttention with a block mask (CUDA; without
-            a backward on the CPU).
+        layout: Layout of the tokens, in the order of q, k and v.
+        path: "dense" computes every pair and is the reference; "sdpa" attends split by split, each
+            to the splits it may attend to; "flex" uses FlexAttention with a block mask (for CUDA;
+            it has no backward on the CPU).
     """
 
     def __init__(self, layout: TokenLayout, path: AttentionPath) -> None:
         self.path = path
-        self._num_tokens = len(layout.places)
+        self._num_tokens = len(layout.sequence_indexes)
         if self._num_tokens == 0:
             return
         if path == "dense":
             self._mask = dense_mask(layout)
         elif path == "sdpa":
-            self._order = torch.argsort(layout.places)
+            self._order = torch.argsort(layout.sequence_indexes)
             self._inverse = torch.argsort(self._order)
-            self._lengths, self._groups = _group_splits(layout.sorted_by(self._order))
+            self._lengths, self._groups = group_splits(layout.sorted_by(self._order))
         else:
             self._block_mask = _block_mask(layout)
 
     def of_layer(self, number: int) -> Self:  # noqa: ARG002
-        """Itself: it is the same in all layers."""
+        """Returns this object: the mask is the same in all layers."""
         return self
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attends.
+        """Computes attention.
 
         Args:
             query: [T, N, H].
@@ -168,7 +172,7 @@ class Attention:
         Returns:
             [T, N, H].
         """
-        if self._num_tokens == 0:  # and yet all three take part in the graph
+        if self._num_tokens == 0:  # keeps q, k and v in the autograd graph
             return query + 0.0 * (key.sum() + value.sum())
         if self.path == "dense":
             return _dense(query, key, value, self._mask)
@@ -182,22 +186,25 @@ class Attention:
 
 
 def default_path(device: torch.device) -> AttentionPath:
-    """FlexAttention on CUDA, SDPA elsewhere."""
+    """Returns "flex" on CUDA and "sdpa" elsewhere."""
     return "flex" if device.type == "cuda" else "sdpa"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Group:
-    """Splits that attend together, and the splits that at least one of their tokens sees."""
+class SplitGroup:
+    """Neighbouring splits that attend in one call, and the splits they attend to."""
 
     queries: range
+    """Numbers of the splits that attend."""
     keys: tuple[int, ...]
+    """Numbers of the splits that at least one query attends to."""
     mask: Tensor | None
-    """None where every query sees every key, as in an image."""
+    """[queries, keys] bool; None if every query attends to every key, as in an image."""
 
     def attend(
         self, query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor]
     ) -> Tensor:
+        """Computes attention of the queries, from q, k and v that are split in sequence order."""
         q = torch.cat([query[i] for i in self.queries])
         k, v = (torch.cat([x[i] for i in self.keys]) for x in (key, value))
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
@@ -206,41 +213,45 @@ class _Group:
         return attended[0].transpose(0, 1)
 
 
-def _group_splits(layout: TokenLayout) -> tuple[list[int], list[_Group]]:
-    """Lengths of the splits of a layout in sequence order, and the groups that attend together.
+def group_splits(layout: TokenLayout) -> tuple[list[int], list[SplitGroup]]:
+    """Groups the splits of a layout that is in sequence order.
 
-    Short splits of a sample are taken together, to spare calls; long ones stand alone, because an
-    image alone needs no mask.
+    Short splits of a sample form one group, to save calls. A long split is a group by itself,
+    because an image then needs no mask.
+
+    Returns:
+        Lengths of the splits, and the groups.
     """
     _, lengths = torch.unique_consecutive(layout.split_ids, return_counts=True)
-    places = torch.arange(len(layout.places), device=layout.places.device).split(lengths.tolist())
-    samples = layout.sample_ids[[int(place[0]) for place in places]].tolist()
+    count, device = len(layout.sequence_indexes), layout.sequence_indexes.device
+    members = torch.arange(count, device=device).split(lengths.tolist())
+    samples = layout.sample_ids[[int(indexes[0]) for indexes in members]].tolist()
     of_sample: dict[int, list[int]] = {}
     for number, sample in enumerate(samples):
         of_sample.setdefault(sample, []).append(number)
-    groups: list[_Group] = []
+    groups: list[SplitGroup] = []
     first = 0
-    for end in range(1, len(places) + 1):
+    for end in range(1, len(members) + 1):
         queries = range(first, end)
-        if end < len(places) and samples[end] == samples[first]:
-            size = sum(len(places[i]) for i in queries)
-            if size + len(places[end]) <= MAX_SHORT_SPLITS:
+        if end < len(members) and samples[end] == samples[first]:
+            size = sum(len(members[i]) for i in queries)
+            if size + len(members[end]) <= MAX_SHORT_SPLITS:
                 continue
-        groups.append(_make_group(layout, places, queries, of_sample[samples[first]]))
+        groups.append(_make_group(layout, members, queries, of_sample[samples[first]]))
         first = end
     return lengths.tolist(), groups
 
 
 def _make_group(
-    layout: TokenLayout, places: Sequence[Tensor], queries: range, candidates: Sequence[int]
-) -> _Group:
-    rows = torch.cat([places[i] for i in queries])[:, None]
-    whole = sees(layout, rows, torch.cat([places[i] for i in candidates])[None])
-    columns = whole.split([len(places[i]) for i in candidates], dim=1)
-    seen = [bool(column.any()) for column in columns]
-    keys = tuple(i for i, is_seen in zip(candidates, seen, strict=True) if is_seen)
-    mask = torch.cat([c for c, is_seen in zip(columns, seen, strict=True) if is_seen], dim=1)
-    return _Group(queries=queries, keys=keys, mask=None if bool(mask.all()) else mask)
+    layout: TokenLayout, members: Sequence[Tensor], queries: range, candidates: Sequence[int]
+) -> SplitGroup:
+    rows = torch.cat([members[i] for i in queries])[:, None]
+    full = attends(layout, rows, torch.cat([members[i] for i in candidates])[None])
+    columns = full.split([len(members[i]) for i in candidates], dim=1)
+    used = [bool(column.any()) for column in columns]
+    keys = tuple(i for i, is_used in zip(candidates, used, strict=True) if is_used)
+    mask = torch.cat([c for c, is_used in zip(columns, used, strict=True) if is_used], dim=1)
+    return SplitGroup(queries=queries, keys=keys, mask=None if bool(mask.all()) else mask)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -255,10 +266,10 @@ def _block_mask(layout: TokenLayout) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
-        return sees(layout, query, key)
+        return attends(layout, query, key)
 
-    length, device = len(layout.places), layout.places.device
-    # Compiled, it never holds the whole matrix, which at 50,000 tokens would be 2.5 GB.
+    length, device = len(layout.sequence_indexes), layout.sequence_indexes.device
+    # Compiled, it never allocates the full matrix: 2.5 GB at 50,000 tokens.
     return create_block_mask(
         rule, None, None, length, length, device=device, _compile=device.type == "cuda"
     )
@@ -268,5 +279,5 @@ def _block_mask(layout: TokenLayout) -> Any:
 def _flex(device_type: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Uncompiled it computes every pair; compiled it skips blocks, but that pays only on a GPU.
+    # Uncompiled it computes every pair. Compiling, to skip blocks, is worth it only on a GPU.
     return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention

@@ -11,7 +11,7 @@ MAX_PERIOD = 10_000.0
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm in float32, scaled in the input's dtype, as Qwen2 has it."""
+    """Root mean square norm in float32, scaled in the input's dtype, as in Qwen2."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of Qwen2's half rotation.
+    """Computes the cosines and sines of Qwen2's rotary embedding.
 
     Args:
         position_ids: [T] int64.
         head_dim: H.
-        theta: Base of the frequencies.
+        theta: Base of the rotary frequencies.
 
     Returns:
         Two tensors [T, 1, H] float32.
@@ -45,14 +45,14 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Applies `rotary_tables` to [T, heads, H]."""
+    """Rotates [T, heads, H] by the tables of `rotary_tables`."""
     cos, sin = (table.to(x.dtype) for table in tables)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def sincos_table(side: int, size: int) -> Tensor:
-    """The fixed 2-D position table of MAE and DiT, columns first.
+    """Computes the fixed 2-D position table of MAE and DiT, columns first.
 
     Args:
         side: Rows and columns of the grid.
@@ -71,7 +71,7 @@ def sincos_table(side: int, size: int) -> Tensor:
 
 
 class PositionTable(nn.Module):
-    """A fixed table of embeddings, stored with the weights, never trained."""
+    """A fixed table of position embeddings, stored with the weights but never trained."""
 
     def __init__(self, side: int, size: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class PositionTable(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(side * side, size), requires_grad=False)
 
     def reset(self) -> None:
-        """Fills the table."""
+        """Computes the table."""
         with torch.no_grad():
             self.pos_embed.copy_(sincos_table(self.side, self.pos_embed.shape[1]))
 
@@ -89,7 +89,7 @@ class PositionTable(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """Embeds flow-matching times between 0 and 1."""
+    """Embeds flow-matching timesteps between 0 and 1."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class TimeEmbedder(nn.Module):
         )
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """[L] shifted times to [L, size]."""
+        """[L] shifted timesteps to [L, size]."""
         half = TIME_FREQUENCIES // 2
         steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
         frequencies = torch.exp(-math.log(MAX_PERIOD) * steps / half)
@@ -109,7 +109,7 @@ class TimeEmbedder(nn.Module):
 
 
 class Connector(nn.Module):
-    """From ViT features to the decoder's width."""
+    """Projects ViT features to the decoder's width."""
 
     def __init__(self, vit_size: int, size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Per-token text loss without the logits of all tokens at once."""
+"""Text loss of each token, computed in chunks to save memory."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -6,19 +6,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2**26
-"""Logits held at a time: 256 MiB in float32."""
+"""Maximum number of logits in memory at a time: 256 MiB in float32."""
 
 
 def token_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of each token over the vocabulary.
 
-    The logits of a chunk of tokens are made, used, dropped, and made again in the backward pass.
-    torch's own `linear_cross_entropy` saves a little more memory, but took seven times longer
-    (2,048 tokens, 151,000 words, CPU), and it can't be compiled.
+    The logits of a chunk of tokens are freed after use and recomputed in the backward pass.
+    torch's `linear_cross_entropy` saves a little more memory, but took seven times longer
+    (2,048 tokens, vocabulary of 151,000, CPU), and it can't be compiled.
 
     Args:
         hidden: [E, D].
-        weight: [V, D] of the head.
+        weight: [V, D], of the head.
         labels: [E] int64.
 
     Returns:

@@ -1,8 +1,8 @@
 """The decoder: Qwen2 layers with two experts, und and gen, that share attention.
 
-The tokens of each expert are a tensor of their own, from the embeddings to the final norm. So each
-expert works on one block, nothing is gathered or scattered inside a layer, and attention, which
-knows each token's place in the sequence, takes both as they are.
+From the embeddings to the final norm, the tokens of each expert are in a separate tensor. So each
+expert works on one contiguous block, and no layer gathers or scatters tokens. Attention gets the
+index of each token in the sequence from the layout.
 """
 
 import torch
@@ -14,9 +14,9 @@ from mathcanvas_lightning.model.layers.attention import LayerAttention, StackAtt
 from mathcanvas_lightning.model.layers.basic import RMSNorm, rotate
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines of one expert's tokens."""
+"""Rotary cosines and sines of one expert's tokens."""
 Experts = tuple[Tensor, Tensor]
-"""Hidden states of the und and of the gen tokens, [n, D] each; either may be empty."""
+"""Hidden states of the und and the gen tokens, [n, D] each; either may be empty."""
 
 
 class MLP(nn.Module):
@@ -36,7 +36,7 @@ class MLP(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Projections and norms of both experts around one attention over all tokens."""
+    """Attention over all tokens; each expert has its own projections and norms."""
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: LayerAttention
     ) -> Experts:
-        """Normed hidden states of both experts to what is added to them."""
+        """Normed hidden states of both experts to the residuals of both."""
         of_und = self._project(und, rotary[0], "")
         of_gen = self._project(gen, rotary[1], GEN_SUFFIX)
         if self.freeze_und:
@@ -68,14 +68,14 @@ class SelfAttention(nn.Module):
             self._part(f"o_proj{GEN_SUFFIX}")(attended[len(und) :]),
         )
 
-    def und_alone(self, und: Tensor, rotary: Rotary, attention: LayerAttention) -> Tensor:
-        """The same for tokens of the und expert alone."""
+    def forward_und(self, und: Tensor, rotary: Rotary, attention: LayerAttention) -> Tensor:
+        """Same as `forward`, for input without gen tokens."""
         attended = attention(*self._project(und, rotary, "")).flatten(1)
-        added: Tensor = self._part("o_proj")(attended)
-        return added
+        residual: Tensor = self._part("o_proj")(attended)
+        return residual
 
     def _project(self, x: Tensor, rotary: Rotary, suffix: str) -> list[Tensor]:
-        """Queries and keys, normed and rotated, and values of one expert: [n, heads, H] each."""
+        """Computes normed and rotated q and k, and v, of one expert: [n, heads, H] each."""
         query, key, value = (
             self._part(f"{name}_proj{suffix}")(x).unflatten(-1, (-1, self.head_dim))
             for name in "qkv"
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Norm, attention, norm, MLP, each with both experts."""
+    """Norm, attention, norm, MLP, each with weights for both experts."""
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
@@ -108,19 +108,19 @@ class DecoderLayer(nn.Module):
     def forward(
         self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attention: LayerAttention
     ) -> Experts:
-        """One layer.
+        """Runs one layer.
 
         Args:
             und: [n, D] hidden states of the understanding expert's tokens.
-            gen: [m, D] of the generation expert's.
-            rotary: Tables of `rotary_tables` for each.
-            attention: The pack's, made for und tokens first.
+            gen: [m, D] hidden states of the generation expert's tokens.
+            rotary: Tables of `rotary_tables` for each expert.
+            attention: Attention over the und tokens followed by the gen tokens.
 
         Returns:
-            New hidden states of both.
+            New hidden states of both experts.
         """
         if len(gen) == 0 and not torch.is_grad_enabled():
-            return self._und_alone(und, rotary[0], attention), gen
+            return self._forward_und(und, rotary[0], attention), gen
         und = self._detached(und)
         of_und, of_gen = self.self_attn(
             self.input_layernorm(und), self.input_layernorm_moe_gen(gen), rotary, attention
@@ -130,9 +130,9 @@ class DecoderLayer(nn.Module):
         gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
         return self._detached(und), gen
 
-    def _und_alone(self, und: Tensor, rotary: Rotary, attention: LayerAttention) -> Tensor:
-        """The same without latents and gradients: spares a writing model the empty calls."""
-        und = und + self.self_attn.und_alone(self.input_layernorm(und), rotary, attention)
+    def _forward_und(self, und: Tensor, rotary: Rotary, attention: LayerAttention) -> Tensor:
+        """Skips the gen expert, during text generation."""
+        und = und + self.self_attn.forward_und(self.input_layernorm(und), rotary, attention)
         after: Tensor = und + self.mlp(self.post_attention_layernorm(und))
         return after
 
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder and its head; the nesting gives parameters their published names."""
+    """The decoder and its head, nested as in the published parameter names."""
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""SigLIP on packed patches: attention is full within an image and never across images."""
+"""SigLIP on packed patches: full attention within an image, none across images."""
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class ViTAttention(nn.Module):
 
 
 class ViTMLP(nn.Module):
-    """Two layers with GELU between."""
+    """Two linear layers with GELU between them."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ViTLayer(nn.Module):
 
 
 class ViTEmbeddings(nn.Module):
-    """A patch embedding over flattened patches, and learned positions."""
+    """Embeds flattened patches and adds learned position embeddings."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ViTEmbeddings(nn.Module):
 
 
 class ViTEncoder(nn.Module):
-    """The layers; the one after the last used is not built."""
+    """The encoder layers, without the last one, which BAGEL does not use."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class VisionTransformer(nn.Module):
         Args:
             patches: [V, P].
             position_ids: [V] int64.
-            attention: Made with one full split an image.
+            attention: Attention with one full split per image.
 
         Returns:
             [V, d].
@@ -110,7 +110,7 @@ class VisionTransformer(nn.Module):
 
 
 class ViTModel(nn.Module):
-    """The nesting that gives parameters their published names."""
+    """The encoder, nested as in the published parameter names."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What runs beside the training: averages, metrics, pictures, signals, the start page.
+"""Callbacks: moving average, metrics, pictures, signals, start summary.
 
 In: the hooks of the Trainer. Out: log entries and files.
 """

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, sharded as they are."""
+"""Exponential moving average (EMA) of the trained weights, sharded like the weights."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,21 +10,23 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mathcanvas_lightning.errors import ConfigError
 
 CHUNK = 32
-"""Tensors averaged at a time: so many are copied at most where dtype or device differ."""
+"""Number of tensors averaged at a time. Limits the copies that are needed if the dtype or device
+of weights and averages differ."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class EMAConfig:
-    """Whether and how the trained weights are averaged over the steps."""
+    """Settings of the moving average of the trained weights."""
 
     decay: float
-    """Of what was averaged before, at each optimizer step; such as 0.999."""
+    """Weight of the previous average at each optimizer step, such as 0.999."""
     on_cpu: bool = False
-    """Keep the average in host memory; slower, as each step sends the weights there."""
+    """Keep the average in host memory. Slower: each step copies the weights there."""
 
     def __post_init__(self) -> None:
         """Checks the decay.
@@ -37,26 +39,26 @@ class EMAConfig:
                 "model.ema.decay",
                 found=str(self.decay),
                 wanted="at least 0 and below 1",
-                remedy="The published recipes use 0.999 and 0.995; short runs want less, such "
-                "as 0.99.",
+                remedy="The published recipes use 0.999 and 0.995; use less for short "
+                "runs, such as 0.99.",
             )
 
 
 class EMAWeights(nn.Module):
     """Float32 averages of a network's trainable parameters, saved and resharded with the module.
 
-    Each is a tensor as its parameter is: on a sharded network, a shard. Parameters rather than
-    buffers, since DDP sends buffers around at every step.
+    The average of a sharded parameter is sharded in the same way. Averages are parameters, not
+    buffers, because DDP broadcasts buffers at every step.
 
     Args:
-        network: Loaded, sharded, and with `requires_grad` as it will be trained.
-        config: Decay and place.
+        network: The network, loaded and sharded, with `requires_grad` set as it is trained.
+        config: Decay and device.
     """
 
     def __init__(self, network: nn.Module, config: EMAConfig) -> None:
         super().__init__()
         self.config = config
-        self._kept: dict[str, Tensor] = {}  # training weights, while the averages stand in
+        self._backup: dict[str, Tensor] = {}  # training weights, while the averages are in use
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 device = torch.device("cpu") if config.on_cpu else parameter.device
@@ -65,70 +67,71 @@ class EMAWeights(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Takes in the weights after an optimizer step: ema = decay * ema + (1 - decay) * weight.
+        """Updates the averages: ema = decay * ema + (1 - decay) * weight.
 
         Args:
-            network: Just stepped.
+            network: The network after an optimizer step.
         """
+        average_weights = get_ema_multi_avg_fn(self.config.decay)
         pairs = list(self._pairs(network))
         for start in range(0, len(pairs), CHUNK):
             chunk = pairs[start : start + CHUNK]
             averages = [average for _, average, _ in chunk]
             weights = [weight.to(average) for _, average, weight in chunk]
-            torch._foreach_lerp_(averages, weights, 1 - self.config.decay)
+            average_weights(averages, weights, None)
 
     def swap_in(self, network: nn.Module) -> None:
-        """Puts the averages in the place of the weights, which are kept until `swap_out`.
+        """Copies the averages into the model and backs up the training weights until `swap_out`.
 
         Args:
-            network: Between two passes.
+            network: The network, not within a forward or backward pass.
         """
-        if self._kept:
+        if self._backup:
             return
-        _reshard(network)  # a gathered copy would be used in the shards' stead
+        _reshard(network)  # otherwise FSDP would keep using the gathered training weights
         with torch.inference_mode(False), torch.no_grad():
             for name, average, weight in self._pairs(network):
-                self._kept[name] = weight.to(average.device, copy=True)
+                self._backup[name] = weight.to(average.device, copy=True)
                 weight.copy_(average)
 
     def swap_out(self, network: nn.Module) -> None:
-        """Puts the training weights back, bit for bit; nothing happens where they are in place.
+        """Restores the training weights exactly. Does nothing without a preceding `swap_in`.
 
         Args:
-            network: The one of `swap_in`.
+            network: The network of `swap_in`.
         """
-        if not self._kept:
+        if not self._backup:
             return
         _reshard(network)
         with torch.inference_mode(False), torch.no_grad():
             for name, _, weight in self._pairs(network):
-                weight.copy_(self._kept[name])
-        self._kept = {}
+                weight.copy_(self._backup[name])
+        self._backup = {}
 
     def _pairs(self, network: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, average and weight; of sharded ones, what this rank holds."""
+        """Yields name, average and weight; for sharded ones, the shards of this rank."""
         weights: Mapping[str, Tensor] = dict(network.named_parameters())
         for name, average in self.named_parameters():
             yield name, _local(average), _local(weights[parameter_name(name)])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # The Trainer moves the whole module to the device.
+        # Called when the Trainer moves the module to the device.
         return self if self.config.on_cpu else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class EMAValidation(Callback):
-    """Validates the averages.
+    """Runs validation with the averaged weights.
 
-    As a callback of the module it runs behind the user's and before those that save checkpoints.
+    A callback of the module runs after those of the user and before those that save checkpoints.
     """
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Puts the averages in place."""
+        """Copies the averages into the model."""
         averages, network = _parts(pl_module)
         averages.swap_in(network)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Puts the training weights back."""
+        """Restores the training weights."""
         averages, network = _parts(pl_module)
         averages.swap_out(network)
 
@@ -138,19 +141,19 @@ class EMAValidation(Callback):
         pl_module: LightningModule,
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Puts the training weights back before anything is saved."""
+        """Restores the training weights before anything is saved."""
         if getattr(pl_module, "ema_weights", None) is not None:
             averages, network = _parts(pl_module)
             averages.swap_out(network)
 
 
 def stored_name(parameter: str) -> str:
-    """A parameter's name as one word, as modules want the names of their own parameters."""
+    """Encodes a parameter's name without dots, which `register_parameter` doesn't allow."""
     return parameter.replace(".", "/")
 
 
 def parameter_name(stored: str) -> str:
-    """Undoes `stored_name`."""
+    """Decodes a name of `stored_name`."""
     return stored.replace("/", ".")
 
 

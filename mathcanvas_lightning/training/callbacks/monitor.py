@@ -1,42 +1,51 @@
-"""Speed, memory and fill of a training run, logged without slowing it down."""
+"""Logs speed, memory and fill of a training run, with little overhead."""
 
 import resource
 import sys
 import time
+import warnings
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops, peak_flops
+from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops
+
+DENSE_FLOPS = {"H200": 989e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+"""Peak bfloat16 operations per second of GPUs for which Lightning's table lacks the value of tensor
+cores without sparsity. Source: NVIDIA's data sheets."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """What was trained on; holes and fillers count as packs alone."""
+    """Amount of data and computation since the last log entry."""
 
     packs: float = 0.0
+    """Number of packs, with fillers."""
     samples: float = 0.0
+    """Number of samples, without holes."""
     tokens: float = 0.0
+    """Number of tokens of these samples."""
     flops: float = 0.0
-    """Of forward and backward passes."""
+    """Operations of forward and backward passes."""
 
     def add(self, batch: MicroBatch, config: BagelConfig | None) -> None:
         """Adds a micro-batch.
 
         Args:
-            batch: On any device; nothing of it is read from there.
-            config: Sizes of the network; without them operations aren't counted.
+            batch: The micro-batch. Its tensors are not read, so a device needs no synchronization.
+            config: Sizes of the network; None doesn't count operations.
         """
-        whole = [sample for sample in batch.samples if not sample.is_hole]
+        present = [sample for sample in batch.samples if not sample.is_hole]
         self.packs += 1
-        self.samples += len(whole)
-        self.tokens += sum(sample.num_tokens for sample in whole)
+        self.samples += len(present)
+        self.tokens += sum(sample.num_tokens for sample in present)
         if config is not None and not batch.is_filler:
             self.flops += forward_flops(config, batch.pack) * (1 + BACKWARD_FACTOR)
 
@@ -44,18 +53,18 @@ class Counts:
 class ThroughputMonitor(Callback):
     """Logs speed, memory, fill and learning rate at the Trainer's `log_every_n_steps`.
 
-    Each figure is of all steps since the one logged before it, over all ranks; memory is that of
-    rank zero, the largest of the run so far. Time in validation is left out, that of saving
-    checkpoints is not. Devices are waited for when a figure is logged, at no other step.
+    Each value covers all steps since the previous log entry, over all ranks. Memory is the maximum
+    of rank zero since the start of the run. The time excludes validation, but includes saving
+    checkpoints. Devices are synchronized only at logged steps.
 
-    Names: `speed/tokens_per_s`, `speed/samples_per_s`, `speed/mfu` (share of the devices' peak,
-    counting only pairs of tokens that attend to each other, no recomputation, and backward passes
-    as if nothing were frozen), `speed/data_wait` (share of the time in which rank zero waits for
-    its loader), `memory/peak_gib`, `data/fill` (tokens of all that packs may hold) and `lr`.
+    Names: `speed/tokens_per_s`, `speed/samples_per_s`, `speed/mfu` (fraction of the devices' peak;
+    counts only pairs of tokens that the mask allows, no recomputation, and backward passes as if
+    nothing were frozen), `speed/data_wait` (fraction of the time that rank zero waits for its
+    loader), `memory/peak_gib`, `data/fill` (fraction of the packs' capacity that is used) and `lr`.
 
     Args:
-        peak_flops: Operations a second that a device can do; known for some GPUs. Without it MFU is
-            not logged.
+        peak_flops: Peak operations per second of a device. By default that of bfloat16, if the GPU
+            is known; MFU is not logged for other devices.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -63,8 +72,8 @@ class ThroughputMonitor(Callback):
             raise ConfigError(
                 "peak_flops",
                 found=str(peak_flops),
-                wanted="operations a second, more than 0",
-                remedy="Leave it out where it isn't known.",
+                wanted="operations per second, above 0",
+                remedy="Leave it out if it is not known.",
             )
         self.peak_flops = peak_flops
         self._peak: float | None = None
@@ -77,10 +86,8 @@ class ThroughputMonitor(Callback):
         self._logged_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
-        device = pl_module.device
-        known = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self._peak = self.peak_flops or known
+        """Resets the state."""
+        self._peak = self.peak_flops or device_peak_flops(pl_module.device)
         self._started = None
         self._logged_step = trainer.global_step
 
@@ -91,7 +98,7 @@ class ThroughputMonitor(Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Starts the clock: the wait for a run's first batch, and its workers, isn't counted."""
+        """Starts the clock. The start of the workers and the first batch are not counted."""
         if self._started is None:
             _synchronise(pl_module.device)
             self._reset(trainer, time.perf_counter())
@@ -102,7 +109,7 @@ class ThroughputMonitor(Callback):
         pl_module: LightningModule,  # noqa: ARG002
         optimizer: Optimizer,
     ) -> None:
-        """Remembers the learning rate of this step; afterwards it is that of the next."""
+        """Stores the learning rate of this step, before the scheduler changes it."""
         self._lr = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(
@@ -113,7 +120,7 @@ class ThroughputMonitor(Callback):
         batch: Any,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Counts, and logs where an optimizer step ends that is to be logged."""
+        """Counts the micro-batch, and logs at the end of an optimizer step that is due."""
         if not isinstance(batch, MicroBatch):
             return
         config = getattr(pl_module, "config", None)
@@ -126,12 +133,12 @@ class ThroughputMonitor(Callback):
         self._log(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Stops the clock."""
+        """Pauses the clock."""
         _synchronise(pl_module.device)
         self._pause_started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Starts it again."""
+        """Resumes the clock."""
         _synchronise(pl_module.device)
         self._paused += time.perf_counter() - self._pause_started
 
@@ -163,7 +170,7 @@ class ThroughputMonitor(Callback):
         self._reset(trainer, now)
 
     def _reduced(self, trainer: Trainer, device: torch.device) -> Counts:
-        """Sums over all ranks."""
+        """Sums the counts over all ranks."""
         if trainer.world_size == 1:
             return self._counts
         own = torch.tensor(astuple(self._counts), dtype=torch.float64, device=device)
@@ -171,7 +178,7 @@ class ThroughputMonitor(Callback):
         return Counts(packs=packs, samples=samples, tokens=tokens, flops=flops)
 
     def _waited(self, trainer: Trainer) -> float | None:
-        """Seconds since the last reset, None for loaders that don't tell."""
+        """Seconds of waiting since the last reset; None for loaders that don't measure it."""
         loader = trainer.train_dataloader
         total: float | None = getattr(loader, "waited_s", None)
         if total is None:
@@ -185,14 +192,37 @@ class ThroughputMonitor(Callback):
         self._waited_before = getattr(self._loader, "waited_s", 0.0)
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this process had so far.
+def device_peak_flops(device: torch.device) -> float | None:
+    """Looks up the peak bfloat16 operations per second of a device.
 
     Args:
-        device: Where it computes.
+        device: Device of the computation.
 
     Returns:
-        GiB that tensors took on a CUDA device; elsewhere the resident set of the process.
+        The peak without sparsity; None for a CPU and for unknown GPUs.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    dense = next((peak for known, peak in DENSE_FLOPS.items() if known in name), None)
+    if dense is not None:
+        return dense
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about unknown GPUs
+        try:
+            return get_available_flops(device, torch.bfloat16)
+        except IndexError:  # names of GeForce cards without NVIDIA in front
+            return None
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Returns the maximum memory of this process so far.
+
+    Args:
+        device: Device of the computation.
+
+    Returns:
+        GiB of allocated tensors on a CUDA device; otherwise the resident set of the process.
     """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30

@@ -1,4 +1,4 @@
-"""What the network makes of noised drawings, as pictures beside the drawings themselves."""
+"""Logs pictures that the network predicts from noised images, beside the original images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,30 +24,31 @@ from mathcanvas_lightning.training.module import BagelModule
 GAP_PX = 4
 TAG = "val/pictures"
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-"""[H, W, 3]."""
+"""Image as [H, W, 3]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanEstimate:
-    """A noisy image's clean latents, as the network makes them out in one step."""
+    """Clean latents of a noisy image, predicted in one step."""
 
     image: int
-    """Which of the pack's images."""
+    """Number of the image in the pack."""
     latent: Tensor
-    """[C, h, w] scaled."""
+    """[C, h, w] scaled latents."""
 
 
 class PictureLogger(Callback):
-    """Logs what the network makes of the first noisy images of the first validation batch.
+    """Logs predictions for the first noisy images of the first validation batch.
 
-    Left is its estimate of the clean image in one step, x_t - t v; right the image. Noise and times
-    are the same in each validation, so pictures of a run can be compared. They go to TensorBoard
-    and Weights & Biases; with neither, to `pictures/step_N.png` in the run's log folder.
+    On the left is the one-step prediction of the clean image, x_t - t v, on the right the image.
+    Noise and timesteps are the same in each validation, so the pictures of a run can be compared.
+    They are logged to TensorBoard and Weights & Biases. Without these loggers they are saved as
+    `pictures/step_N.png` in the log folder of the run.
 
     Args:
-        every_n_steps: Optimizer steps that are to pass before a validation shows them again; with
-            1 each does.
-        num_images: Of the first batch, at most.
+        every_n_steps: Minimum number of optimizer steps between two pictures; with 1, every
+            validation logs one.
+        num_images: Maximum number of images.
     """
 
     def __init__(self, every_n_steps: int = 1, num_images: int = 4) -> None:
@@ -56,7 +57,7 @@ class PictureLogger(Callback):
                 "PictureLogger",
                 found=f"every_n_steps {every_n_steps}, num_images {num_images}",
                 wanted="1 or more of each",
-                remedy="To have no pictures, leave the callback out.",
+                remedy="Leave the callback out to log no pictures.",
             )
         self.every_n_steps, self.num_images = every_n_steps, num_images
         self._last_step: int | None = None
@@ -71,14 +72,14 @@ class PictureLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draws and logs after the first batch, where that is due."""
+        """Logs a picture after the first batch, if it is due."""
         is_first = batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking
         if not is_first or not self._is_due(trainer.global_step):
             return
         if not isinstance(batch, MicroBatch) or not isinstance(pl_module, BagelModule):
             return
         self._last_step = trainer.global_step
-        # All ranks: the forward pass gathers shards, and the folder is told by rank zero.
+        # On all ranks: the forward pass gathers shards, and log_dir is broadcast from rank zero.
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         (output, inputs), _ = pl_module.run(batch, LossTotals.of(batch.pack))
         if not trainer.is_global_zero:
@@ -95,17 +96,17 @@ class PictureLogger(Callback):
 def clean_estimates(
     pack: PackedBatch, inputs: PackInputs, velocities: Tensor, patch: int, limit: int
 ) -> list[CleanEstimate]:
-    """One step from noisy latents to clean ones: x_t - t v.
+    """Predicts clean latents from noisy ones in one step: x_t - t v.
 
     Args:
-        pack: With M noisy latent tokens.
-        inputs: What the network was given for it.
-        velocities: [M, P] what it predicted.
+        pack: A pack with M noisy latent tokens.
+        inputs: Inputs of the network for the pack.
+        velocities: [M, P] predicted velocities.
         patch: Side of a latent patch.
-        limit: Images wanted.
+        limit: Maximum number of images.
 
     Returns:
-        The first of its noisy images, at most so many.
+        Predictions for the first noisy images of the pack.
     """
     noisy = pack.noisy_latents()
     times = inputs.timesteps[noisy]
@@ -129,15 +130,15 @@ def clean_estimates(
 def compare(
     vae: LatentVAE, pack: PackedBatch, estimates: Sequence[CleanEstimate]
 ) -> Image.Image | None:
-    """A grid: each estimate, and to its right the image of the pack.
+    """Draws a grid with one row per prediction: the decoded prediction and the image.
 
     Args:
-        vae: Decodes.
-        pack: With the images.
-        estimates: Of some of them.
+        vae: The autoencoder that decodes.
+        pack: The pack with the images.
+        estimates: Predictions for some of the images.
 
     Returns:
-        The picture, None without estimates.
+        The picture; None without predictions.
     """
     pairs = [
         (_pixels(vae.decode(estimate.latent[None])[0]), _pixels(pack.images[estimate.image]))
@@ -157,13 +158,13 @@ def compare(
 
 
 def log_picture(trainer: Trainer, picture: Image.Image, step: int, folder: Path) -> None:
-    """Hands a picture to the loggers that take pictures; without one it becomes a file.
+    """Logs a picture, or saves it as a file if no logger accepts pictures.
 
     Args:
-        trainer: Whose loggers.
-        picture: What to log.
-        step: Of the optimizer.
-        folder: Of the run.
+        trainer: The Trainer with the loggers.
+        picture: The picture.
+        step: Optimizer step.
+        folder: Log folder of the run.
     """
     loggers = list(_picture_loggers(trainer))
     for logger in loggers:
@@ -183,7 +184,7 @@ def _picture_loggers(trainer: Trainer) -> Iterator[TensorBoardLogger | WandbLogg
 
 
 def _pixels(image: Tensor) -> Pixels:
-    """[3, H, W], uint8 or about -1 to 1."""
+    """Converts [3, H, W], uint8 or float from about -1 to 1."""
     levels = to_pixels(image) if image.is_floating_point() else image.movedim(0, -1)
     pixels: Pixels = levels.cpu().numpy()
     return np.ascontiguousarray(pixels)

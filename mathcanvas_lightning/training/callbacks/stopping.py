@@ -1,4 +1,4 @@
-"""A clean stop when the machine is taken away: save at the next step, and end."""
+"""Saves a checkpoint and stops after a signal, such as that of a preempted machine."""
 
 import logging
 import signal
@@ -16,9 +16,10 @@ STOPPED_FILE = "stopped.ckpt"
 
 
 class StopOnSignal(Callback):
-    """On SIGTERM to any rank: all finish their optimizer step, save, and end with status 0.
+    """After SIGTERM to any rank, all ranks finish their step, save, and exit with status 0.
 
-    The checkpoint is `stopped.ckpt` beside the others; the same command run again goes on from it.
+    The checkpoint is `stopped.ckpt`, in the folder of the others. The same command, run again,
+    resumes from it.
 
     Args:
         signals: Names of the signals that stop the run.
@@ -30,12 +31,12 @@ class StopOnSignal(Callback):
         self._previous: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Takes the signals from Lightning, whose own handler waits for other ranks for ever."""
-        self._take_signals()
+        """Replaces Lightning's handlers, which would wait for other ranks without end."""
+        self._install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """The same, where nothing is validated first."""
-        self._take_signals()
+        """Installs the handlers if there was no sanity check."""
+        self._install_handlers()
 
     def on_train_batch_end(
         self,
@@ -45,7 +46,7 @@ class StopOnSignal(Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Saves and stops, if any rank was told to and an optimizer step is done."""
+        """Saves and stops at the end of an optimizer step, if any rank has received a signal."""
         if trainer.fit_loop._should_accumulate():
             return
         if not trainer.strategy.reduce_boolean_decision(self._received, all=False):
@@ -55,12 +56,12 @@ class StopOnSignal(Callback):
         path = Path(folder, STOPPED_FILE)
         trainer.save_checkpoint(path)
         log.info("stopped by a signal after step %d; saved %s", trainer.global_step, path)
-        trainer.limit_val_batches = 0  # there is no time for a validation
+        trainer.limit_val_batches = 0  # validation would take too long
         trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Gives the signals back."""
-        self._give_back()
+        """Restores the previous handlers."""
+        self._restore_handlers()
 
     def on_exception(
         self,
@@ -68,10 +69,10 @@ class StopOnSignal(Callback):
         pl_module: LightningModule,  # noqa: ARG002
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Gives the signals back."""
-        self._give_back()
+        """Restores the previous handlers."""
+        self._restore_handlers()
 
-    def _take_signals(self) -> None:
+    def _install_handlers(self) -> None:
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
         self._received = False
@@ -79,7 +80,7 @@ class StopOnSignal(Callback):
             number = signal.Signals[name]
             self._previous[number] = signal.signal(number, self._receive)
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

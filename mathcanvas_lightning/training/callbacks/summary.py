@@ -1,4 +1,4 @@
-"""One page at the start of a run: what is trained on what, how, and whether it fits in memory."""
+"""Summary at the start of a run: parameters, devices, data, schedule, memory; first packs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,25 +19,27 @@ from mathcanvas_lightning.model.vae import LatentVAE
 from mathcanvas_lightning.training.callbacks.ema import EMAWeights
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import count_steps
+from mathcanvas_lightning.training.strategy import device_mesh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that one rank holds throughout a training; activations come on top."""
+    """Bytes that one rank holds during the whole training, without activations."""
 
     weights: int
+    """Shard of all weights."""
     gradients: int
-    """Of the trainable weights."""
+    """Gradients of the trainable weights."""
     moments: int
-    """AdamW's two."""
+    """AdamW's two moments."""
     ema: int
-    """A moving average of the trainable weights."""
+    """Moving average of the trainable weights."""
     autoencoder: int
-    """Whole on each rank."""
+    """Weights of the autoencoder, which is not sharded."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.moments + self.ema + self.autoencoder
 
 
@@ -51,19 +53,19 @@ def memory_estimate(
     vae_parameters: int = 0,
     compute_dtype: torch.dtype | None = None,
 ) -> MemoryEstimate:
-    """What a rank keeps in memory, apart from activations.
+    """Estimates the memory of a rank without activations.
 
     Args:
-        parameters: Of the network.
-        trainable: Of them.
-        param_dtype: Of weights, gradients and moments.
-        shards: Ranks that share them.
-        ema: Whether a float32 average of the weights is kept beside them.
-        vae_parameters: Of the autoencoder.
-        compute_dtype: Of the autoencoder; that of the weights by default.
+        parameters: Number of parameters of the network.
+        trainable: Number of trainable parameters.
+        param_dtype: Type of weights, gradients and moments.
+        shards: Number of ranks that share one network.
+        ema: Whether a float32 average of the weights is on the device.
+        vae_parameters: Number of parameters of the autoencoder.
+        compute_dtype: Type of the autoencoder; by default that of the weights.
 
     Returns:
-        The bytes. Layers gathered for a moment, and copies in the computing type, are not in it.
+        The bytes. Temporarily gathered layers and copies in the compute type are not included.
     """
     share = -(-parameters // shards) * param_dtype.itemsize
     trained = -(-trainable // shards)
@@ -77,10 +79,10 @@ def memory_estimate(
 
 
 class StartSummary(Callback):
-    """Shows one page at the start of a fit, on rank zero."""
+    """Prints a summary at the start of a fit, on rank zero."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows it."""
+        """Prints the summary."""
         if not trainer.is_global_zero or not isinstance(pl_module, BagelModule):
             return
         console = Console()
@@ -94,17 +96,17 @@ class StartSummary(Callback):
 
 
 class DebugBatches(Callback):
-    """Shows the first packs of a run before it starts, as `mathcanvas inspect-batch` does.
+    """Prints the first packs of a run before it starts, as `mathcanvas inspect-batch` does.
 
     Args:
-        count: How many, from the first step of the first epoch on.
+        count: Number of packs, starting at the first step of the first epoch.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Shows them."""
+        """Prints the packs."""
         data: Any = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, MathCanvasDataModule):
             return
@@ -120,10 +122,10 @@ class DebugBatches(Callback):
 
 
 def parameters_table(report: list[PartParameters]) -> Table:
-    """Parameters by part.
+    """Makes a table of the parameters by part.
 
     Args:
-        report: Of `parameter_report`, the total last.
+        report: Counts of `parameter_report`.
 
     Returns:
         The table.
@@ -142,14 +144,14 @@ def parameters_table(report: list[PartParameters]) -> Table:
 
 
 def describe_run(trainer: Trainer, module: BagelModule) -> Iterator[tuple[str, str]]:
-    """A run in words.
+    """Describes a run as text.
 
     Args:
-        trainer: At the start of its fit.
-        module: What it trains; configured.
+        trainer: A Trainer that starts to fit.
+        module: The configured module.
 
     Yields:
-        What, and how.
+        Names and descriptions.
     """
     yield "weights", _source(module, trainer)
     yield (
@@ -163,19 +165,19 @@ def describe_run(trainer: Trainer, module: BagelModule) -> Iterator[tuple[str, s
     if isinstance(data, MathCanvasDataModule):
         yield from _describe_data(trainer, data)
     yield "learning rate", _schedule(trainer, module)
-    yield "memory a rank", _memory(module, shards)
+    yield "memory per rank", _memory(module, shards)
 
 
 def mesh_sizes(trainer: Trainer) -> tuple[int, int]:
-    """Replicas of the network and ranks that share one: those of the strategy's mesh.
+    """Returns the number of replicas of the network, and of ranks that share one.
 
     Args:
-        trainer: With its strategy set up.
+        trainer: A Trainer whose strategy is set up.
 
     Returns:
-        (replicas, shards); without a mesh every rank has a whole network.
+        (replicas, shards). Without a mesh every rank has a complete network.
     """
-    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    mesh = device_mesh(trainer.strategy)
     if mesh is None:
         return trainer.world_size, 1
     return int(mesh["replicate"].size()), int(mesh["shard"].size())
@@ -183,7 +185,7 @@ def mesh_sizes(trainer: Trainer) -> tuple[int, int]:
 
 def _source(module: BagelModule, trainer: Trainer) -> str:
     source = module.source
-    found = source.checkpoint or f"preset {source.preset}, drawn anew with seed {source.seed}"
+    found = source.checkpoint or f"preset {source.preset}, random with seed {source.seed}"
     changed = "".join(f", {name} {value}" for name, value in source.overrides.items())
     lora = module.lora
     adapters = (
@@ -191,7 +193,7 @@ def _source(module: BagelModule, trainer: Trainer) -> str:
         if lora is None
         else f"; LoRA of rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.parts)}"
     )
-    resumed = f"; goes on from {trainer.ckpt_path}" if trainer.ckpt_path else ""
+    resumed = f"; resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
     return f"{found}{changed}{adapters}{resumed}"
 
 
@@ -199,9 +201,9 @@ def _devices(trainer: Trainer, replicas: int, shards: int) -> str:
     kind = trainer.strategy.root_device.type
     if trainer.world_size == 1:
         return f"one, {kind}"
-    how = f"{replicas} x {shards}" if shards > 1 else f"{replicas} whole networks"
-    told = f" (replicas x shards, {trainer.num_nodes} machines)" if shards > 1 else ""
-    return f"{trainer.world_size}, {kind}: {how}{told}"
+    how = f"{replicas} x {shards}" if shards > 1 else f"{replicas} complete networks"
+    explained = f" (replicas x shards, {trainer.num_nodes} machines)" if shards > 1 else ""
+    return f"{trainer.world_size}, {kind}: {how}{explained}"
 
 
 def _recomputation(module: BagelModule) -> str:
@@ -214,7 +216,7 @@ def _recomputation(module: BagelModule) -> str:
 def _describe_data(trainer: Trainer, data: MathCanvasDataModule) -> Iterator[tuple[str, str]]:
     ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
     packs = data.position.packs_per_step
-    yield "packs a step", f"{packs}: ranks {ranks} x accumulated {accumulate}"
+    yield "packs per step", f"{packs}: ranks {ranks} x accumulated {accumulate}"
     plan = data.plan
     planned, schedule = plan.epoch(0), plan.schedule(0, packs)
     yield (
@@ -224,14 +226,12 @@ def _describe_data(trainer: Trainer, data: MathCanvasDataModule) -> Iterator[tup
         f"{schedule.num_fillers} fillers",
     )
     steps = count_steps(trainer)
-    length = (
-        "without end" if steps is None else f"{steps:,}: {steps / schedule.num_steps:.2f} epochs"
-    )
-    yield "steps in all", length
+    length = "unlimited" if steps is None else f"{steps:,}: {steps / schedule.num_steps:.2f} epochs"
+    yield "total steps", length
     yield "training data", "; ".join(_datasets(data.train_data))
     if data.validation_data:
-        told = [text for each in data.validation_data for text in _datasets(each)]
-        yield "validation data", "; ".join(told)
+        texts = [text for each in data.validation_data for text in _datasets(each)]
+        yield "validation data", "; ".join(texts)
 
 
 def _datasets(data: PackedData) -> Iterator[str]:
@@ -268,18 +268,18 @@ def _memory(module: BagelModule, shards: int) -> str:
         "average": estimate.ema,
         "autoencoder": estimate.autoencoder,
     }
-    told = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
-    place = " (in host memory)" if module.parallelism.cpu_offload else ""
-    return f"{_gib(estimate.total)} GiB{place} beside activations: {told}"
+    listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+    where = " (in host memory)" if module.parallelism.cpu_offload else ""
+    return f"{_gib(estimate.total)} GiB{where} without activations: {listed}"
 
 
 def has_average(module: LightningModule) -> bool:
-    """Whether averages of the weights lie beside them, rather than in host memory or nowhere."""
+    """Whether there are averages of the weights on the same device as the weights."""
     return any(isinstance(m, EMAWeights) and not m.config.on_cpu for m in module.modules())
 
 
 def count_vae_parameters(config: VAEConfig) -> int:
-    """Parameters of an autoencoder, without making one."""
+    """Counts the parameters of an autoencoder without allocating them."""
     with torch.device("meta"):
         vae = LatentVAE(config)
     return sum(parameter.numel() for parameter in vae.parameters())

@@ -1,4 +1,4 @@
-"""Exporting a run's checkpoint as a directory that this library, the reference and vLLM load."""
+"""Exports a checkpoint of a run as a directory that this library, the reference and vLLM load."""
 
 import pickle
 import shutil
@@ -28,14 +28,14 @@ from mathcanvas_lightning.model.config import LLM_FILE, BagelConfig
 from mathcanvas_lightning.training.callbacks.ema import stored_name
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
 from mathcanvas_lightning.training.checkpoint.resume import METADATA_FILE
-from mathcanvas_lightning.training.strategy import replace_whole
+from mathcanvas_lightning.training.strategy import move_over
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STATE = "state_dict"
 NETWORK, AVERAGE = "model.", "ema_weights."
-"""Beginnings of names in a checkpoint: BagelModule's own names for its parts."""
+"""Prefixes of names in a checkpoint: BagelModule's names of its parts."""
 BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
-DAMAGE = (
+READ_ERRORS = (
     OSError,
     RuntimeError,
     KeyError,
@@ -44,33 +44,37 @@ DAMAGE = (
     pickle.UnpicklingError,
     CheckpointException,
 )
+"""Errors that reading a damaged checkpoint raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What was written."""
+    """Summary of an export."""
 
     path: str
+    """The directory that was written."""
     step: int
-    """Optimizer steps of the checkpoint."""
+    """Optimizer step of the checkpoint."""
     num_parameters: int
+    """Number of parameters."""
     num_averaged: int
-    """Tensors that are the moving average's."""
+    """Number of tensors taken from the moving average."""
     num_merged: int
-    """Projections with adapters merged into them."""
+    """Number of projections with merged adapters."""
     source: str | None
-    """Where tokenizer and autoencoder are from; None if there was nowhere to take them from."""
+    """Directory with tokenizer and autoencoder; None if the run started from a preset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """A checkpoint whose tensors are read one at a time."""
+    """An open checkpoint whose tensors are read one at a time."""
 
     about: Mapping[str, Any]
-    """All but the tensors."""
+    """Everything but the tensors."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of the tensors, by name."""
+    """Shapes of the tensors, by name."""
     read: Callable[[str], Tensor]
+    """Reads a tensor by name."""
 
 
 def export_checkpoint(
@@ -83,32 +87,32 @@ def export_checkpoint(
     source: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Exports a run's checkpoint as a directory that this library, the reference and vLLM load.
+    """Exports a checkpoint of a run as a directory that this library, the reference and vLLM load.
 
     Args:
         checkpoint: A .ckpt of mathcanvas fit: a file, or the folder that a sharded run writes.
-        output: Directory to write; it appears whole or not at all.
-        ema: Take the moving average instead of the weights of the last step.
+        output: Directory to write; it appears only when it is complete.
+        ema: Export the moving average instead of the weights of the last step.
         merge_lora: Add the adapters to the weights they adapt.
-        dtype: Of the weights: bf16, or fp32.
-        source: Directory to take tokenizer and autoencoder from; by default the one that the run
-            started from.
+        dtype: Type of the weights, bf16 or fp32.
+        source: Directory from which tokenizer and autoencoder are taken; by default the one with
+            the initial weights of the run.
         overwrite: Replace an earlier export.
 
     Returns:
-        What was written.
+        A summary.
 
     Raises:
-        ConfigError: If there is no average, or there are adapters that aren't to be merged.
-        DataError: If the checkpoint is damaged, of something else, or lacks weights.
-        InputError: If there is no checkpoint, or no source directory.
-        OutputError: If the output directory has something in it.
+        ConfigError: If there is no average, or there are adapters and `merge_lora` is not set.
+        DataError: If the checkpoint is damaged, was not written by a run, or lacks weights.
+        InputError: If the checkpoint or the source directory doesn't exist.
+        OutputError: If the output directory is not empty.
     """
     saved = open_checkpoint(Path(checkpoint))
     record = RunRecord.from_checkpoint(saved.about, checkpoint)
     weights = NetworkWeights(saved, record, average=ema, place=checkpoint)
     _check_adapters(weights, merge_lora, checkpoint)
-    folder = _source_folder(source or record.checkpoint, asked=source is not None)
+    folder = _source_folder(source or record.checkpoint, is_option=source is not None)
     target = Path(output).resolve()
     _check_output(target, overwrite, [Path(checkpoint), *([folder] if folder else [])])
     _audit(weights, record, checkpoint, folder)
@@ -124,16 +128,16 @@ def export_checkpoint(
 
 
 class NetworkWeights(Mapping[str, Tensor]):
-    """The network's weights by their published names, each made when it is asked for.
+    """Lazy mapping from published names to the weights of the network.
 
     Args:
         saved: The checkpoint.
-        record: Of its run.
-        average: Whether to take the moving average where there is one.
+        record: Record of its run.
+        average: Use the moving averages, for the weights that have one.
         place: The checkpoint, for errors.
 
     Raises:
-        ConfigError: If an average is wanted and there is none.
+        ConfigError: If `average` is set and the checkpoint has no average.
     """
 
     def __init__(self, saved: SavedState, record: RunRecord, *, average: bool, place: str) -> None:
@@ -145,13 +149,13 @@ class NetworkWeights(Mapping[str, Tensor]):
                 remedy="Leave --ema out; set model.ema.decay in the next run.",
             )
         self._saved, self._average = saved, average
-        self._stored = {  # published name -> the network's
+        self._stored = {  # published name -> name in the checkpoint
             name.replace(BASE, "."): name
             for name in (n.removeprefix(NETWORK) for n in saved.shapes if n.startswith(NETWORK))
             if LORA_A not in name and LORA_B not in name
         }
         self._scale = record.lora.alpha / record.lora.rank if record.lora is not None else 0.0
-        self.adapters = {  # published name of what is adapted -> beginning of its adapter's names
+        self.adapters = {  # published name of an adapted weight -> prefix of its adapter
             name.removesuffix(LORA_A) + ".weight": name.removesuffix(LORA_A)
             for name in (n.removeprefix(NETWORK) for n in saved.shapes)
             if name.endswith(LORA_A)
@@ -183,31 +187,31 @@ def open_checkpoint(path: Path) -> SavedState:
     """Opens a checkpoint without reading its tensors.
 
     Args:
-        path: A file, or the folder of a sharded checkpoint.
+        path: Path of a file, or of the folder of a sharded checkpoint.
 
     Returns:
         The checkpoint.
 
     Raises:
         DataError: If it can't be read.
-        InputError: If it isn't there.
+        InputError: If it doesn't exist.
     """
     if not path.exists():
         raise InputError(
             str(path),
             found="nothing",
             wanted="a checkpoint of a run",
-            remedy="They are below the run's trainer.default_root_dir, named *.ckpt.",
+            remedy="Checkpoints are below the run's trainer.default_root_dir, named *.ckpt.",
         )
     try:
         return _open_folder(path) if path.is_dir() else _open_file(path)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         raise _damaged(path, f"{type(error).__name__}: {reason}") from error
 
 
 def _open_file(path: Path) -> SavedState:
-    # weights_only: what comes from elsewhere must not run code here.
+    # weights_only: a checkpoint from elsewhere must not execute code.
     content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     state = content.pop(STATE) if isinstance(content, dict) and STATE in content else {}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -217,7 +221,7 @@ def _open_file(path: Path) -> SavedState:
 
 
 class _Reader(FileSystemReader):
-    """Reads the list of tensors once, not with each tensor."""
+    """Reads the metadata once, instead of once per tensor."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -242,9 +246,9 @@ def _open_folder(path: Path) -> SavedState:
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a single process reads is meant
+                warnings.simplefilter("ignore")  # about reading in a single process
                 load({f"{STATE}.{name}": tensor}, storage_reader=reader, no_dist=True)
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             raise _damaged(path, f"{name}: {type(error).__name__}") from error
         return tensor
 
@@ -258,9 +262,9 @@ def _open_folder(path: Path) -> SavedState:
 def _damaged(path: Path, found: str) -> DataError:
     return DataError(
         str(path),
-        found=f"something unreadable ({found})",
-        wanted="a whole checkpoint of mathcanvas fit",
-        remedy="Name another checkpoint of the run; one that was cut off can't be used.",
+        found=f"an unreadable checkpoint ({found})",
+        wanted="a complete checkpoint of mathcanvas fit",
+        remedy="Give another checkpoint of the run; a truncated one can't be used.",
     )
 
 
@@ -269,20 +273,20 @@ def _check_adapters(weights: NetworkWeights, merge: bool, place: str) -> None:
         raise ConfigError(
             place,
             found=f"LoRA adapters on {len(weights.adapters)} projections",
-            wanted="plain weights",
-            remedy="Give --merge_lora: the exported weights then have the adapters in them.",
+            wanted="weights without adapters",
+            remedy="Give --merge_lora to add the adapters to the exported weights.",
         )
 
 
-def _source_folder(path: str | None, *, asked: bool) -> Path | None:
+def _source_folder(path: str | None, *, is_option: bool) -> Path | None:
     if path is None:
         return None
     if not Path(path).is_dir():
         raise InputError(
-            "--source" if asked else "the checkpoint's source directory",
+            "--source" if is_option else "the checkpoint's source directory",
             found=f"no directory {path}",
-            wanted="the checkpoint directory that the run started from",
-            remedy="Give its place with --source; tokenizer and autoencoder are taken from it.",
+            wanted="the directory with the initial weights of the run",
+            remedy="Give its path with --source; tokenizer and autoencoder are taken from it.",
         )
     return Path(path).resolve()
 
@@ -291,8 +295,8 @@ def _check_output(target: Path, overwrite: bool, inputs: list[Path]) -> None:
     if any(target in (path, *path.parents) for path in (given.resolve() for given in inputs)):
         raise OutputError(
             str(target),
-            found="what is to be exported in it",
-            wanted="a directory of its own",
+            found="the input of the export in it",
+            wanted="another directory",
             remedy="Choose another --output.",
         )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -300,7 +304,7 @@ def _check_output(target: Path, overwrite: bool, inputs: list[Path]) -> None:
     if not overwrite or not (target / LLM_FILE).is_file():
         raise OutputError(
             str(target),
-            found="something there" if overwrite else "something there already",
+            found="other files" if overwrite else "existing files",
             wanted="an earlier export" if overwrite else "an empty or absent directory",
             remedy="Choose another --output."
             if overwrite
@@ -309,7 +313,7 @@ def _check_output(target: Path, overwrite: bool, inputs: list[Path]) -> None:
 
 
 def _audit(weights: NetworkWeights, record: RunRecord, place: str, folder: Path | None) -> None:
-    """Compares the names and shapes with those of the network, and of the source's files."""
+    """Compares names and shapes with those of the network and of the source directory."""
     with torch.device("meta"):
         model = Bagel(record.config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -325,13 +329,13 @@ def _write(
     dtype: torch.dtype,
     source: Path | None,
 ) -> None:
-    """Writes beside the target, and takes its place when all is there."""
+    """Writes to a temporary folder, then replaces the target."""
     temporary = target.with_name(TEMPORARY_PREFIX + target.name)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         write_checkpoint(
             weights, config, temporary, dtype=dtype, source=source, shapes=weights.shapes
         )
-        replace_whole(temporary, target)
+        move_over(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

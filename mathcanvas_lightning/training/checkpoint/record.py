@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that wrote it, as plain types."""
+"""Record of a run's settings in its checkpoints, as plain types."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,23 +9,25 @@ from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.config import BagelConfig, LLMConfig, VAEConfig, ViTConfig
 
 RECORD_KEY = "mathcanvas"
-"""Of the record in a checkpoint."""
+"""Key of the record in a checkpoint."""
 VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """A run, as far as its weights can't be understood without it."""
+    """Settings of a run that are needed to use its weights."""
 
     config: BagelConfig
+    """Sizes of the network."""
     checkpoint: str | None
-    """The directory that it started from; None for a preset."""
+    """Directory with the initial weights; None for a preset."""
     lora: LoRASettings | None
+    """Settings of the adapters; None without adapters."""
     ema_decay: float | None
-    """None without a moving average."""
+    """Decay of the moving average; None without one."""
 
     def to_state(self) -> dict[str, Any]:
-        """The record in plain types."""
+        """Converts the record to plain types."""
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
@@ -33,26 +35,26 @@ class RunRecord:
         """Reads the record of a checkpoint.
 
         Args:
-            checkpoint: All of it but the weights.
+            checkpoint: The checkpoint; its weights are not needed.
             place: Its path, for errors.
 
         Returns:
             The record.
 
         Raises:
-            DataError: If it has none, or one of another version of this library.
+            DataError: If it has no record, or a record of another version.
         """
         state = checkpoint.get(RECORD_KEY)
         version = state.get("version") if isinstance(state, Mapping) else None
         if not isinstance(state, Mapping) or version != VERSION:
             raise DataError(
                 place,
-                found="a checkpoint of something else"
+                found="a checkpoint without a record"
                 if version is None
                 else f"a record of version {version}",
                 wanted=f"a checkpoint of mathcanvas fit (its record {RECORD_KEY!r}, "
                 f"version {VERSION})",
-                remedy="Name a .ckpt that a run of BagelModule wrote.",
+                remedy="Give a .ckpt that was written by a run of BagelModule.",
             )
         lora = state["lora"]
         return cls(
@@ -63,14 +65,14 @@ class RunRecord:
         )
 
     def check(self, other: Self, place: str) -> None:
-        """Checks that another run may go on from this record's checkpoint.
+        """Checks that another run can resume from this record's checkpoint.
 
         Args:
-            other: The run that is to go on.
+            other: Record of the run that resumes.
             place: The checkpoint, for errors.
 
         Raises:
-            ConfigError: If its network, adapters or moving average are others.
+            ConfigError: If its network, adapters or moving average differ.
         """
         mine, theirs = self._decisive(), other._decisive()
         differing = sorted(k for k in mine.keys() | theirs if mine.get(k) != theirs.get(k))
@@ -84,9 +86,9 @@ class RunRecord:
             )
 
     def _decisive(self) -> dict[str, Any]:
-        """Setting -> value, of all that decides names and shapes or changes what weights mean."""
+        """Setting -> value, for settings that determine names, shapes or meaning of the weights."""
         lora = None
-        if self.lora is not None:  # how adapters start, and are trained, may change
+        if self.lora is not None:  # seed and dropout may change
             parts, pattern = sorted(self.lora.parts), self.lora.pattern
             lora = {"rank": self.lora.rank, "alpha": self.lora.alpha, "parts": parts}
             lora["pattern"] = pattern

@@ -1,4 +1,4 @@
-"""The checkpoint that a restarted run goes on from, and whether it is whole."""
+"""Finds the checkpoint from which a restarted run resumes, and checks that it is complete."""
 
 import logging
 import pickle
@@ -18,20 +18,21 @@ from mathcanvas_lightning.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 METADATA_FILE = "meta.pt"
-"""Of a sharded checkpoint: all that isn't a tensor."""
+"""File of a sharded checkpoint that holds everything but the tensors."""
 STATE_PREFIX = "state_dict."
 MAX_LISTED = 5
+"""Maximum number of weights in an error."""
 UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 def find_checkpoint(root: str | Path) -> str | None:
-    """The checkpoint with the most steps below a folder that is whole.
+    """Finds the complete checkpoint with the most steps below a folder.
 
     Args:
         root: The Trainer's root folder.
 
     Returns:
-        Its path; None if there is none. What a killed run left half written is passed over.
+        Its path; None if there is no complete checkpoint. Incomplete ones are skipped.
     """
     candidates = [
         path
@@ -46,79 +47,79 @@ def find_checkpoint(root: str | Path) -> str | None:
     if not found:
         return None
     step, _, path = max(found)
-    log.info("going on from step %d: %s", step, path)
+    log.info("resuming from step %d: %s", step, path)
     return path
 
 
 def checkpoint_step(path: Path) -> int | None:
-    """Optimizer steps at a checkpoint.
+    """Reads the optimizer step of a checkpoint.
 
     Args:
-        path: Of a file, or of the folder of a sharded checkpoint.
+        path: Path of a file, or of the folder of a sharded checkpoint.
 
     Returns:
-        The steps; None if it isn't whole.
+        The step; None if the checkpoint is incomplete.
     """
     try:
-        return require_whole(path)
+        return require_complete(path)
     except DataError as error:
-        log.warning("passed over: %s", error)
+        log.warning("skipped: %s", error)
         return None
 
 
-def require_whole(path: Path) -> int:
-    """Checks that nothing of a checkpoint is missing; reads no tensor.
+def require_complete(path: Path) -> int:
+    """Checks that a checkpoint is complete, without reading tensors.
 
     Args:
-        path: Of a file, or of the folder of a sharded checkpoint.
+        path: Path of a file, or of the folder of a sharded checkpoint.
 
     Returns:
-        Its optimizer steps.
+        Its optimizer step.
 
     Raises:
-        DataError: If it isn't whole.
+        DataError: If it is incomplete or damaged.
     """
     try:
         problem = _missing_part(path) if path.is_dir() else None
         if problem is None:
             return int(_about(path)["global_step"])
     except UNREADABLE as error:
-        problem = f"damage ({type(error).__name__}: {error})"
+        problem = f"a damaged checkpoint ({type(error).__name__}: {error})"
     raise DataError(
         str(path),
         found=problem,
-        wanted="a whole checkpoint",
-        remedy="Choose another with --ckpt_path, or remove it: the last whole one is found.",
+        wanted="a complete checkpoint",
+        remedy="Set another --ckpt_path, or remove it to resume from the last complete one.",
     )
 
 
 def require_readable(path: str | Path, sharded: bool) -> None:
-    """Checks that a run can go on from a checkpoint.
+    """Checks that a run can resume from a checkpoint.
 
     Args:
-        path: Of the checkpoint; one of Lightning's words, such as "last", is left to it.
+        path: Path of the checkpoint. Keywords of Lightning, such as "last", are not checked.
         sharded: Whether the run's strategy reads folders.
 
     Raises:
-        DataError: If it isn't whole.
-        ConfigError: If it is a folder and only a file can be read.
+        DataError: If it is incomplete.
+        ConfigError: If it is a folder and the strategy reads only files.
     """
     found = Path(path)
     if not found.exists():
         return
-    require_whole(found)
+    require_complete(found)
     if found.is_dir() and not sharded:
         raise ConfigError(
             str(path),
             found="a sharded checkpoint",
-            wanted="a single file, as a run without sharding reads it",
-            remedy="Go on with trainer.strategy.class_path: "
-            "mathcanvas_lightning.training.strategy.ShardedStrategy; one rank will do.",
+            wanted="a single file, because this run is not sharded",
+            remedy="Resume with trainer.strategy.class_path: "
+            "mathcanvas_lightning.training.strategy.ShardedStrategy; one rank is enough.",
         )
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights of a checkpoint, by name."""
+    """Reads the shapes of a checkpoint's weights, by name."""
     if not path.is_dir():
         return {name: tuple(tensor.shape) for name, tensor in _about(path)["state_dict"].items()}
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
@@ -135,12 +136,12 @@ def check_same_model(
     """Compares the weights of a checkpoint with those of a model.
 
     Args:
-        place: Of the checkpoint.
+        place: Path of the checkpoint, for errors.
         found: Shapes of its weights, by name.
-        model: State of the model, by name.
+        model: State dict of the model.
 
     Raises:
-        ConfigError: If the checkpoint is of another model.
+        ConfigError: If names or shapes differ.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.items()}
     differing = [
@@ -155,8 +156,8 @@ def check_same_model(
             found="another model: "
             + "; ".join(differing[:MAX_LISTED])
             + (f"; and {more} more" if more > 0 else ""),
-            wanted="the weights of the model that is configured",
-            remedy="Take the model's settings of that run, or another trainer.default_root_dir.",
+            wanted="weights of the configured model",
+            remedy="Use the model settings of that run, or another trainer.default_root_dir.",
         )
 
 
@@ -165,7 +166,7 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """All of a checkpoint but the values of tensors."""
+    """Reads a checkpoint without the values of its tensors."""
     is_folder = path.is_dir()
     about: dict[str, Any] = torch.load(
         path / METADATA_FILE if is_folder else path,
@@ -177,16 +178,16 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _missing_part(path: Path) -> str | None:
-    """What is missing of a sharded checkpoint."""
+    """Describes the first missing or incomplete file of a sharded checkpoint."""
     stored = FileSystemReader(path).read_metadata().storage_data or {}
     sizes: dict[str, int] = {METADATA_FILE: 0}
-    for place in stored.values():
-        end = place.offset + place.length
-        sizes[place.relative_path] = max(sizes.get(place.relative_path, 0), end)
+    for entry in stored.values():
+        end = entry.offset + entry.length
+        sizes[entry.relative_path] = max(sizes.get(entry.relative_path, 0), end)
     for name, size in sorted(sizes.items()):
         file = path / name
         if not file.is_file():
             return f"no file {name}"
         if file.stat().st_size < size:
-            return f"{name} cut short: {file.stat().st_size} bytes of {size}"
+            return f"a truncated {name}: {file.stat().st_size} of {size} bytes"
     return None

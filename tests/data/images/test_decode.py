@@ -1,4 +1,4 @@
-"""Images: whole, of a known format, of a safe size, and Pillow's globals untouched."""
+"""Images are complete, of a known format and a safe size; Pillow's globals stay unchanged."""
 
 import warnings
 from io import BytesIO
@@ -29,7 +29,7 @@ def test_formats(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("deep", [False, True])
-def test_every_cut_is_noticed(kind: str, deep: bool) -> None:
+def test_truncated_files_are_detected(kind: str, deep: bool) -> None:
     picture = Image.effect_noise((60, 40), 80).convert("RGB")
     buffer = BytesIO()
     picture.save(buffer, kind)
@@ -46,7 +46,7 @@ def test_every_cut_is_noticed(kind: str, deep: bool) -> None:
 
 @settings(max_examples=200)
 @given(st.integers(8, 400), st.integers(1, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]))
-def test_damage_never_escapes_as_another_error(position: int, flip: int, kind: str) -> None:
+def test_damaged_files_only_raise_image_errors(position: int, flip: int, kind: str) -> None:
     data = bytearray(encoded(kind, 40, 30))
     data[position % len(data)] ^= flip
     try:
@@ -55,7 +55,7 @@ def test_damage_never_escapes_as_another_error(position: int, flip: int, kind: s
         assert error.reason.startswith("image_")
 
 
-def test_bomb_is_refused_undecoded() -> None:
+def test_too_large_images_are_refused_before_decoding() -> None:
     data = png(4000, 4000)
     with pytest.raises(ImageError, match=r"4000x4000 pixels") as caught:
         check_image(data, ImageLimits(max_pixels=15_999_999))
@@ -79,7 +79,7 @@ def test_other_formats_are_refused(data: bytes) -> None:
     assert caught.value.reason == "image_unreadable"
 
 
-def test_globals_are_untouched() -> None:
+def test_globals_stay_unchanged() -> None:
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -87,7 +87,7 @@ def test_globals_are_untouched() -> None:
     assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
 
 
-def test_every_changed_byte_of_a_png_is_noticed() -> None:
+def test_every_changed_byte_of_a_png_is_detected() -> None:
     data = png(30, 20)
     for position in range(8, len(data)):
         changed = bytearray(data)
@@ -96,12 +96,12 @@ def test_every_changed_byte_of_a_png_is_noticed() -> None:
             check_image(bytes(changed), LIMITS)
 
 
-def test_pixels_find_what_checksums_can_not() -> None:
+def test_decoding_detects_what_checksums_do_not() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + crc32(kind + body).to_bytes(4, "big")
 
     header = (20).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-    rows = compress(b"\0" * 61 * 20)[:-9] + b"no zlib"  # and yet all checksums are right
+    rows = compress(b"\0" * 61 * 20)[:-9] + b"no zlib"  # all checksums are valid
     data = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     )

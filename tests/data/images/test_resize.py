@@ -1,4 +1,4 @@
-"""Pixels: white behind what is transparent, limits before decoding, sizes within their rules."""
+"""Decoding on white, limits before decoding, and output sizes."""
 
 from io import BytesIO
 
@@ -36,7 +36,7 @@ def test_transparent_becomes_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "1"), ("JPEG", "CMYK")])
-def test_every_mode_gives_the_pixels_of_rgb(kind: str, mode: str) -> None:
+def test_every_mode_gives_the_same_pixels_as_rgb(kind: str, mode: str) -> None:
     colour = {"L": 128, "1": 1, "CMYK": (0, 0, 0, 0)}[mode]
     data = encoded(kind, 50, 40, colour, mode)  # type: ignore[arg-type]
     rule = ImageTransform(max_image_size=64, min_image_size=32)
@@ -45,7 +45,7 @@ def test_every_mode_gives_the_pixels_of_rgb(kind: str, mode: str) -> None:
     np.testing.assert_array_equal(pixels, rule(Image.open(BytesIO(data)).convert("RGB")))
 
 
-def test_grey_is_resized_as_rgb_is() -> None:
+def test_grey_images_are_resized_like_rgb() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (45, 37), np.uint8)
     rule = ImageTransform(max_image_size=64, min_image_size=32)
     grey = Image.fromarray(noise)
@@ -63,20 +63,20 @@ def test_bad_images() -> None:
 
 
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), images=st.integers(1, 9))
-def test_sizes_fit_their_rules(width: int, height: int, images: int) -> None:
+def test_output_sizes_follow_the_rule(width: int, height: int, images: int) -> None:
     rule = ImageTransform(max_image_size=512, min_image_size=256, image_stride=14)
     new = rule.output_size(width, height, images)
     assert all(side >= 14 and side % 14 == 0 for side in new)
     assert max(new) <= 512 + 7
 
 
-def test_resizes() -> None:
+def test_output_pixels() -> None:
     rule = ImageTransform(max_image_size=64, min_image_size=32)
     pixels = rule(Image.new("RGB", (100, 50), "red"))
     assert pixels.shape == (32, 64, 3)
     assert pixels[0, 0].tolist() == [255, 0, 0]
 
 
-def test_sizes_that_contradict() -> None:
+def test_contradicting_sizes_are_an_error() -> None:
     with pytest.raises(ConfigError, match="min_image_size 65"):
         ImageTransform(max_image_size=64, min_image_size=65)

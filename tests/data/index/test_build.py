@@ -1,4 +1,4 @@
-"""The index command: what it tells."""
+"""The index command and its report."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_command(
     damage: bool, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [interleaved_row(n) for n in range(3)]
-    rows[0]["answer"] = ""  # no sample, and no damage
+    rows[0]["answer"] = ""  # not a sample, but not damaged
     if damage:
         rows[1]["question_images"][0]["bytes"] = b"none"
     folder = str(write_shards(tmp_path, rows, num_files=1))

@@ -1,4 +1,4 @@
-"""The index: made once, made again where something changed, killed without harm."""
+"""The index: built once, rebuilt after changes, intact after a kill."""
 
 import os
 import signal
@@ -41,18 +41,18 @@ def build(
 @pytest.fixture
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Files that were scanned."""
-    seen: list[str] = []
+    scanned: list[str] = []
     call = Scanner.__call__
 
     def count(self: Scanner, tasks: Any) -> Any:
-        seen.extend(Path(path).name for path, _ in tasks)
+        scanned.extend(Path(path).name for path, _ in tasks)
         return call(self, tasks)
 
     monkeypatch.setattr(Scanner, "__call__", count)
-    return seen
+    return scanned
 
 
-def test_what_is_in_it(tmp_path: Path) -> None:
+def test_content(tmp_path: Path) -> None:
     index = build(interleaved_shards(tmp_path, 10))
     assert index.num_rows == 10
     assert sorted(index.uids.to_pylist()) == sorted(f"row{n}" for n in range(10))
@@ -91,7 +91,7 @@ def test_scanned_once_and_again_when_changed(tmp_path: Path, scans: list[str]) -
     assert sorted(scans) == ["part_0.parquet", "part_1.parquet"]
     scans.clear()
     assert build(folder).digest == first.digest
-    os.utime(folder / "part_0.parquet")  # touched, yet the same
+    os.utime(folder / "part_0.parquet")  # touched, with the same content
     assert build(folder).digest == first.digest
     (tmp_path / "shards").rename(tmp_path / "moved")
     folder = tmp_path / "moved"
@@ -105,12 +105,12 @@ def test_scanned_once_and_again_when_changed(tmp_path: Path, scans: list[str]) -
     scans.clear()
     source = RowSource("interleaved", Storage(StorageConfig()), limits=ImageLimits(max_pixels=9))
     refused = build_index(str(folder), source, TextTokenizer(TOKENIZER), num_workers=0)
-    assert sorted(scans) == ["part_0.parquet", "part_1.parquet"]  # other limits, other index
+    assert sorted(scans) == ["part_0.parquet", "part_1.parquet"]  # other limits need another index
     assert refused.num_rows == 0
     assert {row.stage for row in refused.left_out} == {"image"}
 
 
-def test_same_size_other_content_is_noticed(tmp_path: Path) -> None:
+def test_changed_content_of_the_same_size_is_detected(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 4, num_files=1)
     build(folder)
     path = folder / "part_0.parquet"
@@ -124,15 +124,15 @@ def test_same_size_other_content_is_noticed(tmp_path: Path) -> None:
     ]
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_workers_give_the_same_index(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path / "a", 70, num_files=1, rows_per_group=1)
-    alone = build(folder)
+    one_process = build(folder)
     for path in (folder / INDEX_FOLDER).glob("*.parquet"):
         path.unlink()
-    together = build(folder, workers=2)
-    assert together.digest == alone.digest
-    assert together.uids.to_pylist() == alone.uids.to_pylist()
-    assert together.text_tokens.tolist() == alone.text_tokens.tolist()
+    workers = build(folder, workers=2)
+    assert workers.digest == one_process.digest
+    assert workers.uids.to_pylist() == one_process.uids.to_pylist()
+    assert workers.text_tokens.tolist() == one_process.text_tokens.tolist()
 
 
 def test_rows_that_are_left_out(tmp_path: Path) -> None:
@@ -173,12 +173,12 @@ def test_read_only_shards_are_indexed_in_the_cache(
 def test_file_urls_name_the_same_index(name: str, tmp_path: Path, scans: list[str]) -> None:
     folder = interleaved_shards(tmp_path / "shards", 6)
     path = f"{folder}{name}"
-    plain, seen = build(path), len(scans)
+    plain, num_scans = build(path), len(scans)
     assert build(f"file://{path}").files == plain.files
-    assert len(scans) == seen
+    assert len(scans) == num_scans
 
 
-def test_an_index_is_no_shard(tmp_path: Path) -> None:
+def test_an_index_is_not_read_as_a_shard(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 6)
     build(folder)
     assert build(folder).num_rows == 6
@@ -192,7 +192,7 @@ if __name__ == "__main__":
 """
 
 
-def test_kill_while_indexing(tmp_path: Path, scans: list[str]) -> None:
+def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     folder = interleaved_shards(tmp_path / "shards", 400, num_files=20, rows_per_group=2)
     script = tmp_path / "script.py"
     script.write_text(KILLED)
@@ -207,4 +207,4 @@ def test_kill_while_indexing(tmp_path: Path, scans: list[str]) -> None:
     done = len(list((folder / INDEX_FOLDER).glob("part*.parquet")))
     assert 3 <= done < 20
     assert build(folder).num_rows == 400
-    assert len(scans) == 20 - done  # what was finished is not scanned again
+    assert len(scans) == 20 - done  # finished shards are not scanned again

@@ -1,4 +1,4 @@
-"""Damage: exact accounts, the same hole in any layout, an error by default."""
+"""Damaged rows are an error by default; if allowed, they are listed and leave the same holes."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pytest
 
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.index.index import INDEX_FOLDER
-from mathcanvas_lightning.data.loading.loader import WorkerConfig
+from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.errors import DataError
 from tests.conftest import read_jsonl
@@ -20,7 +20,8 @@ from tests.data.hashes import by_step, uids
 from tests.data.make_rows import config, interleaved_row, module, write_shards
 
 NUM_ROWS = 24
-Damage = Callable[[Path], set[str]]
+DamageFunction = Callable[[Path], set[str]]
+"""Damages shards in a folder and returns the ids of the damaged rows."""
 
 
 def good_rows() -> list[dict[str, Any]]:
@@ -28,7 +29,7 @@ def good_rows() -> list[dict[str, Any]]:
 
 
 def corrupt_page(folder: Path) -> set[str]:
-    """A byte of a page; the whole row group can't be trusted."""
+    """Changes a byte of a page, which damages the whole row group."""
     path = folder / "part_0.parquet"
     data = path.read_bytes()
     assert data.count(b"Question 10?") == 1
@@ -43,14 +44,14 @@ def rows_of_group(path: Path, uid: str) -> set[str]:
 
 
 def truncate(folder: Path) -> set[str]:
-    """The end of a file."""
+    """Cuts the end of a file."""
     path = folder / "part_1.parquet"
     path.write_bytes(path.read_bytes()[:-1000])
     return {f"row{n}" for n in range(1, NUM_ROWS, 2)}
 
 
 def wrong_length(folder: Path) -> set[str]:
-    """An index that tells another length."""
+    """Writes a wrong length into the index."""
     [path] = (folder / INDEX_FOLDER).glob("part_0*.parquet")
     table = pq.read_table(path)
     values = table["text_tokens"].to_pylist()
@@ -62,7 +63,7 @@ def wrong_length(folder: Path) -> set[str]:
 
 
 def bad_picture(folder: Path) -> set[str]:
-    """A picture whose pixels are cut short, though its header is whole."""
+    """Truncates the pixels of a picture; its header stays intact."""
     rows = good_rows()
     image = rows[5]["solution_images"][0]
     image["bytes"] = image["bytes"][:-20]
@@ -71,18 +72,18 @@ def bad_picture(folder: Path) -> set[str]:
 
 
 def opened(folder: Path, **options: Any) -> MathCanvasDataModule:
-    ledger = folder.parent / "quarantine.jsonl"
-    defaults = {"quarantine_file": str(ledger), "dropout": NO_DROPOUT, "packs_per_step": 2}
+    listing = folder.parent / "quarantine.jsonl"
+    defaults = {"quarantine_file": str(listing), "dropout": NO_DROPOUT, "packs_per_step": 2}
     return module(config(folder), **{**defaults, **options})
 
 
 def opened_before(
-    folder: Path, damage: Damage, ranks: int = 1, **options: Any
+    folder: Path, damage: DamageFunction, ranks: int = 1, **options: Any
 ) -> tuple[list[MathCanvasDataModule], set[str]]:
-    """Data modules that were set up before the damage was done, and the uids it hits."""
+    """Data modules that were set up before the damage, and the ids of the damaged rows."""
     write_shards(folder, good_rows())
     opened(folder)
-    if damage in (bad_picture, wrong_length):  # it has to be there when the index is read
+    if damage in (bad_picture, wrong_length):  # the damage must exist before the index is read
         bad = damage(folder)
         return [opened(folder, **options) for _ in range(ranks)], bad
     modules = [opened(folder, **options) for _ in range(ranks)]
@@ -94,9 +95,7 @@ DAMAGES = {corrupt_page: "read", truncate: "read", wrong_length: "length", bad_p
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_accounts_are_exact(
-    damage: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_rows_are_listed_exactly(damage: DamageFunction, tmp_path: Path) -> None:
     found: dict[tuple[int, int], dict[tuple[int, int], list[str]]] = {}
     for ranks, workers in ((1, 0), (2, 0), (1, 3)):
         folder = tmp_path / f"{ranks}_{workers}" / "set"
@@ -105,7 +104,7 @@ def test_accounts_are_exact(
         processes = WorkerConfig(num_workers=workers)
         modules, bad = opened_before(folder, damage, ranks, max_bad_fraction=0.6, workers=processes)
         for rank, data in enumerate(modules):
-            monkeypatch.setattr(data, "_ranks", lambda rank=rank, ranks=ranks: (rank, ranks))
+            data.use_rank(rank, ranks)
             batches = list(data.train_dataloader())
             emitted += uids(batches)
             for key, digests in by_step(batches).items():
@@ -127,7 +126,7 @@ def test_accounts_are_exact(
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_default_is_an_error_that_names_the_row(
-    damage: Damage, workers: int, tmp_path: Path
+    damage: DamageFunction, workers: int, tmp_path: Path
 ) -> None:
     [data], bad = opened_before(tmp_path / "set", damage, workers=WorkerConfig(num_workers=workers))
     with pytest.raises(DataError) as caught:
@@ -140,14 +139,14 @@ def test_the_default_is_an_error_that_names_the_row(
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 
-def test_too_many_are_an_error(tmp_path: Path) -> None:
+def test_too_many_damaged_rows_are_an_error(tmp_path: Path) -> None:
     [data], bad = opened_before(tmp_path / "set", truncate, max_bad_fraction=0.1)
     with pytest.raises(DataError, match=r"[3-9] bad of 24 rows"):
         list(data.train_dataloader())
     assert len(read_jsonl(tmp_path / "quarantine.jsonl")) <= len(bad)
 
 
-def test_damage_that_the_index_finds(tmp_path: Path) -> None:
+def test_damage_found_while_indexing(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     rows = good_rows()
     rows[3]["solution_images"][0]["bytes"] = b"none"
@@ -165,7 +164,7 @@ def test_damage_that_the_index_finds(tmp_path: Path) -> None:
     assert len(read_jsonl(tmp_path / "quarantine.jsonl")) == 2  # each row once
 
 
-def test_rows_that_are_no_samples_are_no_damage(tmp_path: Path) -> None:
+def test_rows_without_answer_are_not_damage(tmp_path: Path) -> None:
     rows = good_rows()
     rows[0]["answer"] = None
     rows[1]["answer"] = "A"
@@ -173,14 +172,14 @@ def test_rows_that_are_no_samples_are_no_damage(tmp_path: Path) -> None:
     assert "row0" not in uids(data.train_dataloader())
 
 
-def test_a_ledger_cut_short_by_a_kill(tmp_path: Path) -> None:
+def test_a_file_truncated_by_a_kill_is_completed(tmp_path: Path) -> None:
     [data], _ = opened_before(tmp_path / "set", corrupt_page, max_bad_fraction=0.6)
     list(data.train_dataloader())
-    ledger = tmp_path / "quarantine.jsonl"
-    whole = ledger.read_text()
-    ledger.write_text(whole[:-15])
+    listing = tmp_path / "quarantine.jsonl"
+    complete = listing.read_text()
+    listing.write_text(complete[:-15])
     list(data.train_dataloader())
-    assert sorted(ledger.read_text().splitlines()) == sorted(whole.splitlines())
+    assert sorted(listing.read_text().splitlines()) == sorted(complete.splitlines())
 
 
 def test_holes_have_no_loss(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The plan: every row once, nowhere too full, the same for any ranks, whatever was cut where."""
+"""The plan: every row once, no pack too long, independent of ranks and interruptions."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.data.plan import epoch as plan_module
 from mathcanvas_lightning.data.plan.bin_packing import fill_packs
 from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
-from mathcanvas_lightning.data.plan.position import OwnProgress, Position
+from mathcanvas_lightning.data.plan.position import LoaderProgress, Position
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, Segment, schedule
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
 from tests.data.make_rows import planned
@@ -34,10 +34,10 @@ def pack_lengths(plan: EpochPlan) -> list[int]:
 @given(lengths=st.lists(st.integers(1, CAPACITY), max_size=80))
 def test_packs_hold_each_sample_once(lengths: list[int]) -> None:
     packs = fill_packs(np.array(lengths, np.int64), CAPACITY, np.random.default_rng(0))
-    assert sorted(place for pack in packs for place in pack) == list(range(len(lengths)))
+    assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
     assert all(0 < sum(lengths[p] for p in pack) <= CAPACITY for pack in packs)
     free = [CAPACITY - sum(lengths[p] for p in pack) for pack in packs]
-    for number, room in enumerate(free):  # nothing is put off that still fits
+    for number, room in enumerate(free):  # no later sample would have fitted
         assert all(lengths[p] > room for pack in packs[number + 1 :] for p in pack)
 
 
@@ -71,7 +71,7 @@ def test_every_row_once_an_epoch(
     accumulate=st.integers(1, 5),
     stop=st.integers(0, 70),
 )
-def test_schedule(packs: int, ranks: int, accumulate: int, stop: int) -> None:
+def test_schedule_covers_each_pack_once(packs: int, ranks: int, accumulate: int, stop: int) -> None:
     per_step = 12 * accumulate
     whole = schedule(packs, (), per_step)
     steps = [whole.step_packs(step) for step in range(whole.num_steps)]
@@ -92,15 +92,15 @@ def test_schedule(packs: int, ranks: int, accumulate: int, stop: int) -> None:
 
 @given(
     packs=st.integers(0, 80),
-    stretches=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=4),
+    parts=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=4),
     last=st.integers(1, 9),
 )
-def test_other_packs_per_step_in_the_middle(
-    packs: int, stretches: list[tuple[int, int]], last: int
+def test_changing_packs_per_step_within_an_epoch(
+    packs: int, parts: list[tuple[int, int]], last: int
 ) -> None:
     done: list[int] = []
     segments: list[Segment] = []
-    for per_step, steps in stretches:
+    for per_step, steps in parts:
         left = schedule(packs, segments, per_step)
         steps = min(steps, left.num_steps)
         done += [p for s in range(steps) for p in left.step_packs(s) if p != FILLER]
@@ -153,11 +153,11 @@ def test_weights_are_exact_shares(sizes: list[int], weights: list[float]) -> Non
             rows = Counter(row for d, row, _ in taken if d == dataset)
             assert sorted(rows) == list(range(size))  # each at least once
             assert max(rows.values()) - min(rows.values()) <= 1
-    for dataset in range(len(sizes)):  # over epochs the rest falls on all rows alike
+    for dataset in range(len(sizes)):  # over epochs, the extra samples are spread evenly
         rows = Counter(row for taken in epochs for d, row, _ in taken if d == dataset)
         assert max(rows.values()) - min(rows.values()) <= 1
         visits = Counter((row, visit) for e in epochs for d, row, visit in e if d == dataset)
-        assert max(visits.values()) == 1  # and never with the same draws
+        assert max(visits.values()) == 1  # and never with the same random numbers
 
 
 def test_data_sets_are_interleaved_evenly() -> None:
@@ -193,10 +193,10 @@ def test_realistic_packs_are_full() -> None:
         max_size=5,
     ),
 )
-def test_any_run_of_stops_takes_each_row_once_an_epoch(
+def test_interrupted_runs_take_each_row_once_an_epoch(
     lengths: list[int], runs: list[tuple[int, int, int]]
 ) -> None:
-    """Each run has other ranks and accumulation, and stops after some steps; two epochs in all."""
+    """Runs with different ranks and accumulation, each stopped after some steps; two epochs."""
     state: dict[str, object] | None = None
     taken: dict[int, list[int]] = {0: [], 1: []}
     for ranks, accumulate, steps in [*runs, (2, 2, 1000)]:
@@ -208,7 +208,7 @@ def test_any_run_of_stops_takes_each_row_once_an_epoch(
             position = Position(
                 plan,
                 {"seed": "0"},
-                OwnProgress(),
+                LoaderProgress(),
                 packs_per_step=ranks * accumulate,
                 num_ranks=ranks,
             )
@@ -220,7 +220,7 @@ def test_any_run_of_stops_takes_each_row_once_an_epoch(
                     taken[epoch] += [
                         int(planned_epoch.rows[p]) for p in planned_epoch.samples(pack)
                     ]
-                position.progress.processed()
+                position.progress.batch_done()
             states.append(position.state())
         assert all(other == states[0] for other in states)
         state = json.loads(json.dumps(states[0]))
@@ -231,9 +231,9 @@ def walk(position: Position, rank: int) -> Iterator[tuple[int, int]]:
     """(epoch, pack) of a rank until the end of the second epoch."""
     while position.progress.epoch < 2:
         position.prepare()
-        place = position.begin()
-        assert place is not None
-        state, left = place
+        begun = position.begin()
+        assert begun is not None
+        state, left = begun
         for _, pack in left.rank_packs(rank, position.num_ranks, state.step):
             yield state.epoch, pack
-        position.progress.epoch_over()
+        position.progress.epoch_done()

@@ -52,7 +52,7 @@ def test_interleaved_as_lists_of_structs_with_float_indexes() -> None:
 
 
 @pytest.mark.parametrize("missing", ["answer", "question", "solution"])
-def test_interleaved_that_is_no_sample(missing: str) -> None:
+def test_interleaved_rows_with_missing_parts(missing: str) -> None:
     row = interleaved_row(0)
     row |= (
         {"answer": None}
@@ -66,7 +66,7 @@ def test_interleaved_that_is_no_sample(missing: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "captions"),
     [
-        ({"caption": " One. "}, [" One. "]),  # MathCanvas-Imagen; as it stands
+        ({"caption": " One. "}, [" One. "]),  # MathCanvas-Imagen; not stripped
         ({"captions": ["One.", "Two."]}, ["One.", "Two."]),
         ({"captions": json.dumps({"a": "One.", "b": "Two."})}, ["One.", "Two."]),  # BAGEL
         ({"captions": json.dumps(["One."])}, ["One."]),

@@ -1,4 +1,4 @@
-"""Rows in every encoding are read as the same examples, and broken rows are refused."""
+"""Rows in every encoding give the same examples, and broken rows are refused."""
 
 import json
 from pathlib import Path

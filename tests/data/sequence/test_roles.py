@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.batch import LossTotals
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat
 from mathcanvas_lightning.data.sequence.pack import PackItem, pack_samples
-from mathcanvas_lightning.data.sequence.rng import element_draws, generator, hash64, normal
+from mathcanvas_lightning.data.sequence.rng import element_uniforms, generator, hash64, normal
 from mathcanvas_lightning.data.sequence.roles import (
     DropoutConfig,
     Elements,
     assign_roles,
-    dropped,
+    find_dropped,
     longest_lengths,
     loss_totals,
     packed_lengths,
@@ -73,14 +73,14 @@ FORMATS = st.sampled_from(["interleaved", "t2i", "edit", "vlm"])
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), row_format=FORMATS, seed=st.integers(0, 100))
-def test_lengths_are_those_of_real_packs(
+def test_lengths_equal_those_of_real_packs(
     data: st.DataObject, row_format: RowFormat, seed: int
 ) -> None:
     elements = as_elements(data.draw(rows(row_format)), seed)
-    draws = element_draws(hash64(seed), 0, 0, len(elements.roles))
+    uniforms = element_uniforms(hash64(seed), 0, 0, len(elements.roles))
     dropout = DropoutConfig(text=0.3, vit=0.3, vae=0.3)
-    roles = assign_roles(row_format, elements, draws)
-    drop, drop_vit = dropped(roles, draws, dropout)
+    roles = assign_roles(row_format, elements, uniforms)
+    drop, drop_vit = find_dropped(roles, uniforms, dropout)
     lengths = packed_lengths(elements, roles, drop, drop_vit)
     totals = loss_totals(elements, roles, drop)
     most = longest_lengths(row_format, elements)
@@ -88,7 +88,7 @@ def test_lengths_are_those_of_real_packs(
     for row in range(len(lengths)):
         one = elements.rows(row, row + 1)
         first, last = elements.offsets[row], elements.offsets[row + 1]
-        plan = plan_sequence(row_format, one, draws[first:last], dropout, SPECIAL)
+        plan = plan_sequence(row_format, one, uniforms[first:last], dropout, SPECIAL)
         pack = pack_samples([item_of(plan, one)], GEOMETRY, SPECIAL)
         assert pack.sequence_length == lengths[row]
         found = dataclasses.astuple(LossTotals.of(pack))
@@ -111,10 +111,12 @@ def blank(side: int) -> np.ndarray:
 
 
 @given(data=st.data(), row_format=st.sampled_from(["t2i", "edit"]), seed=st.integers(0, 1000))
-def test_choices(data: st.DataObject, row_format: RowFormat, seed: int) -> None:
+def test_random_choices_follow_the_format(
+    data: st.DataObject, row_format: RowFormat, seed: int
+) -> None:
     elements = as_elements(data.draw(rows(row_format)), seed)
-    draws = element_draws(hash64(seed), 0, 0, len(elements.roles))
-    roles = assign_roles(row_format, elements, draws)
+    uniforms = element_uniforms(hash64(seed), 0, 0, len(elements.roles))
+    roles = assign_roles(row_format, elements, uniforms)
     for row in range(len(elements.offsets) - 1):
         here = slice(elements.offsets[row], elements.offsets[row + 1])
         used = [(Role(r), s) for r, s in zip(roles[here], elements.steps[here], strict=True) if r]
@@ -131,12 +133,12 @@ def test_choices(data: st.DataObject, row_format: RowFormat, seed: int) -> None:
             assert image == (wanted, step)
 
 
-def test_choices_are_uniform() -> None:
+def test_random_choices_are_uniform() -> None:
     row = [(Role.CONTEXT_IMAGE, 0)]
     for step in (1, 2, 3):
         row += [(Role.PROMPT_TEXT, step)] * 2 + [(Role.CONTEXT_IMAGE, step)]
     elements = as_elements([row] * 6000, 0)
-    roles = assign_roles("edit", elements, element_draws(7, 0, 0, len(elements.roles)))
+    roles = assign_roles("edit", elements, element_uniforms(7, 0, 0, len(elements.roles)))
     by_row = roles.reshape(6000, -1)
     images = [0, 3, 6, 9]
     starts = [(by_row[:, at] == Role.CONTEXT_IMAGE).mean() for at in images[:3]]
@@ -147,37 +149,37 @@ def test_choices_are_uniform() -> None:
 
 def test_dropout_rates() -> None:
     elements = as_elements([[(Role.PROMPT_TEXT, 0), (Role.DRAWN_IMAGE, 0)]] * 20_000, 0)
-    draws = element_draws(3, 0, 0, len(elements.roles))
+    uniforms = element_uniforms(3, 0, 0, len(elements.roles))
     dropout = DropoutConfig(text=0.1, vit=0.3, vae=0.2)
-    drop, drop_vit = dropped(elements.roles, draws, dropout)
+    drop, drop_vit = find_dropped(elements.roles, uniforms, dropout)
     assert drop[0::2].mean() == pytest.approx(0.1, abs=0.01)
     assert drop[1::2].mean() == pytest.approx(0.2, abs=0.01)
     assert drop_vit[1::2].mean() == pytest.approx(0.3, abs=0.015)
     both = (drop[1::2] & drop_vit[1::2]).mean()
-    assert both == pytest.approx(0.06, abs=0.01)  # each with its own draw
+    assert both == pytest.approx(0.06, abs=0.01)  # independent random numbers
 
 
-def test_dropout_that_is_no_probability() -> None:
+def test_dropout_outside_0_to_1() -> None:
     with pytest.raises(ConfigError, match=r"dropout\.vit.*1\.5"):
         DropoutConfig(vit=1.5)
 
 
 @given(start=st.integers(0, 50), stop=st.integers(0, 50), visit=st.integers(0, 3))
-def test_draws_are_the_same_alone_and_together(start: int, stop: int, visit: int) -> None:
+def test_uniforms_of_a_range_are_those_of_the_whole(start: int, stop: int, visit: int) -> None:
     start, stop = sorted((start, stop))
-    whole = element_draws(11, visit, 0, 50)
-    np.testing.assert_array_equal(element_draws(11, visit, start, stop), whole[start:stop])
+    whole = element_uniforms(11, visit, 0, 50)
+    np.testing.assert_array_equal(element_uniforms(11, visit, start, stop), whole[start:stop])
 
 
-def test_draws_differ_by_stream_and_visit() -> None:
-    first = element_draws(1, 0, 0, 5)
-    for other in (element_draws(2, 0, 0, 5), element_draws(1, 1, 0, 5)):
+def test_uniforms_differ_by_stream_and_visit() -> None:
+    first = element_uniforms(1, 0, 0, 5)
+    for other in (element_uniforms(2, 0, 0, 5), element_uniforms(1, 1, 0, 5)):
         assert not np.isclose(first, other).any()
 
 
-def test_draws_do_not_change() -> None:
-    # A checkpoint's place means the same samples in every version of this library.
-    np.testing.assert_allclose(element_draws(1, 2, 3, 4)[0], FIXED, rtol=0, atol=1e-12)
+def test_random_numbers_are_stable() -> None:
+    # A position in a checkpoint means the same samples in every version of this library.
+    np.testing.assert_allclose(element_uniforms(1, 2, 3, 4)[0], FIXED, rtol=0, atol=1e-12)
     assert hash64("draws", 0, "set") == FIXED_HASH
     assert generator("order", 0, 0).integers(1 << 30) == FIXED_ORDER
 
@@ -188,7 +190,7 @@ FIXED_ORDER = 294319876
 
 
 def test_timesteps_are_standard_normal() -> None:
-    uniform = element_draws(5, 0, 0, 20_000)[:, 3]
+    uniform = element_uniforms(5, 0, 0, 20_000)[:, 3]
     values = np.array([normal(u) for u in uniform])
     assert values.mean() == pytest.approx(0, abs=0.03)
     assert values.std() == pytest.approx(1, abs=0.02)

@@ -1,4 +1,4 @@
-"""The tokenizer: special ids, and texts that spell them."""
+"""The tokenizer: special ids, and texts that spell special tokens."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from mathcanvas_lightning.errors import ConfigError
 from tests.data.make_rows import TOKENIZER
 
 
-def test_texts_that_spell_special_tokens_stay_texts() -> None:
+def test_texts_that_spell_special_tokens_are_ordinary_text() -> None:
     tokenizer = TextTokenizer(TOKENIZER)
     special = {getattr(tokenizer.special, name) for name in SPELLINGS}
     assert len(special) == 5
@@ -24,7 +24,7 @@ def test_texts_that_spell_special_tokens_stay_texts() -> None:
     assert tokenizer.decode([tokenizer.special.bos]) == "<|im_start|>"
 
 
-def test_goes_to_workers() -> None:
+def test_pickling_for_workers() -> None:
     tokenizer = TextTokenizer(TOKENIZER)
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.digest == tokenizer.digest
@@ -64,7 +64,7 @@ def altered(tmp_path: Path, alter: str) -> str:
 @pytest.mark.parametrize(
     ("alter", "message"), [("missing", "no token"), ("ordinary", "among the ordinary tokens")]
 )
-def test_special_tokens_that_are_none(alter: str, message: str, tmp_path: Path) -> None:
+def test_bad_special_tokens(alter: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         TextTokenizer(altered(tmp_path, alter))
     assert "<|vision_start|>" in str(caught.value)

@@ -1,14 +1,14 @@
-"""Answered records as a page: all that was asked and said is on it, and nothing breaks it."""
+"""Pages of answered records: complete, self-contained, escaped, robust to broken input."""
 
 import json
 import os
 import re
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from mathcanvas_lightning import convert_cot, score_responses
@@ -87,7 +87,7 @@ def test_page_shows_questions_answers_and_verdicts(tmp_path: Path, suffix: str) 
     assert 'id="only-undecided"' not in text
 
 
-def test_page_needs_nothing_else(tmp_path: Path) -> None:
+def test_page_is_self_contained(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png())
     records = [RECORDS[0] | {"image": "red.png", "query_cot": "See <image> https://x.org/a.png"}]
     _, text, _ = show(write(tmp_path / "a.jsonl", records))
@@ -95,6 +95,7 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
     assert len(sources) == 1
     assert sources[0].startswith("data:image/png;base64,")
     assert "<script" not in text
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
     assert "color-scheme: light dark" in text
 
 
@@ -107,26 +108,26 @@ def test_steps_of_folders_are_in_order(tmp_path: Path) -> None:
     page, _, (article,) = show(path)
     assert page.num_pictures == article.count("<img ") == 3
     order = ["<h2>Answer 1", "First", "image_1.png", "It is 2.", "image_2.png", "<h2>Answer 2"]
-    places = [article.index(one) for one in order]
-    assert places == sorted(places)
+    positions = [article.index(one) for one in order]
+    assert positions == sorted(positions)
     first, second = article.split("<h2>Answer 2")
     assert "<details>" not in first
-    assert "says something else" in second  # the record's answer is 3
+    assert "is different" in second  # the record's answer is 3
     assert verdicts(article) == ["right", "wrong"]
 
 
-def test_pictures_stand_where_they_are_marked(tmp_path: Path) -> None:
+def test_pictures_appear_at_their_marks(tmp_path: Path) -> None:
     (tmp_path / "wide.jpg").write_bytes(encoded("JPEG", 30, 10))
     record = RECORDS[0] | {"query_cot": "See <image2> and <image1>!"}
     record["image"] = ["wide.jpg", "data:image/png;base64,iVBORw0KGgo="]
     page, _, (article,) = show(write(tmp_path / "a.jsonl", [record]))
     assert (page.num_pictures, page.num_faults) == (1, 1)
-    order = [article.index(one) for one in ("See", 'class="fault"', "and", "<img ", "!</p>")]
+    order = [article.index(one) for one in ("See", 'class="notice"', "and", "<img ", "!</p>")]
     assert order == sorted(order)
     assert "picture 1, 30x10" in article
 
 
-def test_nothing_that_texts_say_is_markup(tmp_path: Path) -> None:
+def test_texts_are_escaped(tmp_path: Path) -> None:
     record = dict.fromkeys(("sample_index", "query_cot", "answer", "model_answer"), EVIL)
     record |= {"subject": EVIL, EVIL: "x", "image": f"{EVIL}.png"}
     path = tmp_path / f"{EVIL.replace('/', '')}.jsonl"
@@ -144,14 +145,14 @@ def test_nothing_that_texts_say_is_markup(tmp_path: Path) -> None:
     assert article.count("&lt;script&gt;") > 8
 
 
-def test_latex_stays_as_it_is(tmp_path: Path) -> None:
+def test_latex_is_unchanged(tmp_path: Path) -> None:
     record = RECORDS[0] | {"query_cot": r"$\frac{1}{2} \le x$", "model_answer": r"\(\boxed{2}\)"}
     _, text, _ = show(write(tmp_path / "a.jsonl", [record]))
     assert r"<p>$\frac{1}{2} \le x$</p>" in text
     assert r"<p>\(\boxed{2}\)</p>" in text
 
 
-def test_what_is_broken_is_told_in_its_place(tmp_path: Path) -> None:
+def test_notices_replace_broken_parts(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(png(40, 40)[:60])
     images = ["cut.png", "absent.png", 7]
     records = [
@@ -165,11 +166,11 @@ def test_what_is_broken_is_told_in_its_place(tmp_path: Path) -> None:
         write_steps(folder / str(n), ["step", Picture(png())])
     (folder / "1" / "images" / "reasoning_image_1.png").write_bytes(b"no picture")
     (folder / "2" / "images" / "reasoning_image_1.png").unlink()
-    for n, told in ((4, "{"), (5, '{"reasoning_steps": 5}')):
+    for n, content in ((4, "{"), (5, '{"reasoning_steps": 5}')):
         (folder / str(n)).mkdir()
-        (folder / str(n) / "reasoning_result.json").write_text(told)
+        (folder / str(n) / "reasoning_result.json").write_text(content)
     page, _, articles = show(path)
-    assert [one.count('class="fault"') for one in articles] == [1, 2, 2, 1, 1, 1, 1]
+    assert [one.count('class="notice"') for one in articles] == [1, 2, 2, 1, 1, 1, 1]
     assert page.num_faults == 9
     assert [one.count("<img ") for one in articles] == [1, 0, 0, 1, 0, 0, 0]
     assert "absent.png" in articles[1]
@@ -200,7 +201,7 @@ def test_records_without_reference_have_no_verdict(tmp_path: Path) -> None:
 def test_without_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "answers.jsonl", RECORDS, score=False)
     _, text, articles = show(path)
-    assert "aren&#x27;t scored yet" in text
+    assert "aren&#39;t scored yet" in text
     assert [verdicts(one) for one in articles] == [["unscored"]] * 3 + [["failed"]]
     for record, article in zip(RECORDS, articles, strict=True):
         assert f"<h2>Reference</h2><p>{record['answer']}</p>" in article
@@ -211,7 +212,7 @@ def test_without_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert "no field solution" in caplog.text
 
 
-def test_no_more_than_wanted(tmp_path: Path) -> None:
+def test_maximum_number_of_records(tmp_path: Path) -> None:
     path = write(tmp_path / "answers.jsonl", RECORDS)
     page, text, articles = show(path, max_records=3)
     assert (page.num_records, len(articles), page.has_more) == (3, 3, True)
@@ -222,7 +223,7 @@ def test_no_more_than_wanted(tmp_path: Path) -> None:
         write_report(path, max_records=0)
     page, text, _ = show(write(tmp_path / "right.jsonl", RECORDS[:1]), only="failed")
     assert page.num_records == 0
-    assert "No record is to be shown (failed)" in text
+    assert "No records to show (failed)" in text
 
 
 def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -241,7 +242,7 @@ def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         write_report(other, scores=str(tmp_path / "absent.json"))
 
 
-def test_errors_say_what_is_there(tmp_path: Path) -> None:
+def test_errors_list_the_fields(tmp_path: Path) -> None:
     path = write(tmp_path / "answers.jsonl", RECORDS)
     with pytest.raises(InputError, match="query_cot, answer, model_answer"):
         write_report(path, response_field="response")
@@ -251,7 +252,7 @@ def test_errors_say_what_is_there(tmp_path: Path) -> None:
         write_report(path, folders=str(tmp_path / "absent"))
     with pytest.raises(InputError, match="a readable file of records"):
         write_report(str(tmp_path / "absent.jsonl"), only="wrong")
-    with pytest.raises(ConfigError, match="no file that is read"):
+    with pytest.raises(ConfigError, match="which is an input"):
         write_report(path, path)
     with pytest.raises(InputError, match="record 0"):
         write_report(str(write_json(tmp_path / "numbers.json", [1])))

@@ -1,4 +1,4 @@
-"""The mask rule, and that all ways to attend by it agree."""
+"""The mask rule, and equal results of all implementations of attention."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ from mathcanvas_lightning.model.layers.attention import (
     count_attended_pairs,
     default_path,
     dense_mask,
+    group_splits,
     make_layout,
 )
 
@@ -29,7 +30,7 @@ def flatten(samples: list[list[tuple[int, Any]]]) -> tuple[list[int], tuple[Spli
 
 
 @given(SAMPLES)
-def test_rule_pair_by_pair(samples: list[list[tuple[int, Any]]]) -> None:
+def test_rule_for_each_pair(samples: list[list[tuple[int, Any]]]) -> None:
     lens, splits = flatten(samples)
     mask = dense_mask(make_layout(lens, splits, CPU))
     owner = [(s, number) for number, s in enumerate(splits) for _ in range(s.length)]
@@ -94,7 +95,7 @@ def test_order_of_storage_does_not_matter(samples: list[list[tuple[int, Any]]], 
 
 
 @pytest.mark.parametrize("path", ["dense", "sdpa", "flex"])
-def test_nothing_to_attend(path: Any) -> None:
+def test_empty_sequence(path: Any) -> None:
     q, k, v = (torch.empty(0, n, 8, requires_grad=True) for n in (4, 2, 2))
     out = Attention(make_layout([], (), CPU), path)(q, k, v)
     assert out.shape == (0, 4, 8)
@@ -116,6 +117,7 @@ def test_images_need_no_mask_and_noise_is_left_out() -> None:
     lens, splits = flatten([[(9, "causal"), (6, "noise"), (6, "full"), (9, "causal")]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "MAX_SHORT_SPLITS", 1)
-        groups = Attention(make_layout(lens, splits, CPU), "sdpa")._groups
+        lengths, groups = group_splits(make_layout(lens, splits, CPU))
+    assert lengths == [9, 6, 6, 9]
     assert [group.keys for group in groups] == [(0,), (0, 1), (0, 2), (0, 2, 3)]
     assert [group.mask is None for group in groups] == [False, True, True, False]

@@ -1,4 +1,4 @@
-"""The moving average: by hand, resumed, validated, in shards."""
+"""The moving average: against a reference, resumed, validated, sharded."""
 
 import json
 import os
@@ -42,7 +42,7 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """So small a network is fastest on one, above all on a busy machine."""
+    """A tiny network is fastest on one thread, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,7 +55,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def averages(model: BagelModule) -> Weights:
-    """A copy of the averages, whole, by the parameters' names."""
+    """Copies the averages, gathered, by the parameters' names."""
     assert model.ema_weights is not None
     return {
         parameter_name(name): whole(tensor) for name, tensor in model.ema_weights.named_parameters()
@@ -63,7 +63,7 @@ def averages(model: BagelModule) -> Weights:
 
 
 class ByHand(Callback):
-    """Averages copies of the weights at each change of the step."""
+    """Averages copies of the weights in float64 after each step."""
 
     def __init__(self, decay: float = DECAY) -> None:
         self.decay = decay
@@ -88,7 +88,7 @@ def trainable(model: BagelModule) -> Weights:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor, or of all shards of one."""
+    """Copies a tensor, gathered if it is sharded."""
     gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return gathered.detach().clone()
 
@@ -119,7 +119,7 @@ def test_average_by_hand(options: dict[str, Any], shards: Path, tmp_path: Path) 
     assert max(moved.values()) > 1e-4  # the average is not just the weights
 
 
-def test_off_nothing_is_allocated(shards: Path, tmp_path: Path) -> None:
+def test_without_ema_nothing_is_allocated(shards: Path, tmp_path: Path) -> None:
     model = network()
     train(model, training_data(config(shards)), tmp_path, max_steps=1)
     assert model.ema_weights is None
@@ -139,7 +139,7 @@ def test_half_precision_weights_have_a_float32_average() -> None:
     assert torch.allclose(ema.weight, torch.full((2, 2), 2 - 0.999**3))
     before = layer.weight.clone()
     ema.swap_in(layer)
-    ema.swap_in(layer)  # a second time keeps what was kept
+    ema.swap_in(layer)  # the second call keeps the backup
     assert torch.equal(layer.weight, ema.weight.bfloat16())
     ema.swap_out(layer)
     ema.swap_out(layer)
@@ -175,9 +175,9 @@ def run(
     callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> BagelModule:
-    """Fits with accumulation 2, and saves each step."""
+    """Fits with accumulation 2, and saves at each step."""
     options = {"accumulate_grad_batches": 2, **options}
-    # With the usual eps, Adam makes steps of what is rounding alone.
+    # With the default eps, Adam takes full steps for gradients that are only rounding errors.
     optimizer = OptimizerConfig(lr=1e-3, eps=1e-6)
     model = network(ema=EMAConfig(decay=DECAY), optimizer=optimizer)
     trainer = Trainer(
@@ -206,14 +206,14 @@ def test_resumed_run_has_the_same_average(shards: Path, tmp_path: Path) -> None:
     for name, tensor in averages(straight).items():
         assert torch.equal(averages(resumed)[name], tensor), name
         assert f"ema_weights.{stored_name(name)}" in saved
-    # What is saved at a step is the average as of that step.
+    # A checkpoint has the average of its own step.
     last = torch.load(tmp_path / "whole" / "step4.ckpt", weights_only=True)["state_dict"]
     name = next(iter(averages(straight)))
     assert torch.equal(last[f"ema_weights.{stored_name(name)}"], averages(straight)[name])
 
 
 class Watch(Callback):
-    """Compares weights before, in and after validation, and saves when it ends."""
+    """Compares the weights during validation with the averages, and keeps those before it."""
 
     def __init__(self, folder: Path, fail: bool = False) -> None:
         self.folder, self.fail = folder, fail
@@ -232,7 +232,7 @@ class Watch(Callback):
             raise ZeroDivisionError
 
 
-def test_validation_is_of_the_average(shards: Path, tmp_path: Path) -> None:
+def test_validation_uses_the_average(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), validation=[config(shards, name="val")])
     model, watch = network(ema=EMAConfig(decay=DECAY)), Watch(tmp_path)
     checkpoints = ModelCheckpoint(tmp_path, "{step}", monitor="val/val/ce", save_top_k=-1)
@@ -249,7 +249,7 @@ def test_validation_is_of_the_average(shards: Path, tmp_path: Path) -> None:
     assert all(torch.equal(last[f"model.{name}"], tensor) for name, tensor in after.items())
 
 
-def test_training_weights_come_back_after_a_failure(shards: Path, tmp_path: Path) -> None:
+def test_training_weights_are_restored_after_a_failure(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), validation=[config(shards, name="val")])
     model, watch = network(ema=EMAConfig(decay=DECAY)), Watch(tmp_path, fail=True)
     with pytest.raises(ZeroDivisionError):
@@ -279,14 +279,14 @@ def test_checkpoint_of_another_model() -> None:
     network(lora=LoRASettings(seed=3, dropout=0.1)).on_load_checkpoint(checkpoint)
     with pytest.raises(ConfigError, match=r"lora\.rank 16; wanted lora\.rank 4"):
         network(lora=LoRASettings(rank=4)).on_load_checkpoint(checkpoint)
-    with pytest.raises(DataError, match="a checkpoint of something else"):
+    with pytest.raises(DataError, match="a checkpoint without a record"):
         model.on_load_checkpoint({})
     with pytest.raises(DataError, match="a record of version 99"):
         model.on_load_checkpoint({"mathcanvas": {"version": 99}})
 
 
 class ByHandInShards(ByHand):
-    """Also compares weights before, in and after validation."""
+    """Also compares weights before, during and after validation."""
 
     def on_train_start(self, trainer: Any, pl_module: BagelModule) -> None:
         self.average = {k: v.double() for k, v in averages(pl_module).items()}
@@ -314,7 +314,7 @@ class ByHandInShards(ByHand):
 
 
 def in_shards(model: BagelModule) -> Weights:
-    """Weights; gathered copies are given up first, as the shards count."""
+    """Copies the weights; first frees gathered copies, to read the shards."""
     for module in model.network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -324,7 +324,7 @@ def in_shards(model: BagelModule) -> Weights:
 def sharded_run(
     folder: str, shards: str, steps: int, ranks: int, resume: str | None = None
 ) -> None:
-    """Trains in shards with validation; rank 0 writes the averages, and those by hand."""
+    """Trains sharded, with validation; rank 0 writes the averages and the reference."""
     from mathcanvas_lightning.training.strategy import ShardedStrategy
 
     hand = ByHandInShards()
@@ -348,7 +348,7 @@ def sharded_run(
 
 
 def launch(**arguments: Any) -> None:
-    """Runs `sharded_run` on processes that talk over gloo; kills them all if they hang."""
+    """Runs `sharded_run` on processes that communicate over gloo; kills them if they hang."""
     ranks = arguments["ranks"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -429,4 +429,3 @@ def test_resumed_in_shards(ranks: int, sharded: Path, shards: Path, tmp_path: Pa
 
 if __name__ == "__main__":
     sharded_run(**json.loads(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # gloo's threads must not outlive the interpreter

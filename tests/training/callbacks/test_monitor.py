@@ -1,4 +1,4 @@
-"""What ThroughputMonitor logs, against what the batches, the schedule and a clock say."""
+"""Values logged by ThroughputMonitor against the batches, the schedule and a clock."""
 
 import csv
 import json
@@ -24,6 +24,7 @@ from mathcanvas_lightning.training.callbacks import monitor as monitor_file
 from mathcanvas_lightning.training.callbacks.monitor import (
     Counts,
     ThroughputMonitor,
+    device_peak_flops,
     peak_memory_gib,
 )
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig, make_schedule
@@ -44,8 +45,8 @@ NAMES = {
 Rows = list[dict[str, float]]
 
 
-class Seen(Callback):
-    """Keeps the micro-batches, and the progress bar's figures; may move a clock on."""
+class Recorder(Callback):
+    """Records micro-batches and progress bar metrics; may advance a clock."""
 
     def __init__(self, clock: Any = None) -> None:
         self.clock = clock
@@ -54,15 +55,15 @@ class Seen(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         self.batches.append(batch)
-        self._pass(1.0)
+        self._advance(1.0)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.bar.append(trainer.progress_bar_metrics)
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        self._pass(100.0)
+        self._advance(100.0)
 
-    def _pass(self, seconds: float) -> None:
+    def _advance(self, seconds: float) -> None:
         if self.clock is not None:
             self.clock.now += seconds
 
@@ -73,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(folder: Path) -> Rows:
-    """The logged rows that hold a speed, numbers only."""
+    """Logged rows with a speed, numbers only."""
     [path] = folder.rglob("metrics.csv")
     with path.open() as file:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
@@ -81,7 +82,7 @@ def metrics(folder: Path) -> Rows:
 
 
 def fit(
-    shards: Path, folder: Path, seen: Seen, monitor: ThroughputMonitor, **options: Any
+    shards: Path, folder: Path, recorder: Recorder, monitor: ThroughputMonitor, **options: Any
 ) -> tuple[Rows, Any]:
     model = network(
         optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig(warmup_steps=2, min_lr=1e-5)
@@ -92,7 +93,7 @@ def fit(
         training_data(config(shards), packs_per_step=2, **data_options),
         folder,
         accumulate=2,
-        callbacks=[seen, monitor],
+        callbacks=[recorder, monitor],
         logger=CSVLogger(folder, name="", version=""),
         **{"max_steps": 6, "log_every_n_steps": 2, **options},
     )
@@ -104,27 +105,27 @@ def tokens_of(batches: list[MicroBatch]) -> int:
 
 
 @pytest.fixture(scope="module")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, Seen, Any]:
-    seen = Seen()
-    rows, model = fit(shards, tmp_path_factory.mktemp("run"), seen, ThroughputMonitor(PEAK))
-    return rows, seen, model
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, Recorder, Any]:
+    recorder = Recorder()
+    rows, model = fit(shards, tmp_path_factory.mktemp("run"), recorder, ThroughputMonitor(PEAK))
+    return rows, recorder, model
 
 
-def test_logged_at_its_steps(run: tuple[Rows, Seen, Any]) -> None:
-    rows, seen, _ = run
+def test_logs_every_n_steps(run: tuple[Rows, Recorder, Any]) -> None:
+    rows, recorder, _ = run
     assert [row["step"] for row in rows] == [1, 3, 5]
     for row in rows:
         assert NAMES | {"speed/mfu"} <= row.keys()
         assert row["speed/tokens_per_s"] > 0
         assert 0 <= row["speed/data_wait"] <= 1
         assert 0 < row["memory/peak_gib"] <= peak_memory_gib(torch.device("cpu"))
-    assert all("speed/tokens_per_s" in bar for bar in seen.bar[4:])
+    assert all("speed/tokens_per_s" in bar for bar in recorder.bar[4:])
 
 
-def test_fill_is_that_of_the_batches(run: tuple[Rows, Seen, Any]) -> None:
-    rows, seen, _ = run
+def test_fill_matches_the_batches(run: tuple[Rows, Recorder, Any]) -> None:
+    rows, recorder, _ = run
     for number, row in enumerate(rows):
-        batches = seen.batches[4 * number : 4 * number + 4]
+        batches = recorder.batches[4 * number : 4 * number + 4]
         tokens = tokens_of(batches)
         assert tokens == sum(batch.pack.sequence_length for batch in batches)
         assert row["data/fill"] == pytest.approx(tokens / (4 * 400))
@@ -134,16 +135,16 @@ def test_fill_is_that_of_the_batches(run: tuple[Rows, Seen, Any]) -> None:
         )
 
 
-def test_mfu_is_that_of_the_batches(run: tuple[Rows, Seen, Any]) -> None:
-    rows, seen, model = run
+def test_mfu_matches_the_batches(run: tuple[Rows, Recorder, Any]) -> None:
+    rows, recorder, model = run
     for number, row in enumerate(rows):
-        batches = seen.batches[4 * number : 4 * number + 4]
+        batches = recorder.batches[4 * number : 4 * number + 4]
         flops = 3 * sum(forward_flops(model.config, batch.pack) for batch in batches)
         seconds = tokens_of(batches) / row["speed/tokens_per_s"]
         assert row["speed/mfu"] == pytest.approx(flops / seconds / PEAK, rel=1e-5)
 
 
-def test_learning_rate_is_that_of_the_step(run: tuple[Rows, Seen, Any]) -> None:
+def test_learning_rate_of_each_step(run: tuple[Rows, Recorder, Any]) -> None:
     rows, _, model = run
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedule = make_schedule(optimizer, model.schedule_config, 6)
@@ -156,17 +157,17 @@ def test_learning_rate_is_that_of_the_step(run: tuple[Rows, Seen, Any]) -> None:
     assert rows[0]["lr"] == pytest.approx(5e-4)
 
 
-def test_time_without_validation(
+def test_time_excludes_validation(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second passes in each micro-batch and 100 in each of the validation."""
+    """Advances the clock by 1 s per micro-batch, and by 100 s per validation batch."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(monitor_file, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    seen = Seen(clock)
+    recorder = Recorder(clock)
     rows, _ = fit(
         shards,
         tmp_path,
-        seen,
+        recorder,
         ThroughputMonitor(),
         data={"validation": (config(shards, name="val"),)},
         val_check_interval=2,
@@ -174,34 +175,40 @@ def test_time_without_validation(
     )
     assert clock.now > 500
     for number, row in enumerate(rows):
-        # The clock starts within the first batch, after the second that it is given.
+        # The clock starts after the second of the first batch.
         seconds = 3 if number == 0 else 4
-        tokens = tokens_of(seen.batches[4 * number : 4 * number + 4])
+        tokens = tokens_of(recorder.batches[4 * number : 4 * number + 4])
         assert row["speed/tokens_per_s"] == pytest.approx(tokens / seconds)
 
 
 def test_no_mfu_without_peak(shards: Path, tmp_path: Path) -> None:
-    rows, _ = fit(shards, tmp_path, Seen(), ThroughputMonitor(), max_steps=2)
+    rows, _ = fit(shards, tmp_path, Recorder(), ThroughputMonitor(), max_steps=2)
     assert rows[0].keys() >= NAMES
     assert "speed/mfu" not in rows[0]
 
 
-def test_over_the_end_of_an_epoch(shards: Path, tmp_path: Path) -> None:
-    seen = Seen()
+def test_continues_in_the_next_epoch(shards: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
     rows, _ = fit(
-        shards, tmp_path, seen, ThroughputMonitor(), max_steps=-1, max_epochs=2, log_every_n_steps=1
+        shards,
+        tmp_path,
+        recorder,
+        ThroughputMonitor(),
+        max_steps=-1,
+        max_epochs=2,
+        log_every_n_steps=1,
     )
-    assert {batch.epoch for batch in seen.batches} == {0, 1}
-    assert len(rows) == len(seen.batches) // 2
-    pairs = [seen.batches[i : i + 2] for i in range(0, len(seen.batches), 2)]
+    assert {batch.epoch for batch in recorder.batches} == {0, 1}
+    assert len(rows) == len(recorder.batches) // 2
+    pairs = [recorder.batches[i : i + 2] for i in range(0, len(recorder.batches), 2)]
     assert [row["data/fill"] for row in rows] == pytest.approx(
         [tokens_of(pair) / 800 for pair in pairs]
     )
 
 
-def test_holes_and_fillers_count_as_packs(run: tuple[Rows, Seen, Any]) -> None:
-    _, seen, model = run
-    batch = next(batch for batch in seen.batches if len(batch.samples) > 1)
+def test_holes_and_fillers_count_as_packs(run: tuple[Rows, Recorder, Any]) -> None:
+    _, recorder, model = run
+    batch = next(batch for batch in recorder.batches if len(batch.samples) > 1)
     hole = replace(batch.samples[0], is_hole=True)
     counts = Counts()
     counts.add(replace(batch, samples=()), model.config)
@@ -211,13 +218,35 @@ def test_holes_and_fillers_count_as_packs(run: tuple[Rows, Seen, Any]) -> None:
     assert counts.tokens == sum(s.num_tokens for s in batch.samples[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA A10G", 125e12),
+        ("GeForce RTX 3080", None),
+        ("some card", None),
+    ],
+)
+def test_peak_of_a_gpu(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert device_peak_flops(torch.device("cuda")) == peak
+
+
+def test_no_peak_of_a_cpu() -> None:
+    assert device_peak_flops(torch.device("cpu")) is None
+
+
 def test_wrong_peak() -> None:
     with pytest.raises(ConfigError, match="peak_flops: found 0"):
         ThroughputMonitor(0)
 
 
 def start_ranks(arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """`mathcanvas` on two processes that talk over gloo."""
+    """Starts `mathcanvas` on two processes that communicate over gloo."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -292,7 +321,7 @@ def run_settings(shards: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
 
 
 def test_sharded_over_two_ranks(shards: Path, tmp_path: Path) -> None:
-    """Sums are over both ranks, one page is shown, and rank zero alone writes pictures."""
+    """Values are summed over both ranks; only rank zero shows a summary and writes pictures."""
     strategy = {"class_path": "mathcanvas_lightning.training.strategy.ShardedStrategy"}
     settings = run_settings(shards, tmp_path / "run", devices=2, strategy=strategy)
     path = tmp_path / "run.yaml"
@@ -333,7 +362,7 @@ def _default_dropout() -> Any:
 
 
 def test_from_the_command_line(shards: Path, tmp_path: Path) -> None:
-    """Monitors are there by default, are set by their sections, and left out by null."""
+    """Callbacks are on by default, are set by their sections, and removed by null."""
     settings = run_settings(shards, tmp_path / "run", devices=1)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))

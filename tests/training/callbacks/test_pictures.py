@@ -1,4 +1,4 @@
-"""Pictures of a validation: the right images beside what the network makes of them."""
+"""Validation pictures show the right images beside the predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def test_file_shows_the_images_of_the_first_batch(run: tuple[Path, Any, Any]) ->
         assert np.abs(left.astype(int) - decoded.astype(int)).max() <= 1
 
 
-def test_right_velocities_give_the_clean_latents(run: tuple[Path, Any, Any]) -> None:
+def test_target_velocities_give_the_clean_latents(run: tuple[Path, Any, Any]) -> None:
     _, model, batch = run
     pack = batch.pack
     inputs = draw_inputs(model.vae, batch, 2, 2.0)
@@ -102,7 +102,7 @@ def test_right_velocities_give_the_clean_latents(run: tuple[Path, Any, Any]) -> 
             assert torch.allclose(patch, values, atol=1e-5)
 
 
-def test_training_is_left_alone(shards: Path, tmp_path: Path) -> None:
+def test_training_does_not_change(shards: Path, tmp_path: Path) -> None:
     with_pictures, _ = fit(shards, tmp_path / "a", PictureLogger(), steps=2)
     without, _ = fit(shards, tmp_path / "b", steps=2)
     assert with_pictures.network.training
@@ -117,7 +117,7 @@ def test_every_n_steps(shards: Path, tmp_path: Path) -> None:
 
 
 class FakeWandb(WandbLogger):
-    """Takes pictures without the package."""
+    """Records pictures, without the wandb package."""
 
     def __init__(self) -> None:
         Logger.__init__(self)
@@ -149,7 +149,7 @@ class FakeWandb(WandbLogger):
 
 
 class FakeTensorBoard(TensorBoardLogger):
-    """Keeps what it is given."""
+    """Records the arguments of add_image."""
 
     added: list[Any]
 
@@ -166,7 +166,7 @@ class FakeTensorBoard(TensorBoardLogger):
     log_hyperparams = log_graph = save = finalize = log_metrics
 
 
-def test_loggers_that_take_pictures(
+def test_loggers_that_accept_pictures(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeTensorBoard, "__init__", lambda self, root: set_up(self, root))
@@ -184,7 +184,7 @@ def set_up(logger: Any, root: str) -> None:
     logger._name, logger._version, logger._sub_dir = "board", 0, None
 
 
-def test_nothing_to_show(run: tuple[Path, Any, Any]) -> None:
+def test_no_picture_without_predictions(run: tuple[Path, Any, Any]) -> None:
     _, model, batch = run
     assert compare(model.vae, batch.pack, []) is None
 

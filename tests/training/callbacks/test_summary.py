@@ -1,4 +1,4 @@
-"""The page at the start of a run, against the network and the plan; memory by hand and measured."""
+"""The start summary against network and plan; the memory estimate against measurements."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from mathcanvas_lightning.model.adapters import LoRASettings, parameter_report
 from mathcanvas_lightning.model.vae import LatentVAE
@@ -22,6 +23,7 @@ from mathcanvas_lightning.training.callbacks.summary import (
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import ScheduleConfig, count_steps
 from mathcanvas_lightning.training.source import FreezeConfig
+from mathcanvas_lightning.training.strategy import ShardedStrategy
 from tests.conftest import TRAINER_WARNINGS
 from tests.data.make_rows import config, interleaved_shards
 from tests.training.runs import network, train, training_data
@@ -29,8 +31,8 @@ from tests.training.runs import network, train, training_data
 pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 
 
-class Told(Callback):
-    """Keeps what the page would say."""
+class Lines(Callback):
+    """Records the lines of the summary."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.lines = dict(describe_run(trainer, pl_module))
@@ -44,12 +46,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(
     shards: Path, folder: Path, model: BagelModule, *callbacks: Callback, **options: Any
-) -> tuple[Told, Any]:
-    told = Told()
+) -> tuple[Lines, Any]:
+    described = Lines()
     data = training_data(config(shards), packs_per_step=2, **options.pop("data", {}))
     options = {"max_steps": 1, **options}
-    train(model, data, folder, accumulate=2, callbacks=[told, *callbacks], **options)
-    return told, data
+    train(model, data, folder, accumulate=2, callbacks=[described, *callbacks], **options)
+    return described, data
 
 
 def test_memory_by_hand() -> None:
@@ -71,7 +73,7 @@ def test_memory_by_hand() -> None:
 
 
 def test_memory_of_the_published_model() -> None:
-    """14.6 billion float32 parameters with moments on eight cards, as the recipe trains them."""
+    """14.6 billion float32 parameters with moments on eight GPUs, as in the recipe."""
     estimate = memory_estimate(
         parameters=14_600_000_000, trainable=14_600_000_000, param_dtype=torch.float32, shards=8
     )
@@ -79,7 +81,7 @@ def test_memory_of_the_published_model() -> None:
 
 
 class Sizes(Callback):
-    """Bytes of gradients, after a backward."""
+    """Measures the bytes of the gradients after a backward pass."""
 
     gradients = 0
 
@@ -106,7 +108,7 @@ def test_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         freeze=FreezeConfig(vit=True), schedule=ScheduleConfig(warmup_steps=2, min_lr=1e-5)
     )
     validation = (config(shards, name="val"),)
-    told, data = start(
+    described, data = start(
         shards,
         tmp_path,
         model,
@@ -123,21 +125,21 @@ def test_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"vit_model\W+[\d,]+\W+0\W+frozen", shown)
     planned, schedule = data.plan.epoch(0), data.plan.schedule(0)
     steps = data.total_steps(2)
-    assert model.trainer.global_step == steps == told.steps
-    lines = told.lines
-    assert lines["weights"].startswith("preset tiny, drawn anew with seed 0")
+    assert model.trainer.global_step == steps == described.steps
+    lines = described.lines
+    assert lines["weights"].startswith("preset tiny, random with seed 0")
     assert lines["number types"] == "parameters float32, computing in float32"
     assert lines["devices"] == "one, cpu"
-    assert lines["packs a step"] == "2: ranks 1 x accumulated 2"
+    assert lines["packs per step"] == "2: ranks 1 x accumulated 2"
     assert lines["an epoch"] == (
         f"20 samples in {planned.num_packs} packs of 400 tokens, {planned.fill:.1%} full; "
         f"{schedule.num_steps} steps, {schedule.num_fillers} fillers"
     )
-    assert lines["steps in all"] == f"{steps}: {steps / schedule.num_steps:.2f} epochs"
+    assert lines["total steps"] == f"{steps}: {steps / schedule.num_steps:.2f} epochs"
     assert lines["training data"] == f"{config(shards).label}: 20 rows"
     assert lines["validation data"] == "val: 20 rows"
     assert lines["learning rate"] == f"2 steps of warm-up to 0.001, cosine to 1e-05 at step {steps}"
-    assert "beside activations: weights " in lines["memory a rank"]
+    assert "without activations: weights " in lines["memory per rank"]
     words = " ".join(shown.split())
     assert all(name in words for name in lines)
 
@@ -147,15 +149,15 @@ def test_adapters_and_rows_left_out(shards: Path, tmp_path: Path) -> None:
         lora=LoRASettings(parts=("gen",), rank=4), param_dtype="bfloat16", compute_dtype="bfloat16"
     )
     lengths = {"max_num_tokens": 105, "max_num_tokens_per_sample": 105}
-    told, data = start(shards, tmp_path, model, data={**lengths, "overlong": "quarantine"})
+    described, data = start(shards, tmp_path, model, data={**lengths, "overlong": "quarantine"})
     [loaded] = data.train_data.datasets
     assert loaded.left_out
     rows, left_out = len(loaded.rows), len(loaded.left_out)
-    assert told.lines["training data"].endswith(f": {rows} rows, {left_out} left out")
-    assert told.lines["weights"].endswith("; LoRA of rank 4, alpha 32 on gen")
-    assert told.lines["number types"] == "parameters bfloat16, computing in bfloat16"
-    assert told.lines["learning rate"] == "0.001, constant"
-    assert told.steps == 1
+    assert described.lines["training data"].endswith(f": {rows} rows, {left_out} left out")
+    assert described.lines["weights"].endswith("; LoRA of rank 4, alpha 32 on gen")
+    assert described.lines["number types"] == "parameters bfloat16, computing in bfloat16"
+    assert described.lines["learning rate"] == "0.001, constant"
+    assert described.steps == 1
 
 
 def test_autoencoder_is_counted() -> None:
@@ -163,11 +165,19 @@ def test_autoencoder_is_counted() -> None:
     assert count_vae_parameters(vae) == sum(p.numel() for p in LatentVAE(vae).parameters())
 
 
+class MeshOfEight(ShardedStrategy):
+    """A strategy of two replicas on four ranks each, without processes."""
+
+    @property
+    def device_mesh(self) -> Any:
+        size = SimpleNamespace
+        return {"replicate": size(size=lambda: 2), "shard": size(size=lambda: 4)}
+
+
 def test_mesh() -> None:
-    sizes = {"replicate": SimpleNamespace(size=lambda: 2), "shard": SimpleNamespace(size=lambda: 4)}
-    sharded: Any = SimpleNamespace(strategy=SimpleNamespace(_device_mesh=sizes), world_size=8)
+    sharded: Any = SimpleNamespace(strategy=MeshOfEight(), world_size=8)
     assert mesh_sizes(sharded) == (2, 4)
-    plain: Any = SimpleNamespace(strategy=SimpleNamespace(), world_size=3)
+    plain: Any = SimpleNamespace(strategy=DDPStrategy(), world_size=3)
     assert mesh_sizes(plain) == (3, 1)
 
 
@@ -175,8 +185,8 @@ def test_debug_batches(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     model = network()
     _, data = start(shards, tmp_path, model, DebugBatches(3))
     shown = capsys.readouterr().out
-    places = re.findall(r"Epoch 0, step (\d+), pack (\d+) of 2:", shown)
-    assert places == [("0", "0"), ("0", "1"), ("1", "0")]
+    numbers = re.findall(r"Epoch 0, step (\d+), pack (\d+) of 2:", shown)
+    assert numbers == [("0", "0"), ("0", "1"), ("1", "0")]
     schedule = data.plan.schedule(0)
     first = data.micro_batch(0, schedule, 0, 0)
     assert all(f" {sample.uid} " in shown for sample in first.samples)

@@ -1,4 +1,4 @@
-"""Exported checkpoints compute what the trained network does, here and in vLLM."""
+"""Exported checkpoints give the outputs of the trained network, here and in vLLM."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ STEPS = 3
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """So small a network is fastest on one, above all on a busy machine."""
+    """A tiny network is fastest on one thread, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint directory to start from, whose weights are large enough to say something."""
+    """A checkpoint directory with weights large enough to influence the outputs."""
     folder = tmp_path_factory.mktemp("source")
     (folder / "corpus.txt").write_text("The red block moves, and the blue block falls.\n" * 50)
     made = make_bagel(str(folder / "made"), corpus=[str(folder / "corpus.txt")], seed=4)
@@ -124,7 +124,7 @@ def averaged(model: BagelModule, call: Callable[[], BagelOutput]) -> BagelOutput
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_exported_network_is_the_trained_one(ema: bool, trained: Trained, tmp_path: Path) -> None:
+def test_exported_equals_trained_network(ema: bool, trained: Trained, tmp_path: Path) -> None:
     model, checkpoint = trained
     report = export_checkpoint(str(checkpoint), output=str(tmp_path / "out"), ema=ema, dtype="fp32")
     loaded = Bagel.from_checkpoint(tmp_path / "out", dtype=torch.float32)
@@ -143,7 +143,7 @@ def test_exported_network_is_the_trained_one(ema: bool, trained: Trained, tmp_pa
             assert torch.equal(stored[parameter_name(name)], tensor)
 
 
-def test_files_are_those_of_the_source(trained: Trained, fresh: Path, tmp_path: Path) -> None:
+def test_files_match_the_source(trained: Trained, fresh: Path, tmp_path: Path) -> None:
     export_checkpoint(str(trained[1]), output=str(tmp_path / "out"))
     ours, theirs = folder_bytes(tmp_path / "out"), folder_bytes(fresh)
     assert ours.keys() == theirs.keys()
@@ -216,14 +216,14 @@ def test_wrong_inputs(trained: Trained, adapted: Trained, shards: Path, tmp_path
     fails(InputError, "found nothing", tmp_path / "none.ckpt")
     other = tmp_path / "other.ckpt"
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, other)
-    fails(DataError, "a checkpoint of something else", other)
+    fails(DataError, "a checkpoint without a record", other)
     torch.save([1], other)
-    fails(DataError, "a checkpoint of something else", other)
+    fails(DataError, "a checkpoint without a record", other)
     other.write_bytes(b"no checkpoint")
-    fails(DataError, "something unreadable", other)
+    fails(DataError, "an unreadable checkpoint", other)
     other.write_bytes(trained[1].read_bytes()[:5000])
-    fails(DataError, "something unreadable", other)
-    fails(DataError, "something unreadable", shards)
+    fails(DataError, "an unreadable checkpoint", other)
+    fails(DataError, "an unreadable checkpoint", shards)
     fails(ConfigError, "Give --merge_lora", adapted[1])
     fails(InputError, "--source: found no directory", trained[1], source="nowhere")
     saved = torch.load(trained[1], weights_only=True)
@@ -259,7 +259,7 @@ def test_a_source_of_another_size(trained: Trained, tmp_path: Path) -> None:
 def test_output_is_guarded(trained: Trained, fresh: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    export_checkpoint(str(trained[1]), output=str(out))  # an empty one will do
+    export_checkpoint(str(trained[1]), output=str(out))  # an empty directory is accepted
     before = folder_bytes(out)
     with pytest.raises(OutputError, match="--overwrite"):
         export_checkpoint(str(trained[1]), output=str(out))
@@ -268,15 +268,15 @@ def test_output_is_guarded(trained: Trained, fresh: Path, tmp_path: Path) -> Non
     assert folder_bytes(out) != before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("All of it.")
-    with pytest.raises(OutputError, match="wanted an earlier export"):
+    with pytest.raises(OutputError, match="found other files; wanted an earlier export"):
         export_checkpoint(str(trained[1]), output=str(tmp_path / "mine"), overwrite=True)
     for folder in (fresh, fresh.parent, trained[1]):
-        with pytest.raises(OutputError, match="what is to be exported"):
+        with pytest.raises(OutputError, match="the input of the export"):
             export_checkpoint(str(trained[1]), output=str(folder), overwrite=True)
     assert (fresh / "ae.safetensors").is_file()
 
 
-def test_a_failure_leaves_nothing(
+def test_failed_export_leaves_no_file(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mathcanvas_lightning.training.checkpoint.export import NetworkWeights
@@ -296,7 +296,7 @@ def test_a_failure_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_eight_rows_are_learnt_by_heart(shards: Path, tmp_path: Path) -> None:
+def test_overfits_eight_rows(shards: Path, tmp_path: Path) -> None:
     model = network(
         optimizer=OptimizerConfig(lr=5e-3, eps=1e-8),
         schedule=ScheduleConfig(warmup_steps=20, min_lr=1e-5),
@@ -311,7 +311,7 @@ def test_eight_rows_are_learnt_by_heart(shards: Path, tmp_path: Path) -> None:
     after = validated(model, data)
     assert after["accuracy"] == 1.0
     assert after["ce"] < 0.01
-    assert after["mse"] < 0.65  # on other noise than it was trained on: not to be learnt by heart
+    assert after["mse"] < 0.65  # the noise differs from that of the training
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     export_checkpoint(str(tmp_path / "run.ckpt"), output=str(tmp_path / "out"), dtype="fp32")
     loaded = Bagel.from_checkpoint(tmp_path / "out", dtype=torch.float32)

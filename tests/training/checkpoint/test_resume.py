@@ -1,4 +1,4 @@
-"""Runs that were cut and gone on with, on as many ranks or on others, equal those that weren't."""
+"""Resumed runs equal uninterrupted ones, on the same and on other numbers of ranks."""
 
 import shutil
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from mathcanvas_lightning.errors import DataError, OutputError
 from mathcanvas_lightning.training.checkpoint.resume import (
     find_checkpoint,
+    require_complete,
     require_readable,
-    require_whole,
 )
-from mathcanvas_lightning.training.strategy import ShardedStrategy, WholeFiles
+from mathcanvas_lightning.training.strategy import AtomicCheckpointIO, ShardedStrategy
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Run, difference, launch
 
@@ -120,7 +120,7 @@ def test_top_checkpoints_and_link(runs: Runs) -> None:
     ]
     assert (saved / "last.ckpt").is_symlink()
     assert (saved / "last.ckpt").resolve() == (saved / "step9.ckpt").resolve()
-    assert require_whole(saved / "step6.ckpt") == 6
+    assert require_complete(saved / "step6.ckpt") == 6
 
 
 @pytest.mark.parametrize("name", ["full_1", "full_2"])
@@ -148,13 +148,13 @@ def test_folder_without_sharding(runs: Runs) -> None:
 
 
 def copied(run: Run, folder: Path) -> Path:
-    """The saved folder of a run."""
+    """Copies the checkpoints of a run."""
     shutil.copytree(run.folder / "saved", folder, symlinks=True)
     return folder
 
 
 @pytest.mark.parametrize("name", ["cut_2", "cut_one_file"])
-def test_finds_the_last_whole_one(name: str, runs: Runs, tmp_path: Path) -> None:
+def test_finds_the_last_complete_checkpoint(name: str, runs: Runs, tmp_path: Path) -> None:
     saved = copied(runs(name), tmp_path / "saved")
     third, sixth = saved / "step3.ckpt", saved / "step6.ckpt"
     assert find_checkpoint(tmp_path) == str(sixth)
@@ -167,7 +167,7 @@ def test_finds_the_last_whole_one(name: str, runs: Runs, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("part", ["__0_0.distcp", "__1_0.distcp", ".metadata", "meta.pt"])
 @pytest.mark.parametrize("keep", [None, 0, 0.5])
-def test_part_of_a_folder(part: str, keep: float | None, runs: Runs, tmp_path: Path) -> None:
+def test_incomplete_folder(part: str, keep: float | None, runs: Runs, tmp_path: Path) -> None:
     saved = copied(runs("cut_2"), tmp_path / "saved")
     damage(saved / "step6.ckpt" / part, keep)
     assert find_checkpoint(tmp_path) == str(saved / "step3.ckpt")
@@ -178,29 +178,29 @@ def test_part_of_a_folder(part: str, keep: float | None, runs: Runs, tmp_path: P
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.999])
-def test_part_of_a_file(keep: float, runs: Runs, tmp_path: Path) -> None:
+def test_incomplete_file(keep: float, runs: Runs, tmp_path: Path) -> None:
     saved = copied(runs("cut_one_file"), tmp_path / "saved")
     damage(saved / "step6.ckpt", keep)
     assert find_checkpoint(tmp_path) == str(saved / "step3.ckpt")
 
 
 def damage(path: Path, keep: float | None) -> None:
-    """Cuts a file short, or removes it."""
+    """Truncates a file, or removes it."""
     if keep is None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
 
 
-def test_something_else_is_passed_over(tmp_path: Path) -> None:
+def test_other_files_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("no checkpoint")
     (tmp_path / "b.ckpt").mkdir()
     torch.save({"weights": 1}, tmp_path / "c.ckpt")
     assert find_checkpoint(tmp_path) is None
 
 
-def test_whole_files_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saver, target = WholeFiles(), tmp_path / "new" / "a.ckpt"
+def test_failed_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver, target = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
     saver.save_checkpoint({"global_step": 1}, target)
     (tmp_path / "new" / ".tmp-b.ckpt").write_text("left by a kill")
 
@@ -212,11 +212,11 @@ def test_whole_files_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         saver.save_checkpoint({"global_step": 2}, target)
     monkeypatch.undo()
     assert [path.name for path in target.parent.iterdir()] == ["a.ckpt"]
-    assert require_whole(target) == 1
+    assert require_complete(target) == 1
 
 
 class HalfUsed(LightningModule):
-    """One of its two layers is used."""
+    """Uses only one of its two layers."""
 
     def configure_model(self) -> None:
         self.model = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
@@ -234,7 +234,7 @@ class HalfUsed(LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_was_never_used_can_be_resumed(tmp_path: Path) -> None:
+def test_unused_parameters_can_be_resumed(tmp_path: Path) -> None:
     def fit(steps: int, resume: Path | None = None) -> dict[str, Tensor]:
         torch.manual_seed(0)
         trainer = Trainer(
@@ -263,5 +263,5 @@ def test_what_was_never_used_can_be_resumed(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_words_of_lightning_are_left_to_it() -> None:
+def test_keywords_of_lightning_are_not_checked() -> None:
     require_readable("last", sharded=False)

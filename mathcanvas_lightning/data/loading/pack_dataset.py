@@ -1,4 +1,4 @@
-"""From a planned pack to its tensors: runs in workers, keeps nothing but a cache."""
+"""Builds the tensors of planned packs, in worker processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,38 +7,39 @@ from torch.utils.data import Dataset
 
 from mathcanvas_lightning.batch import LossTotals, PackedBatch, SampleInfo, TokenGeometry
 from mathcanvas_lightning.data.images.decode import ImageError
-from mathcanvas_lightning.data.index.index import LeftOut
+from mathcanvas_lightning.data.index.index import LeftOutRow
 from mathcanvas_lightning.data.loading.quarantine import BadRow
 from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
 from mathcanvas_lightning.data.rows.source import RowCache, RowSource
 from mathcanvas_lightning.data.sequence.encode import RowSettings, measure, prepare
-from mathcanvas_lightning.data.sequence.pack import PackItem, filler, pack_samples
-from mathcanvas_lightning.data.sequence.rng import element_draws, hash64
+from mathcanvas_lightning.data.sequence.pack import PackItem, filler_pack, pack_samples
+from mathcanvas_lightning.data.sequence.rng import element_uniforms, hash64
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError, MathCanvasError
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """A planned sample: where its row stands, and what the plan knows of it."""
+    """A planned sample: the location of its row, and its planned length."""
 
     dataset: int
+    """Number of the data set."""
     path: str
     row_group: int
     row: int
-    """In the row group."""
+    """Row number within the row group."""
     uid: str
     counter: int
-    """Number of its first element, for its draws."""
+    """Number of the first element, the counter of its random numbers."""
     visit: int
-    """How often its data set was visited before."""
+    """Number of earlier visits to the data set."""
     length: int
-    """Tokens it takes in the pack."""
+    """Tokens in the pack."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackTask:
-    """A planned pack; without samples it is a filler."""
+    """A planned pack; a filler if it has no samples."""
 
     epoch: int
     step: int
@@ -48,34 +49,34 @@ class PackTask:
 
 @dataclass(frozen=True, slots=True)
 class DatasetReader:
-    """How the rows of a data set are read and made into tokens."""
+    """Reads and encodes the rows of a data set."""
 
     name: str
     source: RowSource
     settings: RowSettings
     stream: int
-    """Of its draws."""
+    """Key of its random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedPack:
-    """What a worker made of a task."""
+    """A pack as a worker built it."""
 
     task: PackTask
     pack: PackedBatch
     samples: tuple[SampleInfo, ...]
     image_seeds: tuple[int, ...]
     bad: tuple[BadRow, ...]
-    """Rows in whose place there are holes."""
+    """Unreadable rows; holes replace them in the pack."""
 
 
 class PackDataset(Dataset[LoadedPack | MathCanvasError]):
-    """Builds packs; any process builds the same from the same task.
+    """Builds packs; the same task gives the same pack in every process.
 
     Args:
-        readers: Of the data sets.
-        tokenizer: For their texts.
-        geometry: Patch sizes and position tables.
+        readers: Readers of the data sets, by number.
+        tokenizer: Tokenizer of the texts.
+        geometry: Patch sizes and position tables of the model.
         interpolate_positions: See `pack_samples`.
     """
 
@@ -97,10 +98,11 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         """Builds a pack.
 
         Args:
-            task: What it holds.
+            task: The planned pack.
 
         Returns:
-            The pack, or the error that stands against it: torch can't carry ours from a worker.
+            The pack, or the exception: DataLoader rebuilds worker exceptions from their message
+            and would lose our fields.
         """
         try:
             return self._build(task)
@@ -110,14 +112,14 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
     def _build(self, task: PackTask) -> LoadedPack:
         special = self._tokenizer.special
         if not task.samples:
-            return LoadedPack(task, filler(self._geometry, special), (), (0,), ())
+            return LoadedPack(task, filler_pack(self._geometry, special), (), (0,), ())
         items: list[PackItem] = []
         infos: list[SampleInfo] = []
         seeds: list[int] = []
         bad: list[BadRow] = []
         for ref in task.samples:
-            made = self._prepare(ref)
-            hole = isinstance(made, BadRow)
+            prepared = self._prepare(ref)
+            hole = isinstance(prepared, BadRow)
             infos.append(
                 SampleInfo(
                     uid=ref.uid,
@@ -126,12 +128,12 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
                     is_hole=hole,
                 )
             )
-            if isinstance(made, BadRow):
-                bad.append(made)
+            if isinstance(prepared, BadRow):
+                bad.append(prepared)
                 items.append(PackItem(hole_tokens=ref.length))
             else:
-                items.append(made)
-                seeds += self._image_seeds(ref, made)
+                items.append(prepared)
+                seeds += self._image_seeds(ref, prepared)
         pack = pack_samples(items, self._geometry, special, interpolate_positions=self._interpolate)
         return LoadedPack(task, pack, tuple(infos), tuple(seeds), tuple(bad))
 
@@ -139,7 +141,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         try:
             item, length = self._read(ref)
         except NoSampleError as error:
-            return self._bad(ref, "row", f"no training sample any more: {error}")
+            return self._bad(ref, "row", f"no longer a training sample: {error}")
         except ImageError as error:
             return self._bad(ref, "image", str(error))
         except _ReadError as error:
@@ -147,7 +149,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         except DataError as error:
             return self._bad(ref, "row", str(error))
         if length != ref.length:
-            message = f"{length} tokens, but {ref.length} by the index: build it again"
+            message = f"{length} tokens, but {ref.length} in the index: build the index again"
             return self._bad(ref, "length", message)
         return item
 
@@ -165,8 +167,8 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
 
         measured = measure(sample, self._tokenizer, source.limits, read_image)
         stop = ref.counter + len(measured.elements)
-        draws = element_draws(reader.stream, ref.visit, ref.counter, stop)
-        return prepare(measured, reader.settings, self._geometry, self._tokenizer, draws)
+        uniforms = element_uniforms(reader.stream, ref.visit, ref.counter, stop)
+        return prepare(measured, reader.settings, self._geometry, self._tokenizer, uniforms)
 
     def _image_seeds(self, ref: SampleRef, item: PackItem) -> list[int]:
         stream = self._readers[ref.dataset].stream
@@ -176,7 +178,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         ]
 
     def _bad(self, ref: SampleRef, stage: str, error: str) -> BadRow:
-        row = LeftOut(
+        row = LeftOutRow(
             uid=ref.uid,
             path=ref.path,
             row_group=ref.row_group,
@@ -188,4 +190,4 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
 
 
 class _ReadError(Exception):
-    """The bytes of a row's group can't be read."""
+    """The row group can't be read."""

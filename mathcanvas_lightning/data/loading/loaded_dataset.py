@@ -1,20 +1,17 @@
-"""The data sets of a run: configured, indexed, checked, ready to be planned."""
+"""Data sets of a run: indexed, checked and ready for planning."""
 
-import posixpath
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOut, build_index
+from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, build_index
+from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
 from mathcanvas_lightning.data.loading.quarantine import TOO_LONG
 from mathcanvas_lightning.data.plan.epoch import PlannedDataset
-from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.encode import RowSettings
 from mathcanvas_lightning.data.sequence.rng import generator, hash64
@@ -23,105 +20,31 @@ from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.shards import Storage
 
-Overlong = Literal["refuse", "quarantine"]
 MAX_LISTED = 10
-MAX_SHARING = 2**12 - 1
-"""Of a row; more images count as so many, as their number has 12 bits of a key."""
-
-
-@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
-class DatasetConfig:
-    """One data set."""
-
-    path: str
-    """A folder of shards or one file, local or an fsspec URL (s3://, http://, ...)."""
-    format: RowFormat = "interleaved"
-    """How its rows are laid out; see `data.formats`."""
-    name: str | None = None
-    """Names it in logs and draws; the last part of its path by default."""
-    weight: float | None = None
-    """Its share among the samples, relative to the other weights; None: each row once an epoch."""
-    fraction: float = 1.0
-    """Use this part of its rows, always the same ones."""
-    vae_transform: ImageTransform = field(default_factory=ImageTransform)
-    """Sizes of images for the VAE."""
-    vit_transform: ImageTransform = field(default_factory=lambda: ImageTransform(image_stride=14))
-    """Sizes of images for the ViT."""
-    image_dir: str | None = None
-    """Where the image paths of conversations start; the folder of their file by default."""
-
-    @property
-    def label(self) -> str:
-        """Its name."""
-        return self.name or posixpath.splitext(posixpath.basename(self.path.rstrip("/")))[0]
-
-    def check(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ConfigError: If one is out of range.
-        """
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"fraction of the data set {self.label}",
-                found=str(self.fraction),
-                wanted="more than 0, at most 1",
-                remedy="Leave it out to use all rows.",
-            )
-        if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise ConfigError(
-                f"weight of the data set {self.label}",
-                found=str(self.weight),
-                wanted="a positive number",
-                remedy="Leave the data set out if it is not to be used.",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBudget:
-    """How long packs and samples may be."""
-
-    max_num_tokens: int
-    """Of a pack."""
-    max_num_tokens_per_sample: int
-    """Of a sample, markers included."""
-    overlong: Overlong
-    """What becomes of longer ones."""
-
-    def check(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ConfigError: If a sample could be longer than a pack.
-        """
-        if not 0 < self.max_num_tokens_per_sample <= self.max_num_tokens:
-            raise ConfigError(
-                "max_num_tokens_per_sample",
-                found=f"{self.max_num_tokens_per_sample}, with max_num_tokens "
-                f"{self.max_num_tokens}",
-                wanted="a positive number, at most max_num_tokens",
-                remedy="Lower it, or raise max_num_tokens: a sample must fit into a pack.",
-            )
+MAX_COUNTED_IMAGES = 2**12 - 1
+"""Maximum number of images per row in the size computation; it is stored in 12 bits of a key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDataset:
-    """A data set with its index and what is planned of it."""
+    """A data set with its index and the rows to train on."""
 
     config: DatasetConfig
     source: RowSource
     settings: RowSettings
     index: DatasetIndex
     rows: Ints
-    """[N] rows of the index that are planned."""
+    """[N] numbers of the used rows in the index."""
     planned: PlannedDataset
-    left_out: tuple[LeftOut, ...]
-    """Rows that are not: no samples, damaged, too long."""
+    """The used rows as numbers, input of the epoch plan."""
+    left_out: tuple[LeftOutRow, ...]
+    """Rows that are not used: no training sample, damaged, or too long."""
     fingerprint: str
+    """Hash of configuration and contents."""
 
     @property
     def num_indexed(self) -> int:
-        """All rows of its files."""
+        """Rows of all files."""
         return self.index.num_rows + len(self.index.left_out)
 
 
@@ -135,24 +58,24 @@ def index_dataset(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> tuple[RowSource, DatasetIndex]:
-    """Indexes a data set where that isn't done.
+    """Builds or loads the index of a data set.
 
     Args:
-        config: Which one.
-        tokenizer: For its texts.
-        storage: For its files.
-        limits: Of its images.
+        config: The data set.
+        tokenizer: Tokenizer of the texts.
+        storage: Reads the files.
+        limits: Maximum sizes of images.
         index_dir: See `build_index`.
         num_workers: See `build_index`.
         progress: See `build_index`.
 
     Returns:
-        How its rows are read, and what they hold.
+        The reader of its rows, and their index.
 
     Raises:
-        ConfigError: If a number of its configuration is out of range.
-        DataError: If there is no file, or one can't be opened.
-        StorageError: If its server fails.
+        ConfigError: If a number in the configuration is out of range.
+        DataError: If there is no file, or a file can't be opened.
+        StorageError: If the server fails.
     """
     config.check()
     source = RowSource(config.format, storage, config.image_dir, limits)
@@ -176,14 +99,14 @@ def load_dataset(
     budget: TokenBudget,
     dropout: DropoutConfig,
 ) -> LoadedDataset:
-    """Counts the tokens of a data set, and checks that it can be planned.
+    """Counts the tokens of all rows, and checks that they fit the model and the budget.
 
     Args:
-        config: Which one.
-        source: How its rows are read.
-        index: What they hold.
-        geometry: Patch sizes and position tables.
-        budget: How long samples may be.
+        config: The data set.
+        source: Reads the rows.
+        index: Index of the rows.
+        geometry: Patch sizes and position tables of the model.
+        budget: Maximum lengths.
         dropout: Probabilities of dropping conditions.
 
     Returns:
@@ -191,7 +114,7 @@ def load_dataset(
 
     Raises:
         ConfigError: If an image doesn't fit a position table.
-        DataError: If rows are too long.
+        DataError: If rows are too long and the budget refuses them.
     """
     settings = RowSettings(
         row_format=config.format,
@@ -200,41 +123,41 @@ def load_dataset(
         dropout=dropout,
         limits=source.limits,
     )
-    elements = _count(config, index, settings, geometry)
+    elements = _count_tokens(config, index, settings, geometry)
     lengths = longest_lengths(config.format, elements) if index.num_rows else np.empty(0, np.int64)
     fits = lengths <= budget.max_num_tokens_per_sample
-    too_long = _too_long(config, index, lengths, fits, budget)
+    too_long = _left_out_too_long(config, index, lengths, fits, budget)
     rows = np.flatnonzero(fits)
     if config.fraction < 1:
         count = -(-len(rows) * config.fraction // 1)
-        picked = generator("fraction", config.label).permutation(len(rows))[: int(count)]
-        rows = rows[np.sort(picked)]
+        chosen = generator("fraction", config.label).permutation(len(rows))[: int(count)]
+        rows = rows[np.sort(chosen)]
     return LoadedDataset(
         config=config,
         source=source,
         settings=settings,
         index=index,
         rows=rows,
-        planned=_planned(config, index, elements, rows, dropout),
+        planned=_plan_input(config, index, elements, rows, dropout),
         left_out=(*index.left_out, *too_long),
         fingerprint=f"{hash64(index.digest, asdict(config) | {'path': None}):x}",
     )
 
 
-def check_mixture(datasets: Sequence[LoadedDataset]) -> None:
-    """Checks that there is something to train on, and that names tell data sets apart.
+def check_datasets(datasets: Sequence[LoadedDataset]) -> None:
+    """Checks that each data set has samples and a unique name.
 
     Raises:
-        ConfigError: If two have one name.
-        DataError: If one has no sample.
+        ConfigError: If two data sets have the same name.
+        DataError: If a data set has no sample.
     """
     labels = [data.config.label for data in datasets]
     if doubles := {label for label in labels if labels.count(label) > 1}:
         raise ConfigError(
             "names of the data sets",
             found=f"{', '.join(sorted(doubles))} twice",
-            wanted="one name each",
-            remedy="Give them a name of their own.",
+            wanted="unique names",
+            remedy="Set `name` of each data set.",
         )
     for data in datasets:
         if not len(data.rows):
@@ -248,14 +171,14 @@ def check_mixture(datasets: Sequence[LoadedDataset]) -> None:
             )
 
 
-def _count(
+def _count_tokens(
     config: DatasetConfig, index: DatasetIndex, settings: RowSettings, geometry: TokenGeometry
 ) -> Elements:
-    """All rows as numbers of tokens; each size of an image is worked out once."""
+    """Token counts of all rows; computed once for each image size."""
     images = np.flatnonzero(index.widths_px)
     rows = np.searchsorted(index.offsets, images, side="right") - 1
     per_row = np.bincount(rows, minlength=index.num_rows)[rows] if len(images) else rows
-    shared = np.minimum(per_row, settings.sharing(MAX_SHARING))
+    shared = np.minimum(per_row, settings.num_sharing(MAX_COUNTED_IMAGES))
     keys = (
         (index.widths_px[images].astype(np.int64) << 36)
         | (index.heights_px[images].astype(np.int64) << 12)
@@ -264,8 +187,8 @@ def _count(
     sizes, which = np.unique(keys, return_inverse=True)
     tokens = np.zeros((max(1, len(sizes)), 2), np.int32)
     for number, key in enumerate(sizes.tolist()):
-        width, height, count = key >> 36, (key >> 12) & 0xFFFFFF, key & MAX_SHARING
-        _check_tables(config, settings, geometry, width, height, count)
+        width, height, count = key >> 36, (key >> 12) & 0xFFFFFF, key & MAX_COUNTED_IMAGES
+        _check_fits_model(config, settings, geometry, width, height, count)
         tokens[number] = settings.tokens(width, height, count, geometry)
     latent_tokens = np.zeros(len(index.roles), np.int32)
     vit_tokens = np.zeros(len(index.roles), np.int32)
@@ -280,7 +203,7 @@ def _count(
     )
 
 
-def _check_tables(
+def _check_fits_model(
     config: DatasetConfig,
     settings: RowSettings,
     geometry: TokenGeometry,
@@ -315,13 +238,13 @@ def _check_tables(
             )
 
 
-def _too_long(
+def _left_out_too_long(
     config: DatasetConfig,
     index: DatasetIndex,
     lengths: Ints,
     fits: npt.NDArray[np.bool_],
     budget: TokenBudget,
-) -> list[LeftOut]:
+) -> list[LeftOutRow]:
     rows = np.flatnonzero(~fits).tolist()
     limit = budget.max_num_tokens_per_sample
     if rows and budget.overlong == "refuse":
@@ -336,7 +259,7 @@ def _too_long(
             "quarantine to leave such samples out.",
         )
     return [
-        LeftOut(
+        LeftOutRow(
             uid=str(index.uids[row]),
             path=index.files[index.file_numbers[row]],
             row_group=int(index.row_groups[row]),
@@ -348,7 +271,7 @@ def _too_long(
     ]
 
 
-def _planned(
+def _plan_input(
     config: DatasetConfig,
     index: DatasetIndex,
     elements: Elements,
@@ -360,7 +283,7 @@ def _planned(
     if len(rows) < index.num_rows:
         keep = np.zeros(index.num_rows, bool)
         keep[rows] = True
-        elements = _only(elements, keep)
+        elements = _select_rows(elements, keep)
     return PlannedDataset(
         name=config.label,
         row_format=config.format,
@@ -372,7 +295,7 @@ def _planned(
     )
 
 
-def _only(elements: Elements, keep: npt.NDArray[np.bool_]) -> Elements:
+def _select_rows(elements: Elements, keep: npt.NDArray[np.bool_]) -> Elements:
     counts = np.diff(elements.offsets)
     mask = np.repeat(keep, counts)
     return Elements(

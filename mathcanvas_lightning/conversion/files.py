@@ -1,4 +1,4 @@
-"""The files that a source's records point to: read from one folder, and never from outside it."""
+"""Reads the image files that records name, and never a file outside the image folder."""
 # Paths are strings here: for small pictures, making Path objects costs more than reading the files.
 # ruff: noqa: PTH114, PTH117, PTH118
 
@@ -12,40 +12,40 @@ from functools import lru_cache
 import fsspec
 
 from mathcanvas_lightning.common.paths import is_remote, local_path
-from mathcanvas_lightning.conversion.rejection import Reason, Reject
+from mathcanvas_lightning.conversion.rejection import Reason, RejectError
 from mathcanvas_lightning.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """Reads files by the relative paths that records name; small enough to send to workers."""
+    """Reads files by the relative paths in records. Small enough to pickle for worker processes."""
 
     root: str
-    """A local folder, or the fsspec URL of one."""
+    """The image folder: a local path or an fsspec URL."""
 
     def read(self, relative: str, *, max_bytes: int) -> bytes:
         """Reads a whole file.
 
         Args:
             relative: Path below the root, with forward slashes.
-            max_bytes: A larger file is refused unread.
+            max_bytes: A larger file is rejected without being read.
 
         Returns:
-            Its bytes.
+            The file's bytes.
 
         Raises:
-            Reject: If the path leaves the root, or names nothing that can be read.
-            InputError: If the storage fails, which says nothing about the sample.
+            RejectError: If the path leaves the root, or no readable file has it.
+            InputError: If the storage fails; the sample itself may be fine.
         """
         if is_remote(self.root):
             return self._read_remote(relative, max_bytes)
         return self._read_local(relative, max_bytes)
 
     def read_optional(self, relative: str, *, max_bytes: int) -> bytes | None:
-        """Like `read`, but None where there is no such file."""
+        """Reads a file as `read` does, but returns None if it does not exist."""
         try:
             return self.read(relative, max_bytes=max_bytes)
-        except Reject as rejection:
+        except RejectError as rejection:
             if rejection.reason == Reason.IMAGE_MISSING:
                 return None
             raise
@@ -53,10 +53,10 @@ class SourceFiles:
     def _read_local(self, relative: str, max_bytes: int) -> bytes:
         try:
             path = _resolve(self.root, relative)
-            with open(path, "rb", opener=_open_without_waiting) as file:
+            with open(path, "rb", opener=_open_nonblocking) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise Reject(Reason.IMAGE_UNREADABLE, f"{relative!r} is no regular file")
+                    raise RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r} is no regular file")
                 if status.st_size > max_bytes:
                     raise _too_large(relative, status.st_size, max_bytes)
                 return file.read()
@@ -65,7 +65,7 @@ class SourceFiles:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:  # no such file can exist
                 raise _missing(relative) from None
-            raise Reject(Reason.IMAGE_UNREADABLE, f"{relative!r}: {error.strerror}") from None
+            raise RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r}: {error.strerror}") from None
 
     def _read_remote(self, relative: str, max_bytes: int) -> bytes:
         inside = posixpath.normpath(relative)
@@ -78,12 +78,12 @@ class SourceFiles:
                 data: bytes = file.read(max_bytes + 1)
         except FileNotFoundError:
             raise _missing(relative) from None
-        except Exception as error:  # every storage has errors of its own
+        except Exception as error:  # each fsspec backend raises its own errors
             raise InputError(
                 url,
                 found=f"a storage failure ({type(error).__name__}: {error})",
                 wanted="the file's bytes",
-                remedy="Finished shards stay; run the same command again to go on.",
+                remedy="Finished shards stay; run the same command again to resume.",
             ) from error
         if len(data) > max_bytes:
             raise _too_large(relative, len(data), max_bytes)
@@ -91,7 +91,7 @@ class SourceFiles:
 
 
 def _resolve(root: str, relative: str) -> str:
-    """The real path of a file, which must be below the root whatever links are on the way."""
+    """Resolves links; the real path of the file must be below the root."""
     real_root = _real_folder(str(local_path(root)))
     folder, name = os.path.split(relative)
     path = os.path.join(_real_folder(os.path.join(real_root, folder)), name)
@@ -107,17 +107,17 @@ def _real_folder(path: str) -> str:
     return os.path.realpath(path)
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its other end
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would block until it has a writer
 
 
-def _outside(relative: str) -> Reject:
-    return Reject(Reason.PATH_OUTSIDE, f"{relative!r} leaves the image folder")
+def _outside(relative: str) -> RejectError:
+    return RejectError(Reason.PATH_OUTSIDE, f"{relative!r} leaves the image folder")
 
 
-def _missing(relative: str) -> Reject:
-    return Reject(Reason.IMAGE_MISSING, f"no file {relative!r} in the image folder")
+def _missing(relative: str) -> RejectError:
+    return RejectError(Reason.IMAGE_MISSING, f"no file {relative!r} in the image folder")
 
 
-def _too_large(relative: str, size: int, limit: int) -> Reject:
-    return Reject(Reason.IMAGE_TOO_LARGE, f"{relative!r}: {size} bytes, over {limit}")
+def _too_large(relative: str, size: int, limit: int) -> RejectError:
+    return RejectError(Reason.IMAGE_TOO_LARGE, f"{relative!r}: {size} bytes, over {limit}")

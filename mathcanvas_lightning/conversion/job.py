@@ -1,0 +1,227 @@
+"""Converts the remaining records of a conversion job, in order, and writes rows and rejects."""
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import pyarrow as pa
+
+from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.conversion import sources
+from mathcanvas_lightning.conversion.input.scan import Scan
+from mathcanvas_lightning.conversion.options import RunConfig
+from mathcanvas_lightning.conversion.output.columns import shard_schema
+from mathcanvas_lightning.conversion.output.existing import (
+    REJECTS_FILE,
+    SUMMARY_FILE,
+    Existing,
+    find_existing,
+    tidy,
+)
+from mathcanvas_lightning.conversion.output.folder import OutputFolder
+from mathcanvas_lightning.conversion.output.splits import assign_splits
+from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWriter
+from mathcanvas_lightning.conversion.rejection import Reason, Rejection
+from mathcanvas_lightning.conversion.samples import RecordConverter
+from mathcanvas_lightning.data.rows.schema import InterleavedExample
+
+FORMAT_VERSION = 1
+CHUNK_RECORDS = 8
+
+Outcome = InterleavedExample | Rejection | None
+"""None if an earlier run has already converted the record."""
+_Item = tuple[int, tuple[Any] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionJob:
+    """Everything that determines the bytes of the output."""
+
+    converter: RecordConverter
+    """Converts one record."""
+    layout: ShardLayout
+    """Names and sizes of the shards."""
+    scan: Scan
+    """Result of scanning the input."""
+    fractions: Mapping[str, float]
+    """Split name -> fraction of the rows."""
+    seed: int
+    """Seed of the assignment of rows to splits."""
+    image_dir: str
+    """Image folder relative to the input's folder."""
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Schema of all shards."""
+        return shard_schema(self.layout.encoding, self.scan.extras)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings that determine the output, as JSON values."""
+        source = self.converter.source
+        options: dict[str, Any] = asdict(source) if is_dataclass(source) else {}
+        return {
+            "format_version": FORMAT_VERSION,
+            "source": _import_path(type(source)),
+            "source_options": options,
+            "image_dir": self.image_dir,
+            "layout": asdict(self.layout),
+            "columns": {field.name: str(field.type) for field in self.schema},
+            "split": dict(self.fractions),
+            "seed": self.seed,
+            "allow_no_solution": self.converter.allow_no_solution,
+            "image_limits": asdict(self.converter.limits),
+        }
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """SHA-256 of the settings, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """Counts of a finished job."""
+
+    rows: Mapping[str, int]
+    """Split name -> number of rows."""
+    rejects: Mapping[str, int]
+    """Reason code -> number of rejected records."""
+    num_resumed: int
+    """Number of rows that an earlier run had already finished."""
+
+
+def run_job(
+    job: ConversionJob, records: Iterator[Any], folder: OutputFolder, run: RunConfig
+) -> JobResult:
+    """Converts the records that no earlier run has converted, and writes shards and summary.
+
+    Args:
+        job: What to convert, and how.
+        records: All records of the input.
+        folder: The output folder.
+        run: Workers and progress bar.
+
+    Returns:
+        Counts of rows and rejects.
+
+    Raises:
+        InputError: If the input breaks off, or an image folder on a server fails.
+        OutputError: If the output folder holds shards of another conversion.
+        WorkerError: If a worker process is killed.
+    """
+    existing = find_existing(
+        folder,
+        folders=job.fractions,
+        layout=job.layout,
+        settings=job.settings_hash,
+        scan=job.scan,
+    )
+    outcomes = ordered_map(
+        partial(_convert_chunk, job.converter),
+        _chunks(records, existing),
+        num_workers=count_workers(
+            run.num_workers, job.scan.num_records - len(existing.records), CHUNK_RECORDS
+        ),
+    )
+    with contextlib.ExitStack() as stack:
+        writers = {
+            part: stack.enter_context(
+                ShardWriter(
+                    folder,
+                    folder=part,
+                    layout=job.layout,
+                    schema=job.schema,
+                    settings=job.settings_hash,
+                    chain=job.scan.chain,
+                    finished=existing.shards[part],
+                )
+            )
+            for part in job.fractions
+        }
+        stack.enter_context(contextlib.closing(outcomes))
+        rejects = _write(job, outcomes, writers, folder, existing.uids, run.progress)
+    rows = {part: writer.num_rows for part, writer in writers.items()}
+    summary = {"records": job.scan.num_records, "rows": rows, "rejects": rejects}
+    with folder.writing(SUMMARY_FILE) as path:
+        path.write_text(json.dumps({**job.settings, **summary}, indent=2) + "\n")
+    return JobResult(rows=rows, rejects=rejects, num_resumed=len(existing.records))
+
+
+def _write(
+    job: ConversionJob,
+    outcomes: Iterator[Outcome],
+    writers: Mapping[str, ShardWriter],
+    folder: OutputFolder,
+    finished_uids: frozenset[str],
+    progress: bool,
+) -> dict[str, int]:
+    """Writes rows and rejects in the order of the records; returns rejects by reason."""
+    rejects: Counter[str] = Counter()
+    parts = assign_splits(job.fractions, job.seed)
+    uids = set(finished_uids)
+    with (
+        folder.writing(REJECTS_FILE) as path,
+        path.open("wb") as reject_file,
+        progress_bar("Converting", job.scan.num_records, show=progress) as advance,
+    ):
+        for record, outcome in enumerate(outcomes):
+            if isinstance(outcome, InterleavedExample) and outcome.uid in uids:
+                outcome = _duplicate(record, outcome.uid)
+            if outcome is None:
+                next(parts)
+            elif isinstance(outcome, Rejection):
+                rejects[outcome.reason] += 1
+                reject_file.write(_json_line(outcome))
+            else:
+                uids.add(outcome.uid)
+                writers[next(parts)].add(outcome, record=record)
+            advance(1, f"{rejects.total()} rejected")
+        if job.scan.error is not None:
+            raise job.scan.error
+        for writer in writers.values():
+            writer.finish()
+            writer.write_info()
+        tidy(folder, {part: writer.shards for part, writer in writers.items()})
+    return dict(sorted(rejects.items()))
+
+
+def _chunks(records: Iterator[Any], existing: Existing) -> Iterator[list[_Item]]:
+    """Yields chunks of (number, record); records that are already converted become None."""
+    items: Iterator[_Item] = (
+        (number, None if number in existing.records else (record,))
+        for number, record in enumerate(records)
+    )
+    return chunked(items, CHUNK_RECORDS)
+
+
+def _convert_chunk(converter: RecordConverter, chunk: Sequence[_Item]) -> list[Outcome]:
+    return [
+        None if content is None else converter.convert(number, content[0])
+        for number, content in chunk
+    ]
+
+
+def _duplicate(record: int, uid: str) -> Rejection:
+    message = f"a row with the id {uid!r} is already there"
+    return Rejection(record=record, uid=uid, reason=Reason.DUPLICATE_ID, message=message)
+
+
+def _json_line(rejection: Rejection) -> bytes:
+    fields = asdict(rejection)
+    line = {"record": fields["record"], "id": fields["uid"], **fields}
+    del line["uid"]
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _import_path(kind: type[sources.SourceFormat]) -> str:
+    # Built-in formats have the name of the package that exports them, wherever they are defined:
+    # shards of earlier versions hold a hash of it.
+    module = sources.__name__ if kind in sources.BUILT_IN else kind.__module__
+    return f"{module}.{kind.__qualname__}"
