@@ -1,5 +1,6 @@
 """The LightningDataModule: shards to packed micro-batches, resumable at any optimizer step."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
@@ -175,6 +176,14 @@ class MathCanvasDataModule(LightningDataModule):
                 num_ranks=self.num_ranks,
             )
         return self._position
+
+    @property
+    def drawing_size(self) -> tuple[int, int] | None:
+        """Most frequent (width, height) in pixels of the images to draw; None without any."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        for data in self.train_data.datasets:
+            sizes += data.drawing_sizes()
+        return sizes.most_common(1)[0][0] if sizes else None
 
     def total_steps(self, max_epochs: int) -> int:
         """Exact number of optimizer steps of a run; epochs differ by a few steps."""

@@ -117,6 +117,8 @@ class BagelConfig:
     """Side of the ViT position table, in patches."""
     timestep_shift: float = 1.0
     """Timestep shift in config.json. Not used here: training and sampling have their own."""
+    drawing_size: tuple[int, int] | None = None
+    """Width and height in pixels of the drawings that the model was trained on; None if unknown."""
 
     @property
     def latent_dim(self) -> int:
@@ -197,6 +199,8 @@ class BagelConfig:
         vae = bagel.get("vae_config", {})
         if "ch_mult" in vae:
             vae = {**vae, "ch_mult": tuple(vae["ch_mult"])}
+        if bagel.get("drawing_size") is not None:
+            bagel = {**bagel, "drawing_size": tuple(bagel["drawing_size"])}
         own = {f.name for f in fields(cls)} - {"llm", "vit", "vae"}
         return cls(
             llm=LLMConfig.from_file(folder / LLM_FILE),

@@ -91,6 +91,7 @@ class BagelModule(LightningModule):
         self.ema_config = ema
         self.ema_weights: EMAWeights | None = None
         self.config = source.config()
+        self.drawing_size = self.config.drawing_size
         self.model: Bagel | None = None
         self._frozen: dict[str, LatentVAE] = {}  # not a submodule, so not in checkpoints
         self.validation_metrics = torch.nn.ModuleDict()
@@ -136,6 +137,8 @@ class BagelModule(LightningModule):
                 wanted=f"at most the {self.config.llm.vocab_size} ids that the network embeds",
                 remedy="Leave it out to use the tokenizer of the network.",
             )
+        if stage == "fit":
+            self.drawing_size = getattr(data, "drawing_size", None) or self.config.drawing_size
         if stage in ("fit", "validate"):
             sets = getattr(data, "validation_data", ())
             self._make_metrics([found.datasets[0].config.label for found in sets])
@@ -190,7 +193,10 @@ class BagelModule(LightningModule):
 
     def _record(self) -> RunRecord:
         return RunRecord(
-            config=self.config if self.model is None else self.model.config,
+            config=replace(
+                self.config if self.model is None else self.model.config,
+                drawing_size=self.drawing_size,
+            ),
             checkpoint=self.source.checkpoint,
             lora=self.lora,
             ema_decay=None if self.ema_config is None else self.ema_config.decay,

@@ -1,5 +1,6 @@
 """Data sets of a run: indexed, checked and ready for planning."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -12,6 +13,7 @@ from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, buil
 from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
 from mathcanvas_lightning.data.loading.quarantine import TOO_LONG
 from mathcanvas_lightning.data.plan.epoch import PlannedDataset
+from mathcanvas_lightning.data.rows.readers import Role
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.encode import RowSettings
 from mathcanvas_lightning.data.sequence.rng import generator, hash64
@@ -21,6 +23,7 @@ from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.shards import Storage
 
 MAX_LISTED = 10
+_DRAWN = (Role.DRAWN_IMAGE, Role.TARGET_IMAGE)
 MAX_COUNTED_IMAGES = 2**12 - 1
 """Maximum number of images per row in the size computation; it is stored in 12 bits of a key."""
 
@@ -46,6 +49,16 @@ class LoadedDataset:
     def num_indexed(self) -> int:
         """Rows of all files."""
         return self.index.num_rows + len(self.index.left_out)
+
+    def drawing_sizes(self) -> Counter[tuple[int, int]]:
+        """Counts the sizes (width, height) in pixels in which the images to draw are trained."""
+        drawn = self.index.widths_px[np.isin(self.index.roles, _DRAWN)]
+        heights = self.index.heights_px[np.isin(self.index.roles, _DRAWN)]
+        sizes, counts = np.unique(np.stack([drawn, heights], 1), axis=0, return_counts=True)
+        sized: Counter[tuple[int, int]] = Counter()
+        for (width, height), count in zip(sizes.tolist(), counts.tolist(), strict=True):
+            sized[self.settings.vae_transform.output_size(width, height)] += count
+        return sized
 
 
 def index_dataset(

@@ -92,7 +92,7 @@ class RunRecord:
             parts, pattern = sorted(self.lora.parts), self.lora.pattern
             lora = {"rank": self.lora.rank, "alpha": self.lora.alpha, "parts": parts}
             lora["pattern"] = pattern
-        config = asdict(replace(self.config, timestep_shift=1.0))
+        config = asdict(replace(self.config, timestep_shift=1.0, drawing_size=None))
         nested = {"model": config, "lora": lora, "ema": self.ema_decay is not None}
         return dict(_flat("", nested))
 
