@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
-from mathcanvas_lightning.common.paths import is_remote
+from mathcanvas_lightning.common.paths import is_remote, without_query
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.input.images import SourceFiles
 from mathcanvas_lightning.conversion.input.records import fetched, read_records
@@ -162,7 +162,7 @@ def convert_cot(
     fractions = parse_split(split)
     folder = OutputFolder(output)
     with fetched(input) as path, folder.locked():
-        place = input if is_remote(input) else os.fspath(path)
+        place = without_query(input) if is_remote(input) else os.fspath(path)
         format_class = recognise_source(path, place) if source == "auto" else find_source(source)
         converter = RecordConverter(
             source=make_source(format_class, question_prompt),

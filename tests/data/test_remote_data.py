@@ -8,7 +8,7 @@ import pytest
 
 from mathcanvas_lightning.data.loading.loader import WorkerConfig
 from mathcanvas_lightning.errors import StorageError
-from mathcanvas_lightning.storage.shards import StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
 from tests.data.hashes import digest, uids
 from tests.data.make_rows import config, interleaved_shards, module, vlm_file
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server

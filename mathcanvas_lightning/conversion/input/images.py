@@ -1,4 +1,4 @@
-"""The files that a source's records point to: read from one folder, and never from outside it."""
+"""Reads the files that records name: only from below one folder."""
 # Paths are strings here: for small pictures, making Path objects costs more than reading the files.
 # ruff: noqa: PTH114, PTH117, PTH118
 
@@ -6,36 +6,38 @@ import errno
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-import fsspec
-
-from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
 from mathcanvas_lightning.conversion.rejection import Reason, Reject
-from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.errors import InputError, StorageError
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """Reads files by the relative paths that records name; small enough to send to workers."""
+    """Reads files by the relative paths in records; small enough to send to workers."""
 
     root: str
     """A local folder, or the fsspec URL of one."""
+    storage: Storage = field(default_factory=Storage)
+    """Reads remote files."""
 
     def read(self, relative: str, *, max_bytes: int) -> bytes:
         """Reads a whole file.
 
         Args:
             relative: Path below the root, with forward slashes.
-            max_bytes: A larger file is refused unread.
+            max_bytes: Maximum size of the file.
 
         Returns:
             Its bytes.
 
         Raises:
-            Reject: If the path leaves the root, or names nothing that can be read.
-            InputError: If the storage fails, which says nothing about the sample.
+            Reject: If the path leaves the root, or the file is missing, unreadable or too large.
+            InputError: If the storage fails: then the sample may be valid.
         """
         if is_remote(self.root):
             return self._read_remote(relative, max_bytes)
@@ -71,23 +73,19 @@ class SourceFiles:
         inside = posixpath.normpath(relative)
         if posixpath.isabs(relative) or inside.split("/")[0] == ".." or "://" in relative:
             raise _outside(relative)
-        url = f"{self.root.rstrip('/')}/{inside}"
         try:
-            filesystem, path = fsspec.core.url_to_fs(url)
-            with filesystem.open(path, "rb") as file:
-                data: bytes = file.read(max_bytes + 1)
-        except FileNotFoundError:
+            return self.storage.read_bytes(join_path(self.root, inside), max_bytes=max_bytes)
+        except MissingFileError:
             raise _missing(relative) from None
-        except Exception as error:  # every storage has errors of its own
+        except FileTooLargeError as error:
+            raise Reject(Reason.IMAGE_TOO_LARGE, f"{relative!r}: {error.found}") from None
+        except StorageError as error:
             raise InputError(
-                url,
-                found=f"a storage failure ({type(error).__name__}: {error})",
+                error.place,
+                found=error.found,
                 wanted="the file's bytes",
-                remedy="Finished shards stay; run the same command again to go on.",
-            ) from error
-        if len(data) > max_bytes:
-            raise _too_large(relative, len(data), max_bytes)
-        return data
+                remedy="Finished shards are kept; run the same command again to resume.",
+            ) from None
 
 
 def _resolve(root: str, relative: str) -> str:

@@ -1,26 +1,22 @@
-"""The output folder: files appear in it whole or not at all."""
+"""The output folder of a conversion: each file appears in it complete or not at all."""
 
 import contextlib
-import posixpath
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import fsspec
 from filelock import FileLock, Timeout
 
-from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX, written_whole
-from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.common.paths import file_name, is_remote, join_path, local_path
 from mathcanvas_lightning.errors import OutputError
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.retry import MissingFileError
 
 LOCK_FILE = ".conversion.lock"
-ATOMIC_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
-"""Stores where an object appears when its upload is complete."""
 
 
 class OutputFolder:
-    """A local folder, or the fsspec URL of one, addressed by names relative to it.
+    """A local folder, or the fsspec URL of one, whose files are named relative to it.
 
     Args:
         root: Path or URL; made when the first file is written.
@@ -28,17 +24,16 @@ class OutputFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root if is_remote(root) else str(local_path(root))
-        self._remote = is_remote(root)
-        self._fs: Any = fsspec.core.url_to_fs(root)[0] if self._remote else None
+        self._storage = Storage()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other conversions out, and clears away what a killed one left half-written.
+        """Locks the folder against other conversions, and deletes temporary files of killed ones.
 
         Raises:
-            OutputError: If another conversion is at work here.
+            OutputError: If another conversion is writing to it.
         """
-        if self._remote:  # object stores have no locks; uploads are whole anyway
+        if is_remote(self.root):  # object stores have no locks, and no temporary files are left
             yield
             return
         Path(self.root).mkdir(parents=True, exist_ok=True)
@@ -54,77 +49,46 @@ class OutputFolder:
         except Timeout:
             raise OutputError(
                 self.root,
-                found="another conversion at work in this folder",
-                wanted="a folder to oneself",
+                found="another conversion that is writing to this folder",
+                wanted="a folder that no other conversion uses",
                 remedy="Wait for it to end, or choose another --output.",
             ) from None
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A temporary local path; when the block ends well, its file takes the name at once.
+        """Yields a temporary local path; when the block succeeds, the file appears complete.
 
         Args:
-            name: Where the file shall stand, relative to the folder.
-
-        Yields:
-            Where to write it.
+            name: Name of the file, relative to the folder.
         """
-        final = self.path(name)
-        if self._remote:
-            with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
-                temporary = Path(folder, "file")
-                yield temporary
-                self._upload(temporary, final)
-            return
-        with written_whole(Path(final)) as temporary:
+        with self._storage.writing(self.path(name)) as temporary:
             yield temporary
+
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        """Yields a file as a local path, that of a temporary copy if it is remote."""
+        with self._storage.fetched(self.path(name)) as path:
+            yield path
 
     def path(self, name: str) -> str:
         """The full path or URL of a file."""
-        return posixpath.join(self.root, name) if name else self.root
-
-    def open(self, name: str) -> BinaryIO:
-        """Opens a file for reading."""
-        file: BinaryIO = (self._fs.open if self._remote else open)(self.path(name), "rb")
-        return file
+        return join_path(self.root, name) if name else self.root
 
     def files(self, folder: str = "") -> list[str]:
-        """Names of the files directly in a folder, in order; none if there is no folder."""
-        return self._entries(folder, "file")
+        """Names of the files directly in a folder, sorted; empty if there is no folder."""
+        return self._entries(folder, want_folders=False)
 
     def folders(self) -> list[str]:
-        """Names of the folders directly in this one, in order."""
-        return self._entries("", "directory")
+        """Names of the folders directly in this one, sorted."""
+        return self._entries("", want_folders=True)
 
     def remove(self, name: str) -> None:
-        """Deletes a file, if it is there."""
-        if self._remote:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.rm(self.path(name))
-        else:
-            Path(self.path(name)).unlink(missing_ok=True)
+        """Deletes a file, if it exists."""
+        self._storage.remove(self.path(name))
 
-    def _entries(self, folder: str, kind: str) -> list[str]:
-        path = self.path(folder)
-        if not self._remote:
-            found = Path(path).iterdir() if Path(path).is_dir() else ()
-            return sorted(entry.name for entry in found if entry.is_dir() == (kind == "directory"))
-        self._fs.invalidate_cache()
+    def _entries(self, folder: str, *, want_folders: bool) -> list[str]:
         try:
-            entries = self._fs.ls(path, detail=True)
-        except FileNotFoundError:
+            entries = self._storage.list_folder(self.path(folder))
+        except MissingFileError:
             return []
-        names = (posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == kind)
-        return sorted(names)
-
-    def _upload(self, temporary: Path, final: str) -> None:
-        protocols = self._fs.protocol
-        names = {protocols} if isinstance(protocols, str) else set(protocols)
-        if names & ATOMIC_STORES:
-            self._fs.put_file(str(temporary), final)
-            return
-        folder, name = posixpath.split(final)
-        self._fs.makedirs(folder, exist_ok=True)
-        halfway = posixpath.join(folder, f"{TEMPORARY_PREFIX}{name}")
-        self._fs.put_file(str(temporary), halfway)
-        self._fs.mv(halfway, final)
+        return sorted(file_name(e.path) for e in entries if e.is_folder == want_folders)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.common.paths import file_name, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOut, build_index
@@ -21,7 +22,7 @@ from mathcanvas_lightning.data.sequence.rng import generator, hash64
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig, Elements, Ints, longest_lengths
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, DataError
-from mathcanvas_lightning.storage.shards import Storage
+from mathcanvas_lightning.storage.files import Storage
 
 Overlong = Literal["refuse", "quarantine"]
 MAX_LISTED = 10
@@ -53,7 +54,7 @@ class DatasetConfig:
     @property
     def label(self) -> str:
         """Its name."""
-        return self.name or posixpath.splitext(posixpath.basename(self.path.rstrip("/")))[0]
+        return self.name or posixpath.splitext(file_name(self.path))[0]
 
     def check(self) -> None:
         """Checks the numbers.
@@ -240,7 +241,7 @@ def check_mixture(datasets: Sequence[LoadedDataset]) -> None:
         if not len(data.rows):
             reasons = sorted({f"{row.stage}: {row.error}" for row in data.left_out})
             raise DataError(
-                data.config.path,
+                without_query(data.config.path),
                 found=f"no sample among {data.num_indexed} rows "
                 f"({'; '.join(reasons[:3]) or 'its files are empty'})",
                 wanted=f"rows of the format {data.config.format}",
@@ -328,7 +329,7 @@ def _too_long(
         listed = ", ".join(f"{index.uids[row]}: {lengths[row]}" for row in rows[:MAX_LISTED])
         more = f" and {len(rows) - MAX_LISTED} more" if len(rows) > MAX_LISTED else ""
         raise DataError(
-            config.path,
+            without_query(config.path),
             found=f"{len(rows)} of {index.num_rows} samples longer than {limit} tokens "
             f"({listed}{more})",
             wanted=f"at most max_num_tokens_per_sample: {limit}",

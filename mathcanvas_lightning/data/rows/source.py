@@ -1,4 +1,4 @@
-"""Rows by where they stand: shard, row group, row. Lines of a JSON file stand in groups too."""
+"""Reads rows by shard, row group and row; lines of a JSON file are grouped too."""
 
 import dataclasses
 import json
@@ -6,16 +6,15 @@ import posixpath
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.storage.shards import Storage
+from mathcanvas_lightning.storage.files import Storage
 
 LINES_PER_GROUP = 64
 CACHE_BYTES = 256 * 2**20
@@ -27,23 +26,23 @@ class RowGroup:
     """Rows that are read together."""
 
     number: int
-    """Of a Parquet file: from 0. Of a file of JSON lines: the byte where it begins."""
+    """Number of a Parquet row group, from 0; for JSON lines, the byte where the group begins."""
     num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """What a data set's rows are and where its pictures lie; small enough to send to workers."""
+    """Row format and storage of a data set; small enough to send to workers."""
 
     row_format: RowFormat
     storage: Storage
     image_dir: str | None = None
-    """Where the paths of conversations start; None for the folder of their file."""
+    """Folder of the image paths in conversations; None for the folder of their file."""
     limits: ImageLimits = dataclasses.field(default_factory=ImageLimits)
 
     @property
     def suffix(self) -> str:
-        """Of the files."""
+        """End of the file names."""
         return ".jsonl" if self.row_format == "vlm" else ".parquet"
 
     def groups(self, path: str) -> list[RowGroup]:
@@ -54,7 +53,7 @@ class RowSource:
             StorageError: If its server fails.
         """
         if self.row_format == "vlm":
-            return _line_groups(_open(self.storage, path))
+            return _line_groups(self.storage.open(path))
         metadata = self.storage.metadata(path)
         return [
             RowGroup(group, metadata.row_group(group).num_rows)
@@ -69,19 +68,19 @@ class RowSource:
             StorageError: If the server fails.
         """
         if self.row_format == "vlm":
-            return _Lines(_read_lines(_open(self.storage, path), group))
+            return _Lines(_read_lines(self.storage.open(path), group))
         return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
 
     def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
         """One row as a sample.
 
         Raises:
-            NoSampleError: If it is none.
+            NoSampleError: If it is no training sample.
             DataError: If it breaks the format.
         """
-        place = f"{path}, row group {group}, row {row}"
+        place = f"{without_query(path)}, row group {group}, row {row}"
         sample = READERS[self.row_format](rows.row(row, place), place)
-        if sample.uid == place:  # it has no id: name it alike on all machines
+        if sample.uid == place:  # it has no id: the name must be the same on all machines
             return Sample(uid=row_uid(path, group, row), elements=sample.elements)
         return sample
 
@@ -98,31 +97,29 @@ class RowSource:
         """
         if isinstance(element.content, bytes):
             return element.content
-        folder = posixpath.dirname(path) if self.image_dir is None else self.image_dir
+        folder = parent_folder(path) if self.image_dir is None else self.image_dir
         name = posixpath.normpath(element.content)
         if posixpath.isabs(name) or name.split("/")[0] == "..":
             raise DataError(
-                path,
+                without_query(path),
                 found=f"the image path {element.content!r}",
                 wanted="a path below the image folder",
-                remedy="Mend the row, or set image_dir.",
+                remedy="Correct the row, or set image_dir.",
             )
-        return self.storage.read_bytes(
-            f"{folder.rstrip('/')}/{name}", max_bytes=self.limits.max_bytes
-        )
+        return self.storage.read_bytes(join_path(folder, name), max_bytes=self.limits.max_bytes)
 
 
 class Rows(Protocol):
     """Rows that were read together."""
 
     num_bytes: int
-    """Memory that they take."""
+    """Size in memory."""
 
     def row(self, number: int, place: str) -> Mapping[str, Any]:
         """One of them.
 
         Raises:
-            DataError: If it isn't there, or can't be parsed.
+            DataError: If it does not exist, or can't be parsed.
         """
 
 
@@ -154,19 +151,19 @@ class _Lines:
             return row
         raise DataError(
             place,
-            found=f"a line that is no JSON object ({row!s:.80})",
+            found=f"a line that is not a JSON object ({row!s:.80})",
             wanted="one JSON object a line",
-            remedy="Mend the line, or leave it out.",
+            remedy="Correct or remove the line.",
         )
 
 
 def row_uid(path: str, group: int, row: int) -> str:
-    """Names a row without an id: by its file's name, row group, and number in that."""
-    return f"{posixpath.basename(path)}:{group}:{row}"
+    """Id of a row that has none: file name, row group, and number in the row group."""
+    return f"{file_name(path)}:{group}:{row}"
 
 
 class RowCache:
-    """The rows last read, up to a number of bytes."""
+    """The rows that were read last, up to a number of bytes."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -186,27 +183,13 @@ class RowCache:
         return rows
 
 
-def _open(storage: Storage, path: str) -> BinaryIO:
-    if is_remote(path):
-        return BytesIO(storage.read_bytes(path))
-    try:
-        return local_path(path).open("rb")
-    except OSError as error:
-        raise DataError(
-            path,
-            found=str(error.strerror),
-            wanted="a file of JSON lines",
-            remedy="Check the path.",
-        ) from None
-
-
 def _line_groups(file: BinaryIO) -> list[RowGroup]:
-    starts, place = [], 0
+    starts, offset = [], 0
     with file:
         for line in file:
             if line.strip():
-                starts.append(place)
-            place += len(line)
+                starts.append(offset)
+            offset += len(line)
     return [
         RowGroup(starts[first], min(LINES_PER_GROUP, len(starts) - first))
         for first in range(0, len(starts), LINES_PER_GROUP)
@@ -228,7 +211,7 @@ def _read_lines(file: BinaryIO, start: int) -> list[bytes]:
 def _no_row(place: str, num_rows: int) -> DataError:
     return DataError(
         place,
-        found=f"only {num_rows} rows there",
+        found=f"only {num_rows} rows",
         wanted="the row that the index lists",
         remedy="The file has changed: build the index again with tools/build_index.py.",
     )

@@ -22,7 +22,8 @@ import pytest
 
 from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.files import Storage
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -194,7 +195,7 @@ def test_settings_are_checked() -> None:
 
 def test_storage_needs_no_torch() -> None:
     code = (
-        "import sys; import mathcanvas_lightning.storage.shards; "
+        "import sys; import mathcanvas_lightning.storage.files; "
         "assert not {'torch', 'lightning', 's3fs', 'aiohttp'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -603,14 +604,14 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
 
 
 def test_user_options_win() -> None:
-    from mathcanvas_lightning.storage.remote import _filesystem_options
+    from mathcanvas_lightning.storage.remote_files import filesystem_options
 
     options = {
         "config_kwargs": {"read_timeout": 7, "s3": {}},
         "use_listings_cache": True,
         "key": "x",
     }
-    found = _filesystem_options("s3", replace(QUICK, storage_options=options))
+    found = filesystem_options("s3", replace(QUICK, storage_options=options))
     assert found["config_kwargs"]["read_timeout"] == 7
     assert found["config_kwargs"]["connect_timeout"] == QUICK.timeout_s
     assert found["use_listings_cache"] is True
@@ -621,7 +622,7 @@ def test_user_options_win() -> None:
 
 
 def test_cache_keeps_its_size(s3: Remote, table: pa.Table, storage_of: StorageOf) -> None:
-    folder = Path(storage_of(s3)._config.cache_dir or "")
+    folder = Path(storage_of(s3).config.cache_dir or "")
     one = group(table, 1).nbytes
     cap = int(2.6 * one)
     storage = storage_of(s3, max_cache_bytes=cap)
@@ -737,11 +738,11 @@ def test_cache_that_cannot_be_made(
 
 def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Storage(QUICK)._opened.cache.folder == tmp_path / "mathcanvas_lightning" / "shards"
+    assert Storage(QUICK).config.cache_folder == tmp_path / "mathcanvas_lightning" / "shards"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = tmp_path / ".cache" / "mathcanvas_lightning" / "shards"
-    assert Storage(QUICK)._opened.cache.folder == expected
+    assert Storage(QUICK).config.cache_folder == expected
 
 
 # Several processes
