@@ -153,10 +153,10 @@ class Storage:
         remote = self._here().remote
         with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
             copy = Path(folder, unquoted_name(path) or "input")
-            with copy.open("wb") as file:
-                with_retries(
-                    self.config, path, lambda: remote.download(path, file, remote.find_size(path))
-                )
+            copy.touch()
+            with_retries(
+                self.config, path, lambda: remote.download(path, copy, remote.find_size(path))
+            )
             yield copy
 
     @contextlib.contextmanager
@@ -341,12 +341,10 @@ class Storage:
         name = entry_name("parquet", without_query(path), status)
         file = opened.whole.get((path, status)) or opened.cache.find_file(name, status.size_bytes)
         if file is None and fetch:
-
-            def write(temporary: Path) -> None:
-                with temporary.open("r+b") as target:
-                    opened.remote.download(path, target, status.size_bytes)
-
-            file = opened.cache.fetch_file(name, status.size_bytes, write)
+            size = status.size_bytes
+            file = opened.cache.fetch_file(
+                name, size, lambda temporary: opened.remote.download(path, temporary, size)
+            )
         if file is not None:
             opened.whole.put((path, status), file)
         return file

@@ -6,7 +6,7 @@ import posixpath
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 from fsspec.asyn import sync
@@ -106,7 +106,7 @@ class RemoteFiles:
             self._without_ranges.add(url)
             raise
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EBUSY):  # S3: after its end, changed
+            if error.errno not in (errno.EINVAL, errno.EBUSY):  # S3: past the end, changed or busy
                 raise
             raise IncompleteReadError(str(error)) from None
         if len(data) != end - start:
@@ -131,23 +131,27 @@ class RemoteFiles:
                 data = b""
         return data
 
-    def download(self, url: str, file: BinaryIO, size_bytes: int | None) -> None:
-        """Writes a whole file into an open local one.
+    def download(self, url: str, path: Path, size_bytes: int | None) -> None:
+        """Copies a whole file to an existing local one.
 
         Args:
             url: The file.
-            file: Written from its start.
+            path: Where to copy it.
             size_bytes: Expected length; None if unknown.
 
         Raises:
             IncompleteReadError: If another number of bytes is received.
         """
         filesystem, inside = self._locate(url)
-        file.seek(0)
-        filesystem.get_file(inside, file)
-        if size_bytes not in (None, file.tell()):
-            raise IncompleteReadError(f"received {file.tell()} bytes instead of {size_bytes}")
-        file.truncate()
+        if is_http(url):
+            with path.open("r+b") as file:  # keeps the disk space that the cache has reserved
+                filesystem.get_file(inside, file)
+                file.truncate()
+        else:
+            filesystem.get_file(inside, str(path))
+        received = path.stat().st_size
+        if size_bytes not in (None, received):
+            raise IncompleteReadError(f"received {received} bytes instead of {size_bytes}")
 
     def find_size(self, url: str) -> int | None:
         """Length of a file, None if the server does not send it."""
