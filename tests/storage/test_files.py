@@ -186,6 +186,45 @@ def test_listing(tmp_path: Path) -> None:
         storage.list_files(str(tmp_path), suffix=".jpg")
 
 
+def test_listing_follows_links(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    put_names(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "p-1.parquet").write_bytes(b"xy")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "q.parquet").symlink_to(tmp_path / "elsewhere" / "p-1.parquet")
+    (folder / "a" / "up").symlink_to(folder)
+    (tmp_path / "elsewhere" / "round").symlink_to(folder / "a")
+    (tmp_path / "root").symlink_to(folder)
+    for root in (folder, tmp_path / "root"):
+        found = Storage(QUICK).list_statuses(str(root))
+        names = [*(f"link/{name}" for name in ("p-1.parquet",)), "q.parquet", *NAMES]
+        inside = {str(Path(path).relative_to(root)) for path in found}
+        assert inside == {*names, *(f"link/round/{Path(n).name}" for n in NAMES[:2])}
+        assert found[str(root / "link" / "p-1.parquet")].size_bytes == 2
+    (folder / "gone.parquet").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"gone\.parquet: found nothing"):
+        Storage(QUICK).list_statuses(str(folder))
+
+
+def test_writing_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storage = Storage(QUICK)
+    with storage.writing("~/a/b.txt") as path:
+        path.write_text("x")
+        assert not (tmp_path / "a" / "b.txt").exists()
+    with pytest.raises(ValueError, match="stop"), storage.writing("~/a/b.txt") as path:
+        path.write_text("y")
+        raise ValueError("stop")
+    assert storage.read_bytes("~/a/b.txt") == b"x"
+    with storage.fetched(f"file://{tmp_path}/a/b.txt") as path:
+        assert path == tmp_path / "a" / "b.txt"
+    assert [entry.path for entry in storage.list_folder("~/a")] == [f"{tmp_path}/a/b.txt"]
+    for _ in range(2):
+        storage.remove("~/a/b.txt")
+    assert not list((tmp_path / "a").iterdir())
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="timeout_s: found 0; wanted a positive number"):
         StorageConfig(timeout_s=0)
@@ -540,6 +579,91 @@ def test_remote_file_that_changes_between_footer_and_pages(
         storage.metadata(url)
         remote.put("replaced.parquet", (tmp_path / "2.parquet").read_bytes())
         assert storage.read_row_group(url, 2, None).equals(group(table, 2))
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_remote_file_that_changes_without_changing_its_layout(
+    kind: str,
+    remotes: dict[str, Remote],
+    storage_of: StorageOf,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    remote = remotes[kind]
+    remote.proxy.clear()
+    storage = storage_of(remote)
+    url = f"{remote.root}/alike.parquet"
+    tables = [write_shard(tmp_path / f"{seed}.parquet", seed) for seed in (3, 4)]
+    remote.put("alike.parquet", (tmp_path / "3.parquet").read_bytes())
+    assert storage.read_row_group(url, 0, None).equals(group(tables[0], 0))
+    remote.put("alike.parquet", (tmp_path / "4.parquet").read_bytes())
+    assert (tmp_path / "3.parquet").stat().st_size == (tmp_path / "4.parquet").stat().st_size
+    with caplog.at_level(logging.WARNING):
+        assert storage.read_row_group(url, 1, None).equals(group(tables[1], 1))
+    assert len(warnings_of(caplog)) == 1
+    assert storage.read_row_group(url, 0, None).equals(group(tables[1], 0))
+
+
+def test_listing_with_statuses(remote: Remote, storage_of: StorageOf) -> None:
+    folder = f"statuses-{remote.kind}"
+    for number in range(20):
+        remote.put(f"{folder}/{number}.parquet", b"x" * number)
+    storage = storage_of(remote)
+    remote.proxy.clear()
+    found = storage.list_statuses(f"{remote.root}/{folder}")
+    assert [status.size_bytes for status in found.values()] == list(range(20))
+    # Web servers list names only; their files are asked at the same time.
+    assert remote.num_requests("HEAD") == (1 if remote.kind == "s3" else 20)
+    assert found == {url: storage.status(url) for url in found}
+
+
+def test_writing_remote_files(s3: Remote, storage_of: StorageOf) -> None:
+    storage = storage_of(s3)
+    url = f"{s3.root}/written/a#b?.txt"
+    s3.proxy.fault = Fault(status=503, match="PUT", times=2)
+    with storage.writing(url) as path:
+        path.write_bytes(b"x" * 100)
+    assert s3.proxy.num_faults == 2
+    s3.proxy.fault = Fault(cut_after=10, match="GET", times=1)
+    with storage.fetched(url) as path:
+        assert (path.name, path.read_bytes()) == ("a#b?.txt", b"x" * 100)
+    s3.proxy.fault = Fault(status=503, match="DELETE", times=2)
+    storage.remove(url)
+    with pytest.raises(DataError, match="found nothing"):
+        storage.read_bytes(url)
+    storage.remove(url)
+    s3.proxy.fault = Fault(status=503, match="PUT")
+    with pytest.raises(StorageError, match=r"a#b\?\.txt"), storage.writing(url) as path:
+        path.write_bytes(b"x")
+
+
+def test_signatures_stay_secret(
+    remotes: dict[str, Remote],
+    table: pa.Table,
+    storage_of: StorageOf,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    remote = remotes["http"]
+    remote.proxy.clear()
+    storage = storage_of(remote, max_retries=1)
+    url = f"{remote.url}?X-Amz-Signature=secret"
+    assert storage.list_files(url) == [url]
+    with storage.fetched(url) as path:
+        assert path.name == "shard.parquet"
+    for fault in (Fault(status=503), Fault(status=403), Fault(status=404)):
+        remote.proxy.fault = fault
+        for read in (storage.status, storage.read_bytes, storage_of(remote).metadata):
+            with pytest.raises((DataError, StorageError), match="shard") as caught:
+                read(url)
+            assert "secret" not in f"{caught.value}{caplog.text}"
+    remote.proxy.clear()
+    assert storage.read_row_group(url, 1, None).equals(group(table, 1))
+    # Another signature, the same entry of the cache.
+    remote.proxy.clear()
+    other = storage_of(remote).read_row_group(f"{remote.url}?X-Amz-Signature=other", 1, None)
+    assert other.equals(group(table, 1))
+    assert remote.num_requests("GET") == 0
 
 
 def test_small_remote_files(remote: Remote, storage_of: StorageOf) -> None:
