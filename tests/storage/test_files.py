@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.parquet import RangeFile, open_parquet, read_table
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -387,6 +389,24 @@ def test_only_the_wanted_ranges_are_fetched(
     chunks = metadata.row_group(1), metadata.row_group(2)
     whole = sum(chunks[0].column(i).total_compressed_size for i in range(chunks[0].num_columns))
     assert asked == [whole, chunks[1].column(chunks[1].num_columns - 1).total_compressed_size]
+
+
+def test_ranges_are_read_on_the_calling_thread(tmp_path: Path) -> None:
+    """A thread of Arrow's that holds a Python file as the process ends would abort it."""
+    table = write_shard(tmp_path / "shard.parquet")
+    data = (tmp_path / "shard.parquet").read_bytes()
+    readers: list[int] = []
+
+    def read_range(start: int, end: int) -> bytes:
+        readers.append(threading.get_ident())
+        return data[start:end]
+
+    file = RangeFile(read_range, len(data))
+    metadata = open_parquet(file).metadata
+    for names in (None, ["id", "images"]):
+        found = read_table("x", RangeFile(read_range, len(data)), metadata, 1, names)
+        assert found.equals(group(table, 1, names))
+    assert readers == [threading.get_ident()] * 3
 
 
 @pytest.mark.parametrize("length", [1, 100_000])

@@ -1,4 +1,4 @@
-"""Streams the records of a JSON array or of JSON lines; reports malformed JSON with its line."""
+"""Streams the records of a JSON array or of JSON lines; errors give line and column."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 
 @contextlib.contextmanager
 def fetched(source: str) -> Iterator[Path]:
-    """Gives the input as a local file: the file itself, or a temporary copy of a remote one.
+    """Yields a local path of the input; a remote file is copied to a temporary folder.
 
     Args:
         source: A path or an fsspec URL.
@@ -157,5 +157,5 @@ def _broken(place: str, line: int, column: int, reason: str) -> InputError:
         f"{place}:{line}:{column}",
         found=f"malformed JSON ({reason})",
         wanted="a JSON array of objects, or one JSON object a line",
-        remedy="Fix the file and run again; finished shards are kept.",
+        remedy="Fix the file and run again; finished shards stay.",
     )

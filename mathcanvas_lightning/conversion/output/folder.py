@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -65,10 +66,10 @@ class OutputFolder:
             yield temporary
 
     @contextlib.contextmanager
-    def fetched(self, name: str) -> Iterator[Path]:
-        """Yields a file as a local path, that of a temporary copy if it is remote."""
-        with self._storage.fetched(self.path(name)) as path:
-            yield path
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Opens a file for reading, a temporary copy of it if it is remote."""
+        with self._storage.fetched(self.path(name)) as path, path.open("rb") as file:
+            yield file
 
     def path(self, name: str) -> str:
         """The full path or URL of a file."""

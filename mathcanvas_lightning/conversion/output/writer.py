@@ -262,7 +262,7 @@ def read_finished(
     while (name := layout.shard_name(len(found))) in present:
         path = posixpath.join(folder, name)
         try:
-            with output.fetched(path) as local, local.open("rb") as file:
+            with output.open(path) as file:
                 shard = _describe(name, file)
                 # In this thread alone: one of Arrow's that still holds Python's file when the
                 # process ends aborts it.
