@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.conversion.input.records import read_records as read_json
-from mathcanvas_lightning.data.rows.shards import iter_rows, list_shards
+from mathcanvas_lightning.data.rows.shards import iter_rows
 from mathcanvas_lightning.errors import DataError, InputError
+from mathcanvas_lightning.storage.files import Storage
 
 RecordFormat = Literal["json", "jsonl", "csv", "parquet"]
 FORMATS: dict[str, RecordFormat] = {
@@ -43,16 +45,16 @@ def format_of(path: str | Path) -> RecordFormat:
     Raises:
         InputError: If the suffix is none of the known ones.
     """
-    name = Path(path).name
-    suffix = Path(path).suffix.lower()
-    if not name or (suffix not in FORMATS and not Path(path).is_dir()):
+    local = local_path(path)
+    name, suffix = local.name, local.suffix.lower()
+    if not name or (suffix not in FORMATS and not local.is_dir()):
         raise InputError(
             str(path) or "a file of records",
             found=f"the suffix {suffix!r}" if name else "an empty name",
             wanted=f"one of {', '.join(FORMATS)}, or a folder of Parquet shards",
             remedy="Rename or convert the file.",
         )
-    return "parquet" if Path(path).is_dir() else FORMATS[suffix]
+    return "parquet" if local.is_dir() else FORMATS[suffix]
 
 
 def read_records(path: str | Path) -> Iterator[Any]:
@@ -70,7 +72,7 @@ def read_records(path: str | Path) -> Iterator[Any]:
             place that is malformed, with its line where there are lines.
     """
     record_format = format_of(path)
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise _unreadable(path, "nothing")
     return _guarded(path, _READERS[record_format](path))
@@ -146,8 +148,9 @@ def _read_csv(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    for shard in list_shards(path):
-        yield from iter_rows(shard)
+    storage = Storage()
+    for shard in storage.list_files(str(path)):
+        yield from iter_rows(shard, storage)
 
 
 _READERS: dict[RecordFormat, Callable[[Path], Iterator[Any]]] = {
@@ -290,7 +293,9 @@ def _is_same(one: Any, other: Any) -> bool:
 def _schema_of(like: str | Path | None) -> pa.Schema:
     if like is None or format_of(like) != "parquet":
         return pa.schema([])
-    return pq.read_schema(list_shards(Path(like))[0])
+    storage = Storage()
+    with storage.fetched(storage.list_files(str(like))[0]) as shard:
+        return pq.read_schema(shard)
 
 
 def _spooled(

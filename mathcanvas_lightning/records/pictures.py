@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mathcanvas_lightning.common.paths import is_remote, plain_path
+from mathcanvas_lightning.common.paths import is_remote, join_path, without_query
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.errors import DataError, StorageError
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
 if TYPE_CHECKING:  # records are checked with the functions of this file
     from mathcanvas_lightning.records.record import Record
@@ -105,7 +106,7 @@ def load_pictures(
         try:
             located = locate_picture(reference, base)
             if isinstance(located, str):
-                name = f"{name} ({located})"
+                name = f"{name} ({without_query(located)})"
                 located = _read(located, limits.max_bytes)
             check_image(located, limits, depth=depth)
         except PictureError as error:
@@ -171,18 +172,17 @@ def _embedded(text: str, path: str) -> bytes:
 def _join(base: str, reference: str) -> str:
     if is_remote(reference):
         return reference
-    reference = plain_path(reference)
+    reference = reference.removeprefix("file://")
     if is_remote(base):
-        return f"{base.rstrip('/')}/{reference.lstrip('/')}"
-    # Not Path, which takes longer than the look at the disk does.
-    return os.path.join(plain_path(base), reference)  # noqa: PTH118
+        reference = reference.lstrip("/")
+    return join_path(base, reference)
 
 
 def _is_file(path: str) -> bool:
     if len(path) > MAX_PATH_CHARACTERS:
         return False
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - see _join
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - much faster than Path
     except (OSError, ValueError):  # ValueError: a NUL or half a surrogate pair in the name
         return False
 
@@ -205,25 +205,18 @@ def _begins_image(data: bytes) -> bool:
 
 def _read(location: str, max_bytes: int) -> bytes:
     """All bytes of a file, or the first of one that is too large."""
-    storage = _storage()
     try:
-        return storage.read_bytes(location, max_bytes=max_bytes)
+        return _storage().read_bytes(location, max_bytes=max_bytes)
+    except MissingFileError as error:
+        raise PictureError(MISSING, f"found {error.found}") from None
+    except FileTooLargeError as error:
+        raise PictureError(TOO_LARGE, f"found {error.found}") from None
     except DataError as error:
-        kind = _kind(storage, location, max_bytes)
-        raise PictureError(kind, f"found {error.found}") from None
+        raise PictureError(UNREADABLE, f"found {error.found}") from None
     except StorageError as error:
         raise PictureError(UNREADABLE, f"found {error.found}") from None
 
 
-def _kind(storage: Storage, location: str, max_bytes: int) -> str:
-    """Why a file could not be read."""
-    try:
-        size = storage.status(location).size_bytes
-    except (DataError, StorageError):
-        return MISSING
-    return TOO_LARGE if size > max_bytes else UNREADABLE
-
-
 @cache
 def _storage() -> Storage:
-    return Storage(StorageConfig())
+    return Storage()

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.rows.readers import IMAGE_MARK
 from mathcanvas_lightning.data.rows.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
@@ -48,7 +49,7 @@ class RecordInput:
     @property
     def label(self) -> str:
         """What the ids of its records begin with."""
-        path = Path(self.path)
+        path = local_path(self.path)
         return self.name or (path.name if path.is_dir() else path.stem)
 
     @property
@@ -59,9 +60,9 @@ class RecordInput:
     @property
     def output_path(self) -> Path:
         """Where its records go with their answers."""
-        path = Path(self.path)
+        path = local_path(self.path)
         if self.output is not None:
-            return Path(self.output)
+            return local_path(self.output)
         if path.is_dir():
             return path.with_name(f"{path.name}_answers.parquet")
         is_known = self.reader is None or path.suffix.lower() in FORMATS
@@ -71,7 +72,7 @@ class RecordInput:
     @property
     def image_base(self) -> str:
         """Where picture paths start."""
-        path = Path(self.path)
+        path = local_path(self.path)
         return self.image_base_path or str(path if path.is_dir() else path.parent)
 
 

@@ -10,7 +10,7 @@ from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.storage.shards import StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
 
 Overlong = Literal["refuse", "quarantine"]
 MAX_WORKERS = 8
@@ -40,7 +40,7 @@ class DatasetConfig:
     @property
     def label(self) -> str:
         """The name, or the last part of the path."""
-        return self.name or posixpath.splitext(posixpath.basename(self.path.rstrip("/")))[0]
+        return self.name or posixpath.splitext(file_name(self.path))[0]
 
     def check(self) -> None:
         """Checks the numbers.
