@@ -3,8 +3,8 @@
 import argparse
 import ast
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -43,6 +43,8 @@ class Command:
     """Parameters given without their name."""
     lists: frozenset[str] = frozenset()
     """Parameters that take any number of words."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the command that differ from those of the function."""
 
 
 COMMANDS = {
@@ -97,6 +99,7 @@ COMMANDS = {
         example="--backend vllm --model_path SmolLM2 --tensor_parallel_size 1 --max_model_len 2048"
         " --text_only_input questions.jsonl --text_only_output answers.jsonl",
         show=display.show_predictions,
+        defaults={"tensor_parallel_size": 4},
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
@@ -238,6 +241,7 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
         )
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
+    parser.set_defaults(dict(command.defaults))
     return parser
 
 

@@ -16,6 +16,7 @@ from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
 from mathcanvas_lightning.generation.bagel import requests as bagel_requests
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
+from mathcanvas_lightning.generation.bagel.contexts import Prefiller
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.problem import Answer, Step
 from mathcanvas_lightning.generation.requests import (
@@ -230,7 +231,7 @@ def test_understanding_needs_one_context() -> None:
     for mode, rows in (("understanding", 1), ("interleaved", 3)):
         made = backend(mode=mode, max_batch_size=1)
         made.start()
-        assert len(made._running()._cache.keys[0]) == rows
+        assert made.generator.cache.num_rows == rows
 
 
 def test_what_decides_its_answers_is_told() -> None:
@@ -269,9 +270,9 @@ def test_an_error_of_the_model_ends_the_run(
 ) -> None:
     made = backend()
     made.start()
-    generator = made._running()
+    generator = made.generator
     with monkeypatch.context() as patch:
-        patch.setattr(generator._reader, "read", raises(error))
+        patch.setattr(Prefiller, "prefill", raises(error))
         made.submit([ask("a", "?", n=2), ask("b", "?")])
         with pytest.raises(BackendError, match=f"(?s){found}.*max_batch_size") as raised:
             made.collect()
@@ -351,7 +352,7 @@ def test_reason_can_be_asked_again_after_an_interrupt(
     sampling = Sampling(temperature=1.0, max_tokens=8, seed=3)
     wanted = bagel.reason("Go on", sampling=sampling)
     with monkeypatch.context() as patch:
-        patch.setattr(bagel._running(), "_choose", raises(KeyboardInterrupt()))
+        patch.setattr(bagel.generator, "choose", raises(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             bagel.reason("Go on", sampling=sampling)
     assert bagel.reason("Go on", sampling=sampling) == wanted

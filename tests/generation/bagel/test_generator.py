@@ -28,6 +28,7 @@ from tests.generation.drawing import (
     SIZES,
     Script,
     generator,
+    grouped,
     low_default,
     parts,
     picture,
@@ -326,7 +327,7 @@ def test_without_guidance_there_is_one_context() -> None:
     for scales, rows in ({"text_scale": 1.0}, 1), ({"image_scale": 1.0}, 2), ({}, 3):
         config = InterleavedConfig(drawing=DrawingConfig(num_timesteps=3, **scales))
         running = generator(Script(texts), config, max_batch_size=1)
-        assert len(running._cache.keys[0]) == rows
+        assert running.cache.num_rows == rows
         assert kinds(running.run([problem])[0])[1] == (1, "drawing")
 
 
@@ -377,10 +378,10 @@ def test_problems_that_cannot_be_answered(tmp_path: Any) -> None:
 def test_pictures_beyond_the_position_tables() -> None:
     large = ImageTransform(max_image_size=512, min_image_size=512)
     for options in ({"vae_transform": large}, {"vit_transform": large}):
-        running = InterleavedGenerator(*parts(), **(SIZES | options), max_context_tokens=4000)
+        running = generator(choose_tokens, **options, max_context_tokens=4000)
         with pytest.raises(InputError, match="position table"):
             running.submit(Problem(uid="a", inputs=(picture(0, 512, 512),)))
-    running = InterleavedGenerator(*parts(), **SIZES, max_context_tokens=4000)
+    running = generator(choose_tokens, max_context_tokens=4000)
     with pytest.raises(InputError, match="512 x 512"):  # the size without a picture
         running.submit(Problem(uid="a", inputs=("Draw",), mode="image"))
 
@@ -468,7 +469,7 @@ def test_a_trainers_precision_does_not_reach_the_model(precision: Any) -> None:
 def test_no_row_is_forgotten_where_a_layout_is_used_again() -> None:
     running = generator(Script({}), max_batch_size=1)
     running.run([Problem(uid=uid, inputs=("Draw",), mode="image") for uid in "ab"])
-    cache = running._cache
+    cache = running.cache
     with torch.inference_mode():
         for row in range(3):
             assert cache.keys[0][row].any()
@@ -480,7 +481,7 @@ def test_memory_that_pytorch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatc
     for name, amount in (("mem_get_info", (10, 99)), ("memory_reserved", 7)):
         monkeypatch.setattr(torch.cuda, name, lambda device, amount=amount: amount)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4)
-    assert interleaved._free_bytes(torch.device("cuda")) == 10 + 7 - 4
+    assert interleaved.free_bytes(torch.device("cuda")) == 10 + 7 - 4
 
 
 def test_guidance_beyond_the_generators_contexts() -> None:
@@ -498,7 +499,7 @@ def test_what_breaks_one_problem_does_not_reach_the_next() -> None:
     running.submit(problems()[0])
     running.advance()
     with torch.inference_mode():
-        for tensor in running._cache.values:
+        for tensor in running.cache.values:
             tensor[0, :, :60] = torch.nan
     answers = []
     for problem in problems()[1:3]:
@@ -518,8 +519,7 @@ def test_low_precision() -> None:
         tokenizer,
         config=InterleavedConfig(drawing=FAST),
         choose=Script(ANSWERS),
-        max_context_tokens=400,
-        **SIZES,
+        **grouped({"max_context_tokens": 400, **SIZES}),
     )
     answers = low.run(problems())
     assert {answer.finish_reason for answer in answers} == {"stop"}

@@ -84,7 +84,7 @@ def test_reading_equals_the_training_forward(kinds: list[list[str]], at_once: bo
     rows = [Context(row=2 * i) for i in range(len(items))]
     entries = [(item, [rows[i]]) for i, own in enumerate(items) for item in own]
     passes = [entries] if at_once else [[entry] for entry in entries]
-    found = [hidden for entry in passes for hidden in desk.reader.read(entry)]
+    found = [hidden for entry in passes for hidden in desk.prefiller.prefill(entry)]
     hidden, batch = uncached(items, desk)
     und = torch.cat([batch.text_indexes, batch.vit_indexes]).sort().values
     torch.testing.assert_close(torch.cat([und for und, _ in found]), hidden[und], **CLOSE)
@@ -105,7 +105,7 @@ def test_token_by_token_equals_the_training_forward(rows: list[Any], order: Any)
     places = order.sample(range(12), len(rows))
     contexts = [Context(row=place) for place in sorted(places)]
     prompts = [make(kind, desk, i) for i, (kind, _) in enumerate(rows)]
-    desk.reader.read([(item, [c]) for item, c in zip(prompts, contexts, strict=True)])
+    desk.prefiller.prefill([(item, [c]) for item, c in zip(prompts, contexts, strict=True)])
     texts = [desk.maker.text("x" * count) for _, count in rows]
     ids = [
         [tokenizer.special.bos, *item.content.text_ids[0], tokenizer.special.eos] for item in texts
@@ -129,9 +129,9 @@ def test_reading_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = studio()
     items = [make(kind, desk, i) for i, kind in enumerate(["long", "large", "short", "small"])]
     whole, parted = Context(row=0), Context(row=1)
-    together = desk.reader.read([(item, [whole]) for item in items])
-    monkeypatch.setattr(contexts_module, "MAX_READ_TOKENS", 20)
-    apart = desk.reader.read([(item, [parted]) for item in items])
+    together = desk.prefiller.prefill([(item, [whole]) for item in items])
+    monkeypatch.setattr(contexts_module, "MAX_PREFILL_TOKENS", 20)
+    apart = desk.prefiller.prefill([(item, [parted]) for item in items])
     assert len(together) == 1 < len(apart)
     for expert in (0, 1):
         states = [torch.cat([own[expert] for own in passes]) for passes in (together, apart)]
@@ -158,11 +158,11 @@ def test_long_texts_attend_piece_by_piece(most: int, monkeypatch: pytest.MonkeyP
     hidden, batch = uncached([items], desk)
     monkeypatch.setattr(kv_cache, "MAX_CAUSAL", most)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-    [(und, _)] = desk.reader.read([(item, [Context(row=5)]) for item in items[:1]])
+    [(und, _)] = desk.prefiller.prefill([(item, [Context(row=5)]) for item in items[:1]])
     num_layers = model.config.llm.num_hidden_layers
     assert sum(mask is None for mask in masks) == num_layers
     context = Context(row=2)
-    found = desk.reader.read([(item, [context]) for item in items])
+    found = desk.prefiller.prefill([(item, [context]) for item in items])
     wanted = hidden[torch.cat([batch.text_indexes, batch.vit_indexes]).sort().values]
     torch.testing.assert_close(torch.cat([und for und, _ in found]), wanted, **CLOSE)
     torch.testing.assert_close(und, wanted[: len(und)], **CLOSE)
@@ -176,7 +176,7 @@ def test_an_image_is_encoded_once_for_all_contexts(monkeypatch: pytest.MonkeyPat
     real = vae.moments
     monkeypatch.setattr(vae, "moments", lambda x: encoded.append(len(x)) or real(x))
     contexts = [Context(row=i) for i in range(3)]
-    desk.tell(contexts, desk.maker.image(picture(0)), desk.maker.text("see"))
+    desk.prefill(contexts, desk.maker.image(picture(0)), desk.maker.text("see"))
     assert encoded == [1]
     assert contexts[0].length == contexts[1].length + contexts[2].length
     assert contexts[0].position == contexts[1].position + contexts[2].position

@@ -10,7 +10,7 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.bagel import text_steps
 from mathcanvas_lightning.generation.bagel.text_steps import (
     TextConfig,
-    TokenDraw,
+    TokenChoice,
     choose_tokens,
     sample,
 )
@@ -19,9 +19,9 @@ from tests.generation.drawing import low_default
 FLOATS = st.floats(-8, 8, width=32)
 
 
-def draws(*rows: tuple[float, float, float]) -> list[TokenDraw]:
+def draws(*rows: tuple[float, float, float]) -> list[TokenChoice]:
     return [
-        TokenDraw(uid="a", step=1, index=0, uniform=u, config=TextConfig(temperature=t, top_p=p))
+        TokenChoice(uid="a", step=1, index=0, uniform=u, config=TextConfig(temperature=t, top_p=p))
         for t, p, u in rows
     ]
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
+from mathcanvas_lightning.generation.backends.gpus import share_of_gpus
 from mathcanvas_lightning.generation.backends.vllm import backend as vllm_backend
 from mathcanvas_lightning.generation.backends.vllm.backend import (
     VLLMBackend,
-    find_cause,
     find_model,
-    find_remedy,
 )
-from mathcanvas_lightning.generation.backends.vllm.engine import Fault, Ready, share_of_gpus
+from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
+from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready
 from mathcanvas_lightning.generation.requests import GenerationResponse, Output
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, child_processes
@@ -97,7 +97,7 @@ def test_adapters_get_room_for_their_rank(
 ) -> None:
     folder = tmp_path_factory.mktemp("adapter")
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    room = vllm_backend._lora_arguments(str(folder))["max_lora_rank"]
+    room = vllm_backend.lora_arguments(str(folder))["max_lora_rank"]
     assert rank <= room
     assert not [size for size in vllm_backend.LORA_RANKS if rank <= size < room]
 
@@ -106,7 +106,7 @@ def test_launchers_variables_are_kept_from_the_engine() -> None:
     kept = {"HOME": "/h", "CUDA_VISIBLE_DEVICES": "2", "VLLM_LOGGING_LEVEL": "INFO", "RANKS": "1"}
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK ROLE_NAME NODE_RANK MASTER_ADDR"
     names += " MASTER_PORT TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RUN_ID"
-    found = vllm_backend._environment({**kept, **dict.fromkeys(names.split(), "1")})
+    found = vllm_backend.engine_environment({**kept, **dict.fromkeys(names.split(), "1")})
     assert found == {"VLLM_NO_USAGE_STATS": "1", **kept}
 
 
@@ -124,12 +124,12 @@ def faulty(descriptor: int) -> None:
     connection = Connection(descriptor)
     settings = connection.recv()
     if settings.arguments["dtype"] == "never":
-        connection.send(Fault("ValueError: CUDA out of memory"))
+        connection.send(EngineFailure("ValueError: CUDA out of memory"))
         return
     connection.send(Ready())
     first, _ = connection.recv(), connection.recv()
     connection.send(GenerationResponse(uid=first.uid, outputs=(Output(text="fine"),)))
-    connection.send(Fault("KeyError: 'lost'"))
+    connection.send(EngineFailure("KeyError: 'lost'"))
 
 
 LIFE = 15
