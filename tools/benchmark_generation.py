@@ -106,9 +106,9 @@ class Bench:
     def ours(self, count: int, batch_size: int, reuse: FeatureCache | None) -> list[list[Any]]:
         """Answers of the library."""
 
-        def choose(logits: Tensor, draws: Sequence[TokenChoice]) -> list[int]:
-            choose_tokens(logits, draws)
-            return [self.scripted(draw.step, draw.index) for draw in draws]
+        def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+            choose_tokens(logits, choices)
+            return [self.scripted(choice.step, choice.index) for choice in choices]
 
         drawing = DrawingConfig(num_timesteps=self.options.timesteps, feature_cache=reuse)
         generator = InterleavedGenerator(

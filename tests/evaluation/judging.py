@@ -34,8 +34,8 @@ class MarkedBackend(EchoBackend):
 
     def collect(self) -> list[GenerationResponse]:
         """Answers all that wait, the last one first."""
-        waiting = list(self._waiting)[::-1]
-        self._waiting.clear()
+        waiting = list(self.waiting)[::-1]
+        self.waiting.clear()
         return [self._answer(request) for request in waiting]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A small random model that writes and draws, and scripts for what it writes."""
+"""A small random model that writes and draws, and scripts for its texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,24 +146,24 @@ class Script:
         self._texts, self._length = texts, length
         self.chosen: dict[tuple[str, int], list[int]] = {}
 
-    def __call__(self, logits: Tensor, draws: Sequence[TokenChoice]) -> list[int]:
-        sampled = choose_tokens(logits, draws)
-        return [self._next(*pair) for pair in zip(draws, sampled, strict=True)]
+    def __call__(self, logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+        sampled = choose_tokens(logits, choices)
+        return [self._next(*pair) for pair in zip(choices, sampled, strict=True)]
 
-    def _next(self, draw: TokenChoice, sampled: int) -> int:
+    def _next(self, choice: TokenChoice, sampled: int) -> int:
         _, _, tokenizer = parts()
         special = tokenizer.special
         actions = {"draw": special.start_of_image, "write": special.bos}
-        text, action = self._texts[draw.uid][draw.step - 1]
+        text, action = self._texts[choice.uid][choice.step - 1]
         ids = None if text is None else tokenizer.encode(text)
         length = self._length if ids is None else len(ids)
-        if draw.index < length:
-            token = sampled if ids is None else ids[draw.index]
+        if choice.index < length:
+            token = sampled if ids is None else ids[choice.index]
             token = tokenizer.encode("x")[0] if token == special.eos else token
         else:
             last = actions.get(action, special.end_of_text)
-            token = special.eos if draw.index == length else last
-        self.chosen.setdefault((draw.uid, draw.step), []).append(token)
+            token = special.eos if choice.index == length else last
+        self.chosen.setdefault((choice.uid, choice.step), []).append(token)
         return token
 
 

@@ -1,4 +1,4 @@
-"""A chat server that answers at once, or goes wrong in the way that a question is planned to.
+"""A chat server that answers at once, or fails in the way that is planned for a question.
 
 Needs the standard library alone; as a program it stands for a real server's command.
 """

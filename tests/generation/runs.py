@@ -1,4 +1,4 @@
-"""Predict runs of the tests: records, and runs over them in this process or in another."""
+"""Predict runs for tests: records, and runs over them in this process or in another."""
 
 import json
 import subprocess

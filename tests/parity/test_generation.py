@@ -1,4 +1,4 @@
-"""Texts, drawings and chains of both equal the reference's."""
+"""Texts, drawings and chains equal those of the reference."""
 
 import json
 from collections.abc import Sequence
@@ -199,7 +199,7 @@ def same_pixels(found: Any, wanted: Tensor) -> None:
     assert (difference > 0).mean() <= 1e-3
 
 
-def test_there_is_something_to_compare() -> None:
+def test_golden_files_exist() -> None:
     """Each file of cases has some of a kind that is compared below."""
     files = {case.file for case in CASES}
     if not files:
@@ -283,12 +283,12 @@ def test_chain_by_the_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     given = [*tokenizer.encode(given_text), special.eos, special.start_of_image]
     logits = []
 
-    def choose(rows: Tensor, draws: Sequence[TokenChoice]) -> list[int]:
-        assert len(rows) == len(draws) == 1
-        if draws[0].step == 1:
-            return [given[draws[0].index]]
+    def choose(rows: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+        assert len(rows) == len(choices) == 1
+        if choices[0].step == 1:
+            return [given[choices[0].index]]
         logits.append(rows[0])
-        return choose_tokens(rows, draws)
+        return choose_tokens(rows, choices)
 
     noise = case.result("init_noise")
     monkeypatch.setattr(image_steps, "initial_noise", lambda *key: noise)

@@ -112,7 +112,8 @@ class EchoBackend:
     def __init__(self, model_name: str = "echo", max_pending: int = 64) -> None:
         self._model_name = model_name
         self._max_pending = max_pending
-        self._waiting: deque[GenerationRequest] = deque()
+        self.waiting: deque[GenerationRequest] = deque()
+        """Pending requests, the oldest first."""
 
     @property
     def model_name(self) -> str:
@@ -132,24 +133,24 @@ class EchoBackend:
     @property
     def num_pending(self) -> int:
         """Number of requests that were submitted but not yet collected."""
-        return len(self._waiting)
+        return len(self.waiting)
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
         """Does nothing: there is no model to load."""
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue."""
-        self._waiting.extend(requests)
+        self.waiting.extend(requests)
 
     def collect(self) -> list[GenerationResponse]:
         """Answers all pending requests."""
-        responses = [_echo(request) for request in self._waiting]
-        self._waiting.clear()
+        responses = [_echo(request) for request in self.waiting]
+        self.waiting.clear()
         return responses
 
     def close(self) -> None:
         """Drops all pending requests."""
-        self._waiting.clear()
+        self.waiting.clear()
 
 
 def _echo(request: GenerationRequest) -> GenerationResponse:

@@ -1,4 +1,4 @@
-"""Times, guidance and extrapolation of drawings."""
+"""Timesteps, guidance and extrapolation of drawings."""
 
 from itertools import pairwise
 from typing import Any
@@ -47,7 +47,7 @@ def test_branches() -> None:
     assert DrawingConfig(text_scale=1.0, image_scale=9.0).num_branches(0.5) == 1
 
 
-def test_ends_of_the_interval_are_compared_as_times_are() -> None:
+def test_the_interval_is_compared_in_float32() -> None:
     """In float32, where 0.4 and 0.6 are a little more than in double precision."""
     config = DrawingConfig(num_timesteps=6, timestep_shift=1.0, interval=(0.4, 0.6))
     assert [round(t, 6) for t in config.times()] == [1, 0.8, 0.6, 0.4, 0.2, 0]
@@ -117,7 +117,7 @@ def test_extrapolation_is_exact_for_polynomials(
     assert found == pytest.approx(polynomial(time), abs=1e-4)
 
 
-def test_noise_is_that_of_its_key() -> None:
+def test_noise_depends_only_on_its_key() -> None:
     noise = initial_noise(2, 3, 4, 0, "a", 1)
     assert noise.shape == (6, 4)
     assert torch.equal(noise, initial_noise(2, 3, 4, 0, "a", 1))

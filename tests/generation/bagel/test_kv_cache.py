@@ -1,4 +1,4 @@
-"""Cached attention computes what one pass over the whole sequence computes."""
+"""Cached attention gives the same results as one pass over the whole sequence."""
 
 from dataclasses import replace
 from itertools import zip_longest
@@ -78,7 +78,7 @@ def uncached(items: list[list[Item]], desk: Studio) -> tuple[Tensor, PackedBatch
 @torch.inference_mode()
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.lists(KINDS, min_size=1, max_size=4), min_size=1, max_size=3), st.booleans())
-def test_reading_equals_the_training_forward(kinds: list[list[str]], at_once: bool) -> None:
+def test_prefill_equals_the_training_forward(kinds: list[list[str]], at_once: bool) -> None:
     desk = studio()
     items = [[make(k, desk, 10 * i + j) for j, k in enumerate(own)] for i, own in enumerate(kinds)]
     rows = [Context(row=2 * i) for i in range(len(items))]
@@ -125,7 +125,7 @@ def test_token_by_token_equals_the_training_forward(rows: list[Any], order: Any)
 
 
 @torch.inference_mode()
-def test_reading_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = studio()
     items = [make(kind, desk, i) for i, kind in enumerate(["long", "large", "short", "small"])]
     whole, parted = Context(row=0), Context(row=1)
@@ -183,7 +183,7 @@ def test_an_image_is_encoded_once_for_all_contexts(monkeypatch: pytest.MonkeyPat
 
 
 @torch.inference_mode()
-def test_tokens_grow_in_place() -> None:
+def test_tokens_are_written_in_place() -> None:
     desk = studio()
     model = parts()[0]
     addresses = [tensor.data_ptr() for tensor in desk.cache.keys + desk.cache.values]
@@ -197,7 +197,7 @@ def test_tokens_grow_in_place() -> None:
     assert keys[[0, 1, 2, 4]].eq(0).all()
 
 
-def test_a_span_beyond_the_end_is_our_mistake() -> None:
+def test_a_span_beyond_the_capacity_is_an_assertion() -> None:
     desk = studio(capacity=4)
     tokens = CachedTokens(desk.cache, [Span(row=0, start=3, length=2, position=0, kind="text")])
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""Journals: whole lines only, the last word on each record, linear cost."""
+"""Journals: complete lines, the latest entry of each record, linear cost."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def texts(folder: Path) -> dict[str, list[str]]:
         return {uid: read(entry)["texts"] for (uid, _), entry in read_journal(folder).items()}
 
 
-def test_a_line_says_all() -> None:
+def test_a_line_contains_all_fields() -> None:
     sampling = Sampling(temperature=0.5, stop=("x",))
     request = GenerationRequest(
         uid="in:7", messages=(Message(role="user", parts=("?",)),), sampling=sampling
@@ -82,13 +82,13 @@ def test_a_line_says_all() -> None:
     assert maker == origin_of("m", {"a": 1}, vars(sampling))
 
 
-def test_texts_come_back(tmp_path: Path) -> None:
+def test_texts_are_read_back(tmp_path: Path) -> None:
     said = ['quote " and \\', "two\nlines", "ünï ☃ \u2028 \x00", ""]
     write(tmp_path, *(line(str(n), text) for n, text in enumerate(said)))
     assert texts(tmp_path) == {str(n): [text] for n, text in enumerate(said)}
 
 
-def test_the_last_word_wins(tmp_path: Path) -> None:
+def test_the_last_line_counts(tmp_path: Path) -> None:
     write(tmp_path, line("a", "old"), line("a", "new"), line("b", None))
     write(tmp_path, line("b", "answered", time=0.5), rank=1)  # whatever its clock says
     assert texts(tmp_path) == {"a": ["new"], "b": ["answered"]}
@@ -100,14 +100,14 @@ def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:
     assert texts(tmp_path) == {"a": ["yes"], "b": ["found"]}
 
 
-def test_a_record_that_has_changed_begins_anew_and_may_change_back(tmp_path: Path) -> None:
+def test_changed_records_are_new_and_may_change_back(tmp_path: Path) -> None:
     write(tmp_path, line("a", "yes"), line("a", None, digest="other"))
     found = read_journal(tmp_path)
     assert found["a", "other"].failure == "timeout"
     assert found["a", "d"].failure is None
 
 
-def test_makers() -> None:
+def test_origins_are_compared() -> None:
     made = origin_of("m", {}, {"temperature": 0})
     assert made == origin_of("m", {}, vars(Sampling()))  # 0 is 0.0, and absent ones are defaults
     others = [
@@ -146,14 +146,14 @@ def largest_file(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_one_writer_a_file(tmp_path: Path) -> None:
+def test_one_writer_per_file(tmp_path: Path) -> None:
     with JournalWriter(tmp_path, 0), pytest.raises(OutputError, match="another run"):
         JournalWriter(tmp_path, 0)
     JournalWriter(tmp_path, 0).close()
 
 
 @pytest.mark.parametrize("num_lost", [1, 7, 40])
-def test_a_torn_line_counts_as_never_written(tmp_path: Path, num_lost: int) -> None:
+def test_an_incomplete_line_is_ignored(tmp_path: Path, num_lost: int) -> None:
     write(tmp_path, line("a"), line("b"))
     path = tmp_path / "rank0.jsonl"
     path.write_bytes(path.read_bytes()[:-num_lost])
@@ -163,7 +163,7 @@ def test_a_torn_line_counts_as_never_written(tmp_path: Path, num_lost: int) -> N
     assert all(json.loads(one) for one in path.read_text().splitlines())
 
 
-def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
+def test_an_incomplete_line_longer_than_a_block(tmp_path: Path) -> None:
     write(tmp_path, line("a"), line("b", "x" * 200_000))
     path = tmp_path / "rank0.jsonl"
     path.write_bytes(path.read_bytes()[:-2])
@@ -171,7 +171,7 @@ def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
     assert set(texts(tmp_path)) == {"a", "c"}
 
 
-def test_damage_in_the_middle_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_lines_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, line("a"), line("b"), line("c"))
     path = tmp_path / "rank0.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Requests to a chat server that goes wrong in every way, and to a real one."""
+"""Requests to a chat server that fails in every way, and to a real one."""
 
 import contextlib
 import json
@@ -80,7 +80,7 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
-def test_many_are_answered_a_few_at_a_time() -> None:
+def test_concurrency_is_limited() -> None:
     with (
         chat_server(ChatServer(delay_s=0.1)) as chat,
         backend(chat, max_concurrency=7) as made,
@@ -132,7 +132,7 @@ def test_several_outputs_and_pictures() -> None:
     ],
     ids=named,
 )
-def test_what_may_pass_is_tried_again(fault: ServerFault) -> None:
+def test_transient_failures_are_retried(fault: ServerFault) -> None:
     with (
         chat_server(ChatServer(plans={"bad": [fault, fault]})) as chat,
         backend(chat, timeout_s=0.3) as made,
@@ -170,7 +170,9 @@ def test_what_may_pass_is_tried_again(fault: ServerFault) -> None:
     ],
     ids=named,
 )
-def test_failures_are_told(fault: ServerFault, kind_wanted: str, tries: int, words: str) -> None:
+def test_failures_are_reported(
+    fault: ServerFault, kind_wanted: str, tries: int, words: str
+) -> None:
     with (
         chat_server(ChatServer(plans={"bad": [fault] * 9})) as chat,
         backend(chat, timeout_s=0.3) as made,
@@ -184,7 +186,7 @@ def test_failures_are_told(fault: ServerFault, kind_wanted: str, tries: int, wor
         assert chat.tries["bad"] == tries
 
 
-def test_a_broken_picture_fails_alone() -> None:
+def test_a_broken_picture_fails_only_its_request() -> None:
     with chat_server(ChatServer()) as chat, backend(chat) as made:
         broken = Picture(b"GIF89a", place="drawing.gif")
         responses = answers(made, ask("see", broken), ask("good"))
@@ -195,7 +197,7 @@ def test_a_broken_picture_fails_alone() -> None:
         assert chat.tries == {"good": 1}
 
 
-def test_others_go_on_while_one_hangs() -> None:
+def test_a_hanging_request_does_not_block_others() -> None:
     plans = {"bad": [ServerFault(hang=True)] * 9}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat, max_concurrency=2) as made:
         made.submit([ask("bad"), *(ask(str(number)) for number in range(30))])
@@ -210,7 +212,7 @@ def test_others_go_on_while_one_hangs() -> None:
         assert made.collect() == []
 
 
-def test_close_wakes_who_collects() -> None:
+def test_close_wakes_a_waiting_collect() -> None:
     plans = {"bad": [ServerFault(hang=True)]}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
         made.submit([ask("bad")])
@@ -236,7 +238,7 @@ def test_it_can_be_started_again() -> None:
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_a_server_is_left_alone_as_long_as_it_asks(as_date: bool) -> None:
+def test_retry_after_is_obeyed(as_date: bool) -> None:
     when = datetime.now(UTC) + timedelta(seconds=3)
     value = format_datetime(when, usegmt=True) if as_date else "1"
     fault = ServerFault(status=429, headers={"Retry-After": value})
@@ -279,7 +281,7 @@ def test_waits_are_bounded(
     assert asked <= wait_s <= (asked + most) * (1 + 1e-9)
 
 
-def test_a_server_that_is_gone_ends_all() -> None:
+def test_a_stopped_server_ends_the_run() -> None:
     with contextlib.ExitStack() as stack:
         serving = contextlib.ExitStack()
         chat = serving.enter_context(chat_server(ChatServer()))
@@ -305,7 +307,7 @@ def test_answers_come_before_the_error() -> None:
             made.collect()
 
 
-def test_an_error_is_raised_even_if_nothing_else_is_pending() -> None:
+def test_an_error_is_raised_if_nothing_else_is_pending() -> None:
     plans = {"bad": [ServerFault(status=404)]}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
         made.submit([ask("good"), ask("bad")])
@@ -326,7 +328,7 @@ def test_an_error_is_raised_even_if_nothing_else_is_pending() -> None:
         assert text(answers(made, ask("more"))["more"]) == "re: more"
 
 
-def test_what_nobody_foresaw_comes_after_the_answers() -> None:
+def test_unexpected_errors_are_raised_after_the_answers() -> None:
     with chat_server(ChatServer()) as chat, backend(chat) as made:
         unspeakable = replace(ask("bad"), template_options={"key": object()})
         made.submit([ask("good"), unspeakable, ask("fine")])
@@ -351,7 +353,7 @@ def test_the_window_ends_an_answer(limit: str) -> None:
         assert first == second  # but for the limit
 
 
-def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
+def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
     url = "http://127.0.0.1:1/v1"
     plain = ServerBackend(url).settings
     same = ServerBackend(
@@ -377,7 +379,7 @@ def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404])
-def test_a_server_that_refuses_us_ends_all(status: int) -> None:
+def test_refused_requests_end_the_run(status: int) -> None:
     fault = ServerFault(status=status, message="not for you")
     with (
         chat_server(ChatServer(plans={"bad": [fault]})) as chat,
@@ -397,7 +399,7 @@ def test_start_needs_an_answer(fault: ServerFault) -> None:
                 pass
 
 
-def test_nothing_listens() -> None:
+def test_no_server_at_the_url() -> None:
     with chat_server(ChatServer()) as chat:
         pass
     with pytest.raises(BackendError, match="base_url"), backend(chat):
@@ -470,7 +472,7 @@ def test_settings_are_checked(options: dict[str, Any], words: str) -> None:
         ServerBackend(**{"base_url": "http://127.0.0.1:1/v1", **options})
 
 
-def test_it_can_be_configured_in_yaml(tmp_path: Path) -> None:
+def test_configured_from_yaml(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         """
