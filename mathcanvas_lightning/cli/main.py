@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -42,6 +42,8 @@ class Command:
     """Parameters that are positional arguments."""
     lists: frozenset[str] = frozenset()
     """Parameters that take any number of values."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the command that differ from those of the function."""
 
 
 COMMANDS = {
@@ -107,6 +109,7 @@ COMMANDS = {
         example="--backend vllm --model_path SmolLM2 --tensor_parallel_size 1 --max_model_len 2048"
         " --text_only_input questions.jsonl --text_only_output answers.jsonl",
         show=show.predictions,
+        defaults={"tensor_parallel_size": 4},
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
@@ -251,6 +254,7 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
         )
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
+    parser.set_defaults(dict(command.defaults))
     return parser
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.demo.new_bagel import NewBagel
     from mathcanvas_lightning.evaluation.report.page import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
-    from mathcanvas_lightning.generation.run.report import PredictionReport
+    from mathcanvas_lightning.generation.run.summary import PredictionReport
     from mathcanvas_lightning.inspection.batch import BatchReport
     from mathcanvas_lightning.inspection.shards import ShardsReport
     from mathcanvas_lightning.training.checkpoint.export import ExportReport

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mathcanvas_lightning.common.parallel import usable_cores
+from mathcanvas_lightning.common.paths import file_name
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.rows.readers import RowFormat
