@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.records import files as formats
 from mathcanvas_lightning.records.files import format_of, read_records, write_records
+from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import png
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -315,3 +316,14 @@ def test_other_programs_can_read_the_csv(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", [{"a": "x\ny", "b": 1, "c": True}])
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["a", "b", "c"], ["x\ny", "1", "true"]]
+
+
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_records(Path("~/x.jsonl"), [{"a": 1}])
+    assert (tmp_path / "x.jsonl").is_file()
+    assert list(read_records("~/x.jsonl")) == [{"a": 1}]
+    source = RecordInput(path="~/x.jsonl")
+    assert source.output_path == tmp_path / "x_answers.jsonl"
+    assert source.label == "x"
+    assert source.image_base == str(tmp_path)

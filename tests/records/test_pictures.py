@@ -225,3 +225,9 @@ def test_numbered_marks_determine_the_order(order: list[int], words: list[str]) 
     text = "".join(f"{word}<image{n + 1}>" for word, n in zip(words, order, strict=True))
     placed = [piece for piece in place_marks(text, 4) if isinstance(piece, int)]
     assert placed == list(order)
+
+
+def test_names_on_web_servers_are_quoted() -> None:
+    assert locate_picture("a?b#.png", "http://host/x/?sig=1") == "http://host/x/a%3Fb%23.png?sig=1"
+    assert locate_picture("http://host/y.png?sig=1", "http://host/x") == "http://host/y.png?sig=1"
+    assert locate_picture("a?b#.png", "s3://host/x") == "s3://host/x/a?b#.png"
