@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from mathcanvas_lightning.blockmoving.explain import describe_moves, explain
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
 from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.sources import RENDER_MARK
@@ -132,7 +132,7 @@ def generate_blockmoving(
             advance(1, "")
         file.write("\n]\n")
     return BlockMovingReport(
-        source_file=os.fspath(Path(output, SOURCE_FILE)),
+        source_file=os.fspath(local_path(output) / SOURCE_FILE),
         num_tasks=num_tasks,
         num_images=num_tasks * (num_moves + 1),
         num_wrong=num_wrong,
@@ -150,7 +150,7 @@ def _make_task(settings: _Settings, task: int) -> dict[str, Any]:
     rng = np.random.Generator(np.random.Philox(key=[settings.seed, task]))
     puzzle = _draw_visible(rng, settings)
     name = f"task_{task}"
-    folder = Path(settings.folder, name)
+    folder = local_path(settings.folder) / name
     folder.mkdir(parents=True, exist_ok=True)
     composite = draw_composite(puzzle.initial, puzzle.final, view_px=settings.view_px)
     composite.save(folder / "composite.png")

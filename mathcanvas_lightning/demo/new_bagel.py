@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
@@ -79,8 +80,8 @@ def make_bagel(
     model = Bagel.empty(config, dtype=stored, device="cpu")
     model.reset_parameters(seed)
     model.save_checkpoint(output, dtype=stored)
-    save_tokenizer(tokenizer, Path(output))
-    save_random_vae(Path(output), config.vae, torch.Generator().manual_seed(seed))
+    save_tokenizer(tokenizer, local_path(output))
+    save_random_vae(local_path(output), config.vae, torch.Generator().manual_seed(seed))
     return NewBagel(
         path=output,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -143,7 +144,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return local_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             path, found=str(error), wanted="a text file in UTF-8", remedy="Check --corpus."

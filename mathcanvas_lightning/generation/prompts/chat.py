@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.prompts.python_texts import python_texts
 from mathcanvas_lightning.generation.requests import Message, Part
@@ -114,7 +114,7 @@ class ChatPrompt:
 
     def _examples(self, few_shot: list[Example] | str | None) -> list[Message]:
         if isinstance(few_shot, str):
-            name, folder = few_shot, str(Path(few_shot).parent)
+            name, folder = few_shot, str(local_path(few_shot).parent)
             examples = list(read_records(few_shot))
         else:
             name, folder = "few_shot", "."
@@ -232,7 +232,7 @@ def read_system_prompt(path: str, variable: str | None) -> str:
         ConfigError: If the file or the variable does not exist.
     """
     try:
-        source = Path(path).read_text(encoding="utf-8-sig")
+        source = local_path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "system_prompt_file",

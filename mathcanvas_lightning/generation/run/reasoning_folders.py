@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.generation.requests import Exchange
 from mathcanvas_lightning.generation.run.answer_folders import folder_name, safe_name, write_folder
 from mathcanvas_lightning.generation.run.module import GenerationModule, ResponseCallback
@@ -59,4 +60,8 @@ class ReasoningFolders(ResponseCallback):
     def _base(self, source: RecordInput, *, is_only_input: bool) -> Path:
         if self.folder is None:
             return source.output_path.with_suffix("")
-        return Path(self.folder) if is_only_input else Path(self.folder, safe_name(source.label))
+        return (
+            local_path(self.folder)
+            if is_only_input
+            else (local_path(self.folder) / safe_name(source.label))
+        )
