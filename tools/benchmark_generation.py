@@ -33,8 +33,9 @@ from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.generation.bagel.contexts import ItemMaker
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig, FeatureCache
+from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Problem
-from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, TokenDraw, choose_tokens
+from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, TokenChoice, choose_tokens
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
@@ -105,20 +106,20 @@ class Bench:
     def ours(self, count: int, batch_size: int, reuse: FeatureCache | None) -> list[list[Any]]:
         """Answers of the library."""
 
-        def choose(logits: Tensor, draws: Sequence[TokenDraw]) -> list[int]:
-            choose_tokens(logits, draws)
-            return [self.scripted(draw.step, draw.index) for draw in draws]
+        def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+            choose_tokens(logits, choices)
+            return [self.scripted(choice.step, choice.index) for choice in choices]
 
         drawing = DrawingConfig(num_timesteps=self.options.timesteps, feature_cache=reuse)
         generator = InterleavedGenerator(
             self.model,
             self.vae,
             self.tokenizer,
-            vae_transform=self.transforms[0],
-            vit_transform=self.transforms[1],
+            images=ImageOptions(vae_transform=self.transforms[0], vit_transform=self.transforms[1]),
             config=InterleavedConfig(text=GREEDY, drawing=drawing),
-            max_batch_size=batch_size,
-            max_context_tokens=self.options.max_context_tokens,
+            limits=BatchLimits(
+                max_batch_size=batch_size, max_context_tokens=self.options.max_context_tokens
+            ),
             choose=choose,
         )
         problems = [Problem(uid=str(i), inputs=self.inputs(i)) for i in range(count)]

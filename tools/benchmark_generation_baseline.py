@@ -19,7 +19,7 @@ from mathcanvas_lightning.data.sequence.pack import pack_samples, positions_in_t
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig, guide
-from mathcanvas_lightning.generation.bagel.image_steps import draw_noise
+from mathcanvas_lightning.generation.bagel.image_steps import initial_noise
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.flow import unpatchify
 from mathcanvas_lightning.model.layers.basic import rotary_tables
@@ -181,7 +181,7 @@ class PlainGenerator:
         model, special = self._model, self._tokenizer.special
         config, geometry = model.config, self._maker.geometry
         columns, rows = (length // geometry.latent_patch_px for length in size)
-        latents = draw_noise(rows, columns, config.latent_dim, *key).to(self._device)
+        latents = initial_noise(rows, columns, config.latent_dim, *key).to(self._device)
         places = positions_in_table(rows, columns, config.max_latent_size, False)
         place_ids = torch.from_numpy(places).to(self._device)
         marks = torch.tensor([special.start_of_image, special.end_of_image], device=self._device)

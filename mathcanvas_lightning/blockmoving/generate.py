@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,15 @@ from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
 from mathcanvas_lightning.blockmoving.short import explain_short, show_option
 from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.sources import RENDER_MARK
 from mathcanvas_lightning.errors import ConfigError
 
 SOURCE_FILE = "enhanced_cot_cleaned.json"
+"""Each task has composite.png (initial stack above, final stack below), a picture of each step,
+and data.json with the options and the stacks."""
 CHUNK_TASKS = 4
 WRONG_FRACTION, UNRENDERED_FRACTION = 0.1, 0.05
 """Defaults without a level: data that models wrote has such samples, which conversion rejects."""
@@ -85,9 +87,6 @@ def generate_blockmoving(
 ) -> BlockMovingReport:
     """Generates a BlockMoving data set: simulated puzzles with pictures and chains of thought.
 
-    Writes enhanced_cot_cleaned.json, and for each task composite.png (initial stack above, final
-    stack below), a picture of each step, and data.json with the options. All puzzles differ.
-
     Args:
         output: Folder to write to.
         num_tasks: Number of tasks.
@@ -101,7 +100,7 @@ def generate_blockmoving(
         num_moves: Moves of a solution; default: the level's.
         num_views: 1 (from a corner) or 3 views in each picture; default: the level's.
         view_px: Side of one view, in pixels; default: the level's.
-        wording: short or long chain of thought; default: the level's.
+        wording: Chain of thought, short or long; default: the level's.
         wrong_fraction: Share of samples with a wrong answer; default: 0.1 without a level, or 0.
         unrendered_fraction: Share with [render_result] for a picture; default: 0.05 or 0.
         num_workers: Processes; 0 uses this one; default: one for each usable core.
@@ -110,36 +109,40 @@ def generate_blockmoving(
     Raises:
         ConfigError: If the numbers do not fit together, or there are too few different puzzles.
     """
-    started = time.monotonic()
-    chosen = find_level(level).with_settings(
-        size=size,
-        min_blocks=min_blocks,
-        max_blocks=max_blocks,
-        num_moves=num_moves,
-        views=None if num_views is None else VIEWS[:num_views],
-        view_px=view_px,
-        wording=wording,
-    )
     faults = (WRONG_FRACTION, UNRENDERED_FRACTION) if level is None else (0.0, 0.0)
+    numbers = {"size": size, "num_moves": num_moves, "view_px": view_px, "wording": wording}
+    blocks = {"min_blocks": min_blocks, "max_blocks": max_blocks}
+    views = None if num_views is None else VIEWS[:num_views]
     settings = _Settings(
         folder=output,
-        level=chosen,
+        level=find_level(level).with_settings(views=views, **numbers, **blocks),
         part=part,
         seed=seed,
         wrong_fraction=faults[0] if wrong_fraction is None else wrong_fraction,
         unrendered_fraction=faults[1] if unrendered_fraction is None else unrendered_fraction,
     )
     _check(settings, num_tasks, num_views)
-    counts = parse_extras(extra)
+    return _generate(settings, num_tasks, parse_extras(extra), num_workers, progress)
+
+
+def _generate(
+    settings: _Settings,
+    num_tasks: int,
+    extras: dict[str, int],
+    num_workers: int | None,
+    progress: bool,
+) -> BlockMovingReport:
+    started = time.monotonic()
+    folder = local_path(settings.folder)
     num_wrong, num_unrendered = _write_tasks(settings, num_tasks, num_workers, progress)
-    write_extras(Path(output), chosen, part, seed, counts, progress=progress)
+    write_extras(folder, settings.level, settings.part, settings.seed, extras, progress=progress)
     return BlockMovingReport(
-        source_file=os.fspath(Path(output, SOURCE_FILE)),
+        source_file=os.fspath(folder / SOURCE_FILE),
         num_tasks=num_tasks,
-        num_images=num_tasks * (chosen.num_moves + 1),
+        num_images=num_tasks * (settings.level.num_moves + 1),
         num_wrong=num_wrong,
         num_unrendered=num_unrendered,
-        extras=counts,
+        extras=extras,
         seconds=time.monotonic() - started,
     )
 
@@ -179,7 +182,7 @@ def _make_task(settings: _Settings, task: int, puzzle: Puzzle) -> dict[str, Any]
     """Draws and writes one task; returns its record."""
     rng = np.random.Generator(np.random.Philox(key=[settings.seed, task], counter=2**64))
     level, name = settings.level, f"task_{task}"
-    folder = Path(settings.folder, name)
+    folder = local_path(settings.folder) / name
     folder.mkdir(parents=True, exist_ok=True)
     draw_composite(puzzle.initial, puzzle.final, view_px=level.view_px, views=level.views).save(
         folder / "composite.png"

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -42,6 +42,8 @@ class Command:
     """Parameters that are positional arguments."""
     lists: frozenset[str] = frozenset()
     """Parameters that take any number of values."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the command that differ from those of the function."""
 
 
 COMMANDS = {
@@ -62,7 +64,7 @@ COMMANDS = {
         function="blockmoving.generate:generate_blockmoving",
         summary="Generates a BlockMoving data set: simulated puzzles with pictures and chains of "
         "thought.",
-        example="--output data --num_tasks 200 --seed 0",
+        example="--output data --num_tasks 200 --seed 0 --level 1 --part train",
         show=show.blockmoving,
     ),
     "index": Command(
@@ -87,6 +89,13 @@ COMMANDS = {
         show=show.new_bagel,
         lists=frozenset({"corpus"}),
     ),
+    "train-vae": Command(
+        function="training.autoencoder:train_vae",
+        summary="Trains an image autoencoder on pictures, for drawings of small models or of one's "
+        "own data.",
+        example="--pictures data/pictures --output autoencoder --num_steps 1200",
+        show=show.autoencoder,
+    ),
     "make-demo-model": Command(
         function="demo.language_model:make_demo_model",
         summary="Makes a folder with SmolLM2-135M-Instruct, a small chat model.",
@@ -107,6 +116,7 @@ COMMANDS = {
         example="--backend vllm --model_path SmolLM2 --tensor_parallel_size 1 --max_model_len 2048"
         " --text_only_input questions.jsonl --text_only_output answers.jsonl",
         show=show.predictions,
+        defaults={"tensor_parallel_size": 4},
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
@@ -251,6 +261,7 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
         )
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
+    parser.set_defaults(dict(command.defaults))
     return parser
 
 

@@ -1,4 +1,7 @@
-"""`mathcanvas predict`: LightningCLI over GenerationModule and RecordDataModule, or any others."""
+"""`mathcanvas predict`: a LightningCLI for any module and data module.
+
+Usually these are GenerationModule and RecordDataModule.
+"""
 
 import signal
 import sys
@@ -13,11 +16,11 @@ from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
     GenerationModule,
     callbacks_of,
-    ending_on,
+    exit_on_signals,
 )
 from mathcanvas_lightning.generation.run.monitor import GenerationProgress
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
-from mathcanvas_lightning.generation.run.report import PredictionReport
+from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 
 _SECTIONS: Mapping[str, type[Callback]] = {
@@ -25,30 +28,30 @@ _SECTIONS: Mapping[str, type[Callback]] = {
     "writer": ResponseWriter,
     "progress": GenerationProgress,
 }
-"""Callbacks of a run with a GenerationModule, by the section that sets them; null: without."""
+"""Section of the YAML file -> callback for runs with a GenerationModule; null turns it off."""
 
 
 class PredictCLI(LightningCLI):
-    """Adds writers and a progress bar to runs with a GenerationModule."""
+    """A LightningCLI that adds writers and a progress bar to runs with a GenerationModule."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the sections of the callbacks.
+        """Adds a section for each callback.
 
         Args:
-            parser: Of the subcommand.
+            parser: Parser of the subcommand.
         """
         for name, kind in _SECTIONS.items():
             parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
             parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the Trainer.
+        """Builds the Trainer.
 
         Args:
-            kwargs: Arguments of the Trainer that win over the configuration.
+            kwargs: Arguments of the Trainer that override the configuration.
 
         Returns:
-            The Trainer, with the callbacks that aren't left out.
+            The Trainer, with all callbacks that are not turned off.
         """
         config = self.config_init[self.subcommand]
         listed = kwargs.get("callbacks", config.trainer.callbacks) or []
@@ -60,7 +63,7 @@ class PredictCLI(LightningCLI):
         return super().instantiate_trainer(**{**kwargs, "callbacks": callbacks})
 
     def before_predict(self) -> None:
-        """Keeps responses out of memory: the writer has them."""
+        """Discards the responses that the loop returns, because the writer has stored them."""
         if isinstance(self.model, GenerationModule):
             self.config_init[self.subcommand].return_predictions = False
 
@@ -72,9 +75,9 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
         args: `predict` and its options.
 
     Returns:
-        What became of the run, where a ResponseWriter tells it: on rank 0.
+        Counts of the ResponseWriter, if there is one, on rank 0.
     """
-    with ending_on(signal.SIGINT, signal.SIGTERM):
+    with exit_on_signals(signal.SIGINT, signal.SIGTERM):
         return find_report(_run(args).trainer)
 
 
@@ -95,6 +98,6 @@ def _run(args: Sequence[str]) -> PredictCLI:
 
 
 def find_report(trainer: Trainer) -> PredictionReport | None:
-    """What the ResponseWriter of a Trainer, if it has one, says of the run."""
+    """The report of the Trainer's ResponseWriter, if it has one."""
     writers = [c for c in callbacks_of(trainer) if isinstance(c, ResponseWriter)]
     return writers[0].report if writers else None

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.demo.new_bagel import NewBagel
     from mathcanvas_lightning.evaluation.report.page import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
-    from mathcanvas_lightning.generation.run.report import PredictionReport
+    from mathcanvas_lightning.generation.run.summary import PredictionReport
     from mathcanvas_lightning.inspection.batch import BatchReport
     from mathcanvas_lightning.inspection.shards import ShardsReport
+    from mathcanvas_lightning.training.autoencoder import AutoencoderReport
     from mathcanvas_lightning.training.checkpoint.export import ExportReport
 
 MAX_LISTED = 20
@@ -152,6 +153,19 @@ def new_bagel(model: "NewBagel", console: Console) -> int:
     """Prints the size of a new model."""
     console.print(
         f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, untrained",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def autoencoder(report: "AutoencoderReport", console: Console) -> int:
+    """Prints how well an autoencoder reproduces pictures that were held out."""
+    console.print(
+        f"{report.path}: {report.num_parameters:,} parameters, {report.num_steps:,} steps in "
+        f"{report.seconds:.0f} s; held-out pictures at {report.psnr_db:.1f} dB "
+        f"(before: {report.first_psnr_db:.1f} dB)",
         markup=False,
         highlight=False,
         soft_wrap=True,

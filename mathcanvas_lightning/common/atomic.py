@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all, whatever happens while they are written."""
+"""Atomic writing of local files: a file appears complete or not at all."""
 
 import contextlib
 import os
@@ -10,16 +10,17 @@ TEMPORARY_PREFIX = ".tmp-"
 
 @contextlib.contextmanager
 def written_whole(target: Path, *, mark: str = "") -> Iterator[Path]:
-    """A temporary path beside the target; when the block ends well, its file takes the name.
+    """Writes to a temporary path beside the target and renames it when the block succeeds.
 
     Args:
-        target: Where the file shall stand; its folder is made if absent.
-        mark: Part of the temporary name; several processes that may write the same target at
-            once need a mark each.
+        target: Path of the finished file; `~` is expanded, and its folder is made if missing.
+        mark: Part of the temporary name; processes that may write the same target at the same
+            time need different marks.
 
     Yields:
-        Where to write it.
+        The temporary path to write to.
     """
+    target = target.expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{mark}{target.name}")
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from mathcanvas_lightning.common.paths import is_remote
+from mathcanvas_lightning.common.paths import is_remote, without_query
 from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.input.records import fetched, read_records
 from mathcanvas_lightning.conversion.input.scan import find_source, recognise_source, scan_input
@@ -150,7 +150,7 @@ def run_conversion(
     fractions = parse_split(split.split)
     folder = OutputFolder(output.path)
     with fetched(source.path) as path, folder.locked():
-        place = source.path if is_remote(source.path) else os.fspath(path)
+        place = without_query(source.path) if is_remote(source.path) else os.fspath(path)
         is_auto = source.source == "auto"
         kind = recognise_source(path, place) if is_auto else find_source(source.source)
         converter = RecordConverter(

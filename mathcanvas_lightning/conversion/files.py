@@ -6,14 +6,14 @@ import errno
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-import fsspec
-
-from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError
-from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.errors import InputError, StorageError
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class SourceFiles:
 
     root: str
     """The image folder: a local path or an fsspec URL."""
+    storage: Storage = field(default_factory=Storage)
+    """Reads remote files."""
 
     def read(self, relative: str, *, max_bytes: int) -> bytes:
         """Reads a whole file.
@@ -34,7 +36,7 @@ class SourceFiles:
             The file's bytes.
 
         Raises:
-            RejectError: If the path leaves the root, or no readable file has it.
+            RejectError: If the path leaves the root, or the file is missing or can't be used.
             InputError: If the storage fails; the sample itself may be fine.
         """
         if is_remote(self.root):
@@ -71,23 +73,19 @@ class SourceFiles:
         inside = posixpath.normpath(relative)
         if posixpath.isabs(relative) or inside.split("/")[0] == ".." or "://" in relative:
             raise _outside(relative)
-        url = f"{self.root.rstrip('/')}/{inside}"
         try:
-            filesystem, path = fsspec.core.url_to_fs(url)
-            with filesystem.open(path, "rb") as file:
-                data: bytes = file.read(max_bytes + 1)
-        except FileNotFoundError:
+            return self.storage.read_bytes(join_path(self.root, inside), max_bytes=max_bytes)
+        except MissingFileError:
             raise _missing(relative) from None
-        except Exception as error:  # each fsspec backend raises its own errors
+        except FileTooLargeError as error:
+            raise RejectError(Reason.IMAGE_TOO_LARGE, f"{relative!r}: {error.found}") from None
+        except StorageError as error:
             raise InputError(
-                url,
-                found=f"a storage failure ({type(error).__name__}: {error})",
+                error.place,
+                found=error.found,
                 wanted="the file's bytes",
                 remedy="Finished shards stay; run the same command again to resume.",
-            ) from error
-        if len(data) > max_bytes:
-            raise _too_large(relative, len(data), max_bytes)
-        return data
+            ) from None
 
 
 def _resolve(root: str, relative: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, OutputError
 
 HANDLER_TEMPLATE = "source_format.py.j2"
@@ -40,7 +41,7 @@ def generate_dataset_handler(name: str, output: str, *, overwrite: bool = False)
         ConfigError: If the name or the file name is not valid in Python.
         OutputError: If a file exists already.
     """
-    path = Path(output)
+    path = local_path(output)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ConfigError(
             "--name",

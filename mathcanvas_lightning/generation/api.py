@@ -1,6 +1,8 @@
-"""Answers to the records of one or two files, by a function: what `mathcanvas predict` runs."""
+"""`generate_responses`: answers the records of one or two files with one call."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Trainer
 
@@ -15,18 +17,19 @@ from mathcanvas_lightning.generation.run.batching import FixedSize
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
 from mathcanvas_lightning.generation.run.monitor import GenerationProgress
-from mathcanvas_lightning.generation.run.report import PredictionReport
+from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
 
 BackendName = Literal["vllm", "server", "echo"]
+Options = TypeVar("Options", "DataOptions", "BackendOptions", Sampling)
 
 
 def generate_responses(
     *,
     model_path: str | None = None,
     model_name: str | None = None,
-    tensor_parallel_size: int = 4,
+    tensor_parallel_size: int = 1,
     max_model_len: int = 32768,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -48,137 +51,149 @@ def generate_responses(
     backend: BackendName = "vllm",
     base_url: str | None = None,
 ) -> PredictionReport | None:
-    """Answers the records of a multimodal file, a text-only file, or both.
-
-    Started again after any end, it goes on: records that have an answer are not asked again.
+    """Answers the records of one or two files; a run that was interrupted is resumed.
 
     Args:
-        model_path: Folder or name of the model.
-        model_name: Its name in the journal and for the server; by default the end of its path, or
-            the only model of the server.
-        tensor_parallel_size: Cards that share a model.
-        max_model_len: Tokens of a prompt and its answer at most.
-        temperature: 0 takes the likeliest token each time.
-        top_p: Only the likeliest tokens that make up this probability are drawn from.
-        max_tokens: Tokens of an answer at most.
+        model_path: Folder or hub name of the model.
+        model_name: Name in the journal and for the server; default: end of model_path.
+        tensor_parallel_size: Number of GPUs that share the model.
+        max_model_len: Maximum length of a prompt with its answer, in tokens.
+        temperature: Sampling temperature; 0 always takes the most likely token.
+        top_p: Nucleus sampling: sample from the most likely tokens with this total probability.
+        max_tokens: Maximum length of an answer, in tokens.
         multimodal_input: File of records with pictures (JSON, JSON lines, CSV or Parquet).
-        multimodal_output: Where it goes, answered.
+        multimodal_output: Output file for multimodal_input.
         text_only_input: File of records without pictures.
-        text_only_output: Where it goes, answered.
-        image_base_path: Folder that picture paths start from; the input's folder by default.
-        index_field: Field of a record that names it.
-        query_field: Field of a record that holds the question.
-        image_field: Field of a record that holds its pictures.
-        response_field: Field of a record that is given the answer.
-        batch_size: Records read at a time.
-        rerun: Ask all again.
-        system_prompt_file: A text file, or a Python file with the prompt in a variable.
+        text_only_output: Output file for text_only_input.
+        image_base_path: Folder for relative picture paths; default: the input's folder.
+        index_field: Field with the id of a record.
+        query_field: Field with the question.
+        image_field: Field with the pictures.
+        response_field: Field that receives the answer.
+        batch_size: Number of records that are read at a time.
+        rerun: Answer all records again.
+        system_prompt_file: Text file, or Python file with the system prompt in a variable.
         system_prompt_variable: Name of that variable.
-        repetition_penalty: Above 1, tokens seen before become less likely.
-        backend: A vLLM engine on this machine, an OpenAI-compatible server, or an echo to try
-            things out.
-        base_url: Of a running server, such as http://127.0.0.1:8000/v1; without it, one is started
-            for the time of the run.
+        repetition_penalty: Above 1, tokens that occurred before become less likely.
+        backend: "vllm" (on this machine), "server" (OpenAI-compatible) or "echo" (dry run).
+        base_url: URL of a running server (.../v1); default: start one for this run.
 
     Returns:
-        What became of the run, on rank 0.
-
-    Raises:
-        ConfigError: If there is no input, or no model for it.
+        Numbers of answers and failures, on rank 0.
     """
-    given = (
-        (True, multimodal_input, multimodal_output),
-        (False, text_only_input, text_only_output),
-    )
-    data = RecordDataModule(
-        [
-            RecordInput(
-                has_images=is_multimodal,
-                path=path,
-                output=output,
-                image_base_path=image_base_path,
-                index_field=index_field,
-                query_field=query_field,
-                image_field=image_field,
-                response_field=response_field,
-            )
-            for is_multimodal, path, output in given
-            if path is not None
-        ],
-        prompt=ChatPrompt(
-            system_prompt_file=system_prompt_file, system_prompt_variable=system_prompt_variable
-        ),
-        batching=FixedSize(batch_size),
-        rerun=rerun,
-    )
-    module = GenerationModule(
-        make_backend(
-            backend,
-            model_path,
-            model_name,
-            base_url=base_url,
-            tensor_parallel_size=tensor_parallel_size,
-            max_model_len=max_model_len,
-        ),
-        Sampling(
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            repetition_penalty=repetition_penalty,
-        ),
-    )
+    options = locals()  # the parameters by name
+    data = _select(DataOptions, options).make_data()
+    backend_ = _select(BackendOptions, options).make_backend()
+    return _predict(GenerationModule(backend_, _select(Sampling, options)), data)
+
+
+def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """Builds a dataclass from the options that are its fields."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def _predict(module: GenerationModule, data: RecordDataModule) -> PredictionReport | None:
     writer = ResponseWriter()
     trainer = Trainer(accelerator="cpu", callbacks=[writer, GenerationProgress()], **QUIET_TRAINER)
     trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.report
 
 
-def make_backend(
-    name: BackendName,
-    model_path: str | None,
-    model_name: str | None,
-    *,
-    base_url: str | None,
-    tensor_parallel_size: int,
-    max_model_len: int,
-) -> GenerationBackend:
-    """Makes a backend by its short name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Options of `generate_responses` about inputs, outputs and prompts, documented there."""
 
-    Args:
-        name: Which.
-        model_path: Folder or name of the model; a running server needs none.
-        model_name: What to call it.
-        base_url: Of a running server, if any.
-        tensor_parallel_size: Cards that share a model.
-        max_model_len: Tokens of a prompt and its answer at most.
+    multimodal_input: str | None
+    multimodal_output: str | None
+    text_only_input: str | None
+    text_only_output: str | None
+    image_base_path: str | None
+    index_field: str
+    query_field: str
+    image_field: str
+    response_field: str
+    batch_size: int
+    rerun: bool
+    system_prompt_file: str | None
+    system_prompt_variable: str | None
 
-    Returns:
-        The backend, not yet started.
+    def make_data(self) -> RecordDataModule:
+        """Builds the data module.
 
-    Raises:
-        ConfigError: If a model is needed and none is named.
-    """
-    if name == "echo":
-        return EchoBackend(model_name or "echo")
-    if name == "server" and base_url is not None:
-        return ServerBackend(base_url=base_url, model_name=model_name)
-    if model_path is None:
-        raise ConfigError(
-            "model_path", found="none", wanted="a model's folder or name", remedy="Name one."
+        Raises:
+            ConfigError: If there is no input, or the system prompt cannot be read.
+        """
+        inputs = [
+            self._record_input(self.multimodal_input, self.multimodal_output, has_images=True),
+            self._record_input(self.text_only_input, self.text_only_output, has_images=False),
+        ]
+        return RecordDataModule(
+            [one for one in inputs if one is not None],
+            prompt=ChatPrompt(
+                system_prompt_file=self.system_prompt_file,
+                system_prompt_variable=self.system_prompt_variable,
+            ),
+            batching=FixedSize(self.batch_size),
+            rerun=self.rerun,
         )
-    if name == "vllm":
-        return VLLMBackend(
-            model_path,
-            model_name=model_name,
-            tensor_parallel_size=tensor_parallel_size,
-            max_model_len=max_model_len,
+
+    def _record_input(
+        self, path: str | None, output: str | None, *, has_images: bool
+    ) -> RecordInput | None:
+        if path is None:
+            return None
+        return RecordInput(
+            has_images=has_images,
+            path=path,
+            output=output,
+            image_base_path=self.image_base_path,
+            index_field=self.index_field,
+            query_field=self.query_field,
+            image_field=self.image_field,
+            response_field=self.response_field,
         )
-    options: dict[str, Any] = {
-        "tensor-parallel-size": tensor_parallel_size,
-        "max-model-len": max_model_len,
-    }
-    if model_name is not None:
-        options["served-model-name"] = model_name
-    return ServerBackend(
-        server=ServerConfig(model_path=model_path, options=options), model_name=model_name
-    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendOptions:
+    """Options of `generate_responses` about the model, documented there."""
+
+    backend: BackendName
+    model_path: str | None
+    model_name: str | None
+    base_url: str | None
+    tensor_parallel_size: int
+    max_model_len: int
+
+    def make_backend(self) -> GenerationBackend:
+        """Builds the backend, without starting it.
+
+        Raises:
+            ConfigError: If the backend needs a model and none is given.
+        """
+        if self.backend == "echo":
+            return EchoBackend(self.model_name or "echo")
+        if self.backend == "server" and self.base_url is not None:
+            return ServerBackend(base_url=self.base_url, model_name=self.model_name)
+        if self.model_path is None:
+            raise ConfigError(
+                "model_path", found="none", wanted="a model's folder or name", remedy="Set it."
+            )
+        if self.backend == "vllm":
+            return VLLMBackend(
+                self.model_path,
+                model_name=self.model_name,
+                tensor_parallel_size=self.tensor_parallel_size,
+                max_model_len=self.max_model_len,
+            )
+        options: dict[str, Any] = {
+            "tensor-parallel-size": self.tensor_parallel_size,
+            "max-model-len": self.max_model_len,
+        }
+        if self.model_name is not None:
+            options["served-model-name"] = self.model_name
+        return ServerBackend(
+            server=ServerConfig(model_path=self.model_path, options=options),
+            model_name=self.model_name,
+        )

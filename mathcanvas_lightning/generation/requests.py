@@ -1,4 +1,4 @@
-"""What is asked of a model and what it answers: the records at the seams of generation."""
+"""Requests to a model and its responses: the data classes that all backends share."""
 
 import json
 from collections.abc import Mapping
@@ -10,52 +10,51 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.records.pictures import Picture
 
 Role = Literal["system", "user", "assistant"]
-
-
 Part = str | Picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A turn of a conversation: texts and pictures in the order they are read."""
+    """One turn of a conversation: texts and pictures in reading order."""
 
     role: Role
     parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
-        """All its texts, joined."""
+        """All texts of the message, joined."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class Sampling:
-    """How tokens are chosen, and when to stop.
+    """How tokens are sampled, and when an answer ends.
 
     Raises:
-        ConfigError: If a value is out of its range, or more than one kind of guidance is set.
+        ConfigError: If a value is out of range, or more than one of json_schema, choice and regex
+            is set.
     """
 
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """Sampling temperature; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Only the likeliest tokens that make up this probability are drawn from."""
+    """Nucleus sampling: sample from the most likely tokens whose probabilities sum to this."""
     max_tokens: int = 1024
-    """Tokens of an answer at most."""
+    """Maximum length of an answer, in tokens."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens seen before (in the prompt too) become less likely."""
+    """Above 1, tokens that occurred before (in the prompt too) become less likely."""
     seed: int = 0
-    """With the request's id, decides all draws."""
+    """Seed of all random choices, together with the id of the request."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer; they are left out of it."""
+    """Texts that end an answer; they are removed from it."""
     n: int = 1
-    """Answers a request."""
+    """Number of answers for each request."""
     json_schema: dict[str, Any] | None = None
-    """Answers are JSON values that fit this schema."""
+    """JSON schema that the answers must follow."""
     choice: tuple[str, ...] | None = None
-    """Answers are one of these texts."""
+    """List of allowed answers."""
     regex: str | None = None
-    """Answers match this regular expression."""
+    """Regular expression that the answers must match."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -83,36 +82,36 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One conversation to be answered."""
+    """One conversation that the model continues."""
 
     uid: str
-    """Names it within a run."""
+    """Id of the request, unique within a run."""
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     template_options: Mapping[str, Any] = field(default_factory=dict)
-    """Further variables of the model's chat template, such as `enable_thinking`."""
+    """More variables for the model's chat template, such as `enable_thinking`."""
     record: Mapping[str, Any] = field(default_factory=dict)
-    """What it was made of, for writers; no backend looks at it."""
+    """Fields of the record that the request was built from. Only writers use it, not backends."""
 
     @property
     def seed(self) -> int:
-        """Seed of this request's draws: 31 bits, the same in any batch, order or process."""
+        """Random seed of this request (31 bits): the same in any batch, order or process."""
         key = f"{self.sampling.seed}:{self.uid}".encode(errors="surrogatepass")
         return int.from_bytes(blake2b(key, digest_size=4).digest()) >> 1
 
     @property
     def text_digest(self) -> str:
-        """A short hash of all that it says, and of where its pictures stand."""
-        said = [
+        """Short hash of all texts and of the positions of the pictures."""
+        contents = [
             [message.role, *(part if isinstance(part, str) else None for part in message.parts)]
             for message in self.messages
         ]
-        key = json.dumps([said, dict(self.template_options)], sort_keys=True, default=repr)
+        key = json.dumps([contents, dict(self.template_options)], sort_keys=True, default=repr)
         return blake2b(key.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """All pictures, in the order they are read."""
+        """All pictures, in reading order."""
         parts = (part for message in self.messages for part in message.parts)
         return tuple(part for part in parts if isinstance(part, Picture))
 
@@ -123,18 +122,18 @@ class Output:
 
     text: str
     finish_reason: str | None = None
-    """Why it ended: "stop" (a stop text, or the model's own end), "length" (`max_tokens`); where
-    the model draws too, "max_steps", "max_images", or "window" (its context is full); ..."""
+    """Why the answer ended: "stop" (a stop text or the end token), "length" (`max_tokens`). A model
+    that draws also has "max_steps", "max_images" and "window" (its context is full)."""
     token_ids: tuple[int, ...] = ()
-    """Its tokens, where the backend tells them."""
+    """Token ids of the answer; empty if the backend does not return them."""
     steps: tuple[Part, ...] = ()
-    """Texts and drawings in order, where the model makes both; an empty text stands for one that
-    the model left out before it drew."""
+    """Texts and drawings in order, if the model makes both. An empty text means that the model drew
+    without writing a text first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens of a request."""
+    """Number of tokens that a request used."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -145,14 +144,14 @@ class Failure:
     """Why a request has no answer."""
 
     kind: str
-    """A short name: `prompt_too_long`, `picture_unreadable`, `timeout`, `http_500`, ..."""
+    """Short name: `prompt_too_long`, `picture_unreadable`, `timeout`, `http_500`, ..."""
     message: str
-    """What happened, with the values found."""
+    """Description of the failure, with the values found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResponse:
-    """What became of a request: `sampling.n` outputs, or a failure; never both."""
+    """Result of a request: either `sampling.n` outputs or a failure."""
 
     uid: str
     outputs: tuple[Output, ...] = ()
@@ -165,8 +164,8 @@ class GenerationResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """A response and what it answers."""
+    """A response together with its request."""
 
     response: GenerationResponse
     request: GenerationRequest | None
-    """None where the record could not be made into a request."""
+    """None if no request could be built from the record."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from mathcanvas_lightning.batch import MicroBatch
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.inspection.pack_drawing import draw_pack
@@ -77,7 +77,7 @@ def inspect_batch(
     blocks = describe_pack(batch.pack, data.tokenizer.decode)
     if png is not None:
         names = [sample.uid for sample in batch.samples]
-        draw_pack(batch.pack, Path(png), blocks, sample_names=names)
+        draw_pack(batch.pack, local_path(png), blocks, sample_names=names)
     planned = plan.epoch(epoch)
     return BatchReport(
         batch=batch,
@@ -132,14 +132,14 @@ def load_datamodule(
     made: Namespace = parser.instantiate(parsed)
     data: MathCanvasDataModule = made.data
     checkpoint = model.get("source", {}).get("checkpoint") or parsed.data.tokenizer
-    if checkpoint is not None and (Path(checkpoint) / "llm_config.json").is_file():
+    if checkpoint is not None and (local_path(checkpoint) / "llm_config.json").is_file():
         data.use_model(BagelConfig.from_directory(checkpoint).geometry, checkpoint)
     return data
 
 
 def _section(path: str, name: str) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             path, found=str(error), wanted="a YAML file", remedy="Check the path and its syntax."

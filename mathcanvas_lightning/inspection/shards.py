@@ -1,13 +1,19 @@
 """Counts and problems of a folder of interleaved shards."""
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import (
+    join_path,
+    local_path,
+    parent_folder,
+    without_query,
+)
 from mathcanvas_lightning.common.progress import Advance, progress_bar
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.rows.schema import (
@@ -17,9 +23,11 @@ from mathcanvas_lightning.data.rows.schema import (
     TextSegment,
     example_from_row,
 )
-from mathcanvas_lightning.data.rows.shards import INFO_FILE, iter_rows, list_shards, open_shard
+from mathcanvas_lightning.data.rows.shards import INFO_FILE, iter_rows
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.inspection.gallery import write_gallery
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.retry import MissingFileError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +82,7 @@ def inspect_shards(
     """Inspects interleaved shards: counts, columns, row groups, images, texts.
 
     Args:
-        path: Folder of Parquet shards, or a single shard.
+        path: Folder of Parquet shards, or a single shard: a path, or an fsspec URL.
         rows: Number of rows to show.
         html: HTML file to write, with these rows as texts and pictures in reading order.
         validate: Also decode all images, and compare the shards with their info file.
@@ -85,53 +93,55 @@ def inspect_shards(
 
     Raises:
         DataError: If there is no shard.
+        StorageError: If a server fails.
     """
-    shards = list_shards(Path(path))
-    report = ShardsReport(path=path, num_files=len(shards))
+    storage = Storage()
+    shards = storage.list_statuses(path)
+    shown = without_query(path)
+    report = ShardsReport(path=shown, num_files=len(shards))
     seen: dict[str, str] = {}
-    with progress_bar("Inspecting", _count_rows(shards), show=progress) as advance:
-        for shard in shards:
+    with progress_bar("Inspecting", _count_rows(shards, storage), show=progress) as advance:
+        for shard, status in shards.items():
+            report.size_bytes += status.size_bytes
             try:
-                _inspect_shard(shard, report, seen, rows, validate, advance)
+                _inspect_shard(shard, storage, report, seen, rows, validate, advance)
             except DataError as error:
-                report.problems.append(Problem(place=str(shard), uid=None, message=str(error)))
+                place = without_query(shard)
+                report.problems.append(Problem(place=place, uid=None, message=str(error)))
     if validate:
-        for folder in sorted({shard.parent for shard in shards}):
-            report.problems += _check_info(folder)
+        for folder in sorted({parent_folder(shard) for shard in shards}):
+            report.problems += _check_info(folder, storage)
     if html is not None:
-        write_gallery(Path(html), report.examples, title=f"{report.num_rows} rows of {path}")
+        title = f"{report.num_rows} rows of {shown}"
+        write_gallery(local_path(html), report.examples, title=title)
     return report
 
 
-def _count_rows(shards: list[Path]) -> int:
+def _count_rows(shards: Iterable[str], storage: Storage) -> int:
     total = 0
     for shard in shards:
-        try:
-            with open_shard(shard) as parquet:
-                total += parquet.metadata.num_rows
-        except DataError:  # reported when the shard is inspected
-            continue
+        with contextlib.suppress(DataError):  # reported when the shard is read
+            total += storage.metadata(shard).num_rows
     return total
 
 
 def _inspect_shard(
-    shard: Path,
+    shard: str,
+    storage: Storage,
     report: ShardsReport,
     seen: dict[str, str],
     num_shown: int,
     validate: bool,
     advance: Advance,
 ) -> None:
-    report.size_bytes += shard.stat().st_size
-    with open_shard(shard) as parquet:
-        metadata = parquet.metadata
-        report.row_group_rows += [
-            metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
-        ]
-        for column in parquet.schema_arrow:
-            report.columns.setdefault(column.name, str(column.type))
-    for number, row in enumerate(iter_rows(shard)):
-        place = f"{shard}#{number}"
+    metadata = storage.metadata(shard)
+    report.row_group_rows += [
+        metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
+    ]
+    for column in metadata.schema.to_arrow_schema():
+        report.columns.setdefault(column.name, str(column.type))
+    for number, row in enumerate(iter_rows(shard, storage)):
+        place = f"{without_query(shard)}#{number}"
         report.num_rows += 1
         try:
             example = example_from_row(row, place=place)
@@ -174,26 +184,29 @@ def _inspect_example(
         yield "no answer"
 
 
-def _check_info(folder: Path) -> Iterator[Problem]:
-    path = folder / INFO_FILE
-    if not path.is_file():
+def _check_info(folder: str, storage: Storage) -> Iterator[Problem]:
+    path = join_path(folder, INFO_FILE)
+    try:
+        content = storage.read_bytes(path)
+    except MissingFileError:
         return
     try:
-        files: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files: list[Mapping[str, Any]] = json.loads(content)["files"]
         for entry in files:
-            shard = folder / entry["path"]
-            for message in _compare(shard, entry):
-                yield Problem(place=str(shard), uid=None, message=message)
+            shard = join_path(folder, entry["path"])
+            for message in _compare(shard, entry, storage):
+                yield Problem(place=shard, uid=None, message=message)
     except (ValueError, KeyError, TypeError) as error:
         message = f"not an info file of this library ({type(error).__name__}: {error})"
-        yield Problem(place=str(path), uid=None, message=message)
+        yield Problem(place=path, uid=None, message=message)
 
 
-def _compare(shard: Path, entry: Mapping[str, Any]) -> Iterator[str]:
-    if not shard.is_file():
+def _compare(shard: str, entry: Mapping[str, Any], storage: Storage) -> Iterator[str]:
+    try:
+        with storage.fetched(shard) as local, local.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except MissingFileError:
         yield f"listed in {INFO_FILE}, but not there"
         return
-    with shard.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry["sha256"]:
         yield f"its SHA-256 is {digest}, in {INFO_FILE} it is {entry['sha256']}"

@@ -1,4 +1,4 @@
-"""Many faults told in one error: the first of each kind, and how many there are."""
+"""Collects faults in records and reports them in one error."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,48 +7,48 @@ from dataclasses import dataclass
 from mathcanvas_lightning.errors import InputError
 
 MAX_LINES = 20
-"""Faults shown in full; of the others only the number."""
+"""Maximum number of faults that are listed; the others are only counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One fault."""
+class RecordFault:
+    """One fault in a record or an input file."""
 
     place: str
-    """Where it is."""
+    """Location: file and record."""
     message: str
-    """What was found there."""
+    """Description of the fault."""
 
 
 class FaultList:
-    """Collects faults by kind; keeps few of them, however many there are."""
+    """Collects faults by kind; counts all of them, but keeps only the first ones of each kind."""
 
     def __init__(self) -> None:
-        self._first: dict[str, list[Fault]] = {}
+        self._first: dict[str, list[RecordFault]] = {}
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
         return sum(self._counts.values())
 
     def add(self, kind: str, place: str, message: str) -> None:
-        """Takes a fault.
+        """Adds a fault.
 
         Args:
-            kind: What kind of fault it is, in a few words.
-            place: Where it is.
-            message: What was found there.
+            kind: Kind of the fault, in a few words.
+            place: Location: file and record.
+            message: Description of the fault.
         """
         self._counts[kind] = self._counts.get(kind, 0) + 1
         first = self._first.setdefault(kind, [])
         if len(first) < MAX_LINES:
-            first.append(Fault(place=place, message=message))
+            first.append(RecordFault(place=place, message=message))
 
     @contextlib.contextmanager
-    def taking_errors(self, kind: str) -> Iterator[None]:
-        """Makes an InputError that ends the block a fault among the others.
+    def collect_errors(self, kind: str) -> Iterator[None]:
+        """Collects an InputError raised in the block.
 
         Args:
-            kind: Of such a fault.
+            kind: Kind of the fault.
         """
         try:
             yield
@@ -56,12 +56,12 @@ class FaultList:
             self.add(kind, error.place, f"{error.found}; wanted {error.wanted}")
 
     def drop(self, kind: str) -> None:
-        """Forgets all faults of a kind."""
+        """Removes all faults of a kind."""
         self._counts.pop(kind, None)
         self._first.pop(kind, None)
 
     def raise_if_any(self) -> None:
-        """Ends the search.
+        """Reports the collected faults.
 
         Raises:
             InputError: If there is any fault; its text lists them.
@@ -70,12 +70,12 @@ class FaultList:
             raise InputError(
                 "the records",
                 found=f"{len(self)} fault{'s' * (len(self) > 1)}, listed below",
-                wanted="records that can all be asked",
-                remedy=f"Mend them, or leave them out by a filter.{self._listed()}",
+                wanted="records without faults",
+                remedy=f"Correct them, or exclude them with a filter.{self._listed()}",
             )
 
     def _listed(self) -> str:
-        """A paragraph a kind; the lines are shared among the kinds, smaller kinds first."""
+        """One paragraph per kind. MAX_LINES is shared by all kinds; rare kinds get lines first."""
         left, shown = MAX_LINES, {}
         kinds = sorted(self._counts, key=self._counts.__getitem__)
         for number, kind in enumerate(kinds):

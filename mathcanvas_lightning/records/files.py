@@ -1,4 +1,4 @@
-"""Files of records: JSON arrays, JSON lines, CSV and Parquet, read and written record by record."""
+"""Reads and writes files of records, one record at a time: JSON, JSON lines, CSV and Parquet."""
 
 import base64
 import contextlib
@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.conversion.input.records import read_records as read_json
-from mathcanvas_lightning.data.rows.shards import iter_rows, list_shards
+from mathcanvas_lightning.data.rows.shards import iter_rows
 from mathcanvas_lightning.errors import DataError, InputError
+from mathcanvas_lightning.storage.files import Storage
 
 RecordFormat = Literal["json", "jsonl", "csv", "parquet"]
 FORMATS: dict[str, RecordFormat] = {
@@ -30,47 +32,47 @@ FORMATS: dict[str, RecordFormat] = {
 """Suffix -> format."""
 GROUP_RECORDS = 1024
 GROUP_BYTES = 16 * 2**20
-"""A row group ends at either; no more is held in memory."""
+"""A row group ends at one of these limits; only one row group is in memory."""
 MAX_CELL_CHARACTERS = 2**31 - 1
 
 Types = dict[str, pa.DataType | None]
-"""Column -> Arrow type; None where the values have none in common."""
+"""Column -> Arrow type; None if the values have no common type."""
 
 
 def format_of(path: str | Path) -> RecordFormat:
-    """Which format a file is in, by the suffix of its name; a folder holds Parquet shards.
+    """The format of a file, by its suffix; a folder is read as Parquet shards.
 
     Raises:
-        InputError: If the suffix is none of the known ones.
+        InputError: If the suffix is unknown.
     """
-    name = Path(path).name
-    suffix = Path(path).suffix.lower()
-    if not name or (suffix not in FORMATS and not Path(path).is_dir()):
+    local = local_path(path)
+    name, suffix = local.name, local.suffix.lower()
+    if not name or (suffix not in FORMATS and not local.is_dir()):
         raise InputError(
             str(path) or "a file of records",
             found=f"the suffix {suffix!r}" if name else "an empty name",
             wanted=f"one of {', '.join(FORMATS)}, or a folder of Parquet shards",
             remedy="Rename or convert the file.",
         )
-    return "parquet" if Path(path).is_dir() else FORMATS[suffix]
+    return "parquet" if local.is_dir() else FORMATS[suffix]
 
 
 def read_records(path: str | Path) -> Iterator[Any]:
-    """The records of a file, one at a time; few are in memory at once, however large the file.
+    """Reads the records of a file one at a time, with little memory even for large files.
 
     Args:
         path: A JSON array, JSON lines, CSV or TSV with a header line, a Parquet file, or a
             folder of Parquet shards.
 
     Returns:
-        Any JSON value a record; a dict of strings a line of CSV; a dict a row of Parquet.
+        An iterator over JSON values, over dicts of strings (CSV), or over dicts (Parquet).
 
     Raises:
-        InputError: If there is no such file or its name has another suffix; later, at the first
-            place that is malformed, with its line where there are lines.
+        InputError: If the file does not exist or has an unknown suffix; during the iteration, if
+            the file is malformed (with the line number if there is one).
     """
     record_format = format_of(path)
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise _unreadable(path, "nothing")
     return _guarded(path, _READERS[record_format](path))
@@ -79,24 +81,25 @@ def read_records(path: str | Path) -> Iterator[Any]:
 def write_records(
     path: Path, records: Iterable[Mapping[str, Any]], *, like: str | Path | None = None
 ) -> None:
-    """Writes records in the format that the path's suffix names; the file appears whole or not.
+    """Writes records in the format of the path's suffix; the file is replaced atomically.
 
-    Records read by `read_records` are written back as they were: their fields in order, their
-    values unchanged. Where the format can't hold a value (bytes in JSON, an object in CSV), it
-    becomes text: base64 or JSON. Columns of CSV and Parquet are all fields of all records, in the
-    order they are first seen; these formats keep the records in a temporary file meanwhile.
+    Records from `read_records` are written back unchanged, with their fields in the same order. A
+    value that the format cannot store (bytes in JSON, an object in CSV) becomes a text: base64 or
+    JSON. CSV and Parquet get one column for each field of any record, in the order of first
+    occurrence; for these formats the records go through a temporary file.
 
-    A Parquet column has the type it has in `like`, else the one its values have in common; values
-    that have none (texts and numbers, objects of different fields) are written as JSON texts.
+    A Parquet column has the type that it has in `like`, or else the common type of its values.
+    Values without a common type (texts and numbers, objects with different fields) become JSON
+    texts.
 
     Args:
-        path: Replaced if it is there.
-        records: Gone through once.
-        like: The file the records come from; where it is Parquet, and Parquet is written, its
-            columns come first, with their types, and its metadata is kept.
+        path: Path of the file; an existing file is replaced.
+        records: Records; iterated once.
+        like: File that the records come from. If both files are Parquet, the columns of this file
+            come first, with the same types, and its metadata is kept.
 
     Raises:
-        InputError: If the suffix is none of the known ones.
+        InputError: If the suffix is unknown.
     """
     record_format = format_of(path)
     with written_whole(path) as temporary:
@@ -124,7 +127,7 @@ def _read_json(path: Path) -> Iterator[Any]:
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the default refuses a cell with a picture in it
+    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the default is too small for base64 pictures
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=_delimiter(path), strict=True)
         try:
@@ -141,13 +144,14 @@ def _read_csv(path: Path) -> Iterator[dict[str, str]]:
                 f"{path}:{lines.line_num}",
                 found=f"malformed CSV ({error})",
                 wanted="UTF-8 text with a header line and as many cells in each record",
-                remedy="Mend the file and run again; what was finished stays.",
+                remedy="Correct the file and run again; finished answers are kept.",
             ) from None
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    for shard in list_shards(path):
-        yield from iter_rows(shard)
+    storage = Storage()
+    for shard in storage.list_files(str(path)):
+        yield from iter_rows(shard, storage)
 
 
 _READERS: dict[RecordFormat, Callable[[Path], Iterator[Any]]] = {
@@ -159,7 +163,7 @@ _READERS: dict[RecordFormat, Callable[[Path], Iterator[Any]]] = {
 
 
 def _write_json(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """An array as `json.dump(..., indent=2)` writes it."""
+    """Writes an array in the layout of `json.dump(..., indent=2)`."""
     with path.open("wb") as file:
         before = "[\n  "
         for record in records:
@@ -198,13 +202,13 @@ def _write_parquet(path: Path, records: Iterable[Mapping[str, Any]], known: pa.S
             name: _choices(name, known, inferred)
             for name in dict.fromkeys((*known.names, *inferred))
         }
-        # Only the last record may show that a type does not fit; the next one is tried then.
+        # A type may turn out wrong only at the last record; then the next type is tried.
         while (unfit := _write_groups(path, spool, known, choices)) is not None:
             choices[unfit].pop(0)
 
 
 def _choices(name: str, known: pa.Schema, inferred: Types) -> list[pa.DataType | None]:
-    """The types that a column may have, the best first; None, always the last, is JSON text."""
+    """Possible types of a column, best first; the last one is None, which means JSON text."""
     kinds = [known.field(name).type] if name in known.names else []
     kind = inferred.get(name)
     if kind is not None:
@@ -218,7 +222,7 @@ def _write_groups(
     known: pa.Schema,
     choices: Mapping[str, list[pa.DataType | None]],
 ) -> str | None:
-    """Writes all records; gives the name of a column whose type does not fit, if there is one."""
+    """Writes all records; stops at a column with an unfit type and returns its name, else None."""
     kinds = {name: choice[0] for name, choice in choices.items()}
     fields = [_field(name, kind, known) for name, kind in kinds.items()]
     schema = pa.schema(fields, metadata=known.metadata)
@@ -240,7 +244,7 @@ def _field(name: str, kind: pa.DataType | None, known: pa.Schema) -> pa.Field:
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array | None:
-    """The values as an array that gives them back as they are, None if the type can't."""
+    """Converts values to an Arrow array; None if the type would change a value."""
     if kind is None:
         return pa.array(
             [None if value is None else json_text(value) for value in values], pa.string()
@@ -253,7 +257,7 @@ def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array | None:
 
 
 def _infer(group: list[dict[str, Any]], types: Types) -> None:
-    """Widens the types of the columns to those of some more records."""
+    """Widens the column types so that they fit more records."""
     for name in dict.fromkeys(name for record in group for name in record):
         before = types.get(name, pa.null())
         if before is None:
@@ -267,7 +271,7 @@ def _infer(group: list[dict[str, Any]], types: Types) -> None:
 
 
 def _is_storable(kind: pa.DataType) -> bool:
-    """Whether Parquet has the type; it has no objects without fields, for one."""
+    """Whether Parquet supports the type; objects without fields, for instance, are unsupported."""
     try:
         empty = pa.schema([("column", kind)]).empty_table()
         pq.write_table(empty, pa.BufferOutputStream())
@@ -277,7 +281,7 @@ def _is_storable(kind: pa.DataType) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Equality, but not-a-number equals itself."""
+    """Deep equality in which NaN equals NaN."""
     if one == other or (one != one and other != other):
         return True
     if isinstance(one, dict) and isinstance(other, dict):
@@ -290,13 +294,15 @@ def _is_same(one: Any, other: Any) -> bool:
 def _schema_of(like: str | Path | None) -> pa.Schema:
     if like is None or format_of(like) != "parquet":
         return pa.schema([])
-    return pq.read_schema(list_shards(Path(like))[0])
+    storage = Storage()
+    with storage.fetched(storage.list_files(str(like))[0]) as shard:
+        return pq.read_schema(shard)
 
 
 def _spooled(
     records: Iterable[Mapping[str, Any]], spool: IO[bytes]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Passes records on in groups of bounded size, and keeps each in a file."""
+    """Yields records in groups of limited size, and saves each group in the temporary file."""
     group: list[dict[str, Any]] = []
     size = 0
     for record in records:
@@ -315,11 +321,11 @@ def _unspooled(spool: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
     spool.seek(0)
     with contextlib.suppress(EOFError):
         while True:
-            yield pickle.load(spool)  # noqa: S301 - a nameless file of this very process
+            yield pickle.load(spool)  # noqa: S301 - an unnamed file of this process
 
 
 def _size(value: Any) -> int:
-    """About how many bytes a value takes."""
+    """Approximate size of a value in bytes."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, Mapping):
@@ -328,14 +334,11 @@ def _size(value: Any) -> int:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON that UTF-8 can hold, whatever the texts in it; bytes become base64.
+    """Converts a value to JSON that can be encoded in UTF-8; bytes become base64.
 
     Args:
-        value: Anything; what JSON has no form for becomes text.
-        indent: Spaces a level; None for one line.
-
-    Returns:
-        The text.
+        value: Any value; a value without a JSON form becomes text.
+        indent: Number of spaces per level; None for one line.
     """
     if isinstance(value, Mapping):
         value = dict(value)
@@ -344,7 +347,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
         return text
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it, UTF-8 can't
+    except UnicodeEncodeError:  # half a surrogate pair: valid in JSON, but not in UTF-8
         return json.dumps(value, indent=indent, default=_as_text)
     return text
 
@@ -368,5 +371,5 @@ def _unreadable(path: Path, found: str) -> InputError:
         str(path),
         found=found,
         wanted="a readable file of records, or a folder of Parquet shards",
-        remedy="Check the path, the rights and the file.",
+        remedy="Check the path, its permissions and the file.",
     )

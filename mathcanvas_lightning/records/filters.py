@@ -1,4 +1,4 @@
-"""Which records are asked: filters on fields and pictures."""
+"""Filters that select records by their fields and pictures."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,18 +7,18 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.records.record import Record
 
 RecordFilter = Callable[[Record], bool]
-"""Says which records are asked; the others are written out as they are. It may be given records
-with any fault but a bad index. In YAML: the path of a function, or class_path and init_args of a
-class whose objects can be called."""
+"""Returns True for records that are asked; the others are written to the output unchanged. It also
+gets records with faults (but never with an invalid index). In YAML: the import path of a function,
+or class_path and init_args of a class with callable objects."""
 
 
 class FieldIs:
-    """Takes records with certain values in a field.
+    """Selects records by the value of a field.
 
     Args:
-        field: Of the record.
-        values: Any of these; compared as texts, since those of CSV are texts. An absent field
-            counts as null.
+        field: Name of the field.
+        values: Accepted values. They are compared as texts, because CSV has only texts. A missing
+            field counts as null.
     """
 
     def __init__(self, field: str, values: Sequence[str | int | float | bool | None]) -> None:
@@ -31,29 +31,29 @@ class FieldIs:
 
 
 class HasImages:
-    """Takes records with pictures, or those without.
+    """Selects records with pictures, or records without.
 
     Args:
-        wanted: False for those without.
+        wanted: True for records with pictures, False for records without.
     """
 
     def __init__(self, wanted: bool = True) -> None:
         self._wanted = wanted
 
     def __call__(self, record: Record) -> bool:
-        """Whether it has, or lacks, pictures as wanted."""
+        """Whether the record is selected."""
         return bool(record.images) == self._wanted
 
 
 class Matches:
-    """Takes records whose field matches a regular expression anywhere.
+    """Selects records by a regular expression, which may match anywhere in a field.
 
     Args:
-        field: Of the record; absent and null ones match nothing.
-        regex: As Python's `re` has them.
+        field: Name of the field; a missing or null field never matches.
+        regex: Regular expression in the syntax of Python's `re`.
 
     Raises:
-        ConfigError: If it is no regular expression.
+        ConfigError: If the regular expression is invalid.
     """
 
     def __init__(self, field: str, regex: str) -> None:
@@ -65,7 +65,7 @@ class Matches:
                 "regex",
                 found=f"{regex!r} ({error})",
                 wanted="a regular expression",
-                remedy="Mend it; a plain character such as ( is written \\(.",
+                remedy="Correct it; write a literal ( as \\(.",
             ) from None
 
     def __call__(self, record: Record) -> bool:

@@ -1,4 +1,4 @@
-"""Where the pictures of a text stand: at the marks `<image>`, `<image1>`, `<image2>` ..."""
+"""Picture marks in texts: `<image>`, `<image1>`, `<image2>` ..."""
 
 import re
 
@@ -6,24 +6,24 @@ _MARK = re.compile(r"<image(\d{0,9})>")
 
 
 class MarkError(Exception):
-    """A mark that stands for no picture; its text says which."""
+    """A mark has no picture."""
 
 
 def place_marks(text: str, num_pictures: int) -> list[str | int]:
-    """Puts pictures where a text marks them.
+    """Splits a text at its picture marks.
 
-    `<imageN>` stands for the N-th picture; where there is but one, for that one whatever N is,
-    since data sets often join all pictures of a problem. `<image>` stands for the next picture
-    that no number names. A second mark of a picture is dropped, and pictures without a mark come
-    before the text.
+    `<imageN>` is replaced by the N-th picture. If there is only one picture, every number means
+    this picture, since data sets often join all pictures of a problem into one. `<image>` is
+    replaced by the next picture that has no numbered mark. A second mark for the same picture is
+    removed, and pictures without a mark come before the text.
 
     Args:
-        text: With marks or without.
-        num_pictures: How many there are.
+        text: Text with or without marks.
+        num_pictures: Number of pictures.
 
     Returns:
-        Texts, as they are in training: stripped, without empty ones; and pictures as their
-        numbers from 0. Each picture occurs once.
+        Texts (stripped and without empty ones, as in training), and pictures as numbers from 0.
+        Each picture occurs once.
 
     Raises:
         MarkError: If there are more marks than pictures.
@@ -44,22 +44,22 @@ def place_marks(text: str, num_pictures: int) -> list[str | int]:
 
 
 def without_marks(text: str) -> str:
-    """The text alone, stripped."""
+    """The stripped text without its marks."""
     return _MARK.sub("", text).strip()
 
 
 def _index(number: str, num_pictures: int) -> int | None:
-    """The picture that a mark names, None if it names none."""
+    """Index of the picture that a mark names; None for a mark without number."""
     if not number:
         return None
     index = 0 if num_pictures == 1 else int(number) - 1
     if not 0 <= index < num_pictures:
-        raise MarkError(f"<image{number}> stands for none of {num_pictures} pictures")
+        raise MarkError(f"<image{number}> has no picture, there are {num_pictures}")
     return index
 
 
 def _joined(pieces: list[str | int]) -> list[str | int]:
-    """Puts texts together that no picture divides, and strips them."""
+    """Joins neighbouring texts and strips them."""
     joined: list[str | int] = [""]
     for piece in pieces:
         last = joined[-1]

@@ -1,4 +1,4 @@
-"""The pictures of a record: where its references lead, and the encoded files they lead to."""
+"""Pictures of records: resolves references and reads the encoded image files."""
 
 import base64
 import binascii
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mathcanvas_lightning.common.paths import is_remote, plain_path
+from mathcanvas_lightning.common.paths import is_remote, join_path, without_query
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.errors import DataError, StorageError
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
 if TYPE_CHECKING:  # records are checked with the functions of this file
     from mathcanvas_lightning.records.record import Record
@@ -26,20 +27,20 @@ _SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded image file, as it was read; decoded only where its pixels are needed."""
+    """An encoded image file; it is decoded only when its pixels are needed."""
 
     data: bytes = field(repr=False)
-    """The file: PNG, JPEG, WebP, ..."""
+    """Content of the file: PNG, JPEG, WebP, ..."""
     place: str = "a picture"
-    """Where it came from, for messages."""
+    """Location, for error messages."""
 
 
 class PictureError(Exception):
-    """A picture that can't be used.
+    """A picture is unusable.
 
     Args:
         kind: `picture_missing`, `picture_unreadable` or `picture_too_large`.
-        message: Which, and what is wrong with it.
+        message: Location and description.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -60,17 +61,17 @@ def read_pictures(
     """Reads all pictures of a record.
 
     Args:
-        record: Its references may be paths, URLs, base64 (also in data URLs), bytes, or what
-            Hugging Face data sets write: an object of bytes and path.
-        base: Folder or URL that paths start from; by default the record's `image_base`.
-        limits: Larger ones are refused undecoded.
-        depth: How much of each is checked; see `check_image`.
+        record: Its references may be paths, URLs, base64 (also in data URLs), bytes, or objects
+            with bytes and path as in Hugging Face data sets.
+        base: Folder or URL for relative paths; by default the record's `image_base`.
+        limits: Larger pictures are rejected before they are decoded.
+        depth: How much of each picture is checked, see `check_image`.
 
     Returns:
-        A picture for each reference, in their order.
+        One picture for each reference, in order.
 
     Raises:
-        PictureError: At the first that is missing, broken or too large; names the record.
+        PictureError: At the first picture that is missing, broken or too large; names the record.
     """
     base = record.image_base if base is None else base
     return load_pictures(record.images, base, place=record.uid, limits=limits, depth=depth)
@@ -84,20 +85,20 @@ def load_pictures(
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
 ) -> tuple[Picture, ...]:
-    """Like `read_pictures`, for references without a record.
+    """Reads pictures from references; like `read_pictures`, but without a record.
 
     Args:
-        references: See `read_pictures`.
-        base: Folder or URL that paths start from.
-        place: What they belong to, for messages.
-        limits: Larger ones are refused undecoded.
-        depth: How much of each is checked.
+        references: References as described in `read_pictures`.
+        base: Folder or URL for relative paths.
+        place: Location of the references, for error messages.
+        limits: Larger pictures are rejected before they are decoded.
+        depth: How much of each picture is checked.
 
     Returns:
-        A picture for each reference, in their order.
+        One picture for each reference, in order.
 
     Raises:
-        PictureError: At the first that can't be used.
+        PictureError: At the first unusable picture.
     """
     pictures = []
     for number, reference in enumerate(references, start=1):
@@ -105,7 +106,7 @@ def load_pictures(
         try:
             located = locate_picture(reference, base)
             if isinstance(located, str):
-                name = f"{name} ({located})"
+                name = f"{name} ({without_query(located)})"
                 located = _read(located, limits.max_bytes)
             check_image(located, limits, depth=depth)
         except PictureError as error:
@@ -117,26 +118,26 @@ def load_pictures(
 
 
 def failure_kind(error: ImageError) -> str:
-    """What a failure by such an image is called."""
+    """The kind of failure that an image error causes."""
     return TOO_LARGE if error.reason == "image_too_large" else UNREADABLE
 
 
 def locate_picture(reference: Any, base: str) -> bytes | str:
-    """Finds out what a reference is, without reading or decoding what it leads to.
+    """Resolves a reference without reading or decoding its file.
 
-    A text is a data URL, a URL, the path of a file that is there, or base64 that begins an image:
-    the first of these that fits.
+    A text is, in this order: a data URL, a URL, the path of an existing file, or base64 of an
+    image.
 
     Args:
-        reference: See `read_pictures`.
-        base: Folder or URL that paths start from.
+        reference: A reference as described in `read_pictures`.
+        base: Folder or URL for relative paths.
 
     Returns:
-        The bytes, where the reference holds them; else the path of a file that is there, or a
-        URL, whose file may be there or not.
+        The bytes if the reference contains them; else the path of an existing file, or a URL
+        (which is not checked).
 
     Raises:
-        PictureError: If there is no such file, or the reference is nothing of the above.
+        PictureError: If the file does not exist, or the reference has none of these forms.
     """
     if isinstance(reference, Mapping) and {"bytes", "path"} & reference.keys():
         data = reference.get("bytes")
@@ -144,13 +145,13 @@ def locate_picture(reference: Any, base: str) -> bytes | str:
     if isinstance(reference, bytes):
         return reference
     if not isinstance(reference, str):
-        raise PictureError(UNREADABLE, f"a {type(reference).__name__} is no path and no picture")
+        raise PictureError(UNREADABLE, f"a {type(reference).__name__}, not a path or a picture")
     if not reference.strip():
         raise PictureError(MISSING, "the path is empty")
     if (start := _DATA_URL.match(reference)) is not None:
         data = _decode(reference[start.end() :])
         if data is None:
-            raise PictureError(UNREADABLE, "a data URL whose base64 is broken")
+            raise PictureError(UNREADABLE, "a data URL with invalid base64")
         return data
     path = _join(base, reference)
     if is_remote(path):
@@ -159,36 +160,35 @@ def locate_picture(reference: Any, base: str) -> bytes | str:
 
 
 def _embedded(text: str, path: str) -> bytes:
-    """The picture that a text without a file is itself."""
+    """Decodes a text that is not a path as a base64 picture."""
     data = _decode(text)
     if data is not None and _begins_image(data):
         return data
     if len(text) > MAX_PATH_CHARACTERS:
-        raise PictureError(UNREADABLE, f"no picture in base64, nor a path ({text[:40]!r} ...)")
+        raise PictureError(UNREADABLE, f"neither base64 nor a path ({text[:40]!r} ...)")
     raise PictureError(MISSING, f"no file {path!r:.{_SHOWN_CHARACTERS}}")
 
 
 def _join(base: str, reference: str) -> str:
     if is_remote(reference):
         return reference
-    reference = plain_path(reference)
+    reference = reference.removeprefix("file://")
     if is_remote(base):
-        return f"{base.rstrip('/')}/{reference.lstrip('/')}"
-    # Not Path, which takes longer than the look at the disk does.
-    return os.path.join(plain_path(base), reference)  # noqa: PTH118
+        reference = reference.lstrip("/")
+    return join_path(base, reference)
 
 
 def _is_file(path: str) -> bool:
     if len(path) > MAX_PATH_CHARACTERS:
         return False
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - see _join
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - much faster than Path
     except (OSError, ValueError):  # ValueError: a NUL or half a surrogate pair in the name
         return False
 
 
 def _decode(text: str) -> bytes | None:
-    """What a text is base64 of, None if it isn't; line breaks are allowed."""
+    """Decodes base64, which may have line breaks; None if the text is invalid."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):  # ValueError: not ASCII
@@ -204,26 +204,19 @@ def _begins_image(data: bytes) -> bool:
 
 
 def _read(location: str, max_bytes: int) -> bytes:
-    """All bytes of a file, or the first of one that is too large."""
-    storage = _storage()
+    """Reads a file or a URL."""
     try:
-        return storage.read_bytes(location, max_bytes=max_bytes)
+        return _storage().read_bytes(location, max_bytes=max_bytes)
+    except MissingFileError as error:
+        raise PictureError(MISSING, f"found {error.found}") from None
+    except FileTooLargeError as error:
+        raise PictureError(TOO_LARGE, f"found {error.found}") from None
     except DataError as error:
-        kind = _kind(storage, location, max_bytes)
-        raise PictureError(kind, f"found {error.found}") from None
+        raise PictureError(UNREADABLE, f"found {error.found}") from None
     except StorageError as error:
         raise PictureError(UNREADABLE, f"found {error.found}") from None
 
 
-def _kind(storage: Storage, location: str, max_bytes: int) -> str:
-    """Why a file could not be read."""
-    try:
-        size = storage.status(location).size_bytes
-    except (DataError, StorageError):
-        return MISSING
-    return TOO_LARGE if size > max_bytes else UNREADABLE
-
-
 @cache
 def _storage() -> Storage:
-    return Storage(StorageConfig())
+    return Storage()

@@ -1,4 +1,4 @@
-"""What records are, and how they are read."""
+"""Records of questions: input settings, field names, reading."""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -7,61 +7,62 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.rows.readers import IMAGE_MARK
 from mathcanvas_lightning.data.rows.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
 from mathcanvas_lightning.records.files import FORMATS, read_records
 
 ERROR_SUFFIX = "_error"
-"""Behind the response field's name: the field that says why there is no response."""
+"""Suffix of the response field's name, for the field with the reason of a missing response."""
 INTERLEAVED_COLUMNS = {"question_interleave", "question_images"}
 NO_INDEX = "no usable index"
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class RecordInput:
-    """A file of records, what its fields are called, and where it goes with its answers."""
+    """A file of records, the names of its fields, and its output file."""
 
     path: str
     """JSON array, JSON lines, CSV with a header, Parquet, or a folder of Parquet shards."""
     output: str | None = None
-    """A file of any of these formats; by default `<name>_answers` beside the input."""
+    """Output file in one of these formats; default: `<name>_answers` beside the input."""
     name: str | None = None
-    """Begins the ids of its records; by default the file's name without suffix."""
+    """Prefix of the record ids; default: the file name without suffix."""
     image_base_path: str | None = None
-    """Folder or URL that picture paths start from; by default the input's folder."""
+    """Folder or URL for relative picture paths; default: the folder of the input."""
     index_field: str = "sample_index"
-    """A text or integer, different in each record."""
+    """Field with a unique text or integer."""
     query_field: str = "query_cot"
-    """The question."""
+    """Field with the question."""
     image_field: str = "image"
-    """A picture or a list of them; absent, null or empty for questions of text alone."""
+    """Field with a picture or a list of pictures; missing, null or empty if there is none."""
     response_field: str = "model_answer"
-    """Where the answer goes; a record that has one already is not asked."""
+    """Field for the answer; a record that already has one is not asked."""
     has_images: bool = False
-    """Whether it is a fault if no record has the image field."""
+    """Whether it is an error if no record has the image field."""
     reader: Callable[[str], Iterable[Any]] | None = None
-    """Gives the records of the path, where that is anything else (a database, ...): a function, or
-    an object that can be called, which is gone through several times. In YAML: its import path, or
-    class_path and init_args."""
+    """Function (or callable object) that returns the records of `path`, for any other source such
+    as a database. It is called several times. In YAML: its import path, or class_path and
+    init_args."""
 
     @property
     def label(self) -> str:
-        """What the ids of its records begin with."""
-        path = Path(self.path)
+        """Prefix of the record ids."""
+        path = local_path(self.path)
         return self.name or (path.name if path.is_dir() else path.stem)
 
     @property
     def error_field(self) -> str:
-        """Why a record has no answer."""
+        """Field with the reason why a record has no answer."""
         return self.response_field + ERROR_SUFFIX
 
     @property
     def output_path(self) -> Path:
-        """Where its records go with their answers."""
-        path = Path(self.path)
+        """Path of the output file."""
+        path = local_path(self.path)
         if self.output is not None:
-            return Path(self.output)
+            return local_path(self.output)
         if path.is_dir():
             return path.with_name(f"{path.name}_answers.parquet")
         is_known = self.reader is None or path.suffix.lower() in FORMATS
@@ -70,39 +71,38 @@ class RecordInput:
 
     @property
     def image_base(self) -> str:
-        """Where picture paths start."""
-        path = Path(self.path)
+        """Folder or URL for relative picture paths."""
+        path = local_path(self.path)
         return self.image_base_path or str(path if path.is_dir() else path.parent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A record as it was read; not yet checked but for its index."""
+    """A record from an input file; only its index has been checked."""
 
     uid: str
-    """Its input's label and its index."""
+    """Id of the record: label of the input and index."""
     position: int
-    """In its input, from 0."""
+    """Position in the input, from 0."""
     index: str | int
     query: str
-    """The question; "" where there is none."""
+    """Question; "" if there is none."""
     images: tuple[Any, ...]
-    """References to its pictures as they stand; `read_pictures` says what they may be."""
+    """Unchecked references to pictures; `read_pictures` describes their forms."""
     image_base: str = "."
-    """Folder or URL that paths among them start from."""
+    """Folder or URL for relative picture paths."""
     values: Mapping[str, Any]
-    """All its fields."""
+    """All fields of the record."""
     digest: str
-    """A short hash of what is asked: another one where the query, a reference, or a field that the
-    prompt reads has changed."""
+    """Short hash of the query, the references, and the other fields that the prompt uses."""
 
 
 class RecordError(Exception):
-    """A record that can't be used.
+    """A record is unusable.
 
     Args:
-        kind: What kind of fault it is, in a few words.
-        message: What was found.
+        kind: Kind of the fault, in a few words.
+        message: Description of the fault.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -111,7 +111,7 @@ class RecordError(Exception):
 
 
 Fields = Collection[str] | None
-"""Fields that a prompt reads besides query and pictures; None for any."""
+"""Fields that a prompt uses besides query and pictures; None means all fields."""
 
 
 def iter_records(source: RecordInput, fields: Fields = ()) -> Iterator[Record]:
@@ -119,47 +119,47 @@ def iter_records(source: RecordInput, fields: Fields = ()) -> Iterator[Record]:
 
     Args:
         source: The input.
-        fields: Whose values enter the digest too.
+        fields: Fields whose values are part of the digest.
 
     Yields:
-        Each record, with whatever faults only `survey` looks for.
+        Each record; it may have faults that only `survey` checks.
 
     Raises:
-        InputError: At the first that is no object or has no usable index, or where the file is
-            malformed.
+        InputError: At the first record that is not an object or has no valid index, or if the file
+            is malformed.
     """
     for position, (_, record) in enumerate(parsed_records(source, fields)):
         if isinstance(record, RecordError):
             raise InputError(
                 f"{source.path}, record {position}",
                 found=f"{record.kind} ({record})",
-                wanted="an object with an index of its own",
-                remedy="Mend the record.",
+                wanted="an object with a unique index",
+                remedy="Correct the record.",
             )
         yield record
 
 
 def has_response(source: RecordInput, values: Mapping[str, Any]) -> bool:
-    """Whether a record has a response already; 0 and false are some."""
+    """Whether a record already has a response; 0 and false count as responses."""
     return bool(as_list(values.get(source.response_field)))
 
 
 def parsed_records(
     source: RecordInput, fields: Fields
 ) -> Iterator[tuple[Any, Record | RecordError]]:
-    """Reads the records of an input, unusable ones too.
+    """Reads the records of an input, including unusable ones.
 
     Args:
         source: The input.
-        fields: Whose values enter the digest too.
+        fields: Fields whose values are part of the digest.
 
     Yields:
-        What was read, and the record, or why it is none.
+        The value from the file, and the record or the reason why it is unusable.
 
     Raises:
-        InputError: Where the file is malformed.
+        InputError: If the file is malformed.
     """
-    label, image_base = source.label, source.image_base  # both look at the disk
+    label, image_base = source.label, source.image_base  # computed once: both access the disk
     for position, values in enumerate((source.reader or read_records)(source.path)):
         try:
             index, query, images = _contents(source, values)
@@ -180,9 +180,9 @@ def parsed_records(
 
 
 def _contents(source: RecordInput, values: Any) -> tuple[str | int, str, tuple[Any, ...]]:
-    """Index, query and pictures of a record."""
+    """Extracts index, query and picture references."""
     if not isinstance(values, Mapping):
-        raise RecordError("no object", f"{values!r:.80}")
+        raise RecordError("not an object", f"{values!r:.80}")
     index = values.get(source.index_field)
     query: Any
     if is_interleaved(source, values):
@@ -198,12 +198,12 @@ def _contents(source: RecordInput, values: Any) -> tuple[str | int, str, tuple[A
 
 
 def is_interleaved(source: RecordInput, values: Mapping[str, Any]) -> bool:
-    """Whether a record is a row of an interleaved shard, whose question is put together."""
+    """Whether a record is a row of an interleaved shard, with texts and pictures in segments."""
     return source.query_field not in values and values.keys() >= INTERLEAVED_COLUMNS
 
 
 def _question(row: Mapping[str, Any]) -> tuple[str, list[bytes]]:
-    """The question of a row of an interleaved shard, with marks for its pictures."""
+    """Converts the question of an interleaved row to a text with picture marks."""
     rest = {"answer": None, "solution_interleave": None, "solution_images": None}
     try:
         segments = example_from_row({**row, **rest}, place="a row").question
@@ -214,7 +214,7 @@ def _question(row: Mapping[str, Any]) -> tuple[str, list[bytes]]:
 
 
 def _read_by_prompt(source: RecordInput, values: Mapping[str, Any], fields: Fields) -> list[Any]:
-    """What else a prompt may say, as texts."""
+    """Other fields that the prompt may use, as texts for the digest."""
     if fields is None:
         own = {source.index_field, source.query_field, source.image_field}
         fields = values.keys() - own - {source.response_field, source.error_field}
@@ -233,14 +233,14 @@ def _digest(query: str, images: Sequence[Any], others: Sequence[str]) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A field that may hold one thing, several or none, as a list.
+    """Converts a field with one, several or no values to a list.
 
     Args:
-        value: Null and blank texts are nothing; the text of a JSON array, as in a cell of CSV,
-            is that array.
+        value: Null and blank texts give an empty list. A text that is a JSON array (as in a CSV
+            cell) gives that array.
 
     Returns:
-        What there is.
+        The values.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return []

@@ -1,4 +1,4 @@
-"""All that is wrong with the records of a run, found in one pass before anything is asked."""
+"""Checks all records of a run in one pass, before a model starts, and reports all faults."""
 
 import difflib
 import logging
@@ -27,23 +27,23 @@ from mathcanvas_lightning.records.record import (
 
 logger = logging.getLogger(__name__)
 
-NUM_SHOWN_RECORDS = 100
-"""So many records tell which fields there are."""
+NUM_FIELD_RECORDS = 100
+"""Number of records that are searched for field names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordKey:
-    """What is kept of each record while a run decides which to ask."""
+    """The part of a record that stays in memory during a run."""
 
     label: str
-    """Of its input."""
+    """Label of the input."""
     uid: str
     position: int
-    """In its input, from 0."""
+    """Position in the input, from 0."""
     digest: str
-    """See `Record`."""
+    """Digest of the record, see `Record`."""
     has_response: bool
-    """Whether its response field holds something already."""
+    """Whether the response field already has a value."""
 
 
 def survey(
@@ -51,84 +51,82 @@ def survey(
     filters: Sequence[Callable[[Record], bool]] = (),
     fields: Fields = (),
 ) -> list[RecordKey]:
-    """Goes through all records once, before anything is asked; no picture is opened.
+    """Checks all records once, without opening pictures.
 
     Args:
         inputs: All inputs of a run.
-        filters: Of a record that one of them refuses only the index is checked.
-        fields: Whose values enter the digests too.
+        filters: If one of them rejects a record, only its index is checked.
+        fields: Fields whose values are part of the digests.
 
     Returns:
-        A key for each record that passes the filters, in order.
+        A key for each record that the filters accept, in order.
 
     Raises:
-        InputError: If anything is wrong anywhere; it tells of all that is.
+        InputError: If there is any fault; its text lists the faults of all inputs.
     """
     faults = FaultList()
     _check_names(inputs, faults)
     keys: list[RecordKey] = []
     for source in inputs:
-        keys += _Pass(source=source, filters=filters, fields=fields, faults=faults).run()
+        keys += _InputCheck(source=source, filters=filters, fields=fields, faults=faults).run()
     if not keys and not faults:
         names = ", ".join(source.path for source in inputs)
-        faults.add("no record to ask", names, "no records, or none that the filters let pass")
+        faults.add("no record to ask", names, "no records, or the filters reject all of them")
     faults.raise_if_any()
     return keys
 
 
 def _check_names(inputs: Sequence[RecordInput], faults: FaultList) -> None:
-    """Finds inputs that would write over one another or themselves."""
+    """Finds inputs with equal labels, and outputs that would overwrite a file of the run."""
     labels: dict[str, str] = {}
     outputs: dict[str, str] = {}
     paths = {os.path.realpath(source.path) for source in inputs}
     for source in inputs:
         output = os.path.realpath(source.output_path)
         if ":" in source.label:
-            message = (
-                f"{source.label!r} begins the ids of its records, and ends at a colon; set name"
-            )
+            message = f"{source.label!r} is the prefix of record ids and ends at a colon; set name"
             faults.add("a name with a colon", source.path, message)
         if source.label in labels:
-            message = f"{source.label!r} is {labels[source.label]} too; set name"
-            faults.add("two inputs of one name", source.path, message)
+            message = f"{source.label!r} is also the name of {labels[source.label]}; set name"
+            faults.add("two inputs with one name", source.path, message)
         if output in outputs:
-            message = f"{source.output_path} is that of {outputs[output]} too; set output"
+            message = f"{source.output_path} is also the output of {outputs[output]}; set output"
             faults.add("two inputs with one output", source.path, message)
         if output in paths or any(str(parent) in paths for parent in Path(output).parents):
             message = f"{source.output_path} is an input, or inside one; set output"
-            faults.add("output over an input", source.path, message)
+            faults.add("output overwrites an input", source.path, message)
         elif Path(output).is_dir():
-            faults.add("output is a folder", source.path, f"{source.output_path}; name a file")
+            faults.add("output is a folder", source.path, f"{source.output_path}; choose a file")
         else:
-            with faults.taking_errors("unknown format"):
+            with faults.collect_errors("unknown format"):
                 format_of(source.output_path)
         labels.setdefault(source.label, source.path)
         outputs.setdefault(output, source.path)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Pass:
-    """One pass over one input."""
+class _InputCheck:
+    """Checks the records of one input."""
 
     source: RecordInput
     filters: Sequence[Callable[[Record], bool]]
     fields: Fields
     faults: FaultList
     positions: dict[str, int] = field(default_factory=dict)
-    """Index, as text -> the record that has it."""
+    """Index as text -> position of its record."""
     num_objects: int = 0
     absent: Counter[str] = field(default_factory=Counter)
-    """Name of a field that is needed -> records without it."""
+    """Required field -> number of records without it."""
     found: dict[str, None] = field(default_factory=dict)
     """Fields of the first records."""
 
     def run(self) -> Iterator[RecordKey]:
         label = self.source.label
-        with self.faults.taking_errors("unreadable file"):
+        with self.faults.collect_errors("unreadable file"):
             for position, (values, record) in enumerate(parsed_records(self.source, self.fields)):
                 if isinstance(values, Mapping):
                     self.num_objects += 1
-                    if position < NUM_SHOWN_RECORDS:
+                    if position < NUM_FIELD_RECORDS:
                         self.found |= dict.fromkeys(values)
                 place = f"{self.source.path}, record {position}"
                 if isinstance(record, RecordError):
@@ -151,8 +149,8 @@ class _Pass:
     def _is_wanted(self, record: Record, place: str) -> bool:
         first = self.positions.setdefault(str(record.index), record.position)
         if first != record.position:
-            message = f"{record.index!r} is the index of record {first} too"
-            self.faults.add("an index twice", place, message)
+            message = f"{record.index!r} is also the index of record {first}"
+            self.faults.add("duplicate index", place, message)
         return all(accepts(record) for accepts in self.filters)
 
     def _check(self, record: Record, place: str) -> None:
@@ -186,13 +184,13 @@ class _Pass:
         self.faults.add(self._no_field(name), place, "it is absent")
 
     def _check_fields(self) -> None:
-        """Tells of a field that no record has in one line."""
+        """Reports a field that no record has as one fault instead of one fault per record."""
         name = self.source.image_field
         is_absent = name not in self.found and not self.found.keys() >= INTERLEAVED_COLUMNS
         if is_absent and self.source.has_images and self.num_objects:
             self._add_wrong_name(name)
         elif is_absent and (close := self._like(name)):
-            text = "%s: no record has the field %r, so all are texts alone; is it %r?"
+            text = "%s: no record has the field %r, so none has pictures; did you mean %r?"
             logger.warning(text, self.source.path, name, close)
         for name, count in self.absent.items():
             if count == self.num_objects:
@@ -202,10 +200,10 @@ class _Pass:
     def _add_wrong_name(self, name: str) -> None:
         message = f"no record has the field {name!r}; they have {', '.join(self.found)}"
         message += f"; did you mean {close!r}?" if (close := self._like(name)) else ""
-        self.faults.add("wrong name of a field", self.source.path, message)
+        self.faults.add("wrong field name", self.source.path, message)
 
     def _like(self, name: str) -> str | None:
-        """A field whose name is like another."""
+        """An existing field with a similar name."""
         return next(iter(difflib.get_close_matches(name, self.found, n=1)), None)
 
     def _no_field(self, name: str) -> str:

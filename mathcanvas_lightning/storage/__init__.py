@@ -1,5 +1,5 @@
-"""The one way to files, on this machine or on a server.
+"""The one way to files, local or remote.
 
-In: a path or a URL. Out: names, sizes and bytes, with retries and a local cache; files that are
-replaced atomically.
+In: a path or a URL. Out: names, sizes and bytes, read with retries and a local cache; files that
+are replaced atomically.
 """

@@ -62,7 +62,9 @@ def train_vae(
     seed: int = 0,
     progress: bool = True,
 ) -> AutoencoderReport:
-    """Trains an image autoencoder on pictures, and writes ae.safetensors and its configuration.
+    """Trains an image autoencoder on pictures, for drawings of small models or of one's own data.
+
+    Writes ae.safetensors, and its sizes into config.json.
 
     Args:
         pictures: Folder of PNG, JPEG or WebP files; sub-folders are read too.

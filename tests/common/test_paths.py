@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from mathcanvas_lightning.common.paths import is_remote, local_path, natural_key, plain_path
+from mathcanvas_lightning.common.paths import (
+    file_name,
+    is_remote,
+    join_path,
+    local_path,
+    natural_key,
+    parent_folder,
+    plain_path,
+    unquoted_name,
+    without_query,
+)
 
 
 @pytest.mark.parametrize("path", ["/a/b.parquet", "a b/c", "file:///a/b.parquet"])
@@ -23,3 +33,39 @@ def test_remote(url: str) -> None:
 def test_numbers_in_names_count() -> None:
     paths = ["/b/x_1.parquet", "/a/x_10.parquet", "/a/x_2.parquet"]
     assert sorted(paths, key=natural_key) == paths[::-1]
+
+
+@pytest.mark.parametrize("path", ["~/a b", "file://~/a b"])
+def test_home_folder(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert plain_path(path) == "/home/me/a b"
+    assert local_path(Path("~")) == Path("/home/me")
+    assert join_path("~", "~") == "/home/me/~"
+    assert plain_path("s3://~/a") == "s3://~/a"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "joined"),
+    [
+        ("a", "b/c#?.png", "a/b/c#?.png"),
+        ("", "~b", "./~b"),
+        ("s3://x/", "b/c#?%.png", "s3://x/b/c#?%.png"),
+        ("http://x/y/", "b/c#?% \u03c0.png", "http://x/y/b/c%23%3F%25%20%CF%80.png"),
+        ("https://x/y?sig=1&b=2", "c d", "https://x/y/c%20d?sig=1&b=2"),
+    ],
+)
+def test_joining(folder: str, name: str, joined: str) -> None:
+    assert join_path(folder, name) == joined
+
+
+def test_parts_of_urls() -> None:
+    url = "https://x/y%20z/a%23b.parquet?X-Amz-Signature=secret"
+    assert without_query(url) == "https://x/y%20z/a%23b.parquet"
+    assert file_name(url) == "a%23b.parquet"
+    assert unquoted_name(url) == "a#b.parquet"
+    assert parent_folder(url) == "https://x/y%20z"
+    for path in ("s3://x/a?b#c", "x/a?b#c"):
+        assert without_query(path) == path
+        assert file_name(path) == unquoted_name(path) == "a?b#c"
+        assert parent_folder(path) == path.removesuffix("/a?b#c")
+    assert parent_folder("a") == ""

@@ -8,9 +8,16 @@ import pytest
 
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.errors import StorageError
-from mathcanvas_lightning.storage.shards import StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
 from tests.data.hashes import digest, uids
-from tests.data.make_rows import config, interleaved_shards, module, vlm_file
+from tests.data.make_rows import (
+    config,
+    interleaved_row,
+    interleaved_shards,
+    module,
+    vlm_file,
+    write_shards,
+)
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 24
@@ -131,3 +138,25 @@ def test_one_shard_over_http(ranges: bool, folder: Path, tmp_path: Path) -> None
         assert sorted(uids(data.train_dataloader())) == sorted(
             f"row{n}" for n in range(0, NUM_ROWS, 2)
         )
+
+
+def test_signatures_stay_out_of_ids_and_files(tmp_path: Path) -> None:
+    rows = [interleaved_row(n) for n in range(4)]
+    for row in rows:
+        del row["id"]
+    rows[1]["question_images"][0]["bytes"] = b"none"
+    write_shards(tmp_path / "served", rows, num_files=1)
+    with file_server(tmp_path / "served") as url:
+        storage = StorageConfig(cache_dir=str(tmp_path / "cache"), backoff_s=0.01)
+        options = {"quarantine_file": str(tmp_path / "quarantine.jsonl"), "max_bad_fraction": 1.0}
+        for signature in ("secret", "other"):
+            path = f"{url}/part_0.parquet?X-Amz-Signature={signature}"
+            data = module(config(path), storage=storage, **options)
+            found = sorted(uids(data.train_dataloader()))
+            assert found == [f"part_0.parquet:0:{n}" for n in (0, 2, 3)]
+    assert "part_0.parquet" in (tmp_path / "quarantine.jsonl").read_text()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.parent.parent.name == "index"]) == 2  # and a lock
+    for path in files:
+        assert "Signature" not in path.name
+        assert b"X-Amz-Signature" not in path.read_bytes()

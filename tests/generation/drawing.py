@@ -1,8 +1,8 @@
-"""A small random model that writes and draws, and scripts for what it writes."""
+"""A small random model that writes and draws, and scripts for its texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -17,14 +17,15 @@ from mathcanvas_lightning.generation.bagel.contexts import (
     Context,
     Item,
     ItemMaker,
-    Reader,
+    Prefiller,
 )
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.image_steps import Painter
 from mathcanvas_lightning.generation.bagel.kv_cache import KVCache
+from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig
-from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, TokenDraw, choose_tokens
+from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, TokenChoice, choose_tokens
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig, VAEConfig
 from mathcanvas_lightning.model.vae import LatentVAE
@@ -80,7 +81,7 @@ class Studio:
     model: Bagel
     maker: ItemMaker
     cache: KVCache
-    reader: Reader
+    prefiller: Prefiller
     painter: Painter
     num_used: int = 0
 
@@ -90,11 +91,11 @@ class Studio:
         self.num_used += len(CONTEXTS)
         return [Context(row=row) for row in range(first, self.num_used)]
 
-    def tell(self, contexts: Sequence[Context], *items: Item) -> list[tuple[Tensor, Tensor]]:
-        """Lets items enter the contexts that hold them."""
+    def prefill(self, contexts: Sequence[Context], *items: Item) -> list[tuple[Tensor, Tensor]]:
+        """Prefills items into the contexts of their kinds."""
         pairs = [(c, kind) for c, kind in zip(contexts, CONTEXTS, strict=False)]
-        return self.reader.read(
-            [(item, [c for c, kind in pairs if item.enters(kind)]) for item in items]
+        return self.prefiller.prefill(
+            [(item, [c for c, kind in pairs if item.belongs_to(kind)]) for item in items]
         )
 
 
@@ -126,7 +127,7 @@ def open_studio(
         model=model,
         maker=maker,
         cache=memory,
-        reader=Reader(model, vae, memory, maker),
+        prefiller=Prefiller(model, vae, memory, maker),
         painter=Painter(model, vae, memory, tokenizer.special),
     )
 
@@ -145,31 +146,38 @@ class Script:
         self._texts, self._length = texts, length
         self.chosen: dict[tuple[str, int], list[int]] = {}
 
-    def __call__(self, logits: Tensor, draws: Sequence[TokenDraw]) -> list[int]:
-        sampled = choose_tokens(logits, draws)
-        return [self._next(*pair) for pair in zip(draws, sampled, strict=True)]
+    def __call__(self, logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+        sampled = choose_tokens(logits, choices)
+        return [self._next(*pair) for pair in zip(choices, sampled, strict=True)]
 
-    def _next(self, draw: TokenDraw, sampled: int) -> int:
+    def _next(self, choice: TokenChoice, sampled: int) -> int:
         _, _, tokenizer = parts()
         special = tokenizer.special
         actions = {"draw": special.start_of_image, "write": special.bos}
-        text, action = self._texts[draw.uid][draw.step - 1]
+        text, action = self._texts[choice.uid][choice.step - 1]
         ids = None if text is None else tokenizer.encode(text)
         length = self._length if ids is None else len(ids)
-        if draw.index < length:
-            token = sampled if ids is None else ids[draw.index]
+        if choice.index < length:
+            token = sampled if ids is None else ids[choice.index]
             token = tokenizer.encode("x")[0] if token == special.eos else token
         else:
             last = actions.get(action, special.end_of_text)
-            token = special.eos if draw.index == length else last
-        self.chosen.setdefault((draw.uid, draw.step), []).append(token)
+            token = special.eos if choice.index == length else last
+        self.chosen.setdefault((choice.uid, choice.step), []).append(token)
         return token
 
 
 def generator(choose: Any, config: InterleavedConfig | None = None, **options: Any) -> Any:
     """A generator of the small model."""
-    settings: dict[str, Any] = {"max_batch_size": 4, "max_context_tokens": 400, **SIZES}
+    settings = {"max_batch_size": 4, "max_context_tokens": 400, **SIZES, **options}
     config = config or InterleavedConfig(drawing=FAST, text=TextConfig(temperature=1.0))
-    return InterleavedGenerator(
-        *parts(), config=config, **(settings | options | {"choose": choose})
-    )
+    return InterleavedGenerator(*parts(), config=config, choose=choose, **grouped(settings))
+
+
+def grouped(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings as the groups that the generator takes."""
+    kinds = {"limits": BatchLimits, "images": ImageOptions}
+    return {
+        name: kind(**{f.name: settings[f.name] for f in fields(kind) if f.name in settings})
+        for name, kind in kinds.items()
+    }

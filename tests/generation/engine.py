@@ -41,7 +41,7 @@ MAX_GAP = 1e-3
 
 
 def ask(uid: str, *parts: Part, **sampling: object) -> GenerationRequest:
-    """A request of one message; greedy and short unless told otherwise."""
+    """A request of one message; greedy and short by default."""
     options: dict[str, object] = {"max_tokens": 12, **sampling}
     return GenerationRequest(
         uid=uid,

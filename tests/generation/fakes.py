@@ -1,4 +1,4 @@
-"""Backends that misbehave in one way each."""
+"""Backends that each misbehave in one way."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from mathcanvas_lightning.generation.requests import (
 
 
 class LastFirst(EchoBackend):
-    """Answers one request a call, the newest first; remembers what it was asked and told."""
+    """Answers one request per call, the newest first; records all calls."""
 
     def __init__(self, max_pending: int = 4) -> None:
         super().__init__("last-first", max_pending)
@@ -40,7 +40,7 @@ class LastFirst(EchoBackend):
         self.most_pending = max(self.most_pending, self.num_pending)
 
     def collect(self) -> list[GenerationResponse]:
-        return [answer(self._waiting.pop())] if self._waiting else []
+        return [answer(self.waiting.pop())] if self.waiting else []
 
     def close(self) -> None:
         super().close()
@@ -108,7 +108,7 @@ class Logging(EchoBackend):
 
     def collect(self) -> list[GenerationResponse]:
         time.sleep(self.seconds)
-        return [answer(self._waiting.popleft())] if self._waiting else []
+        return [answer(self.waiting.popleft())] if self.waiting else []
 
 
 def answer(request: GenerationRequest) -> GenerationResponse:

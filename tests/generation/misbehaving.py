@@ -1,4 +1,4 @@
-"""A chat server that answers at once, or goes wrong in the way that a question is planned to.
+"""A chat server that answers at once, or fails in the way that is planned for a question.
 
 Needs the standard library alone; as a program it stands for a real server's command.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Fault:
+class ServerFault:
     """How one try goes wrong."""
 
     status: int | None = None
@@ -47,9 +47,9 @@ class ChatServer:
     models: tuple[str, ...] = ("parrot",)
     delay_s: float = 0.0
     """Before each answer."""
-    plans: dict[str, list[Fault]] = field(default_factory=dict)
+    plans: dict[str, list[ServerFault]] = field(default_factory=dict)
     """Question -> faults of its tries, one after the other; then it is answered."""
-    models_fault: Fault | None = None
+    models_fault: ServerFault | None = None
     """What is wrong with the list of models."""
     tries: Counter[str] = field(default_factory=Counter)
     """Question -> how often it was asked."""
@@ -67,7 +67,7 @@ class ChatServer:
     ended: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
-    def opened(self, question: str, body: dict[str, Any]) -> Iterator[Fault | None]:
+    def opened(self, question: str, body: dict[str, Any]) -> Iterator[ServerFault | None]:
         """Counts a try, and gives the fault planned for it."""
         with self.lock:
             self.bodies.append(body)
@@ -125,7 +125,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             else:
                 self.fail(fault, answer)
 
-    def fail(self, fault: Fault, answer: bytes) -> None:
+    def fail(self, fault: ServerFault, answer: bytes) -> None:
         """Goes wrong."""
         if fault.hang:
             self.server.chat.ended.wait(60)

@@ -1,4 +1,4 @@
-"""Predict runs of the tests: records, and runs over them in this process or in another."""
+"""Predict runs for tests: records, and runs over them in this process or in another."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from mathcanvas_lightning.generation.backends.base import GenerationBackend
 from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
-from mathcanvas_lightning.generation.run.report import PredictionReport
+from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
 

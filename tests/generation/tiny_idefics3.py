@@ -1,4 +1,4 @@
-"""A tiny chat model that sees pictures: Idefics3 with random weights, for real engines on the CPU.
+"""A tiny chat model that reads pictures: Idefics3 with random weights, for real engines on the CPU.
 
 It is the architecture for which vLLM needs no torchvision. Its answers mean nothing, but they
 depend on texts, on pictures and on their order.

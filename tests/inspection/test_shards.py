@@ -120,12 +120,12 @@ def test_page_shows_rows_in_reading_order(shards: Path, tmp_path: Path) -> None:
 
 def test_page_escapes_texts(tmp_path: Path, shards: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "copy")
-    image = {"bytes": b"no image", "path": "<b>x.png"}
+    image = {"bytes": b"no image", "path": "x.png"}
     change = {"answer": "<script>alert(1)</script>", "question_images": [image]}
     rewrite(folder / "blockmoving_000.parquet", change, row=0)
     inspect_shards(str(folder), rows=1, html=str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert '<p class="notice">&lt;b&gt;x.png: ' in page
+    assert '<p class="notice">task_0/composite.png: not an image' in page
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page

@@ -1,4 +1,4 @@
-"""Texts, drawings and chains of both equal the reference's."""
+"""Texts, drawings and chains equal those of the reference."""
 
 import json
 from collections.abc import Sequence
@@ -23,10 +23,11 @@ from mathcanvas_lightning.generation.bagel.contexts import CONTEXTS, Context, It
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.image_steps import Drawing
+from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Problem
 from mathcanvas_lightning.generation.bagel.text_steps import (
     TextConfig,
-    TokenDraw,
+    TokenChoice,
     choose_tokens,
     next_logits,
 )
@@ -87,7 +88,7 @@ TEXTS = [case for case in CASES if "text_max_length" in case.about and case not 
 def ask(studio: Studio, row_id: str) -> list[Context]:
     """The contexts of a row's question."""
     contexts = studio.contexts()
-    studio.tell(contexts, *question(row_id, studio.maker))
+    studio.prefill(contexts, *question(row_id, studio.maker))
     return contexts
 
 
@@ -198,7 +199,7 @@ def same_pixels(found: Any, wanted: Tensor) -> None:
     assert (difference > 0).mean() <= 1e-3
 
 
-def test_there_is_something_to_compare() -> None:
+def test_golden_files_exist() -> None:
     """Each file of cases has some of a kind that is compared below."""
     files = {case.file for case in CASES}
     if not files:
@@ -249,7 +250,7 @@ def test_drawings_as_one_batch(studio: Studio) -> None:
 def test_chain(case: Case, studio: Studio) -> None:
     """Question, text, drawing, the drawing fed back, a written text, a second drawing."""
     contexts = ask(studio, case.row_id)
-    studio.tell(contexts, studio.maker.text(case.about["given_text"]))
+    studio.prefill(contexts, studio.maker.text(case.about["given_text"]))
     first = begin(studio, case, contexts)
     finish(studio, [first])
     torch.testing.assert_close(first.latents, case.result("latent"), **LATENT_CLOSE)
@@ -257,17 +258,17 @@ def test_chain(case: Case, studio: Studio) -> None:
     same_pixels(picture, case.result("pixels"))
     # The reference's own pixels go on: a level more or less would show in the logits.
     pixels = case.result("pixels").numpy()
-    studio.tell(contexts, studio.maker.image(Image.fromarray(pixels)))
+    studio.prefill(contexts, studio.maker.image(Image.fromarray(pixels)))
     before = contexts[0].copy()
     [(ids, logits)] = write(studio, contexts[:1], [case.result("text_ids")])
     assert ids == case.result("text_ids").tolist()
     torch.testing.assert_close(logits, case.result("text_logits"), **CLOSE)
-    contexts[0].return_to(before)
+    contexts[0].roll_back(before)
     special = studio.maker.tokenizer.special
     for token in (special.bos, special.eos):
         logits = next_logits(studio.model, studio.cache, contexts[:1], [token])
     torch.testing.assert_close(logits, case.result("action_logits_after_bos_eos"), **CLOSE)
-    contexts[0].return_to(before)
+    contexts[0].roll_back(before)
     second = begin(studio, case, contexts, "second_init_noise")
     finish(studio, [second])
     torch.testing.assert_close(second.latents, case.result("second_latent"), **LATENT_CLOSE)
@@ -282,15 +283,15 @@ def test_chain_by_the_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     given = [*tokenizer.encode(given_text), special.eos, special.start_of_image]
     logits = []
 
-    def choose(rows: Tensor, draws: Sequence[TokenDraw]) -> list[int]:
-        assert len(rows) == len(draws) == 1
-        if draws[0].step == 1:
-            return [given[draws[0].index]]
+    def choose(rows: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+        assert len(rows) == len(choices) == 1
+        if choices[0].step == 1:
+            return [given[choices[0].index]]
         logits.append(rows[0])
-        return choose_tokens(rows, draws)
+        return choose_tokens(rows, choices)
 
     noise = case.result("init_noise")
-    monkeypatch.setattr(image_steps, "draw_noise", lambda *key: noise)
+    monkeypatch.setattr(image_steps, "initial_noise", lambda *key: noise)
     wanted_ids = case.result("text_ids").tolist()
     if special.eos in wanted_ids:  # with which the generator ends the text
         wanted_ids = wanted_ids[: wanted_ids.index(special.eos)]
@@ -299,15 +300,13 @@ def test_chain_by_the_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
         model,
         vae,
         tokenizer,
-        vae_transform=vae_transform,
-        vit_transform=vit_transform,
+        images=ImageOptions(vae_transform=vae_transform, vit_transform=vit_transform),
         config=InterleavedConfig(
             text=TextConfig(temperature=0),
             drawing=drawing_config(case.about),
             max_tokens=len(given) - 1 + len(wanted_ids),  # the action doesn't count
         ),
-        max_batch_size=2,
-        max_context_tokens=capacity(),
+        limits=BatchLimits(max_batch_size=2, max_context_tokens=capacity()),
         choose=choose,
     )
     [answer] = generator.run([Problem(uid="chain", inputs=tuple(question_parts(case.row_id)))])

@@ -1,4 +1,4 @@
-"""Files of records: what is read is written back, and what is broken is told."""
+"""Files of records: reading, writing, errors of malformed files."""
 
 import csv
 import json
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.records import files as formats
 from mathcanvas_lightning.records.files import format_of, read_records, write_records
+from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import png
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -41,7 +42,7 @@ def written(folder: Path, name: str, records: list[Any], like: Path | None = Non
 
 @settings(deadline=None)
 @given(RECORDS)
-def test_json_and_lines_give_back_what_they_were_given(
+def test_json_and_lines_roundtrip(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]
 ) -> None:
     folder = tmp_path_factory.mktemp("json")
@@ -55,9 +56,7 @@ def test_json_and_lines_give_back_what_they_were_given(
 
 @settings(deadline=None)
 @given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(TEXTS, min_size=n, max_size=n))))
-def test_csv_gives_back_its_cells(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]
-) -> None:
+def test_csv_roundtrip(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]) -> None:
     folder = tmp_path_factory.mktemp("csv")
     names = ["query", "", "with, comma", 'with "quotes"']
     records = [dict(zip(names, row, strict=False)) for row in rows]
@@ -67,7 +66,7 @@ def test_csv_gives_back_its_cells(
 
 @settings(deadline=None)
 @given(st.dictionaries(TEXTS, st.lists(VALUES, min_size=4, max_size=4), min_size=1, max_size=4))
-def test_parquet_gives_back_values_or_their_json(
+def test_parquet_roundtrip_of_values_or_their_json(
     tmp_path_factory: pytest.TempPathFactory, columns: dict[str, list[Any]]
 ) -> None:
     records = [{name: values[row] for name, values in columns.items()} for row in range(4)]
@@ -93,7 +92,7 @@ def test_parquet_gives_back_values_or_their_json(
     ],
 )
 @pytest.mark.parametrize("rows_per_group", [1, 2])
-def test_parquet_types_that_values_have_in_common(
+def test_parquet_common_types(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     values: list[Any],
@@ -121,9 +120,7 @@ def test_parquet_values_without_a_common_type_are_json(
     assert [value if value is None else json.loads(value) for value in found] == values
 
 
-def test_integers_that_no_float_holds_stay_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_integers_are_kept_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "GROUP_RECORDS", 1)
     path = written(tmp_path, "x.parquet", [{"a": 2**60 + 1}, {"a": 0.5}])
     assert [record["a"] for record in read_records(path)] == [str(2**60 + 1), "0.5"]
@@ -199,7 +196,7 @@ def test_pictures_and_dates_become_texts_in_json_and_csv(tmp_path: Path) -> None
     assert list(read_records(written(tmp_path, "x.csv", [record]))) == [cells]
 
 
-def test_half_a_surrogate_pair_is_written_in_every_format(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_every_format(tmp_path: Path) -> None:
     records = [{"a": "\ud800"}, {"a": "é"}]
     assert list(read_records(written(tmp_path, "x.jsonl", records))) == records
     found = read_records(written(tmp_path, "x.parquet", records))
@@ -207,7 +204,7 @@ def test_half_a_surrogate_pair_is_written_in_every_format(tmp_path: Path) -> Non
     assert len(list(read_records(written(tmp_path, "x.csv", records)))) == 2
 
 
-def test_csv_columns_are_those_of_all_records(tmp_path: Path) -> None:
+def test_csv_has_the_columns_of_all_records(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", [{"b": "1"}, {"a": "2", "b": "3"}, {"c": ""}])
     assert list(read_records(path)) == [
         {"b": "1", "a": "", "c": ""},
@@ -243,7 +240,7 @@ def test_csv_cells_may_be_large(tmp_path: Path) -> None:
         ("x.parquet", b"PAR1 but not whole", "x.parquet", "damage"),
     ],
 )
-def test_malformed_files_are_told_with_their_line(
+def test_errors_of_malformed_files_name_the_line(
     tmp_path: Path, name: str, data: bytes, place: str, found: str
 ) -> None:
     path = tmp_path / name
@@ -255,18 +252,18 @@ def test_malformed_files_are_told_with_their_line(
 
 
 @pytest.mark.parametrize("name", ["", "x.txt", "records", "no.json", "no.csv", "no.parquet"])
-def test_files_that_are_not_there_or_have_another_suffix(tmp_path: Path, name: str) -> None:
+def test_missing_files_and_unknown_suffixes(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError):
         read_records(str(tmp_path / name) if name else "")
 
 
-def test_folders_without_shards_and_in_place_of_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no Parquet file"):
+def test_folders_without_shards_and_folders_instead_of_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no \.parquet file"):
         list(read_records(tmp_path))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="a superuser may read all")
-def test_files_without_the_right_to_read(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     path = written(tmp_path, "x.jsonl", [{}])
     path.chmod(0)
     with pytest.raises(InputError, match="denied"):
@@ -274,7 +271,7 @@ def test_files_without_the_right_to_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
-def test_failure_leaves_the_old_file(tmp_path: Path, name: str) -> None:
+def test_a_failure_keeps_the_old_file(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, name, [{"a": "old"}])
     before = path.read_bytes()
 
@@ -289,7 +286,7 @@ def test_failure_leaves_the_old_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
-def test_no_records_make_a_file_without_records(tmp_path: Path, name: str) -> None:
+def test_no_records_give_an_empty_file(tmp_path: Path, name: str) -> None:
     assert list(read_records(written(tmp_path, name, []))) == []
 
 
@@ -315,7 +312,18 @@ def test_memory_does_not_grow_with_the_records(tmp_path: Path, name: str) -> Non
     assert formats_many < formats_few + 2**21
 
 
-def test_csv_is_what_other_programs_read(tmp_path: Path) -> None:
+def test_other_programs_can_read_the_csv(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", [{"a": "x\ny", "b": 1, "c": True}])
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["a", "b", "c"], ["x\ny", "1", "true"]]
+
+
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_records(Path("~/x.jsonl"), [{"a": 1}])
+    assert (tmp_path / "x.jsonl").is_file()
+    assert list(read_records("~/x.jsonl")) == [{"a": 1}]
+    source = RecordInput(path="~/x.jsonl")
+    assert source.output_path == tmp_path / "x_answers.jsonl"
+    assert source.label == "x"
+    assert source.image_base == str(tmp_path)

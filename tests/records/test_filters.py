@@ -1,4 +1,4 @@
-"""Which records are asked."""
+"""Filters of records."""
 
 import re
 from typing import Any
@@ -60,7 +60,7 @@ def test_matches_anywhere(before: str, word: str, after: str) -> None:
     assert Matches("q", re.escape(word))(record(q=before + word + after))
 
 
-def test_matches_numbers_as_texts_and_refuses_what_is_no_expression() -> None:
+def test_matches_compares_numbers_as_texts_and_rejects_invalid_expressions() -> None:
     assert Matches("level", "^[45]$")(record(level=5))
     assert not Matches("level", "^[45]$")(record(level=3))
     with pytest.raises(ConfigError, match="regular expression"):

@@ -1,4 +1,4 @@
-"""Pictures of records: what a reference is, and what is wrong with what it leads to."""
+"""Pictures of records: forms of references, and unusable pictures."""
 
 import base64
 import pickle
@@ -68,14 +68,14 @@ def references(folder: Path) -> list[Any]:
     ]
 
 
-def test_every_way_to_name_a_picture(folder: Path) -> None:
+def test_all_forms_of_references(folder: Path) -> None:
     pictures = read_pictures(record(*references(folder), base=folder))
     assert [picture.data for picture in pictures] == [PNG] * len(references(folder))
     assert pictures[0].place == f"x:1, picture 1 ({folder}/a.png)"
     assert pictures[8] == Picture(PNG, place="x:1, picture 9")
 
 
-def test_a_base_of_ones_own(folder: Path, tmp_path: Path) -> None:
+def test_a_base_folder_given_by_the_caller(folder: Path, tmp_path: Path) -> None:
     one = record("a.png", base="/nowhere")
     assert read_pictures(one, str(folder))[0].data == PNG
     with pytest.raises(PictureError):
@@ -95,7 +95,7 @@ def test_a_base_of_ones_own(folder: Path, tmp_path: Path) -> None:
         ("images", "picture_missing", "images"),
         ("abcd", "picture_missing", "abcd"),
         ("n" * 300, "picture_missing", "no file"),
-        ("A" * 8000, "picture_unreadable", "no picture in base64"),
+        ("A" * 8000, "picture_unreadable", "neither base64 nor a path"),
         ("broken.png", "picture_unreadable", "broken.png"),
         ("empty.png", "picture_unreadable", "empty"),
         ("text.png", "picture_unreadable", "not an image"),
@@ -108,9 +108,7 @@ def test_a_base_of_ones_own(folder: Path, tmp_path: Path) -> None:
         ("large.png", "picture_too_large", "200x200"),
     ],
 )
-def test_what_is_wrong_with_a_picture(
-    folder: Path, reference: Any, kind: str, message: str
-) -> None:
+def test_unusable_pictures(folder: Path, reference: Any, kind: str, message: str) -> None:
     with pytest.raises(PictureError) as error:
         read_pictures(record(PNG, reference, base=folder), limits=ImageLimits(max_pixels=10_000))
     assert error.value.kind == kind
@@ -121,13 +119,13 @@ def test_what_is_wrong_with_a_picture(
     assert (again.kind, str(again)) == (kind, str(error.value))
 
 
-def test_a_file_of_too_many_bytes(folder: Path) -> None:
+def test_too_large_files(folder: Path) -> None:
     with pytest.raises(PictureError) as error:
         read_pictures(record("a.png", base=folder), limits=ImageLimits(max_bytes=10))
     assert error.value.kind == "picture_too_large"
 
 
-def test_a_file_wins_over_base64(tmp_path: Path) -> None:
+def test_a_file_has_priority_over_base64(tmp_path: Path) -> None:
     data = encoded("BMP", 1, 1)
     name = base64.b64encode(data).decode().replace("/", "_")
     assert locate_picture(base64.b64encode(data).decode(), str(tmp_path)) == data
@@ -139,7 +137,7 @@ def test_a_file_wins_over_base64(tmp_path: Path) -> None:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=40) | st.binary(max_size=30).map(lambda b: base64.b64encode(b).decode()))
-def test_no_text_is_taken_for_a_picture(tmp_path: Path, text: str) -> None:
+def test_ordinary_texts_are_not_pictures(tmp_path: Path, text: str) -> None:
     if "://" not in text:
         with pytest.raises(PictureError):
             locate_picture(text, str(tmp_path / "empty"))
@@ -184,7 +182,7 @@ def test_pictures_on_servers() -> None:
         ("\\frac{<image1>}{<image>}", 2, ["\\frac{", 0, "}{", 1, "}"]),
     ],
 )
-def test_pictures_stand_at_their_marks(text: str, count: int, pieces: list[Any]) -> None:
+def test_pictures_replace_their_marks(text: str, count: int, pieces: list[Any]) -> None:
     assert place_marks(text, count) == pieces
 
 
@@ -210,7 +208,7 @@ MARKED = st.lists(
 
 
 @given(MARKED, st.integers(0, 4))
-def test_each_picture_stands_once_and_no_text_is_lost(text: str, count: int) -> None:
+def test_each_picture_occurs_once_and_no_text_is_lost(text: str, count: int) -> None:
     try:
         pieces = place_marks(text, count)
     except MarkError:
@@ -223,7 +221,13 @@ def test_each_picture_stands_once_and_no_text_is_lost(text: str, count: int) -> 
 
 
 @given(st.permutations(range(4)), st.lists(st.sampled_from(["a", "b c"]), min_size=4, max_size=4))
-def test_numbered_marks_say_the_order(order: list[int], words: list[str]) -> None:
+def test_numbered_marks_determine_the_order(order: list[int], words: list[str]) -> None:
     text = "".join(f"{word}<image{n + 1}>" for word, n in zip(words, order, strict=True))
     placed = [piece for piece in place_marks(text, 4) if isinstance(piece, int)]
     assert placed == list(order)
+
+
+def test_names_on_web_servers_are_quoted() -> None:
+    assert locate_picture("a?b#.png", "http://host/x/?sig=1") == "http://host/x/a%3Fb%23.png?sig=1"
+    assert locate_picture("http://host/y.png?sig=1", "http://host/x") == "http://host/y.png?sig=1"
+    assert locate_picture("a?b#.png", "s3://host/x") == "s3://host/x/a?b#.png"

@@ -1,4 +1,4 @@
-"""Records: ids, questions, pictures, digests, and all faults of all inputs at once."""
+"""Records: ids, questions, pictures, digests; all faults of all inputs at once."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def faults(*inputs: RecordInput, filters: Any = ()) -> str:
     return str(error.value)
 
 
-def test_a_record_as_it_is_read(folder: Path) -> None:
+def test_fields_of_a_record(folder: Path) -> None:
     values = good(7, answer="3")
     (record,) = iter_records(source(folder, [values]))
     assert record == Record(
@@ -105,7 +105,7 @@ def test_fields_of_any_name(folder: Path) -> None:
         ),
     ],
 )
-def test_names_that_an_input_has_by_default(
+def test_default_names_of_an_input(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, str],
@@ -138,7 +138,7 @@ def test_names_that_an_input_has_by_default(
         (0, [0]),
     ],
 )
-def test_one_several_or_none(value: Any, items: list[Any]) -> None:
+def test_as_list_of_one_several_or_no_values(value: Any, items: list[Any]) -> None:
     assert as_list(value) == items
 
 
@@ -152,7 +152,7 @@ def test_records_without_pictures(folder: Path, image: Any) -> None:
     assert len(survey([source(folder, [record])])) == 1
 
 
-def test_digest_tells_changes_apart(folder: Path) -> None:
+def test_the_digest_changes_with_the_content(folder: Path) -> None:
     data = base64.b64encode(png()).decode()
     records = [
         good(1),
@@ -172,7 +172,7 @@ def test_digest_tells_changes_apart(folder: Path) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.text("ab", min_size=1, max_size=3), min_size=2, max_size=4))
-def test_digest_knows_where_texts_end(
+def test_the_digest_separates_texts(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("digest")
@@ -206,15 +206,15 @@ def test_records_that_have_a_response(folder: Path, response: Any, has_response:
 @pytest.mark.parametrize(
     ("record", "kind", "text"),
     [
-        (["a"], "no object", "['a']"),
-        (None, "no object", "None"),
+        (["a"], "not an object", "['a']"),
+        (None, "not an object", "None"),
         ({"query_cot": "Why?"}, "no 'sample_index'", "absent"),
         ({"sample_index": "x"}, "no 'query_cot'", "absent"),
         (good(1.0), "no usable index", "1.0"),
         (good(True), "no usable index", "True"),
         (good(None), "no usable index", "None"),
         (good(" "), "no usable index", "' '"),
-        (good("1"), "an index twice", "'1' is the index of record 0 too"),
+        (good("1"), "duplicate index", "'1' is also the index of record 0"),
         (good("x", query_cot=" \n"), "no query", "query_cot is ' \\n'"),
         (good("x", query_cot=None), "no query", "None"),
         (good("x", query_cot=["a"]), "no query", "['a']"),
@@ -237,14 +237,14 @@ def test_records_that_have_a_response(folder: Path, response: Any, has_response:
     ],
 )
 def test_each_fault_is_found(folder: Path, record: Any, kind: str, text: str) -> None:
-    told = faults(source(folder, [good(1), record]))
-    assert f"\n{kind}" in told
-    assert "x.json, record 1" in told
-    assert text in told
-    assert "1 fault," in told
+    report = faults(source(folder, [good(1), record]))
+    assert f"\n{kind}" in report
+    assert "x.json, record 1" in report
+    assert text in report
+    assert "1 fault," in report
 
 
-def test_all_faults_are_told_at_once(folder: Path) -> None:
+def test_all_faults_are_reported_at_once(folder: Path) -> None:
     (folder / "broken.jsonl").write_text('{"sample_index": 1')
     text = faults(
         source(folder, [good(1), good(1), good(2, query_cot=""), 5], name="one.json"),
@@ -255,9 +255,9 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
     )
     assert "found 9 faults" in text
     for words in (
-        "an index twice (1)",
+        "duplicate index (1)",
         "no query (1)",
-        "no object (1)",
+        "not an object (1)",
         "picture_missing (1)",
         "no usable index (1)",
         "unreadable file (3)",
@@ -269,12 +269,12 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
         assert words in text
 
 
-def test_many_faults_are_told_in_few_lines(folder: Path) -> None:
+def test_many_faults_are_reported_in_few_lines(folder: Path) -> None:
     records = [good(n, image=f"gone{n}.png") for n in range(500)] + [good(0)]
     lines = faults(source(folder, records)).splitlines()
     assert len(lines) < MAX_LINES + 8
     assert "picture_missing (500):" in lines
-    assert "an index twice (1):" in lines
+    assert "duplicate index (1):" in lines
     assert f"  ... and {500 - (MAX_LINES - 1)} more" in lines
 
 
@@ -294,7 +294,7 @@ def test_every_kind_of_fault_is_shown(kinds: list[str]) -> None:
         assert f"{kind} ({kinds.count(kind)}):" in lines
 
 
-def test_a_wrong_field_name_is_told_once(folder: Path) -> None:
+def test_a_wrong_field_name_is_reported_once(folder: Path) -> None:
     records = [{"id": n, "query": "Why?", "picture": "a.png"} for n in range(50)]
     text = faults(source(folder, records, index_field="id", query_field="qurey"))
     assert "1 fault," in text
@@ -306,35 +306,35 @@ def test_a_wrong_field_name_is_told_once(folder: Path) -> None:
     assert "no record has the field 'query_cot'" in text
 
 
-def test_a_wrong_name_of_the_picture_field_is_warned_of(
+def test_a_wrong_picture_field_gives_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = good()
     record["images"] = record.pop("image")
     with caplog.at_level(logging.WARNING):
         survey([source(folder, [record])])
-    assert "is it 'images'?" in caplog.text
+    assert "did you mean 'images'?" in caplog.text
     caplog.clear()
     del record["images"]
     survey([source(folder, [record])])
     assert caplog.text == ""
 
 
-def test_filtered_records_may_have_faults_but_of_the_index(folder: Path) -> None:
+def test_filtered_records_may_have_faults_except_in_the_index(folder: Path) -> None:
     records = [good(1, level=1), good(2, level=2, query_cot="", image="gone.png")]
     one = source(folder, records)
     assert [key.uid for key in survey([one], [FieldIs("level", [1])])] == ["x:1"]
     assert [record.index for record in iter_records(one)] == [1, 2]
     again = source(folder, [*records, good(2, level=2)])
-    assert "an index twice" in faults(again, filters=[FieldIs("level", [1])])
+    assert "duplicate index" in faults(again, filters=[FieldIs("level", [1])])
 
 
-def test_nothing_to_ask_is_a_fault(folder: Path) -> None:
+def test_no_record_to_ask_is_a_fault(folder: Path) -> None:
     assert "no record to ask" in faults(source(folder, []))
     assert "no record to ask" in faults(source(folder, [good()]), filters=[HasImages(False)])
 
 
-def test_inputs_must_not_get_in_each_others_way(folder: Path) -> None:
+def test_inputs_must_not_overwrite_each_other(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "link").symlink_to(folder / "sub")
     pq.write_table(pa.table({"sample_index": ["1"], "query_cot": ["?"]}), folder / "sub/s.parquet")
@@ -342,24 +342,24 @@ def test_inputs_must_not_get_in_each_others_way(folder: Path) -> None:
     y = str(write_json(folder / "y.json", [good()]))
     shards = str(folder / "sub")
 
-    def told(*options: dict[str, Any]) -> str:
+    def report(*options: dict[str, Any]) -> str:
         return faults(*(RecordInput(**one) for one in options))
 
-    assert "two inputs of one name" in told({"path": x}, {"path": x, "output": x + "l"})
+    assert "two inputs with one name" in report({"path": x}, {"path": x, "output": x + "l"})
     same = str(folder / "out.json")
-    text = told({"path": x, "output": same}, {"path": y, "output": f"{shards}/../out.json"})
+    text = report({"path": x, "output": same}, {"path": y, "output": f"{shards}/../out.json"})
     assert "two inputs with one output" in text
-    assert "output over an input" in told({"path": x, "output": x})
-    assert "output over an input" in told({"path": x, "output": y}, {"path": y})
+    assert "output overwrites an input" in report({"path": x, "output": x})
+    assert "output overwrites an input" in report({"path": x, "output": y}, {"path": y})
     inside = str(folder / "link" / "out.parquet")
-    assert "output over an input" in told({"path": shards, "output": inside})
-    assert "output is a folder" in told({"path": x, "output": shards})
-    assert "unknown format" in told({"path": x, "output": str(folder / "out.txt")})
+    assert "output overwrites an input" in report({"path": shards, "output": inside})
+    assert "output is a folder" in report({"path": x, "output": shards})
+    assert "unknown format" in report({"path": x, "output": str(folder / "out.txt")})
     assert len(survey([RecordInput(path=x), RecordInput(path=y), RecordInput(path=shards)])) == 3
 
 
-def test_reading_stops_at_what_is_no_record(folder: Path) -> None:
-    with pytest.raises(InputError, match="record 1: found no object"):
+def test_reading_stops_at_an_invalid_record(folder: Path) -> None:
+    with pytest.raises(InputError, match="record 1: found not an object"):
         list(iter_records(source(folder, [good(), 5])))
     with pytest.raises(InputError, match="record 0: found no usable index"):
         list(iter_records(source(folder, [good(None)])))
@@ -421,7 +421,7 @@ def test_interleaved_shards(
     ]
 
 
-def test_a_shard_of_questions_alone_and_a_broken_one(tmp_path: Path) -> None:
+def test_a_shard_with_only_questions_and_a_broken_shard(tmp_path: Path) -> None:
     row = row_from_example(example("r"), "json")
     question = {name: row[name] for name in ("id", "question_interleave", "question_images")}
     path = tmp_path / "x.parquet"
@@ -445,7 +445,7 @@ def test_links(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
-def test_a_pipe_is_no_picture(folder: Path) -> None:
+def test_a_pipe_is_not_a_picture(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     assert "picture_missing" in faults(source(folder, [good(image="pipe.png")]))
 
@@ -464,7 +464,7 @@ def test_memory_of_a_survey_is_bounded(folder: Path) -> None:
     assert peak / len(keys) < 600
 
 
-def test_survey_leaves_values_out_of_its_keys(folder: Path) -> None:
+def test_keys_of_a_survey_have_no_values(folder: Path) -> None:
     keys = survey([source(folder, [good(n) for n in range(3)])])
     records = iter_records(RecordInput(path=str(folder / "x.json")))
     assert [(key.uid, key.position, key.digest) for key in keys] == [

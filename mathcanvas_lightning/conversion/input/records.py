@@ -2,18 +2,15 @@
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Generator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import ijson
 
-from mathcanvas_lightning.common.paths import is_remote, local_path
-from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.errors import DataError, InputError, StorageError
+from mathcanvas_lightning.storage.files import Storage
 
 CHUNK_BYTES = 2**16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -25,7 +22,7 @@ def fetched(source: str) -> Iterator[Path]:
     """Yields a local path of the input; a remote file is copied to a temporary folder.
 
     Args:
-        source: A path, or any URL that fsspec reads.
+        source: A path or an fsspec URL.
 
     Yields:
         A local path.
@@ -33,22 +30,16 @@ def fetched(source: str) -> Iterator[Path]:
     Raises:
         InputError: If the file does not exist or can't be read.
     """
-    if not is_remote(source):
-        path = local_path(source)
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "nothing"
-            raise _no_file(source, found)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
-        path = Path(folder, source.split("?")[0].rsplit("/", 1)[-1] or "input")
+    with contextlib.ExitStack() as stack:
         try:
-            with fsspec.open(source, "rb") as remote, path.open("wb") as copy:
-                shutil.copyfileobj(remote, copy)
-        except FileNotFoundError:
-            raise _no_file(source, "nothing") from None
-        except Exception as error:  # each fsspec backend raises its own errors
-            raise _no_file(source, f"{type(error).__name__}: {error}") from error
+            path = stack.enter_context(Storage().fetched(source))
+        except (DataError, StorageError) as error:
+            raise InputError(
+                error.place,
+                found=error.found,
+                wanted="a JSON or JSONL file",
+                remedy="Check the path or URL.",
+            ) from None
         yield path
 
 
@@ -167,10 +158,4 @@ def _broken(place: str, line: int, column: int, reason: str) -> InputError:
         found=f"malformed JSON ({reason})",
         wanted="a JSON array of objects, or one JSON object a line",
         remedy="Fix the file and run again; finished shards stay.",
-    )
-
-
-def _no_file(source: str, found: str) -> InputError:
-    return InputError(
-        source, found=found, wanted="a JSON or JSONL file", remedy="Check the path or URL."
     )

@@ -11,7 +11,8 @@ from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, buil
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.files import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,15 @@ from filelock import FileLock
 
 from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.common.parallel import count_workers, ordered_map
-from mathcanvas_lightning.common.paths import is_remote, local_path, plain_path, user_cache
+from mathcanvas_lightning.common.paths import (
+    file_name,
+    is_remote,
+    local_path,
+    parent_folder,
+    plain_path,
+    user_cache,
+    without_query,
+)
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.data.images.decode import ImageError
 from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
@@ -31,6 +39,7 @@ from mathcanvas_lightning.data.sequence.encode import measure
 from mathcanvas_lightning.data.sequence.roles import Ints
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.storage.config import FileStatus
 
 FORMAT_VERSION = 1
 INDEX_FOLDER = ".mathcanvas_index"
@@ -60,7 +69,7 @@ class LeftOutRow:
 
     uid: str
     path: str
-    """File of the row."""
+    """File of the row, without the query of a presigned URL."""
     row_group: int
     row: int
     """Row number within the row group."""
@@ -199,15 +208,17 @@ def build_index(
         StorageError: If a server fails.
     """
     path = plain_path(path)
-    files = source.storage.list_files(path, suffix=source.suffix)
-    root = posixpath.dirname(path) if files == [path] else path.rstrip("/")
-    home = Path(index_dir) if index_dir else _index_home(root)
+    found = source.storage.list_statuses(path, suffix=source.suffix)
+    files = list(found)
+    root = parent_folder(path) if files == [path] else without_query(path).rstrip("/")
+    home = local_path(index_dir) if index_dir else _index_home(root)
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
-        sidecars = [_Sidecar(file, root, home, source, tokenizer) for file in files]
-        stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
-        if stale:
-            _scan_all(stale, Scanner(source, tokenizer.folder), num_workers, progress)
+    sidecars = [_Sidecar(file, found[file], root, home, source, tokenizer) for file in files]
+    if not all(sidecar.is_current() for sidecar in sidecars):
+        with FileLock(home / ".lock"):
+            stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
+            if stale:
+                _scan_all(stale, Scanner(source, tokenizer.folder), num_workers, progress)
     return _load(files, [sidecar.target for sidecar in sidecars])
 
 
@@ -215,28 +226,42 @@ class _Sidecar:
     """The index file of one shard."""
 
     def __init__(
-        self, path: str, root: str, home: Path, source: RowSource, tokenizer: TextTokenizer
+        self,
+        path: str,
+        status: FileStatus,
+        root: str,
+        home: Path,
+        source: RowSource,
+        tokenizer: TextTokenizer,
     ) -> None:
-        self.path, self._source = path, source
+        self.path, self.status = path, status
         settings = {
             "format": FORMAT_VERSION,
             "rows": source.row_format,
             "tokenizer": tokenizer.digest,
             "limits": asdict(source.limits),
-            "image_dir": source.image_dir,
+            "image_dir": source.image_dir and without_query(source.image_dir),
         }
-        name = f"{posixpath.relpath(path, root or '.')}\n{json.dumps(settings, sort_keys=True)}"
+        inside = posixpath.relpath(without_query(path), root or ".")
+        name = f"{inside}\n{json.dumps(settings, sort_keys=True)}"
         tag = hashlib.sha256(name.encode()).hexdigest()[:16]
-        self.target = home / f"{Path(path).name}.{tag}.parquet"
-        self.status = source.storage.status(path)
+        self.target = home / f"{file_name(path)}.{tag}.parquet"
+
+    def is_current(self) -> bool:
+        """Whether it exists for this version of the shard."""
+        known = _read_metadata(self.target)
+        return known is not None and (known["size_bytes"], known["version"]) == (
+            self.status.size_bytes,
+            self.status.version,
+        )
 
     def is_fresh(self) -> bool:
-        """Whether the file exists and matches the current shard."""
+        """Whether the file exists and matches the current shard; updates its version if so."""
+        if self.is_current():
+            return True
         known = _read_metadata(self.target)
         if known is None or known["size_bytes"] != self.status.size_bytes:
             return False
-        if known["version"] == self.status.version:
-            return True
         if is_remote(self.path) or known["digest"] != self.digest():
             return False
         # Touched or copied with the same content: store the new version, so it is hashed only once.
@@ -251,7 +276,7 @@ class _Sidecar:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, table: pa.Table, digest: str) -> None:
-        """Replaces the file atomically."""
+        """Writes the file, with the version of the shard."""
         about = {
             "size_bytes": self.status.size_bytes,
             "version": self.status.version,
@@ -279,7 +304,7 @@ def _scan_all(
             parts = []
             for _ in range(0, len(of_file), GROUPS_PER_TASK):
                 parts.append(next(tables))
-                advance(parts[-1].num_rows, Path(sidecar.path).name)
+                advance(parts[-1].num_rows, file_name(sidecar.path))
             sidecar.write(pa.concat_tables([SCHEMA.empty_table(), *parts]), sidecar.digest())
         tables.close()
 
@@ -290,7 +315,7 @@ def _load(files: Sequence[str], targets: Sequence[Path]) -> DatasetIndex:
         table = pq.read_table(target)
         digests.update(json.loads(table.schema.metadata[METADATA_KEY])["digest"].encode())
         out = table.filter(pa.compute.is_valid(table["stage"])).to_pylist()
-        left_out += [_from_row(path, row) for row in out]
+        left_out += [_from_row(without_query(path), row) for row in out]
         table = table.filter(pa.compute.is_null(table["stage"])).drop_columns(["stage", "problem"])
         numbers = pa.array(np.full(table.num_rows, number, np.int32))
         tables.append(table.append_column("file", numbers).replace_schema_metadata(None))

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mathcanvas_lightning.common.parallel import usable_cores
+from mathcanvas_lightning.common.paths import file_name
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.storage.shards import StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
 
 Overlong = Literal["refuse", "quarantine"]
 MAX_WORKERS = 8
@@ -40,7 +41,7 @@ class DatasetConfig:
     @property
     def label(self) -> str:
         """The name, or the last part of the path."""
-        return self.name or posixpath.splitext(posixpath.basename(self.path.rstrip("/")))[0]
+        return self.name or posixpath.splitext(file_name(self.path))[0]
 
     def check(self) -> None:
         """Checks the numbers.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, build_index
 from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
@@ -20,7 +21,7 @@ from mathcanvas_lightning.data.sequence.rng import generator, hash64
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig, Elements, Ints, longest_lengths
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, DataError
-from mathcanvas_lightning.storage.shards import Storage
+from mathcanvas_lightning.storage.files import Storage
 
 MAX_LISTED = 10
 _DRAWN = (Role.DRAWN_IMAGE, Role.TARGET_IMAGE)
@@ -176,7 +177,7 @@ def check_datasets(datasets: Sequence[LoadedDataset]) -> None:
         if not len(data.rows):
             reasons = sorted({f"{row.stage}: {row.error}" for row in data.left_out})
             raise DataError(
-                data.config.path,
+                without_query(data.config.path),
                 found=f"no sample among {data.num_indexed} rows "
                 f"({'; '.join(reasons[:3]) or 'its files are empty'})",
                 wanted=f"rows of the format {data.config.format}",
@@ -264,7 +265,7 @@ def _left_out_too_long(
         listed = ", ".join(f"{index.uids[row]}: {lengths[row]}" for row in rows[:MAX_LISTED])
         more = f" and {len(rows) - MAX_LISTED} more" if len(rows) > MAX_LISTED else ""
         raise DataError(
-            config.path,
+            without_query(config.path),
             found=f"{len(rows)} of {index.num_rows} samples longer than {limit} tokens "
             f"({listed}{more})",
             wanted=f"at most max_num_tokens_per_sample: {limit}",

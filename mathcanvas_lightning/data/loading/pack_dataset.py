@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from mathcanvas_lightning.batch import LossTotals, PackedBatch, SampleInfo, TokenGeometry
+from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.data.images.decode import ImageError
 from mathcanvas_lightning.data.index.index import LeftOutRow
 from mathcanvas_lightning.data.loading.quarantine import BadRow
@@ -180,7 +181,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
     def _bad(self, ref: SampleRef, stage: str, error: str) -> BadRow:
         row = LeftOutRow(
             uid=ref.uid,
-            path=ref.path,
+            path=without_query(ref.path),
             row_group=ref.row_group,
             row=ref.row,
             stage=stage,

@@ -6,16 +6,15 @@ import posixpath
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from mathcanvas_lightning.common.paths import is_remote, local_path
+from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.storage.shards import Storage
+from mathcanvas_lightning.storage.files import Storage
 
 LINES_PER_GROUP = 64
 CACHE_BYTES = 256 * 2**20
@@ -54,7 +53,7 @@ class RowSource:
             StorageError: If the server fails.
         """
         if self.row_format == "vlm":
-            return _line_groups(_open(self.storage, path))
+            return _line_groups(self.storage.open(path))
         metadata = self.storage.metadata(path)
         return [
             RowGroup(group, metadata.row_group(group).num_rows)
@@ -69,7 +68,7 @@ class RowSource:
             StorageError: If the server fails.
         """
         if self.row_format == "vlm":
-            return _Lines(_read_lines(_open(self.storage, path), group))
+            return _Lines(_read_lines(self.storage.open(path), group))
         return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
 
     def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
@@ -79,7 +78,7 @@ class RowSource:
             NoSampleError: If the row is not a training sample.
             DataError: If the row violates the format.
         """
-        place = f"{path}, row group {group}, row {row}"
+        place = f"{without_query(path)}, row group {group}, row {row}"
         sample = READERS[self.row_format](rows.row(row, place), place)
         if sample.uid == place:  # without an id: a name that is equal on all machines
             return Sample(uid=row_uid(path, group, row), elements=sample.elements)
@@ -98,18 +97,16 @@ class RowSource:
         """
         if isinstance(element.content, bytes):
             return element.content
-        folder = posixpath.dirname(path) if self.image_dir is None else self.image_dir
+        folder = parent_folder(path) if self.image_dir is None else self.image_dir
         name = posixpath.normpath(element.content)
         if posixpath.isabs(name) or name.split("/")[0] == "..":
             raise DataError(
-                path,
+                without_query(path),
                 found=f"the image path {element.content!r}",
                 wanted="a path below the image folder",
                 remedy="Fix the row, or set image_dir.",
             )
-        return self.storage.read_bytes(
-            f"{folder.rstrip('/')}/{name}", max_bytes=self.limits.max_bytes
-        )
+        return self.storage.read_bytes(join_path(folder, name), max_bytes=self.limits.max_bytes)
 
 
 class Rows(Protocol):
@@ -162,7 +159,7 @@ class _Lines:
 
 def row_uid(path: str, group: int, row: int) -> str:
     """Name of a row without an id: file name, row group, and number in the group."""
-    return f"{posixpath.basename(path)}:{group}:{row}"
+    return f"{file_name(path)}:{group}:{row}"
 
 
 class RowCache:
@@ -184,20 +181,6 @@ class RowCache:
         while self._num_bytes > self._max_bytes and len(self._rows) > 1:
             self._num_bytes -= self._rows.popitem(last=False)[1].num_bytes
         return rows
-
-
-def _open(storage: Storage, path: str) -> BinaryIO:
-    if is_remote(path):
-        return BytesIO(storage.read_bytes(path))
-    try:
-        return local_path(path).open("rb")
-    except OSError as error:
-        raise DataError(
-            path,
-            found=str(error.strerror),
-            wanted="a file of JSON lines",
-            remedy="Check the path.",
-        ) from None
 
 
 def _line_groups(file: BinaryIO) -> list[RowGroup]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import plain_path
 from mathcanvas_lightning.errors import ConfigError
 
 VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -49,7 +50,8 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: str | None) -> None:
-        self.folder = folder = str(BYTE_TOKENIZER) if folder is None else folder
+        folder = str(BYTE_TOKENIZER) if folder is None else plain_path(folder)
+        self.folder = folder
         self._tokenizer = _load(folder)
         self._backend = self._tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True

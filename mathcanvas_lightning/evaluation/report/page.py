@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from mathcanvas_lightning.common.html_page import Notice, PagePicture, write_page
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
 from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
 from mathcanvas_lightning.evaluation.report.sheets import Sheet, SheetSource
@@ -81,7 +82,7 @@ def write_report(
         ConfigError: If an option can't be used.
     """
     selection = Selection(only=only, max_records=max_records)
-    files = find_files(Path(input), output, folders, scores, selection)
+    files = find_files(local_path(input), output, folders, scores, selection)
     records = RecordInput(
         path=input,
         image_base_path=image_base_path,

@@ -1,4 +1,4 @@
-"""Where requests are answered: an echo for tests, a chat server, vLLM.
+"""Backends that answer requests: a chat server, vLLM, and an echo for tests.
 
 In: requests. Out: responses, in the order in which they finish.
 """

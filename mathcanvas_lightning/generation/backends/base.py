@@ -1,4 +1,4 @@
-"""What answers requests: the one interface, its use from Python, and a backend without a model."""
+"""The interface of all backends, a function to use one from Python, and the echo backend."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,83 +14,83 @@ from mathcanvas_lightning.generation.requests import (
 
 
 class BackendError(MathCanvasError):
-    """A backend that can't start, or can't go on; what it has answered is safe."""
+    """A backend cannot start or cannot continue. Answers that it returned before stay valid."""
 
 
 @runtime_checkable
 class GenerationBackend(Protocol):
-    """Answers requests, many at a time, in the order they get ready.
+    """Answers many requests at a time and returns each response when it is ready.
 
-    A request that can't be answered becomes a response with a failure. What ends all of them, such
-    as an engine that dies, is raised as a `BackendError`.
+    A request that cannot be answered gets a response with a failure. An error that affects all
+    requests, such as a crash of the engine, is raised as a `BackendError`.
     """
 
     @property
     def model_name(self) -> str:
-        """The model's name, for the journal."""
+        """Name of the model in the journal."""
         ...
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides its answers besides the request: the model's path, its precision, ...
+        """Settings that change the answers: the model's path, its precision, ...
 
-        JSON values, for the journal, which never mixes answers made by different ones.
+        JSON values. The journal stores them and never mixes answers made with different settings.
         """
         ...
 
     @property
     def max_pending(self) -> int:
-        """Requests that keep it busy; more of them only wait in it."""
+        """Number of pending requests that keeps the backend busy."""
         ...
 
     @property
     def num_pending(self) -> int:
-        """Requests submitted and not yet collected."""
+        """Number of requests that were submitted but not yet collected."""
         ...
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
-        """Gets ready; does nothing if it is.
+        """Loads the model or connects to it; does nothing if this was done before.
 
         Args:
-            local_rank: Of this process on its machine, where several answer a part each.
-            device: Where the Trainer puts this process's tensors.
+            local_rank: Rank of this process on its machine, if several processes share the work.
+            device: Device that the Trainer chose for this process.
 
         Raises:
-            BackendError: If it can't.
+            BackendError: If the backend cannot start.
         """
         ...
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """Takes requests, without waiting for their answers."""
+        """Adds requests to the queue; returns at once."""
         ...
 
     def collect(self) -> list[GenerationResponse]:
-        """Waits until a pending request is done.
+        """Waits until at least one pending request is finished.
 
         Returns:
-            All that are; none only if nothing is pending.
+            The responses of all finished requests; empty only if nothing is pending.
 
         Raises:
-            BackendError: If no pending request can be answered any more.
+            BackendError: If the pending requests can no longer be answered.
         """
         ...
 
     def close(self) -> None:
-        """Ends all it has started, pending requests too. May be called at any time, repeatedly."""
+        """Stops everything that `start` started and drops pending requests; may be repeated."""
         ...
 
 
 def generate(
     backend: GenerationBackend, requests: Iterable[GenerationRequest]
 ) -> Iterator[GenerationResponse]:
-    """Answers any number of requests, drawing them as they are needed.
+    """Answers any number of requests; takes the next one only when the backend has room for it.
 
     Args:
-        backend: Started if it isn't; left running.
-        requests: With ids that differ.
+        backend: Backend to use. It is started if needed, and left running.
+        requests: Requests with different ids.
 
     Yields:
-        A response for each, in the order they get ready.
+        One response for each request, as soon as it is ready.
     """
     backend.start()
     for request in requests:
@@ -102,62 +102,63 @@ def generate(
 
 
 class EchoBackend:
-    """Answers each request with the text of its last message: for tests and dry runs.
+    """Answers each request with the text of its last message, for tests and dry runs.
 
     Args:
-        model_name: What to call it.
-        max_pending: Requests held at a time.
+        model_name: Name of the model in the journal.
+        max_pending: Maximum number of pending requests.
     """
 
     def __init__(self, model_name: str = "echo", max_pending: int = 64) -> None:
         self._model_name = model_name
         self._max_pending = max_pending
-        self._waiting: deque[GenerationRequest] = deque()
+        self.waiting: deque[GenerationRequest] = deque()
+        """Pending requests, the oldest first."""
 
     @property
     def model_name(self) -> str:
-        """The model's name, for the journal."""
+        """Name of the model in the journal."""
         return self._model_name
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """None."""
+        """Empty: no setting changes the answers."""
         return {}
 
     @property
     def max_pending(self) -> int:
-        """Requests held at a time."""
+        """Maximum number of pending requests."""
         return self._max_pending
 
     @property
     def num_pending(self) -> int:
-        """Requests submitted and not yet collected."""
-        return len(self._waiting)
+        """Number of requests that were submitted but not yet collected."""
+        return len(self.waiting)
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
-        """Nothing to start."""
+        """Does nothing: there is no model to load."""
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """Takes requests."""
-        self._waiting.extend(requests)
+        """Adds requests to the queue."""
+        self.waiting.extend(requests)
 
     def collect(self) -> list[GenerationResponse]:
-        """Answers all that wait."""
-        responses = [_echo(request) for request in self._waiting]
-        self._waiting.clear()
+        """Answers all pending requests."""
+        responses = [_echo(request) for request in self.waiting]
+        self.waiting.clear()
         return responses
 
     def close(self) -> None:
-        """Drops what waits."""
-        self._waiting.clear()
+        """Drops all pending requests."""
+        self.waiting.clear()
 
 
 def _echo(request: GenerationRequest) -> GenerationResponse:
-    said = request.messages[-1].text
-    words = len(said.split())
-    output = Output(text=said, finish_reason="stop", steps=request.messages[-1].parts)
+    text = request.messages[-1].text
+    num_words = len(text.split())
+    output = Output(text=text, finish_reason="stop", steps=request.messages[-1].parts)
     usage = Usage(
         prompt_tokens=sum(len(message.text.split()) for message in request.messages),
-        completion_tokens=words * request.sampling.n,
+        completion_tokens=num_words * request.sampling.n,
     )
     return GenerationResponse(uid=request.uid, outputs=(output,) * request.sampling.n, usage=usage)

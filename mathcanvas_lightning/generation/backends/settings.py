@@ -1,4 +1,4 @@
-"""Settings of backends: their ranges, and what of them the journal keeps."""
+"""Checks of backend settings, and the form in which the journal stores them."""
 
 import json
 import re
@@ -10,32 +10,32 @@ from typing import Any
 from mathcanvas_lightning.errors import ConfigError
 
 SECRET = re.compile(r"(?:^|[-_])(?:key|token|secret|password)$", re.IGNORECASE)
-"""Names of settings that nobody else should read."""
+"""Names of settings whose values are secret."""
 SECRET_WORD = re.compile(r"((?:\b|_)(?:key|token|secret|password)[= ]+)\S+", re.IGNORECASE)
-"""The same in a command: `--api-key abc`, `HF_TOKEN=abc`."""
+"""Secrets in a command line: `--api-key abc`, `HF_TOKEN=abc`."""
 
 
-def check_least(**settings: tuple[float | None, float]) -> None:
-    """Compares settings with the least that they may be.
+def check_minimum(**settings: tuple[float | None, float]) -> None:
+    """Checks that settings are not below their minimum.
 
     Args:
-        settings: Name -> value and minimum; None always fits.
+        settings: Name -> value and minimum; the value None is always allowed.
 
     Raises:
-        ConfigError: At the first that is below.
+        ConfigError: At the first value below its minimum.
     """
-    for name, (value, least) in settings.items():
-        if value is not None and not value >= least:
+    for name, (value, minimum) in settings.items():
+        if value is not None and not value >= minimum:
             raise ConfigError(
-                name, found=repr(value), wanted=f"{least} or more", remedy="Change it."
+                name, found=repr(value), wanted=f"{minimum} or more", remedy="Change it."
             )
 
 
 def resolved_path(path: str) -> str:
-    """The absolute path of what is on this machine; anything else, such as a hub's name, as it is.
+    """The absolute path of a local file or folder; other names, such as hub names, unchanged.
 
     Args:
-        path: Of a model or an adapter.
+        path: Path or name of a model or an adapter.
     """
     found = Path(path).expanduser()
     return str(found.resolve()) if found.exists() else path
@@ -45,7 +45,7 @@ def journal_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON values, without secrets.
 
     Args:
-        options: By name. Values that JSON doesn't know are told by their text.
+        options: Name -> value; a value without a JSON form becomes text.
     """
     kept = {name: value for name, value in options.items() if not SECRET.search(name)}
     values: dict[str, Any] = json.loads(json.dumps(kept, default=str))
@@ -53,7 +53,7 @@ def journal_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def journal_command(command: Sequence[str]) -> str:
-    """A command as one text, without secrets.
+    """A command as one line of text, without secrets.
 
     Args:
         command: The program and its arguments.

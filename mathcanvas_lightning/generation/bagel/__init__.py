@@ -1,4 +1,4 @@
-"""The native backend: BAGEL writes, draws, reads its drawing and continues.
+"""The native backend: BAGEL writes a text, draws a picture, reads it and continues.
 
-In: requests. Out: responses with drawings; many problems advance in one batch.
+In: requests. Out: responses with drawings. Many problems advance in one batch.
 """

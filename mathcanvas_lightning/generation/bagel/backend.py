@@ -1,22 +1,23 @@
-"""Answers from BAGEL itself: texts and drawings by turns, many requests at once."""
+"""Backend that runs BAGEL itself: answers with texts and drawings, many requests in a batch."""
 
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
 
-from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, MathCanvasError
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.settings import resolved_path
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
 from mathcanvas_lightning.generation.bagel.problem import (
     Answer,
     InterleavedConfig,
@@ -29,8 +30,8 @@ from mathcanvas_lightning.generation.bagel.requests import (
     open_picture,
     problems_of,
     response_of,
+    split_problem_uid,
     unsupported,
-    whose,
     with_sampling,
 )
 from mathcanvas_lightning.generation.requests import (
@@ -42,38 +43,32 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.vae import LatentVAE
 
-Precision = Literal["auto", "float32", "bfloat16"]
 ReasonInput = str | Path | Image.Image
-"""A text, the path of a picture, or a picture."""
+"""A text, the path of a picture, or a Pillow image."""
 
 
 class BagelBackend:
     """Answers requests with a BAGEL checkpoint, on the Trainer's device.
 
-    Many problems are worked on at once, each at a step of its own; when one is done, the next takes
-    its place. What becomes of a problem does not depend on the others.
+    Batching is continuous: each problem of the batch can be at a different step, and a finished
+    problem is replaced by the next one. The answer to a problem does not depend on the rest of the
+    batch.
 
-    Of a request's sampling it takes temperature, top_p, max_tokens (of all texts of an answer, the
-    actions after them not counted), n and seed; what else is set makes the request fail, and so
-    does a picture in a system message. Texts of system messages are read first; the texts and
-    pictures of all other messages follow in order.
+    Supported sampling values are temperature, top_p, max_tokens (over all texts of an answer, the
+    action tokens not counted), n and seed. A request with any other value fails, as does one with a
+    picture in a system message. The model reads the texts of the system messages first, then the
+    texts and pictures of all other messages in order.
 
     Args:
         checkpoint: Directory in the layout of BAGEL-7B-MoT.
-        model_name: What to call it in the journal; by default the directory's name.
-        mode: "interleaved": texts and drawings by turns, as the model chooses; "understanding":
-            one text; "image": one drawing, from a text or of pictures to edit.
-        think: Asks for thoughts first, by a system prompt, where the request has none.
-        drawing: How drawings are made.
-        max_steps: Texts of an answer at most, each with the drawing that may follow.
-        max_images: Drawings of an answer at most.
-        max_batch_size: Problems worked on at a time, if memory allows.
-        max_context_tokens: Of a question and its answer; by default what the model was made for, at
-            most 16,384.
-        dtype: Of weights and caches; "auto" is bfloat16 on GPUs, float32 elsewhere.
-        vae_transform: How pictures are resized for the VAE; drawings get that size.
-        vit_transform: How the result is resized for the ViT.
-        interpolate_positions: Spread images over the whole position tables, if training did.
+        model_name: Name in the journal; by default the name of the directory.
+        mode: "interleaved": texts and drawings in turn, as the model chooses; "understanding":
+            one text; "image": one drawing from a text, or from pictures to edit.
+        think: If the request has no system prompt, add one that asks the model to think first.
+        drawing: Settings for drawings.
+        max_steps: Maximum number of texts in an answer; a drawing may follow each text.
+        max_images: Maximum number of drawings in an answer.
+        settings: Batch size, memory, precision and image sizes, see `BagelSettings`.
     """
 
     def __init__(
@@ -86,103 +81,114 @@ class BagelBackend:
         drawing: DrawingConfig = DrawingConfig(),
         max_steps: int = 10,
         max_images: int = 10,
-        max_batch_size: int = 16,
-        max_context_tokens: int | None = None,
-        dtype: Precision = "auto",
-        vae_transform: ImageTransform | None = None,
-        vit_transform: ImageTransform | None = None,
-        interpolate_positions: bool = False,
+        **settings: Unpack[BagelSettings],
     ) -> None:
         self._checkpoint = checkpoint
         self._model_name = model_name or Path(checkpoint).name
         self._mode, self._think = mode, think
-        if mode == "understanding":  # without drawings there is no guidance: one context is enough
+        if mode == "understanding":  # no drawings, so no guidance: one context is enough
             drawing = dataclasses.replace(drawing, text_scale=1.0)
         self._config = InterleavedConfig(
             drawing=drawing, max_steps=max_steps, max_images=max_images
         )
-        self._max_batch_size = max_batch_size
-        self._max_context_tokens = max_context_tokens
-        self._dtype = dtype
-        self._vae_transform, self._vit_transform = vae_transform, vit_transform
-        self._interpolate_positions = interpolate_positions
+        self._options = BagelOptions(**settings)
         self._generator: InterleavedGenerator | None = None
         self._asked: dict[str, _Asked] = {}
         self._ready: deque[GenerationResponse] = deque()
 
     @property
     def model_name(self) -> str:
-        """The model's name, for the journal."""
+        """Name of the model in the journal."""
         return self._model_name
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that decides its answers besides the requests, as JSON values."""
-        transforms = (self._vae_transform, self._vit_transform)
+        """Settings that change the answers, for the journal: JSON values."""
+        options = self._options
+        transforms = (options.vae_transform, options.vit_transform)
         vae, vit = (one and dataclasses.asdict(one) for one in transforms)
+        drawing = dataclasses.asdict(self._config.drawing)
+        if drawing["size"] is None:  # journals of versions without this setting stay valid
+            del drawing["size"]
         return {
             "checkpoint": resolved_path(self._checkpoint),
             "mode": self._mode,
             "think": self._think,
-            "drawing": dataclasses.asdict(self._config.drawing),
+            "drawing": drawing,
             "max_steps": self._config.max_steps,
             "max_images": self._config.max_images,
-            "max_context_tokens": self._max_context_tokens,
-            "dtype": self._dtype,
+            "max_context_tokens": options.max_context_tokens,
+            "dtype": options.dtype,
             "vae_transform": vae,
             "vit_transform": vit,
-            "interpolate_positions": self._interpolate_positions,
+            "interpolate_positions": options.interpolate_positions,
         }
 
     @property
     def max_pending(self) -> int:
-        """Enough that a next problem is there when one is done."""
-        return 2 * self._max_batch_size
+        """Maximum number of pending requests: those in progress, and as many that wait."""
+        return 2 * self._options.max_batch_size
 
     @property
     def num_pending(self) -> int:
-        """Requests submitted and not yet collected."""
+        """Number of requests that were submitted but not yet collected."""
         return len(self._asked) + len(self._ready)
+
+    @property
+    def generator(self) -> InterleavedGenerator:
+        """Generator of the loaded model.
+
+        Raises:
+            BackendError: If the model is not loaded.
+        """
+        if self._generator is None:
+            raise BackendError(
+                f"BAGEL from {self._checkpoint}",
+                found="no loaded model",
+                wanted="a call of start() before requests",
+                remedy="Call start().",
+            )
+        return self._generator
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
         """Loads the model; does nothing if it is loaded.
 
         Args:
-            local_rank: Not used: the device tells it.
-            device: Where to put the model.
+            local_rank: Not used: the device is enough.
+            device: Device for the model.
 
         Raises:
-            MathCanvasError: If the checkpoint can't be read, or memory is short.
+            MathCanvasError: If the checkpoint cannot be read, or memory is short.
         """
         if self._generator is not None:
             return
         is_cpu = torch.device(device).type == "cpu"
-        name = ("float32" if is_cpu else "bfloat16") if self._dtype == "auto" else self._dtype
-        placed = {"dtype": getattr(torch, name), "device": torch.device(device)}
-        model = Bagel.from_checkpoint(self._checkpoint, **placed)
-        model.attention_path = "sdpa"  # pictures come in many sizes: nothing to compile for each
+        name = self._options.dtype
+        if name == "auto":
+            name = "float32" if is_cpu else "bfloat16"
+        options = {"dtype": getattr(torch, name), "device": torch.device(device)}
+        model = Bagel.from_checkpoint(self._checkpoint, **options)
+        _warn_of_size(self._config.drawing.size, model.config.drawing_size)
+        model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
         self._generator = InterleavedGenerator(
             model.eval(),
-            LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **placed),
+            LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options),
             TextTokenizer(self._checkpoint),
             config=self._config,
-            max_batch_size=self._max_batch_size,
-            max_context_tokens=self._max_context_tokens,
-            vae_transform=self._vae_transform,
-            vit_transform=self._vit_transform,
-            interpolate_positions=self._interpolate_positions,
+            limits=self._options.limits,
+            images=self._options.images,
         )
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """Takes requests.
+        """Adds requests to the queue; returns at once.
 
         Args:
-            requests: Pictures as they were read.
+            requests: Requests with encoded pictures.
 
         Raises:
-            BackendError: If the model isn't loaded.
+            BackendError: If the model is not loaded.
         """
-        generator = self._running()
+        generator = self.generator
         for request in requests:
             try:
                 for problem in problems_of(
@@ -199,14 +205,14 @@ class BagelBackend:
                 self._asked[request.uid] = _Asked(request=request)
 
     def collect(self) -> list[GenerationResponse]:
-        """Works on all problems until one is done.
+        """Computes until at least one request is finished.
 
         Returns:
-            All that are; none only if nothing is pending.
+            The responses of all finished requests; empty only if nothing is pending.
 
         Raises:
-            BackendError: If the device is out of memory, or anything else fails. No request is
-                pending then.
+            BackendError: If the device is out of memory, or another error occurs. All pending
+                requests are dropped then.
         """
         while self._asked and not self._ready:
             for answer in self._advance():
@@ -223,24 +229,22 @@ class BagelBackend:
         system_prompt: str | None = None,
         uid: str = "question",
     ) -> Answer:
-        """Answers one question: for notebooks.
+        """Answers one question, for notebooks.
 
-        Loads the model, if it isn't, on a GPU if there is one. After an interrupt it can be asked
-        again.
+        Loads the model if needed, on a GPU if there is one. Can be called again after an interrupt.
 
         Args:
-            inputs: Texts, and pictures (Pillow's images, or files as `Path`), in the order in which
-                they are read.
-            sampling: Temperature, top_p, max_tokens (of all texts) and seed.
-            system_prompt: Read first.
-            uid: With the seed, decides the draws.
+            inputs: Texts and pictures (Pillow images, or files as `Path`) in reading order.
+            sampling: Temperature, top_p, max_tokens (over all texts) and seed.
+            system_prompt: Text that the model reads first.
+            uid: Id of the question; with the seed, it determines all random numbers.
 
         Returns:
-            Its steps: texts and drawings.
+            The answer, with its texts and drawings.
 
         Raises:
-            InputError: If there is no input, one can't be read, or they are too long.
-            ConfigError: If the sampling has more than is listed above.
+            InputError: If there is no input, or an input is unreadable or too long.
+            ConfigError: If `sampling` sets values that are not listed above.
             BackendError: If other requests are pending.
             MathCanvasError: See `start`.
         """
@@ -248,8 +252,8 @@ class BagelBackend:
             raise ConfigError(
                 "sampling of reason()",
                 found=", ".join(others),
-                wanted="temperature, top_p, max_tokens and seed alone",
-                remedy="Leave it out; for several answers, change the seed.",
+                wanted="only temperature, top_p, max_tokens and seed",
+                remedy="Remove it; for several answers, change the seed.",
             )
         given = [inputs] if isinstance(inputs, ReasonInput) else inputs
         opened = tuple(open_picture(one) if isinstance(one, Path) else one for one in given)
@@ -261,7 +265,7 @@ class BagelBackend:
                 wanted="none",
                 remedy="Collect their responses first.",
             )
-        (answer,) = self._running().run(
+        (answer,) = self.generator.run(
             [
                 Problem(
                     uid=uid,
@@ -278,9 +282,9 @@ class BagelBackend:
 
     def _advance(self) -> list[Answer]:
         try:
-            return self._running().advance()
+            return self.generator.advance()
         except BaseException as error:
-            self._running().withdraw()
+            self.generator.withdraw()
             self._asked.clear()
             if isinstance(error, Exception):
                 raise self._broken(error) from error
@@ -289,32 +293,22 @@ class BagelBackend:
     def _broken(self, error: Exception) -> BackendError:
         is_memory = isinstance(error, torch.OutOfMemoryError)
         found = "too little memory" if is_memory else type(error).__name__
-        condition = "" if is_memory else ", if this comes of too little memory"
+        condition = "" if is_memory else ", if memory is the cause"
         return BackendError(
             f"BAGEL from {self._checkpoint}",
             found=f"{found}: {error}",
-            wanted="a step of all problems in work",
+            wanted="a step of all problems in progress",
             remedy=f"Lower max_batch_size or max_context_tokens{condition}, and run again.",
         )
 
     def close(self) -> None:
-        """Lets the model go; pending requests are lost."""
+        """Frees the model; pending requests are dropped."""
         self._generator = None
         self._asked.clear()
         self._ready.clear()
 
-    def _running(self) -> InterleavedGenerator:
-        if self._generator is None:
-            raise BackendError(
-                f"BAGEL from {self._checkpoint}",
-                found="no loaded model",
-                wanted="a call of start() before requests",
-                remedy="Call it.",
-            )
-        return self._generator
-
     def _take(self, answer: Answer) -> None:
-        uid, number = whose(answer.uid)
+        uid, number = split_problem_uid(answer.uid)
         asked = self._asked[uid]
         asked.answers[number] = answer
         if len(asked.answers) == asked.request.sampling.n:
@@ -323,9 +317,12 @@ class BagelBackend:
             self._ready.append(response_of(asked.request, answers))
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Asked:
-    """A request in work, and those of its answers that are there."""
+    """A request in progress, and its answers so far."""
 
     request: GenerationRequest
     answers: dict[int, Answer] = field(default_factory=dict)
@@ -333,3 +330,14 @@ class _Asked:
 
 def _failed(request: GenerationRequest, kind: str, message: str) -> GenerationResponse:
     return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
+
+
+def _warn_of_size(size: tuple[int, int] | None, trained: tuple[int, int] | None) -> None:
+    """Logs a warning if drawings are made in another size than the model was trained to draw."""
+    if size is not None and trained is not None and tuple(size) != tuple(trained):
+        log.warning(
+            "drawing.size is %d x %d pixels, but the model was trained to draw %d x %d; remove "
+            "drawing.size to use the trained size",
+            *size,
+            *trained,
+        )

@@ -1,7 +1,7 @@
-"""What a problem's contexts hold, and how texts and images enter them, many at a time.
+"""Contexts of a problem, and the prefill of texts and images into them, many at a time.
 
-Three contexts are kept side by side for guidance: all that was said and drawn, the images alone,
-and the texts alone. Each has rope positions of its own: what one doesn't hold takes none in it.
+Guidance needs three contexts: one with all texts and images, one with only the images, and one with
+only the texts. Each has its own RoPE positions, without gaps for what it does not contain.
 """
 
 from collections.abc import Sequence
@@ -34,66 +34,67 @@ from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
 ContextKind = Literal["full", "images", "texts"]
 CONTEXTS: tuple[ContextKind, ...] = ("full", "images", "texts")
 """All; without texts (for the text guidance); without images (for the image guidance)."""
-MAX_READ_TOKENS = 8192
-"""Tokens of one pass at most, unless one item alone has more: bounds the activations."""
+MAX_PREFILL_TOKENS = 8192
+"""Maximum number of tokens in one forward pass (unless a single item has more); limits the memory
+of the activations."""
 _SPANS: dict[SplitKind, SpanKind] = {"text": "text", "vit": "vit", "clean": "latents"}
 
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """How far a context has come."""
+    """Position in one row of the KV cache."""
 
     row: int
-    """Of the cache."""
+    """Row of the cache."""
     length: int = 0
-    """Tokens in it."""
+    """Number of tokens in the context."""
     position: int = 0
-    """Rope position of the next token."""
+    """RoPE position of the next token."""
 
     def span(self, length: int, kind: SpanKind) -> Span:
-        """The next tokens of this context."""
+        """The span of the next tokens in this context."""
         return Span(
             row=self.row, start=self.length, length=length, position=self.position, kind=kind
         )
 
     def copy(self) -> "Context":
-        """Where it stands now."""
+        """A copy of the current state, for `roll_back`."""
         return replace(self)
 
-    def return_to(self, earlier: "Context") -> None:
-        """Forgets what entered since."""
+    def roll_back(self, earlier: "Context") -> None:
+        """Removes all tokens that were added after an earlier state."""
         self.length, self.position = earlier.length, earlier.position
 
-    def accept(self, span: Span) -> None:
-        """Keeps what entered as this span."""
+    def append(self, span: Span) -> None:
+        """Counts the tokens of a span as part of the context."""
         self.length = span.end
         self.position = span.position + (span.length if span.kind == "text" else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A text or an image, ready to enter contexts."""
+    """A text or an image, preprocessed for the prefill."""
 
     content: PackItem
     num_tokens: int
-    """Markers included."""
+    """Number of tokens, with markers."""
     size_px: tuple[int, int] | None = None
-    """Of an image: width and height for the VAE."""
+    """Width and height for the VAE; None for a text."""
 
-    def enters(self, kind: ContextKind) -> bool:
-        """Whether a context holds such items."""
+    def belongs_to(self, kind: ContextKind) -> bool:
+        """Whether a context of this kind contains the item."""
         return kind != ("images" if self.size_px is None else "texts")
 
 
 class ItemMaker:
-    """Turns texts and pictures into items.
+    """Converts texts and pictures to items.
 
     Args:
-        model: Of which patch sizes and position tables are taken.
-        tokenizer: Of the model.
-        vae_transform: Resizes a picture.
-        vit_transform: Resizes the result again, for the ViT.
-        interpolate_positions: Spread images over the whole position tables.
+        model: BAGEL; gives the patch sizes and the sizes of the position tables.
+        tokenizer: Tokenizer of the model.
+        vae_transform: Resizes pictures for the VAE.
+        vit_transform: Resizes the result again for the ViT.
+        interpolate_positions: Whether positions of image tokens are interpolated.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class ItemMaker:
         self._vae_transform, self._vit_transform = vae_transform, vit_transform
 
     def text(self, text: str) -> Item:
-        """A text, stripped; what spells a special token stays text."""
+        """Tokenizes a stripped text; names of special tokens in it stay ordinary text."""
         ids = self.tokenizer.encode(text.strip())
         splits = (PlannedSplit(kind="text", element=0, droppable=False),)
         return Item(
@@ -119,11 +120,11 @@ class ItemMaker:
         )
 
     def image(self, image: Image.Image, *, for_vae: bool = True) -> Item:
-        """A picture, resized for the VAE, and from there for the ViT.
+        """Resizes a picture for the VAE, and the result for the ViT.
 
         Args:
-            image: RGB, or grey.
-            for_vae: Whether the VAE sees it too; understanding takes the ViT alone.
+            image: RGB or greyscale image.
+            for_vae: Whether the item has VAE latents; for understanding, ViT patches are enough.
 
         Returns:
             The item.
@@ -140,24 +141,24 @@ class ItemMaker:
         )
 
     def drawing_size(self, size_px: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of the drawings that follow a picture of this size."""
+        """Width and height of the drawings after a picture of this size."""
         return self._vae_transform.output_size(*size_px)
 
     def image_tokens(self, size_px: tuple[int, int], *, for_vae: bool = True) -> int:
-        """Tokens of a picture of this width and height, markers included.
+        """Number of tokens of a picture with this width and height, with markers.
 
         Raises:
-            InputError: If it has more rows or columns than a position table.
+            InputError: If the picture has more rows or columns than a position table.
         """
         size = self.drawing_size(size_px)
         vit = self._grid(self._vit_transform.output_size(*size), "vit")
         return vit + (self._grid(size, "latents") if for_vae else 0)
 
     def drawing_tokens(self, size_px: tuple[int, int]) -> int:
-        """Tokens of a drawing of this width and height, markers included.
+        """Number of tokens of a drawing with this width and height, with markers.
 
         Raises:
-            InputError: If it has more rows or columns than the position table.
+            InputError: If the drawing has more rows or columns than the position table.
         """
         return self._grid(size_px, "latents")
 
@@ -170,40 +171,40 @@ class ItemMaker:
             raise InputError(
                 f"a picture of {size_px[0]} x {size_px[1]} pixels",
                 found=f"{columns} x {rows} tokens of {patch} pixels",
-                wanted=f"at most {side} a side, as the model's position table has",
+                wanted=f"at most {side} per side, the size of the model's position table",
                 remedy="Lower max_image_size of the image transform.",
             )
         return columns * rows + MARKERS
 
 
-class Reader:
-    """Lets items enter contexts.
+class Prefiller:
+    """Prefills items into the KV cache.
 
     Args:
-        model: Embeds and decodes.
-        vae: Encodes images; takes the mean of its posterior.
-        cache: Of all contexts.
-        maker: Of the items.
+        model: BAGEL.
+        vae: Encodes images (mean of its posterior).
+        cache: KV cache of all contexts.
+        maker: Maker of the items.
     """
 
     def __init__(self, model: Bagel, vae: LatentVAE, cache: KVCache, maker: ItemMaker) -> None:
         self._model, self._vae, self._cache, self._maker = model, vae, cache, maker
 
-    def read(self, entries: Sequence[tuple[Item, Sequence[Context]]]) -> list[Experts]:
-        """Lets each item enter some contexts; its image is encoded once.
+    def prefill(self, entries: Sequence[tuple[Item, Sequence[Context]]]) -> list[Experts]:
+        """Prefills each item into its contexts; an image is encoded only once.
 
         Args:
-            entries: Items and their contexts, items of one context in their order.
+            entries: Items with their contexts; items of one context in reading order.
 
         Returns:
-            Last hidden states of each pass, in the order of `CachedTokens`.
+            Last hidden states of each forward pass, in the order of `CachedTokens`.
         """
         passes = in_passes(
-            entries, lambda entry: entry[0].num_tokens * len(entry[1]), MAX_READ_TOKENS
+            entries, lambda entry: entry[0].num_tokens * len(entry[1]), MAX_PREFILL_TOKENS
         )
-        return [self._read_pass(together) for together in passes]
+        return [self._prefill_pass(entries_of_pass) for entries_of_pass in passes]
 
-    def _read_pass(self, entries: Sequence[tuple[Item, Sequence[Context]]]) -> Experts:
+    def _prefill_pass(self, entries: Sequence[tuple[Item, Sequence[Context]]]) -> Experts:
         und_parts, gen_parts = self._embed([item for item, _ in entries])
         spans: list[Span] = []
         und: list[Tensor] = []
@@ -215,7 +216,7 @@ class Reader:
                 for part, kind in enumerate(kinds, first):
                     length = len(und_parts[part]) + len(gen_parts[part])
                     span = context.span(length, kind)
-                    context.accept(span)
+                    context.append(span)
                     spans.append(span)
                     und.append(und_parts[part])
                     gen.append(gen_parts[part])
@@ -224,7 +225,7 @@ class Reader:
         return forward_cached(self._model, tokens, torch.cat(und), torch.cat(gen))
 
     def _embed(self, items: Sequence[Item]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Embedded tokens of each split of each item, for both experts."""
+        """Token embeddings for both experts, one tensor for each split of each item."""
         model, maker = self._model, self._maker
         pack = pack_samples(
             [item.content for item in items],
@@ -250,5 +251,5 @@ class Reader:
             gen = model.embed_latents(
                 latents, latents.new_zeros(len(latents)), pack.latent_position_ids
             )
-        of_und, of_gen = zip(*counts, strict=True)
-        return und.split(of_und), gen.split(of_gen)
+        und_counts, gen_counts = zip(*counts, strict=True)
+        return und.split(und_counts), gen.split(gen_counts)

@@ -1,9 +1,9 @@
-"""BAGEL reasoning with drawings: many problems at once, each at a step of its own.
+"""Continuous batching for BAGEL: many problems at once, each at its own step.
 
-At each turn, all that is new to any problem is read in one pass, all texts get their next tokens
-as one batch, and all drawings move one step as one batch, with all branches of their guidance.
-When a problem ends, the next one takes its place. What becomes of a problem does not depend on
-what else is in work: its draws are keyed by its seed, its uid and the number of its step.
+In each turn, new inputs of all problems are prefilled in one pass, all texts get their next tokens
+as one batch, and all drawings advance one step as one batch, with all guidance branches. A finished
+problem is replaced by the next one. The answer to a problem does not depend on the rest of the
+batch: its random numbers are derived from its seed, its uid and the number of the step.
 """
 
 import logging
@@ -19,9 +19,10 @@ from torch import Tensor
 from mathcanvas_lightning.data.images.resize import ImageTransform, on_white
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, InputError
-from mathcanvas_lightning.generation.bagel.contexts import Context, Item, ItemMaker, Reader
+from mathcanvas_lightning.generation.bagel.contexts import Context, Item, ItemMaker, Prefiller
 from mathcanvas_lightning.generation.bagel.image_steps import Painter
 from mathcanvas_lightning.generation.bagel.kv_cache import KVCache, plan_batch_size, token_bytes
+from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.generation.bagel.problem import (
     Answer,
     InterleavedConfig,
@@ -29,39 +30,34 @@ from mathcanvas_lightning.generation.bagel.problem import (
     TooLongError,
 )
 from mathcanvas_lightning.generation.bagel.rollout import RunState
-from mathcanvas_lightning.generation.bagel.text_steps import TokenDraw, choose_tokens, next_logits
+from mathcanvas_lightning.generation.bagel.text_steps import TokenChoice, choose_tokens, next_logits
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.vae import LatentVAE
 
 logger = logging.getLogger(__name__)
 
-ChooseTokens = Callable[[Tensor, Sequence[TokenDraw]], list[int]]
+ChooseTokens = Callable[[Tensor, Sequence[TokenChoice]], list[int]]
 DEFAULT_MAX_CONTEXT = 16_384
 MEMORY_SHARE = 0.8
-"""Of the memory that is free, for contexts, where no amount is given."""
+"""Share of the free memory that contexts may use, if no amount is given."""
 SHORTEST_TEXT = 3
-"""Tokens that a text takes at least: its start, one token, its end."""
+"""Minimum length of a text in tokens: start token, one token, end token."""
 
 
 class InterleavedGenerator:
     """Answers problems with texts and drawings.
 
     Args:
-        model: On its device, in its dtype.
-        vae: Its autoencoder, on the same device.
-        tokenizer: Of the model.
-        vae_transform: How pictures are resized for the VAE; drawings get that size.
-        vit_transform: How the result is resized for the ViT.
-        config: How problems are answered that bring no configuration of their own.
-        max_batch_size: Problems in work at a time; fewer, if memory is short.
-        max_context_tokens: Of a context; by default what the model was made for, at most 16,384.
-        memory_bytes: For all contexts; by default most of what is free on the device.
-        tokens_per_turn: Tokens that texts get between two steps of drawings.
-        interpolate_positions: Spread images over the whole position tables, if training did.
-        choose: Chooses tokens; another one may constrain them.
+        model: BAGEL, on its device and in its dtype.
+        vae: Autoencoder of the model, on the same device.
+        tokenizer: Tokenizer of the model.
+        config: Settings for problems that have no configuration.
+        limits: Batch size and memory.
+        images: How images become tokens.
+        choose: Chooses the next tokens; can be replaced, for instance to constrain them.
 
     Raises:
-        ConfigError: If a number is below 1, or the contexts of one problem don't fit into memory.
+        ConfigError: If the contexts of one problem do not fit into memory.
     """
 
     def __init__(
@@ -70,48 +66,33 @@ class InterleavedGenerator:
         vae: LatentVAE,
         tokenizer: TextTokenizer,
         *,
-        vae_transform: ImageTransform | None = None,
-        vit_transform: ImageTransform | None = None,
         config: InterleavedConfig | None = None,
-        max_batch_size: int = 16,
-        max_context_tokens: int | None = None,
-        memory_bytes: int | None = None,
-        tokens_per_turn: int = 8,
-        interpolate_positions: bool = False,
+        limits: BatchLimits | None = None,
+        images: ImageOptions | None = None,
         choose: ChooseTokens = choose_tokens,
     ) -> None:
+        limits, images = limits or BatchLimits(), images or ImageOptions()
         self.config = config or InterleavedConfig()
-        self._model, self._choose, self._tokens_per_turn = model, choose, tokens_per_turn
+        self.choose = choose
+        self._model, self._tokens_per_turn = model, limits.tokens_per_turn
         self._device = model.language_model.lm_head.weight.device
         self._maker = ItemMaker(
             model,
             tokenizer,
-            vae_transform or ImageTransform(),
-            vit_transform or ImageTransform(image_stride=model.config.vit.patch_size),
-            interpolate_positions=interpolate_positions,
+            images.vae_transform or ImageTransform(),
+            images.vit_transform or ImageTransform(image_stride=model.config.vit.patch_size),
+            interpolate_positions=images.interpolate_positions,
         )
-        _check_positive(
-            max_batch_size=max_batch_size,
-            max_context_tokens=max_context_tokens,
-            tokens_per_turn=tokens_per_turn,
-        )
-        longest = min(model.config.llm.max_position_embeddings, DEFAULT_MAX_CONTEXT)
         self._num_contexts = self.config.drawing.num_contexts
-        self._cache = _make_cache(
-            model,
-            self._num_contexts,
-            capacity=max_context_tokens or longest,
-            memory_bytes=memory_bytes,
-            max_batch_size=max_batch_size,
-        )
-        self.batch_size = len(self._cache.keys[0]) // self._num_contexts
-        self._reader = Reader(model, vae, self._cache, self._maker)
+        self.cache = _make_cache(model, self._num_contexts, limits)
+        self.batch_size = self.cache.num_rows // self._num_contexts
+        self._prefiller = Prefiller(model, vae, self.cache, self._maker)
         self._painter = Painter(
             model,
             vae,
-            self._cache,
+            self.cache,
             tokenizer.special,
-            interpolate_positions=interpolate_positions,
+            interpolate_positions=images.interpolate_positions,
         )
         self._waiting: deque[tuple[Problem, list[Item], tuple[int, int]]] = deque()
         self._running: dict[int, RunState] = {}
@@ -119,18 +100,18 @@ class InterleavedGenerator:
 
     @property
     def num_pending(self) -> int:
-        """Problems submitted and not yet answered."""
+        """Number of problems that were submitted but not yet answered."""
         return len(self._pending)
 
     def submit(self, problem: Problem) -> None:
-        """Takes a problem, without working on it yet.
+        """Adds a problem to the queue; returns at once.
 
         Args:
-            problem: With a uid that no other one in work has.
+            problem: Problem whose uid differs from those of all pending problems.
 
         Raises:
-            InputError: If it has no input, one that can't be read, or too much for a context.
-            ConfigError: If its configuration needs contexts that the generator's doesn't.
+            InputError: If there is no input, or an input is unreadable or too long for a context.
+            ConfigError: If the problem's configuration needs more contexts than the generator's.
         """
         config = problem.config or self.config
         if problem.mode != "understanding" and config.drawing.num_contexts > self._num_contexts:
@@ -142,26 +123,25 @@ class InterleavedGenerator:
             )
         self._check_uid(problem.uid)
         items = self._read_inputs(problem)
-        sizes = [item.size_px for item in items if item.size_px is not None]
-        size = sizes[-1] if sizes else self._default_size(config)
+        size = self._drawing_size(items, config)
         self._check_room(problem, items, size)
         self._waiting.append((problem, items, size))
         self._pending.add(problem.uid)
 
     @torch.inference_mode()
     def advance(self) -> list[Answer]:
-        """Takes all problems in work further by some tokens and a step of a drawing.
+        """Advances all problems in progress by some tokens and one step of a drawing.
 
-        An exception in here ends all problems in work, whose contexts may then be half written;
-        those that wait are not touched.
+        If an exception occurs, all problems in progress are dropped, because their contexts may be
+        incomplete; queued problems stay in the queue.
 
         Returns:
-            Those that ended; often none. Call it as long as problems are pending.
+            Answers that are finished now, often none. Call again while problems are pending.
         """
         try:
             with _own_precision(self._device):
                 self._admit()
-                self._read()
+                self._prefill()
                 for _ in range(self._tokens_per_turn):
                     self._write()
                 self._draw()
@@ -171,10 +151,10 @@ class InterleavedGenerator:
             raise
 
     def withdraw(self, uids: Collection[str] | None = None) -> None:
-        """Forgets problems, whatever has become of them.
+        """Drops pending problems.
 
         Args:
-            uids: Of these, as far as they are pending; None is all.
+            uids: Uids of the problems to drop; None drops all.
         """
         uids = set(self._pending if uids is None else uids)
         self._waiting = deque(one for one in self._waiting if one[0].uid not in uids)
@@ -184,13 +164,13 @@ class InterleavedGenerator:
         self._pending.difference_update(uids)
 
     def run(self, problems: Iterable[Problem]) -> list[Answer]:
-        """Answers problems.
+        """Answers problems and waits for all answers.
 
         Args:
-            problems: With uids that differ.
+            problems: Problems with different uids.
 
         Returns:
-            Their answers, in the order of the problems. What was submitted before is answered
+            Answers in the order of the problems. Problems that were submitted before are answered
             too, but not returned. After an exception none of these problems is pending.
 
         Raises:
@@ -214,13 +194,13 @@ class InterleavedGenerator:
         if uid in self._pending:
             raise InputError(
                 f"problem {uid}",
-                found="another one of this uid in work",
-                wanted="a uid of its own, which also decides its draws",
-                remedy="Name it otherwise.",
+                found="a pending problem with the same uid",
+                wanted="a unique uid, because it also seeds the random numbers",
+                remedy="Change the uid.",
             )
 
     def _read_inputs(self, problem: Problem) -> list[Item]:
-        # Empty texts are left out, as in training.
+        # Empty texts are skipped, as in training.
         inputs = [part for part in problem.inputs if not isinstance(part, str) or part.strip()]
         opening = [text for text in [problem.opening] if text and text.strip()]
         if not inputs:
@@ -228,7 +208,7 @@ class InterleavedGenerator:
                 f"problem {problem.uid}",
                 found="no input",
                 wanted="a text that is not empty, or a picture",
-                remedy="Give it a question.",
+                remedy="Add a question.",
             )
         for_vae = problem.mode != "understanding"
         items = []
@@ -239,24 +219,30 @@ class InterleavedGenerator:
                 items.append(self._maker.image(_opaque(given, problem.uid), for_vae=for_vae))
         return items
 
-    def _default_size(self, config: InterleavedConfig) -> tuple[int, int]:
-        """Of drawings where there is no picture: a multiple of a token's side."""
+    def _drawing_size(self, items: Sequence[Item], config: InterleavedConfig) -> tuple[int, int]:
+        """Size of a problem's drawings, rounded to multiples of a token's side."""
+        sizes = [item.size_px for item in items if item.size_px is not None]
+        chosen = config.drawing.size or self._model.config.drawing_size
+        if chosen is None and sizes:
+            return sizes[-1]
         side = self._maker.geometry.latent_patch_px
-        width, height = (max(length // side, 1) * side for length in config.drawing.default_size)
+        width, height = (
+            max(length // side, 1) * side for length in chosen or config.drawing.default_size
+        )
         return width, height
 
     def _check_room(self, problem: Problem, items: Sequence[Item], size: tuple[int, int]) -> None:
         drawing = 0 if problem.mode == "understanding" else self._maker.drawing_tokens(size)
         if problem.mode == "interleaved":
-            self._maker.image_tokens(size)  # a drawing is read again: it has to fit the tables
+            self._maker.image_tokens(size)  # raises if the model could not read the drawing again
         needed = sum(item.num_tokens for item in items)
         needed += drawing if problem.mode == "image" else SHORTEST_TEXT
-        if needed > self._cache.capacity:
+        if needed > self.cache.capacity:
             raise TooLongError(
                 f"problem {problem.uid}",
-                found=f"{needed} tokens to read and begin with",
-                wanted=f"at most {self._cache.capacity}, the length of a context",
-                remedy="Raise max_context_tokens, or give smaller or fewer pictures.",
+                found=f"{needed} tokens for the question and the shortest answer",
+                wanted=f"at most {self.cache.capacity}, the length of a context",
+                remedy="Raise max_context_tokens, or use fewer or smaller pictures.",
             )
 
     def _admit(self) -> None:
@@ -268,25 +254,25 @@ class InterleavedGenerator:
             needed = 1 if problem.mode == "understanding" else config.drawing.num_contexts
             first = slot * self._num_contexts
             for row in range(first, first + needed):
-                self._cache.clear(row)
+                self.cache.clear(row)
             self._running[slot] = RunState(
                 problem,
                 config,
                 inputs=items,
                 size_px=size,
                 contexts=[Context(row=first + i) for i in range(needed)],
-                capacity=self._cache.capacity,
+                capacity=self.cache.capacity,
                 maker=self._maker,
             )
 
     def _active(self) -> list[RunState]:
-        """Problems that go on, in the order of their rows in the cache."""
+        """Unfinished problems, in the order of their rows in the cache."""
         ordered = (self._running[slot] for slot in sorted(self._running))
         return [state for state in ordered if state.finish_reason is None]
 
-    def _read(self) -> None:
-        states = [state for state in self._active() if state.unread and state.make_room()]
-        self._reader.read([entry for state in states for entry in state.unread if entry[1]])
+    def _prefill(self) -> None:
+        states = [s for s in self._active() if s.unread and s.check_room()]
+        self._prefiller.prefill([entry for s in states for entry in s.unread if entry[1]])
         for state in states:
             state.proceed()
 
@@ -296,8 +282,8 @@ class InterleavedGenerator:
             return
         next_ids = [state.writing.next_id for state in writers if state.writing is not None]
         contexts = [state.full for state in writers]
-        logits = next_logits(self._model, self._cache, contexts, next_ids)
-        chosen = self._choose(logits, [state.draw_token() for state in writers])
+        logits = next_logits(self._model, self.cache, contexts, next_ids)
+        chosen = self.choose(logits, [state.next_choice() for state in writers])
         for state, token_id in zip(writers, chosen, strict=True):
             state.take_token(token_id)
 
@@ -323,31 +309,21 @@ class InterleavedGenerator:
         return answers
 
 
-def _check_positive(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ConfigError(name, found=str(number), wanted="1 or more", remedy="Raise it.")
-
-
-def _make_cache(
-    model: Bagel,
-    num_contexts: int,
-    *,
-    capacity: int,
-    memory_bytes: int | None,
-    max_batch_size: int,
-) -> KVCache:
+def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache:
     llm, weight = model.config.llm, model.language_model.lm_head.weight
+    longest = min(llm.max_position_embeddings, DEFAULT_MAX_CONTEXT)
+    capacity = limits.max_context_tokens or longest
     problem_bytes = num_contexts * capacity * token_bytes(llm, weight.dtype)
+    memory_bytes = limits.memory_bytes
     if memory_bytes is None:
-        memory_bytes = int(_free_bytes(weight.device) * MEMORY_SHARE)
-    batch_size = plan_batch_size(problem_bytes, memory_bytes, max_batch_size)
-    if batch_size < max_batch_size:
+        memory_bytes = int(free_bytes(weight.device) * MEMORY_SHARE)
+    batch_size = plan_batch_size(problem_bytes, memory_bytes, limits.max_batch_size)
+    if batch_size < limits.max_batch_size:
         logger.warning(
-            "memory holds the contexts of %d problems at a time, not %d; a lower "
-            "max_context_tokens makes room",
+            "memory is enough for the contexts of %d problems at a time, not %d; lower "
+            "max_context_tokens to use larger batches",
             batch_size,
-            max_batch_size,
+            limits.max_batch_size,
         )
     return KVCache(
         llm,
@@ -358,7 +334,8 @@ def _make_cache(
     )
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, including what PyTorch has reserved but does not use."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         unused: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -369,7 +346,7 @@ def _free_bytes(device: torch.device) -> int:
 
 @contextmanager
 def _own_precision(device: torch.device) -> Iterator[None]:
-    """Lets the model's own dtypes decide, whatever precision a Trainer has set around it."""
+    """Undoes the Trainer's default dtype and autocast, so that only the model's dtypes count."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -382,7 +359,7 @@ def _own_precision(device: torch.device) -> Iterator[None]:
 def _opaque(image: Image.Image, uid: str) -> Image.Image:
     try:
         return on_white(image)
-    except Exception as error:  # Pillow's decoders raise whatever comes to them
+    except Exception as error:  # Pillow's decoders may raise anything
         raise InputError(
             f"a picture of problem {uid}",
             found=f"{type(error).__name__}: {error}",

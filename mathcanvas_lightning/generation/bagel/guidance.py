@@ -1,4 +1,4 @@
-"""How a drawing is sampled: its times, and classifier-free guidance with two scales. Pure.
+"""Pure functions to sample a drawing: timesteps, and classifier-free guidance with two scales.
 
 Source: the public inference code of BAGEL (`generate_image` and `_forward_flow`).
 """
@@ -18,50 +18,53 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class FeatureCache:
-    """Spares passes of the network by extrapolating what it said at earlier times.
+    """Skips some passes of the network and extrapolates the velocity from earlier steps.
 
-    A polynomial through the last times at which the network ran: what Taylor's series with
-    finite differences gives (Liu et al., "From Reusable to Forecasting: Accelerating Diffusion
-    Models with TaylorSeers", 2025), for times at any distance. The velocity is linear in the last
-    hidden features, so extrapolating the one is extrapolating the other.
+    The extrapolation is a polynomial through the last velocities, which equals the Taylor series
+    with finite differences (Liu et al., "From Reusable to Forecasting: Accelerating Diffusion
+    Models with TaylorSeers", 2025), but works for any distance between timesteps. The velocity is
+    linear in the last hidden features, so extrapolating either gives the same result.
     """
 
     refresh_every: int = 3
-    """Steps from one pass to the next; 1 spares none."""
+    """Number of steps from one pass of the network to the next; 1 skips none."""
     order: int = 1
     """Degree of the polynomial; 0 repeats the last velocity."""
     warmup: int = 3
-    """First steps, which always run the network."""
+    """Number of first steps that always run the network."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class DrawingConfig:
-    """How drawings are made; the defaults are those published for visual reasoning.
+    """Sampling of drawings; the defaults are those published for visual reasoning.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: If a value is out of range.
     """
 
     text_scale: float = 4.0
-    """Guidance away from what would be drawn without the texts; 1 or less turns all guidance
-    off."""
+    """Scale of the guidance by texts; 1 or less turns off all guidance."""
     image_scale: float = 2.0
-    """Guidance away from what would be drawn without the images; 1 or less turns it off."""
+    """Scale of the guidance by images; 1 or less turns it off."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Guidance applies at shifted times above the first, up to the second."""
+    """Shifted timesteps with guidance: above the first value, up to the second."""
     renorm: Renorm = "text_channel"
-    """What is kept from growing longer than the unguided velocity: the whole drawing ("global"),
-    each token ("channel"), or each token before the image guidance ("text_channel")."""
+    """Limits the norm of the guided velocity to that of the unguided one: over the whole drawing
+    ("global"), for each token ("channel"), or for each token before the image guidance
+    ("text_channel")."""
     renorm_min: float = 0.0
-    """Shrinks to no less than this."""
+    """Lower limit of the factor that `renorm` scales by."""
     timestep_shift: float = 3.0
-    """Of inference; above 1, more of the steps are spent near the noise."""
+    """Timestep shift at inference; above 1, more steps are near the noise."""
     num_timesteps: int = 50
-    """Times from 1 to 0, both included: one more than there are steps."""
+    """Number of timesteps from 1 to 0, including both: one more than the number of steps."""
+    size: tuple[int, int] | None = None
+    """Width and height of drawings in pixels. None takes the size that the model was trained to
+    draw; where that is unknown, the size of the last picture of the problem."""
     default_size: tuple[int, int] = (512, 512)
-    """Width and height in pixels where no picture is given."""
+    """Width and height in pixels if the question has no picture."""
     feature_cache: FeatureCache | None = None
-    """None runs the network at each step."""
+    """Settings to skip passes of the network; None runs it at each step."""
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -88,33 +91,33 @@ class DrawingConfig:
 
     @property
     def num_contexts(self) -> int:
-        """How many of the three contexts are needed at most."""
+        """Maximum number of contexts that guidance needs: 1, 2 or 3."""
         if self.text_scale <= 1:
             return 1
         return 3 if self.image_scale > 1 else 2
 
     def num_branches(self, time: float) -> int:
-        """How many contexts are needed at a time."""
-        # Times are float32, so the ends are compared as such too.
+        """Number of contexts that guidance needs at a timestep."""
+        # Timesteps are float32, so the interval is compared in float32 too.
         low, high = torch.tensor(self.interval, dtype=torch.float32).tolist()
         return self.num_contexts if low < time <= high else 1
 
     def times(self) -> tuple[float, ...]:
-        """The shifted times, from 1 to 0, as float32 has them."""
+        """The shifted timesteps from 1 to 0, in float32 precision."""
         even = torch.linspace(1, 0, self.num_timesteps, dtype=torch.float32)
         return tuple(shift_timesteps(even, self.timestep_shift).tolist())
 
 
 def guide(velocities: Tensor, config: DrawingConfig) -> Tensor:
-    """The guided velocity of drawings of one size.
+    """Combines the branches of drawings of one size into the guided velocity.
 
     Args:
         velocities: [n, branches, L, P] float32: with the full context, without texts, without
-            images; one branch is not guided.
+            images. A single branch is returned as it is.
         config: Scales and renorm.
 
     Returns:
-        [n, L, P].
+        [n, L, P] guided velocity.
     """
     plain, *others = velocities.unbind(1)
     if not others:
@@ -132,21 +135,21 @@ def guide(velocities: Tensor, config: DrawingConfig) -> Tensor:
 
 
 def _shrink(guided: Tensor, plain: Tensor, dims: tuple[int, ...], least: float) -> Tensor:
-    """Makes the guided velocity no longer than the plain one."""
+    """Scales the guided velocity down to the norm of the unguided one, if it is larger."""
     lengths = [torch.linalg.vector_norm(v, dim=dims, keepdim=True) for v in (plain, guided)]
     shrunk: Tensor = guided * (lengths[0] / (lengths[1] + EPSILON)).clamp(least, 1.0)
     return shrunk
 
 
 def extrapolation_weights(times: list[float], time: float) -> list[float]:
-    """Weights of values at some times in the polynomial through them, at another time.
+    """Lagrange weights to extrapolate values from some times to another time.
 
     Args:
-        times: Distinct.
-        time: Where the polynomial is wanted.
+        times: Distinct times with known values.
+        time: Time to extrapolate to.
 
     Returns:
-        Lagrange's weights; they sum to 1.
+        One weight for each known value; they sum to 1.
     """
     weights = []
     for i, own in enumerate(times):

@@ -1,4 +1,4 @@
-"""Drawing: one step of many drawings at a time, all branches of guidance in one pass."""
+"""Denoising of drawings: one step of many drawings at a time, with all guidance branches."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -32,54 +32,54 @@ from mathcanvas_lightning.model.flow import unpatchify
 from mathcanvas_lightning.model.vae import LatentVAE, to_pixels
 
 MAX_STEP_TOKENS = 16_384
-"""Tokens of one pass at most, unless one drawing alone has more: bounds the activations."""
+"""Maximum number of tokens in one forward pass (unless a single drawing has more); limits the
+memory of the activations."""
 MAX_PAINT_TOKENS = 4096
-"""Latent tokens decoded at once at most, unless one drawing alone has more."""
+"""Maximum number of latent tokens in one VAE pass, unless a single drawing has more."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Drawing:
-    """A drawing on its way from noise."""
+    """A drawing that is being denoised."""
 
     config: DrawingConfig
     rows: int
-    """Tokens down."""
+    """Number of token rows."""
     columns: int
-    """Tokens across."""
+    """Number of token columns."""
     latents: Tensor
-    """[L, P] float32 at the present time."""
+    """[L, P] float32 latents at the current time."""
     contexts: Sequence[Context]
-    """Full, without texts, without images; as many as the guidance needs."""
+    """Contexts for guidance: full, without texts, without images; as many as needed."""
     times: tuple[float, ...]
-    """From 1 to 0."""
-    clock: Tensor
-    """[times] float32: the same, on the device."""
-    places: Tensor
-    """[L] int64: its tokens in the position table, on the device."""
+    """Timesteps from 1 to 0."""
+    times_on_device: Tensor
+    """[times] float32: the same timesteps on the device."""
+    position_ids: Tensor
+    """[L] int64: indexes into the position table, on the device."""
     step: int = 0
-    """Steps done."""
+    """Number of finished steps."""
     history: deque[tuple[float, Tensor]] = field(default_factory=deque)
-    """Times at which the network ran, and its velocities [branches, L, P]; kept for
-    extrapolation alone."""
+    """Timesteps at which the network ran, with velocities [branches, L, P], for extrapolation."""
 
     @property
     def is_done(self) -> bool:
-        """Whether it has come to time 0."""
+        """Whether time 0 is reached."""
         return self.step == len(self.times) - 1
 
     @property
     def time(self) -> float:
-        """Where it is."""
+        """Current timestep."""
         return self.times[self.step]
 
     @property
     def num_branches(self) -> int:
-        """Contexts that this step needs."""
+        """Number of guidance branches in this step."""
         return self.config.num_branches(self.time)
 
     @property
     def needs_network(self) -> bool:
-        """Whether this step runs the network, rather than extrapolates."""
+        """Whether this step runs the network instead of extrapolating."""
         reuse = self.config.feature_cache
         if reuse is None or self.step < reuse.warmup or not self.history:
             return True
@@ -88,14 +88,14 @@ class Drawing:
         return (self.step - reuse.warmup + 1) % reuse.refresh_every == 0
 
 
-def draw_noise(rows: int, columns: int, patch_dim: int, *key: object) -> Tensor:
-    """The noise a drawing starts from.
+def initial_noise(rows: int, columns: int, patch_dim: int, *key: object) -> Tensor:
+    """Samples the initial noise of a drawing.
 
     Args:
-        rows: Tokens down.
-        columns: Tokens across.
-        patch_dim: Numbers in a token.
-        key: What it is for; equal keys give equal noise, on any device, in any batch.
+        rows: Number of token rows.
+        columns: Number of token columns.
+        patch_dim: Values per token.
+        key: Random key; equal keys give equal noise, on any device and in any batch.
 
     Returns:
         [L, P] float32 on the CPU.
@@ -105,14 +105,14 @@ def draw_noise(rows: int, columns: int, patch_dim: int, *key: object) -> Tensor:
 
 
 class Painter:
-    """Takes drawings from noise to pictures.
+    """Denoises drawings and decodes them to pictures.
 
     Args:
-        model: The model.
+        model: BAGEL.
         vae: Decodes latents.
-        cache: Of all contexts.
-        special: Ids of the image markers.
-        interpolate_positions: Spread images over the whole position table.
+        cache: KV cache of all contexts.
+        special: Special tokens, with the image markers.
+        interpolate_positions: Whether positions of image tokens are interpolated.
     """
 
     def __init__(
@@ -138,22 +138,22 @@ class Painter:
         size_px: tuple[int, int],
         noise_key: Sequence[object],
     ) -> Drawing:
-        """A drawing that is all noise.
+        """Starts a drawing from noise.
 
         Args:
-            config: How it is made.
-            contexts: Full, without texts, without images.
+            config: Settings of the drawing.
+            contexts: Contexts for guidance: full, without texts, without images.
             size_px: Width and height, multiples of a latent token's side.
-            noise_key: Decides the noise.
+            noise_key: Random key for the noise.
 
         Returns:
             The drawing.
         """
         geometry = self._model.config.geometry
         columns, rows = (length // geometry.latent_patch_px for length in size_px)
-        noise = draw_noise(rows, columns, self._model.config.latent_dim, *noise_key)
+        noise = initial_noise(rows, columns, self._model.config.latent_dim, *noise_key)
         times = config.times()
-        places = positions_in_table(
+        position_ids = positions_in_table(
             rows, columns, self._model.config.max_latent_size, self._interpolate
         )
         depth = 0 if config.feature_cache is None else config.feature_cache.order + 1
@@ -164,31 +164,31 @@ class Painter:
             latents=on_device(noise, self._cache.device),
             contexts=contexts,
             times=times,
-            clock=on_device(torch.tensor(times, dtype=torch.float32), self._cache.device),
-            places=on_device(torch.from_numpy(places), self._cache.device),
+            times_on_device=on_device(torch.tensor(times, dtype=torch.float32), self._cache.device),
+            position_ids=on_device(torch.from_numpy(position_ids), self._cache.device),
             history=deque(maxlen=depth),
         )
 
     def step(self, drawings: Sequence[Drawing]) -> None:
-        """Takes each drawing one step further, wherever it is.
+        """Advances each drawing by one step.
 
         Args:
-            drawings: Any sizes, at any times, none of them done.
+            drawings: Unfinished drawings of any size, each at any time.
         """
         velocities = self._velocities([d for d in drawings if d.needs_network])
         pairs = []
         for drawing in drawings:
             if drawing.needs_network:
-                own = velocities.pop(0)
-                drawing.history.append((drawing.time, own))
+                velocity = velocities.pop(0)
+                drawing.history.append((drawing.time, velocity))
             else:
-                own = _extrapolate(drawing)
-            pairs.append((drawing, own))
+                velocity = _extrapolate(drawing)
+            pairs.append((drawing, velocity))
         for _, group in groupby(pairs, lambda pair: (pair[1].shape, pair[0].config)):
             _advance(list(group))
 
     def paint(self, drawings: Sequence[Drawing]) -> list[Image.Image]:
-        """Pictures of finished drawings; those of equal size are decoded together."""
+        """Decodes finished drawings to pictures, drawings of equal size as one batch."""
         patch = self._model.config.latent_patch_size
         pictures: dict[int, Image.Image] = {}
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -204,11 +204,11 @@ class Painter:
         return [pictures[index] for index in range(len(drawings))]
 
     def _velocities(self, drawings: Sequence[Drawing]) -> list[Tensor]:
-        """[branches, L, P] float32 of each drawing, from as few passes as may be."""
+        """[branches, L, P] float32 velocities of each drawing, in as few passes as possible."""
         if not drawings:
             return []
-        # All full contexts, then all without texts, ...: neighbours are of like length, so that
-        # attending together pads little.
+        # Ordered by branch: contexts of the same kind have similar lengths, so there is little
+        # padding.
         order = sorted(
             (branch, index)
             for index, drawing in enumerate(drawings)
@@ -217,54 +217,55 @@ class Painter:
         embedded = self._embed(drawings)
         parts: list[list[Tensor]] = [[] for _ in drawings]
         kept, self._layouts = self._layouts, {}
-        for together in in_passes(order, lambda pair: len(embedded[pair[1]]), MAX_STEP_TOKENS):
+        for group in in_passes(order, lambda pair: len(embedded[pair[1]]), MAX_STEP_TOKENS):
             spans = tuple(
                 drawings[index].contexts[branch].span(len(embedded[index]) + MARKERS, "latents")
-                for branch, index in together
+                for branch, index in group
             )
-            # It stays the same for as long as the same drawings go on.
+            # Reused while the same drawings are in progress.
             tokens = self._layouts[spans] = kept.get(spans) or CachedTokens(self._cache, spans)
-            found = self._pass(tokens, [embedded[index] for _, index in together])
-            for (_, index), part in zip(together, found, strict=True):
-                parts[index].append(part)
-        return [torch.stack(own) for own in parts]
+            velocities = self._pass(tokens, [embedded[index] for _, index in group])
+            for (_, index), velocity in zip(group, velocities, strict=True):
+                parts[index].append(velocity)
+        return [torch.stack(branches) for branches in parts]
 
     def _pass(self, tokens: CachedTokens, embedded: Sequence[Tensor]) -> Sequence[Tensor]:
-        """[L, P] float32 velocities of embedded latents, [L, D] each."""
+        """Predicts [L, P] float32 velocities from embedded latents, [L, D] for each drawing."""
         und = self._model.language_model.model.embed_tokens(self._markers)
         _, hidden = forward_cached(
             self._model, tokens, und.repeat(len(embedded), 1), torch.cat(list(embedded))
         )
         velocities: Tensor = self._model.llm2vae(hidden).float()
-        return torch.split(velocities, [len(own) for own in embedded])
+        return torch.split(velocities, [len(latents) for latents in embedded])
 
     def _embed(self, drawings: Sequence[Drawing]) -> Sequence[Tensor]:
-        """[L, D] latents of each drawing at its time."""
-        times = [drawing.clock[drawing.step].expand(len(drawing.latents)) for drawing in drawings]
+        """Embeds the latents of each drawing at its time, [L, D]."""
+        times = [d.times_on_device[d.step].expand(len(d.latents)) for d in drawings]
         embedded: Tensor = self._model.embed_latents(
             torch.cat([drawing.latents for drawing in drawings]),
             torch.cat(times),
-            torch.cat([drawing.places for drawing in drawings]),
+            torch.cat([drawing.position_ids for drawing in drawings]),
         )
         return torch.split(embedded, [len(drawing.latents) for drawing in drawings])
 
 
 def _advance(pairs: Sequence[tuple[Drawing, Tensor]]) -> None:
-    """One Euler step of drawings with velocities of one shape."""
+    """Makes one Euler step with drawings of equal shape and configuration."""
     drawings = [drawing for drawing, _ in pairs]
-    velocity = guide(torch.stack([own for _, own in pairs]), drawings[0].config)
-    distance = torch.stack([d.clock[d.step] - d.clock[d.step + 1] for d in drawings])[:, None, None]
+    velocity = guide(torch.stack([branches for _, branches in pairs]), drawings[0].config)
+    distances = [d.times_on_device[d.step] - d.times_on_device[d.step + 1] for d in drawings]
+    distance = torch.stack(distances)[:, None, None]
     latents = torch.stack([d.latents for d in drawings]) - velocity * distance
-    for drawing, own in zip(drawings, latents, strict=True):
-        drawing.latents = own
+    for drawing, moved in zip(drawings, latents, strict=True):
+        drawing.latents = moved
         drawing.step += 1
 
 
 def _extrapolate(drawing: Drawing) -> Tensor:
-    """The velocities at this time, by the polynomial through the last ones."""
+    """Extrapolates the velocities from the history to the current time."""
     branches = drawing.num_branches
     known = [(time, v) for time, v in drawing.history if len(v) >= branches]
     weights = extrapolation_weights([time for time, _ in known], drawing.time)
     stacked = torch.stack([velocities[:branches] for _, velocities in known])
-    on_times = on_device(torch.tensor(weights, dtype=torch.float32), stacked.device)
-    return torch.einsum("k,kblp->blp", on_times, stacked)
+    factors = on_device(torch.tensor(weights, dtype=torch.float32), stacked.device)
+    return torch.einsum("k,kblp->blp", factors, stacked)

@@ -1,8 +1,9 @@
-"""Keys and values of contexts: allocated once, written in place, attended to as views.
+"""KV cache of many contexts: allocated once, written in place, read through views.
 
-Each context is a row of one tensor a layer. New tokens enter rows as spans; all spans of a forward
-pass write their keys and values first, then each attends to what its row holds up to its own end.
-So a whole question, a token of each of many texts, or a step of each of many drawings is one pass.
+Each layer has one tensor of keys and one of values, with one row for each context. A span is a run
+of new tokens in one row. In a forward pass all spans write their keys and values first; then each
+span attends to its row up to its own end. So one pass can prefill a whole question, decode one
+token of many texts, or compute one step of many drawings.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,71 +22,68 @@ from mathcanvas_lightning.model.layers.mot import Experts
 
 T = TypeVar("T")
 SpanKind = Literal["text", "vit", "latents"]
-"""A causal text; an image of patches, or of latents, with its two markers."""
+"""A causal text; an image of ViT patches, or of VAE latents, with its two markers."""
 MARKERS = 2
-MAX_TOGETHER = 32
-"""Tokens up to which spans of equal length attend in one call. It pads their rows to the longest;
-longer spans, an image's for instance, keep a device busy alone."""
+MAX_BATCHED_LENGTH = 32
+"""Spans of equal length, up to this many tokens, share one attention call, which pads their rows to
+the longest one. A longer span, such as an image, uses the device well without a batch."""
 MAX_CAUSAL = 256
-"""Tokens of a text that attend in one call; a longer one goes piece by piece, because on a GPU a
-mask makes attention hold the scores of all its pairs at once."""
+"""Maximum number of text tokens in one attention call. Longer texts are split, because attention
+with a mask stores the scores of all pairs on a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """New tokens of one row that are of one kind."""
+    """New tokens of the same kind in one row of the cache."""
 
     row: int
     start: int
-    """Tokens before them in the row."""
+    """Number of tokens in the row before the span."""
     length: int
     position: int
-    """Rope position of the first; the tokens of an image share it."""
+    """RoPE position of the first token; all tokens of an image have the same one."""
     kind: SpanKind
 
     @property
     def end(self) -> int:
-        """Tokens of the row up to their last."""
+        """Number of tokens in the row, including the span."""
         return self.start + self.length
 
     @property
     def num_gen(self) -> int:
-        """Tokens of the generation expert."""
+        """Number of tokens of the generation expert."""
         return self.length - MARKERS if self.kind == "latents" else 0
 
 
-def in_passes(items: Iterable[T], tokens: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Parts what is to be done into passes, whose size bounds the activations.
+def in_passes(items: Iterable[T], tokens: Callable[[T], int], maximum: int) -> Iterator[list[T]]:
+    """Groups items into forward passes of limited size, which limits the activation memory.
 
     Args:
-        items: In their order.
-        tokens: Of an item.
-        most: Tokens of a pass, unless one item alone has more.
+        items: Items in order.
+        tokens: Returns the number of tokens of an item.
+        maximum: Maximum number of tokens in a pass, unless a single item has more.
 
     Yields:
-        The items of a pass.
+        The items of one pass.
     """
-    together: list[T] = []
+    group: list[T] = []
     total = 0
     for item in items:
-        if together and total + tokens(item) > most:
-            yield together
-            together, total = [], 0
-        together.append(item)
+        if group and total + tokens(item) > maximum:
+            yield group
+            group, total = [], 0
+        group.append(item)
         total += tokens(item)
-    if together:
-        yield together
+    if group:
+        yield group
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copies without waiting for what the device still works on.
+    """Copies a tensor to a device, without synchronization on a GPU.
 
     Args:
-        values: On the CPU.
-        device: Where they are needed.
-
-    Returns:
-        The same values there.
+        values: Tensor on the CPU.
+        device: Target device.
     """
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
@@ -93,52 +91,52 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def token_bytes(config: LLMConfig, dtype: torch.dtype) -> int:
-    """Memory of one token of one context.
+    """Memory of one token in one context, in bytes.
 
     Args:
-        config: Of the decoder.
-        dtype: Of keys and values.
+        config: Configuration of the decoder.
+        dtype: Data type of keys and values.
 
     Returns:
-        layers * KV heads * head dimension * 2 * bytes a number.
+        layers * KV heads * head dimension * 2 * bytes per number.
     """
     numbers = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
     return numbers * dtype.itemsize
 
 
 def plan_batch_size(problem_bytes: int, memory_bytes: int, wanted: int) -> int:
-    """How many problems are worked on at a time.
+    """The number of problems in a batch that memory allows.
 
     Args:
-        problem_bytes: Memory of one problem's contexts.
-        memory_bytes: What there is for all.
-        wanted: At most.
+        problem_bytes: Memory for the contexts of one problem.
+        memory_bytes: Available memory.
+        wanted: Maximum batch size.
 
     Returns:
         1 or more.
 
     Raises:
-        ConfigError: If not even one fits.
+        ConfigError: If the memory is not enough for one problem.
     """
     if problem_bytes > memory_bytes:
         raise ConfigError(
             "memory of the contexts",
             found=f"{problem_bytes / 2**30:.2f} GiB for one problem",
-            wanted=f"at most the {memory_bytes / 2**30:.2f} GiB there are",
+            wanted=f"at most {memory_bytes / 2**30:.2f} GiB, the available memory",
             remedy="Lower max_context_tokens, or free memory on the device.",
         )
     return min(wanted, memory_bytes // problem_bytes)
 
 
 class KVCache:
-    """Keys and values of a number of contexts.
+    """Keys and values of a fixed number of contexts.
 
     Args:
-        config: Of the decoder.
-        num_rows: Contexts.
-        capacity: Tokens of each at most.
-        dtype: Of the model.
-        device: Of the model.
+        config: Configuration of the decoder.
+        num_rows: Number of contexts.
+        capacity: Maximum number of tokens in a context.
+        dtype: Data type of the model.
+        device: Device of the model.
     """
 
     def __init__(
@@ -150,9 +148,9 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.capacity = capacity
+        self.num_rows, self.capacity = num_rows, capacity
         shape = (num_rows, config.num_key_value_heads, capacity, config.head_dim)
-        # Zeros, because what a mask hides must still be finite; the CPU gives such pages lazily.
+        # Zeros, because masked values must be finite too. The CPU allocates zero pages lazily.
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
@@ -160,101 +158,101 @@ class KVCache:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the tensors."""
         return self.keys[0].device
 
     def reserve(self, span: Span) -> None:
-        """Notes that a span will be written."""
+        """Marks the tokens of a span as used."""
         assert span.end <= self.capacity, span
         self._used[span.row] = max(self._used[span.row], span.end)
 
     def clear(self, row: int) -> None:
-        """Forgets a row, so that nothing of it, not even a NaN, reaches the next one's masks."""
+        """Sets a row to zero, so that no old value (such as a NaN) can pass a mask later."""
         for tensor in self.keys + self.values:
             tensor[row, :, : self._used[row]] = 0
         self._used[row] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """Spans that attend in one call: of equal length, in rows at equal distances."""
+class _AttentionCall:
+    """Spans of equal length in evenly spaced rows, for one attention call."""
 
     rows: slice
     num_rows: int
     length: int
-    """Of each span."""
+    """Length of each span."""
     end: int
-    """Tokens of the longest row."""
+    """Length of the longest row."""
     mask: Tensor | None
-    """True where a key is seen; None where all are, or all up to the query."""
+    """True for visible keys; None if all keys (with `causal`: all up to the query) are visible."""
     causal: bool
-    """Whether a token sees none of those after it."""
+    """Whether attention is causal inside a span."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[rows * length, N, H] queries against a layer's cache; the same shape."""
-        seen_keys, seen_values = (x[self.rows, :, : self.end] for x in (keys, values))
-        num_kv = seen_keys.shape[1]
+        """Attends with [rows * length, N, H] queries to a layer's cache; keeps the shape."""
+        row_keys, row_values = (x[self.rows, :, : self.end] for x in (keys, values))
+        num_kv = row_keys.shape[1]
         query = query.unflatten(0, (self.num_rows, self.length))
         if self.causal:
             out = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
-                seen_keys,
-                seen_values,
+                row_keys,
+                row_values,
                 attn_mask=self.mask,
                 is_causal=self.mask is None,
                 enable_gqa=True,
             )
             return out.transpose(1, 2).flatten(0, 1)
-        # Heads that share keys go through as more queries of one head: no key is copied.
+        # Heads that share keys are folded into the query dimension, so that keys are not copied.
         grouped = query.unflatten(2, (num_kv, -1)).permute(0, 2, 3, 1, 4)
         out = F.scaled_dot_product_attention(
-            grouped.flatten(2, 3), seen_keys, seen_values, attn_mask=self.mask
+            grouped.flatten(2, 3), row_keys, row_values, attn_mask=self.mask
         )
         return out.view(grouped.shape).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
 
 
 class CachedTokens:
-    """The attention of one forward pass over new tokens, in all layers.
+    """Attention of one forward pass over new tokens, for all layers.
 
-    Tokens go through the decoder und first, then gen, each in the order of the spans. The object
-    may be used again for the same spans, as the steps of a drawing do.
+    The decoder gets the und tokens first, then the gen tokens, each in the order of the spans. The
+    object can be reused for the same spans, as the steps of a drawing do.
 
     Args:
-        cache: Of all rows.
-        spans: What enters; spans of one row in their order.
+        cache: The KV cache.
+        spans: New tokens; spans of one row in order.
     """
 
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         self._cache, self._spans = cache, spans
         self.num_und = sum(span.length - span.num_gen for span in spans)
-        moved = on_device(_columns(spans), cache.device)
-        self._rows, self._places, self.position_ids = moved[:3]
-        self._reordered = tuple(moved[3:])
+        columns = on_device(_columns(spans), cache.device)
+        self._rows, self._offsets, self.position_ids = columns[:3]
+        self._reordered = tuple(columns[3:])
         pieces = [piece for span in spans for piece in _pieces(span)]
-        runs = [_make_run(group, cache.device) for group in _group(pieces)]
-        self._runs = tuple(runs)
-        self._lengths = [run.num_rows * run.length for run in runs]
+        calls = [_attention_call(group, cache.device) for group in _group(pieces)]
+        self._calls = tuple(calls)
+        self._lengths = [call.num_rows * call.length for call in calls]
 
     def reserve(self) -> None:
-        """Notes that the spans will be written, as each pass has to."""
+        """Marks all tokens of the spans as used; needed before each pass."""
         for span in self._spans:
             self._cache.reserve(span)
 
     def of_layer(self, number: int) -> "_LayerCache":
-        """The attention of one layer."""
+        """The attention function of one layer."""
         return _LayerCache(self, self._cache.keys[number], self._cache.values[number])
 
     def attend(
         self, keys: Tensor, values: Tensor, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """Writes new keys and values to a layer's cache, then attends, [T, N, H]."""
-        keys[self._rows, :, self._places] = key
-        values[self._rows, :, self._places] = value
+        keys[self._rows, :, self._offsets] = key
+        values[self._rows, :, self._offsets] = value
         if self._reordered:
             query = query[self._reordered[1]]
         parts = [
-            run.attend(part, keys, values)
-            for run, part in zip(self._runs, query.split(self._lengths), strict=True)
+            call.attend(part, keys, values)
+            for call, part in zip(self._calls, query.split(self._lengths), strict=True)
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         return attended[self._reordered[0]] if self._reordered else attended
@@ -271,16 +269,16 @@ class _LayerCache:
 
 
 def forward_cached(model: Bagel, tokens: CachedTokens, und: Tensor, gen: Tensor) -> Experts:
-    """New tokens through the decoder; their keys and values stay in the cache.
+    """Runs the decoder on new tokens and writes their keys and values to the cache.
 
     Args:
-        model: On the cache's device.
-        tokens: Where they go.
-        und: [n, D] embedded tokens of the understanding expert, in the order of the spans.
-        gen: [m, D] of the generation expert.
+        model: BAGEL, on the cache's device.
+        tokens: Spans and attention of the pass.
+        und: [n, D] embeddings for the understanding expert, in the order of the spans.
+        gen: [m, D] embeddings for the generation expert.
 
     Returns:
-        Last hidden states of both.
+        Last hidden states of both experts.
     """
     llm = model.config.llm
     assert tokens.num_und == len(und)
@@ -293,12 +291,13 @@ def forward_cached(model: Bagel, tokens: CachedTokens, und: Tensor, gen: Tensor)
 
 
 def _columns(spans: Sequence[Span]) -> Tensor:
-    """Rows, places and positions of tokens, und first; then, if there are gen ones, two orders.
+    """Row, offset in the row and RoPE position of each token, und tokens first.
 
     Returns:
-        [3, T]; or [5, T] with the place of each token in the order of the spans, and the inverse.
+        [3, T] without gen tokens. With gen tokens [5, T]: the last two rows are the permutation
+        from the order of the spans, and its inverse.
     """
-    if all(span.length == 1 for span in spans):  # a token of each text: as quick as can be
+    if all(span.length == 1 for span in spans):  # fast path: one token for each text
         return torch.tensor([[getattr(s, n) for s in spans] for n in ("row", "start", "position")])
     lengths = torch.tensor([span.length for span in spans])
     owner = torch.repeat_interleave(torch.arange(len(spans)), lengths)
@@ -316,7 +315,7 @@ def _columns(spans: Sequence[Span]) -> Tensor:
 
 
 def _pieces(span: Span) -> list[Span]:
-    """Long texts in pieces; a token sees none after it, so that changes nothing."""
+    """Splits long texts; attention is causal, so the result is the same."""
     if span.kind != "text" or span.length <= MAX_CAUSAL:
         return [span]
     return [
@@ -331,7 +330,7 @@ def _pieces(span: Span) -> list[Span]:
 
 
 def _group(spans: Sequence[Span]) -> list[list[Span]]:
-    """Spans that attend in one call, as far as they stand side by side."""
+    """Groups neighbouring spans that can share one attention call."""
     groups: list[list[Span]] = []
     for span in spans:
         if groups and _joins(groups[-1], span):
@@ -343,14 +342,14 @@ def _group(spans: Sequence[Span]) -> list[list[Span]]:
 
 def _joins(group: Sequence[Span], span: Span) -> bool:
     last, length = group[-1], group[0].length
-    if span.length != length or length > MAX_TOGETHER or span.row <= last.row:
+    if span.length != length or length > MAX_BATCHED_LENGTH or span.row <= last.row:
         return False
     if length > 1 and "text" in (span.kind, last.kind):
         return False
     return len(group) == 1 or span.row - last.row == last.row - group[-2].row
 
 
-def _make_run(group: Sequence[Span], device: torch.device) -> _Run:
+def _attention_call(group: Sequence[Span], device: torch.device) -> _AttentionCall:
     first, last, end = group[0], group[-1], max(span.end for span in group)
     stride = group[1].row - first.row if len(group) > 1 else 1
     causal = first.kind == "text" and first.length > 1
@@ -360,7 +359,7 @@ def _make_run(group: Sequence[Span], device: torch.device) -> _Run:
     elif any(span.end < end for span in group):
         ends = on_device(torch.tensor([span.end for span in group]), device)
         mask = (torch.arange(end, device=device) < ends[:, None])[:, None, None]
-    return _Run(
+    return _AttentionCall(
         rows=slice(first.row, last.row + 1, stride),
         num_rows=len(group),
         length=first.length,

@@ -1,4 +1,4 @@
-"""What is asked of the interleaved generator, and what it answers."""
+"""Problems for the interleaved generator, and its answers."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -10,10 +10,10 @@ from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
 
 Mode = Literal["interleaved", "understanding", "image"]
-"""Texts and drawings by turns, as the model chooses; one text about texts and pictures; one
-drawing, from a text (text-to-image) or from pictures too (editing)."""
+"""interleaved: texts and drawings in turn, as the model chooses. understanding: one text about
+texts and pictures. image: one drawing from a text (text-to-image) or from pictures (editing)."""
 FinishReason = Literal["stop", "max_steps", "max_tokens", "max_images", "window"]
-"""The model's own end; a limit of the configuration; or a context that is full."""
+"""stop: the model ended its answer. window: a context is full. Others: that limit was reached."""
 
 THINK_PROMPTS: dict[Mode, str] = {
     "interleaved": "You should think step by step, and draw whenever a drawing helps, before you "
@@ -25,16 +25,16 @@ THINK_PROMPTS: dict[Mode, str] = {
     "image. \nThe planning process is enclosed within <think> </think> tags, i.e. <think> planning "
     "process here </think> image here",
 }
-"""System prompts that ask for thoughts; those for one text and one drawing are BAGEL's own."""
+"""System prompts that ask the model to think first; for understanding and image BAGEL's own."""
 
 
 class TooLongError(InputError):
-    """A problem that does not fit into a context."""
+    """A problem does not fit into a context."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class InterleavedConfig:
-    """How problems are answered.
+    """Sampling of texts and drawings, and limits of an answer.
 
     Raises:
         ConfigError: If a limit is below 1.
@@ -43,12 +43,12 @@ class InterleavedConfig:
     text: TextConfig = field(default_factory=TextConfig)
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     max_steps: int = 10
-    """Texts of an answer, each with the drawing that may follow it."""
+    """Maximum number of texts in an answer; a drawing may follow each text."""
     max_tokens: int = 8192
-    """Tokens written in all texts of an answer, their ends included; the actions chosen after
-    them do not count. A thought before a single drawing is only cut."""
+    """Maximum number of tokens in all texts of an answer, with end tokens but without action
+    tokens. If it is reached in the thought before a single drawing, the drawing is still made."""
     max_images: int = 10
-    """Drawings of an answer."""
+    """Maximum number of drawings in an answer."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "max_tokens", "max_images"):
@@ -57,7 +57,7 @@ class InterleavedConfig:
                     name,
                     found=str(getattr(self, name)),
                     wanted="1 or more",
-                    remedy="To get no drawings, use the mode understanding."
+                    remedy="For answers without drawings, use the mode understanding."
                     if name == "max_images"
                     else "Raise it.",
                 )
@@ -65,25 +65,24 @@ class InterleavedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A question of texts and pictures.
+    """A question with texts and pictures.
 
     Raises:
         ConfigError: If the mode is unknown.
     """
 
     uid: str
-    """Names it among those in work; decides its draws, together with the seed."""
+    """Id, unique among pending problems; with the seed, it determines all random numbers."""
     inputs: tuple[str | Image.Image, ...]
-    """In the order in which they are read."""
+    """Texts and pictures in reading order."""
     mode: Mode = "interleaved"
     seed: int = 0
     think: bool = False
-    """Puts a think prompt first; a single drawing then follows a text."""
+    """Whether the model thinks first; in the mode image it then writes a text before it draws."""
     system_prompt: str | None = None
-    """A text that is read first, unless it is empty; None is the mode's think prompt, if it shall
-    think."""
+    """Text that the model reads first; "" for none. None: the think prompt if `think` is set."""
     config: InterleavedConfig | None = None
-    """None is the generator's."""
+    """Configuration of this problem; None uses the generator's."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -96,7 +95,7 @@ class Problem:
 
     @property
     def opening(self) -> str | None:
-        """What is read before the inputs."""
+        """Text that the model reads before the inputs."""
         if self.system_prompt is None and self.think:
             return THINK_PROMPTS[self.mode]
         return self.system_prompt
@@ -107,25 +106,25 @@ class Step:
     """A text or a drawing of an answer."""
 
     number: int
-    """From 1; a drawing has the number of the text that it follows."""
+    """Number of the step, from 1; a drawing has the number of the text before it."""
     content: str | Image.Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of a problem."""
+    """The answer to a problem: texts, drawings, and why it ended."""
 
     uid: str
     steps: tuple[Step, ...]
     finish_reason: FinishReason
     num_input_tokens: int
-    """Read at first, markers and image tokens included."""
+    """Number of input tokens, with markers and image tokens."""
     num_written_tokens: int
-    """Chosen in all texts, their ends included, the actions after them not."""
+    """Number of generated text tokens, with end tokens but without action tokens."""
 
     @property
     def text(self) -> str:
-        """All texts, an empty line between them."""
+        """All texts, separated by empty lines."""
         return "\n\n".join(step.content for step in self.steps if isinstance(step.content, str))
 
     @property

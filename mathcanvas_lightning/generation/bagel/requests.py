@@ -1,4 +1,4 @@
-"""Requests as problems of the interleaved generator, and its answers as responses."""
+"""Converts requests to problems of the interleaved generator, and its answers to responses."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ _SEPARATOR = "#"
 
 
 class RequestError(Exception):
-    """A request that can't be asked.
+    """BAGEL cannot answer a request.
 
     Args:
-        kind: Of its failure.
-        message: What is wrong.
+        kind: Short name of the failure.
+        message: Description.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -39,14 +39,14 @@ class RequestError(Exception):
 
 
 def unsupported(sampling: Sampling, *more: str) -> list[str]:
-    """What is set that this model's loop doesn't know.
+    """Finds sampling values that BAGEL's generator does not support.
 
     Args:
-        sampling: Of a request.
-        more: Further fields that are not taken here.
+        sampling: Sampling of a request.
+        more: More unsupported fields.
 
     Returns:
-        Names of fields.
+        Names of the fields that are set.
     """
     plain = Sampling()
     names = ("repetition_penalty", "stop", "json_schema", "choice", "regex", *more)
@@ -54,7 +54,7 @@ def unsupported(sampling: Sampling, *more: str) -> list[str]:
 
 
 def with_sampling(config: InterleavedConfig, sampling: Sampling) -> InterleavedConfig:
-    """The configuration with a request's way of choosing tokens."""
+    """The configuration with the sampling values of a request."""
     return dataclasses.replace(
         config,
         text=TextConfig(temperature=sampling.temperature, top_p=sampling.top_p),
@@ -65,22 +65,22 @@ def with_sampling(config: InterleavedConfig, sampling: Sampling) -> InterleavedC
 def problems_of(
     request: GenerationRequest, config: InterleavedConfig, *, mode: Mode, think: bool
 ) -> list[Problem]:
-    """As many problems as answers are wanted, which differ in their draws.
+    """Converts a request to `n` problems, which differ in their random numbers.
 
     Args:
-        request: What is asked.
-        config: How, but for the request's sampling.
-        mode: Of all requests.
-        think: Whether to ask for thoughts, where there is no system message.
+        request: The request.
+        config: Configuration; the request's sampling overrides its values.
+        mode: Mode of the problems.
+        think: Whether to add a think prompt if there is no system message.
 
     Returns:
-        Problems; `whose` tells the request by their uids.
+        Problems; `split_problem_uid` recovers the request's uid from theirs.
 
     Raises:
-        RequestError: If a part of it is not supported, or can't be read.
+        RequestError: If a part of the request is unsupported or unreadable.
     """
     if others := unsupported(request.sampling):
-        raise RequestError("unsupported", f"BAGEL's own loop has no {', '.join(others)}")
+        raise RequestError("unsupported", f"BAGEL does not support {', '.join(others)}")
     system = [message for message in request.messages if message.role == "system"]
     if any(isinstance(part, Picture) for message in system for part in message.parts):
         raise RequestError("unsupported", "a picture in a system message")
@@ -101,23 +101,20 @@ def problems_of(
     ]
 
 
-def whose(problem_uid: str) -> tuple[str, int]:
-    """The uid of a problem's request, and which of its answers it is, from 0."""
+def split_problem_uid(problem_uid: str) -> tuple[str, int]:
+    """Splits a problem's uid into the request's uid and the number of the answer, from 0."""
     uid, number = problem_uid.rsplit(_SEPARATOR, 1)
     return uid, int(number)
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Reads a picture.
+    """Reads and decodes a picture.
 
     Args:
-        path: Of its file.
-
-    Returns:
-        Its pixels.
+        path: Path of the image file.
 
     Raises:
-        InputError: If there is no such file, or it is no image, or one over the usual limits.
+        InputError: If the file does not exist, is not an image, or exceeds the usual limits.
     """
     limits = ImageLimits()
     try:
@@ -128,20 +125,20 @@ def open_picture(path: Path) -> Image.Image:
             f"picture {path}",
             found=str(error),
             wanted="an image file",
-            remedy="Check the path and the file; a text is given as str.",
+            remedy="Check the path and the file; pass a text as str.",
         ) from None
 
 
 def response_of(request: GenerationRequest, answers: Sequence[Answer]) -> GenerationResponse:
-    """All answers to a request.
+    """Converts the answers of a request to a response.
 
     Args:
-        request: What was asked.
-        answers: In the order of their numbers.
+        request: The request.
+        answers: All answers, in order.
 
     Returns:
-        The response. A limit of tokens is "length" in it, as elsewhere; other reasons keep their
-        names.
+        The response. The finish reason "max_tokens" becomes "length", as in other backends; other
+        reasons stay.
     """
     return GenerationResponse(
         uid=request.uid,
@@ -168,7 +165,7 @@ def _output(answer: Answer) -> Output:
 
 
 def _parts(answer: Answer) -> Iterator[Part]:
-    """The steps; empty texts stand where the answer has none, so that texts count as numbers do."""
+    """Texts and drawings; a missing text becomes "", so that the texts give the step numbers."""
     num_texts = 0
     for step in answer.steps:
         is_text = isinstance(step.content, str)

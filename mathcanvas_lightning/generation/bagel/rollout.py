@@ -1,7 +1,7 @@
-"""One problem on its way: what it reads, writes or draws next, and when it ends.
+"""State machine of one problem: what it reads, writes or draws next, and when it ends.
 
-No network in here: the generator asks each problem what it needs, does it for all at once, and
-tells it what came of it.
+There is no network in this file. The generator asks each problem what it needs next, computes it
+for all problems as one batch, and hands the results back.
 """
 
 from collections.abc import Sequence
@@ -21,34 +21,34 @@ from mathcanvas_lightning.generation.bagel.problem import (
     Problem,
     Step,
 )
-from mathcanvas_lightning.generation.bagel.text_steps import TokenDraw
+from mathcanvas_lightning.generation.bagel.text_steps import TokenChoice
 
 
 @dataclass(slots=True, kw_only=True)
 class Writing:
-    """A text that is being written."""
+    """A text that the model is writing."""
 
     start: Context
-    """The full context before it, to return to."""
-    draws: Generator
+    """State of the full context before the text, for a rollback."""
+    rng: Generator
     next_id: int
-    """Enters the context next."""
+    """Token that the context reads next."""
     ids: list[int] = field(default_factory=list)
     is_ended: bool = False
-    """Whether its end was chosen, so that the next choice is the action."""
+    """Whether the end token was chosen; the next token is then the action."""
 
 
 class RunState:
-    """A problem with its contexts.
+    """A problem in progress, with its contexts.
 
     Args:
-        problem: What is asked.
-        config: How it is answered.
-        inputs: The question, ready to be read.
-        size_px: Width and height of its drawings.
-        contexts: Of the three, those that are needed; all empty.
-        capacity: Tokens of a context at most.
-        maker: Makes items of what it says and draws.
+        problem: The problem.
+        config: Sampling and limits.
+        inputs: The question as items.
+        size_px: Width and height of the drawings.
+        contexts: The contexts that the guidance needs (full, images, texts); all empty.
+        capacity: Maximum length of a context, in tokens.
+        maker: Converts texts and drawings to items.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class RunState:
         self.problem, self.config, self.size_px = problem, config, size_px
         self.contexts = list(contexts)
         self.number = 0
-        """Of the step in work."""
+        """Number of the current step."""
         self.unread: list[tuple[Item, list[Context]]] = []
-        """Items, and the contexts that they enter next."""
+        """Items to prefill next, each with its contexts."""
         self.writing: Writing | None = None
         self.drawing: Drawing | None = None
         self.finish_reason: FinishReason | None = None
@@ -82,46 +82,46 @@ class RunState:
 
     @property
     def full(self) -> Context:
-        """The context with everything."""
+        """The context with all texts and images."""
         return self.contexts[0]
 
     @property
     def noise_key(self) -> tuple[object, ...]:
-        """Decides the noise of the next drawing."""
+        """Random key for the noise of the next drawing."""
         return (self.problem.seed, self.problem.uid, self.number)
 
     @property
     def wants_drawing(self) -> bool:
-        """Whether a drawing shall begin."""
+        """Whether a new drawing starts now."""
         idle = self.finish_reason is None and not self.unread and self.drawing is None
         return idle and self._draws_next
 
-    def make_room(self) -> bool:
-        """Whether what is unread fits; else it ends here."""
+    def check_room(self) -> bool:
+        """Whether the unread items fit into the context; if not, the problem is finished."""
         new = [item for item, contexts in self.unread if contexts and contexts[0] is self.full]
         return self._fits(sum(item.num_tokens for item in new))
 
     def proceed(self) -> None:
-        """Begins what comes after reading."""
+        """Starts a text or a drawing after the unread items were prefilled."""
         self.unread = []
         if not self._draws_next:
             self._begin_text()
         elif self._fits(self._maker.drawing_tokens(self.size_px)):
             self.number = max(self.number, 1)
 
-    def draw_token(self) -> TokenDraw:
-        """What decides the next token."""
+    def next_choice(self) -> TokenChoice:
+        """Settings and random number for the next token."""
         assert self.writing is not None
-        return TokenDraw(
+        return TokenChoice(
             uid=self.problem.uid,
             step=self.number,
             index=len(self.writing.ids) + self.writing.is_ended,
             config=self.config.text,
-            uniform=self.writing.draws.random(),
+            uniform=self.writing.rng.random(),
         )
 
     def take_token(self, token_id: int) -> None:
-        """Goes on with a token that was chosen."""
+        """Continues with the chosen token."""
         writing, special = self.writing, self._maker.tokenizer.special
         assert writing is not None
         if writing.is_ended:
@@ -139,7 +139,7 @@ class RunState:
             self._check_limits()
 
     def take_picture(self, picture: Image.Image) -> None:
-        """Goes on with a finished drawing."""
+        """Continues with the finished drawing."""
         self.drawing, self._draws_next = None, False
         self._steps.append(Step(number=self.number, content=picture))
         self._num_images += 1
@@ -151,7 +151,7 @@ class RunState:
             self._enter(self._maker.image(picture))
 
     def answer(self) -> Answer:
-        """What came of it."""
+        """The answer of a finished problem."""
         assert self.finish_reason is not None
         return Answer(
             uid=self.problem.uid,
@@ -166,7 +166,7 @@ class RunState:
         key = ("text", self.problem.seed, self.problem.uid, self.number)
         self.writing = Writing(
             start=self.full.copy(),
-            draws=generator(*key),
+            rng=generator(*key),
             next_id=self._maker.tokenizer.special.bos,
         )
         self._check_limits()
@@ -176,7 +176,7 @@ class RunState:
         assert writing is not None
         if self._num_written >= self.config.max_tokens and not writing.is_ended:
             if self.problem.mode == "image":
-                self._end_single_text()  # which cuts the thought, not the drawing
+                self._end_single_text()  # ends only the thought; the drawing is still made
             else:
                 self._stop_text("max_tokens")
         elif self.full.length >= self._capacity:
@@ -187,7 +187,10 @@ class RunState:
         self.finish_reason = reason
 
     def _end_text(self) -> tuple[Item, bool]:
-        """The text as an item, and whether the full context holds its tokens already."""
+        """Ends the text; returns it as an item, and whether the full context contains it already.
+
+        The context keeps the generated tokens only if the cleaned text has the same tokens.
+        """
         writing, self.writing = self.writing, None
         assert writing is not None
         text = self._maker.tokenizer.decode(writing.ids).strip()
@@ -197,7 +200,7 @@ class RunState:
         is_read = list(item.content.text_ids[0]) == writing.ids
         is_read = is_read and self.full.length == writing.start.length + item.num_tokens
         if not is_read:
-            self.full.return_to(writing.start)
+            self.full.roll_back(writing.start)
         return item, is_read
 
     def _end_single_text(self) -> None:
@@ -221,9 +224,9 @@ class RunState:
             self._enter(item, is_read=is_read)
 
     def _enter(self, item: Item, *, is_read: bool = False) -> None:
-        """Lets an item enter all contexts that hold such, or all but the full one."""
+        """Queues an item for all contexts of its kind; for all but the full one if `is_read`."""
         pairs = zip(self.contexts, CONTEXTS, strict=False)
-        contexts = [context for context, kind in pairs if item.enters(kind)]
+        contexts = [context for context, kind in pairs if item.belongs_to(kind)]
         self.unread.append((item, contexts[1:] if is_read else contexts))
 
     def _fits(self, num_tokens: int) -> bool:

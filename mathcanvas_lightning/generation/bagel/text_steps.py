@@ -1,4 +1,4 @@
-"""Writing: one token of many texts at a time, and how a token is chosen."""
+"""Decoding of texts: one token for many texts at a time, and the sampling of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from mathcanvas_lightning.generation.bagel.kv_cache import (
 from mathcanvas_lightning.model.bagel import Bagel
 
 BELOW_ONE = 1 - 2.0**-24
-"""The largest float32 below 1, to which some numbers below 1 round."""
+"""The largest float32 below 1; larger float64 numbers below 1 would round to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class TextConfig:
-    """How tokens are chosen.
+    """How tokens are sampled.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: If a value is out of range.
     """
 
     temperature: float = 0.3
-    """0 takes the likeliest token each time."""
+    """Sampling temperature; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Only the likeliest tokens that make up this probability are drawn from."""
+    """Nucleus sampling: sample from the most likely tokens whose probabilities sum to this."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -44,37 +44,37 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenDraw:
-    """What decides one token besides its logits."""
+class TokenChoice:
+    """Everything besides the logits that determines the next token of a text."""
 
     uid: str
-    """Of the problem."""
+    """Uid of the problem."""
     step: int
-    """Of the problem, from 1."""
+    """Number of the problem's step, from 1."""
     index: int
-    """Of the token in the step's text, from 0; the action after the text counts on."""
+    """Index of the token in the step, from 0: text tokens, end token, action."""
     config: TextConfig
     uniform: float
-    """In [0, 1)."""
+    """Random number in [0, 1)."""
 
 
 def next_logits(
     model: Bagel, cache: KVCache, contexts: Sequence[Context], token_ids: Sequence[int]
 ) -> Tensor:
-    """Lets a token enter each context.
+    """Appends one token to each context and computes the logits of the next token.
 
     Args:
-        model: The model.
-        cache: Of all contexts.
-        contexts: Those that are written to.
-        token_ids: One for each.
+        model: BAGEL.
+        cache: KV cache of all contexts.
+        contexts: Contexts of the texts.
+        token_ids: One token for each context.
 
     Returns:
-        [n, V] logits of what follows.
+        [n, V] logits.
     """
     spans = [context.span(1, "text") for context in contexts]
     for context, span in zip(contexts, spans, strict=True):
-        context.accept(span)
+        context.append(span)
     ids = on_device(torch.tensor(token_ids), cache.device)
     und = model.language_model.model.embed_tokens(ids)
     hidden, _ = forward_cached(model, CachedTokens(cache, spans), und, und[:0])
@@ -82,21 +82,21 @@ def next_logits(
     return logits
 
 
-def choose_tokens(logits: Tensor, draws: Sequence[TokenDraw]) -> list[int]:
-    """The next token of each text.
+def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+    """Samples the next token of each text.
 
     Args:
-        logits: [n, V].
-        draws: n.
+        logits: [n, V] logits.
+        choices: Settings and random numbers of the n texts.
 
     Returns:
-        Their ids: the only wait for the device in a step.
+        Token ids. This is the only synchronization with the device in a step.
     """
-    if all(draw.config.temperature == 0 for draw in draws):
+    if all(choice.config.temperature == 0 for choice in choices):
         return _to_list(logits.argmax(-1))
-    columns = [(d.config.temperature, d.config.top_p, d.uniform) for d in draws]
+    columns = [(c.config.temperature, c.config.top_p, c.uniform) for c in choices]
     settings = on_device(torch.tensor(columns, dtype=torch.float32), logits.device)
-    any_nucleus = any(draw.config.top_p < 1 for draw in draws)
+    any_nucleus = any(choice.config.top_p < 1 for choice in choices)
     return _to_list(sample(logits.float(), *settings.unbind(1), any_nucleus=any_nucleus))
 
 
@@ -108,30 +108,30 @@ def sample(
     *,
     any_nucleus: bool = True,
 ) -> Tensor:
-    """Draws tokens by the inverse of their distribution function, in the order of their ids.
+    """Samples tokens by inverse transform sampling over the token ids.
 
     Args:
         logits: [n, V] float32.
-        temperatures: [n]; 0 takes the likeliest.
+        temperatures: [n]; 0 takes the most likely token.
         top_ps: [n]; 1 keeps all tokens.
-        uniforms: [n] in [0, 1).
-        any_nucleus: Whether a row keeps less than all; if none does, nothing is sorted.
+        uniforms: [n] random numbers in [0, 1).
+        any_nucleus: Whether any top_p is below 1; if not, sorting is skipped.
 
     Returns:
-        [n] int64 ids.
+        [n] int64 token ids.
     """
     sharp = logits / temperatures.clamp(min=1e-6)[:, None]
     if any_nucleus:
         sharp = _nucleus(sharp, top_ps)
     cumulative = sharp.softmax(-1).double().cumsum(-1)
     wanted = uniforms.clamp(max=BELOW_ONE)[:, None] * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
-    drawn = drawn.clamp(max=logits.shape[1] - 1)  # NaN leads beyond the end
-    return torch.where(temperatures > 0, drawn, logits.argmax(-1))
+    sampled = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    sampled = sampled.clamp(max=logits.shape[1] - 1)  # with NaN logits the index is V
+    return torch.where(temperatures > 0, sampled, logits.argmax(-1))
 
 
 def _nucleus(logits: Tensor, top_ps: Tensor) -> Tensor:
-    """Makes all but the likeliest tokens, which make up the probability, impossible."""
+    """Sets the logits of all tokens outside the nucleus to -inf."""
     ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
     cumulative = ordered.softmax(-1).double().cumsum(-1)
     before = torch.nn.functional.pad(cumulative[:, :-1], (1, 0))

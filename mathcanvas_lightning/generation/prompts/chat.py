@@ -1,13 +1,13 @@
-"""From a record to the conversation that a model is asked to continue."""
+"""Builds the conversation for a record: system prompt, examples, question, pictures."""
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.prompts.python_texts import python_texts
 from mathcanvas_lightning.generation.requests import Message, Part
@@ -17,49 +17,47 @@ from mathcanvas_lightning.records.pictures import Picture, PictureError, load_pi
 from mathcanvas_lightning.records.record import Record, as_list
 
 _SLOT = re.compile(r"\{\{([^{}]*)\}\}|\{([^{}]+)\}")
-
-
 PromptBuilder = Callable[[Record, Sequence[Picture]], tuple[Message, ...]]
-"""Makes a conversation of a record and its pictures, one for each of its references, in their
-order; the last message is the user's. May raise a MathCanvasError: the record then fails alone. In
-YAML: the path of a function, or class_path and init_args of a class whose objects can be called.
-An attribute `fields` names the fields that it reads besides the query; without one, a record is
-asked again where any of its fields has changed."""
+"""Builds a conversation from a record and its pictures (one for each image reference, in order).
+The last message must be the user's. A MathCanvasError makes only this record fail. In YAML: the
+import path of a function, or class_path and init_args of a class with callable objects. The
+attribute `fields` lists the fields that the prompt uses besides the query; without it, a change of
+any field makes the record be asked again."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class Example:
-    """A question with its answer, shown before the record's question."""
+    """A solved example that comes before the record's question."""
 
     query: str
-    """May have marks for pictures, as a record's."""
+    """Question; may contain picture marks, like a record's question."""
     answer: str
     image: str | list[str] | None = None
-    """Paths, URLs or base64."""
+    """Pictures: paths, URLs or base64."""
 
 
 class ChatPrompt:
-    r"""A system prompt, examples, and the record's question with its pictures.
+    r"""Builds a conversation: system prompt, examples, then the record's question and pictures.
 
-    The template surrounds each question, those of examples too. In it `{query}` is the question
-    and `{name}` any other field; `{{name}}` stands for `{name}` itself, and `{}` for itself.
-    Braces in what is filled in mean nothing.
+    The template is applied to each question, also to those of examples. `{query}` is replaced by
+    the question and `{name}` by any other field; `{{name}}` gives the literal `{name}`, and `{}`
+    stays as it is. Braces inside the inserted values have no special meaning.
 
     Args:
-        system_prompt: Its text.
-        system_prompt_file: A text file with it, or a Python file, which is read and never run.
-        system_prompt_variable: Which variable of that Python file.
-        images: "marks" puts pictures at their marks `<image>`, `<image1>` ... and those without
-            one first; "first" puts all before the text, and leaves the marks out.
-        few_shot: Examples, or a file of records with the fields query, answer and, if need be,
-            image (paths start from the file's folder), and others that the template names.
+        system_prompt: Text of the system prompt.
+        system_prompt_file: Text file with the system prompt, or a Python file (never executed).
+        system_prompt_variable: Name of the variable in that Python file.
+        images: "marks" puts each picture at its mark `<image>`, `<image1>` ... and pictures
+            without a mark first; "first" puts all pictures before the text and removes the marks.
+        few_shot: List of examples, or a file of records with the fields query, answer, optionally
+            image (paths relative to the file's folder), and other fields of the template.
         template: Text around the question, such as "{query}\nAnswer with a letter."
-        options_field: A field with a list (or an object, by letter) of options, added to the
-            question as lines "(A) ..."; left out where they only repeat the letters, as do those
-            that are in a picture.
+        options_field: Field with a list (or an object, letter -> option) of options, added to the
+            question as lines "(A) ...". Skipped if the options are only letters, because then
+            they are in a picture.
 
     Raises:
-        ConfigError: If a file, a variable or an example can't be used.
+        ConfigError: If a file, a variable or an example is invalid.
         InputError: If an example does not fit the template.
     """
 
@@ -78,15 +76,15 @@ class ChatPrompt:
                 raise ConfigError(
                     "system_prompt",
                     found="system_prompt_file too",
-                    wanted="one of them",
-                    remedy="Leave one out.",
+                    wanted="only one of them",
+                    remedy="Remove one.",
                 )
             system_prompt = read_system_prompt(system_prompt_file, system_prompt_variable)
         elif system_prompt_variable is not None:
             raise ConfigError(
                 "system_prompt_variable",
                 found=f"{system_prompt_variable!r} without system_prompt_file",
-                wanted="the Python file that it is in",
+                wanted="the Python file with this variable",
                 remedy="Set system_prompt_file.",
             )
         self._images = images
@@ -94,19 +92,19 @@ class ChatPrompt:
         self._options_field = options_field
         slots = {name for _, name in _SLOT.findall(template) if name} - {"query"}
         self.fields = frozenset(slots | ({options_field} if options_field else set()))
-        """Of a record, read besides query and pictures: where they change, it is asked again."""
+        """Fields used besides query and pictures; a record is asked again if one changes."""
         system = Message(role="system", parts=(system_prompt,)) if system_prompt else None
         self._start = (*([system] if system else []), *self._examples(few_shot))
 
     def __call__(self, record: Record, pictures: Sequence[Picture]) -> tuple[Message, ...]:
-        """Lays out texts and pictures.
+        """Builds the conversation for a record.
 
         Args:
-            record: What is asked.
-            pictures: One for each reference of the record, in their order.
+            record: The record.
+            pictures: One picture for each image reference of the record, in order.
 
         Returns:
-            Messages, the last of them the user's.
+            Messages; the last one is the user's.
 
         Raises:
             InputError: If the record does not fit the template, or has a mark without a picture.
@@ -116,7 +114,7 @@ class ChatPrompt:
 
     def _examples(self, few_shot: list[Example] | str | None) -> list[Message]:
         if isinstance(few_shot, str):
-            name, folder = few_shot, str(Path(few_shot).parent)
+            name, folder = few_shot, str(local_path(few_shot).parent)
             examples = list(read_records(few_shot))
         else:
             name, folder = "few_shot", "."
@@ -129,7 +127,7 @@ class ChatPrompt:
                 pictures = load_pictures(as_list(example.get("image")), folder, place=place)
             except PictureError as error:
                 raise ConfigError(
-                    place, found=str(error), wanted="sound pictures", remedy="Correct it."
+                    place, found=str(error), wanted="readable pictures", remedy="Correct it."
                 ) from None
             messages.append(self._question(query, example, pictures, place=place))
             messages.append(Message(role="assistant", parts=(answer,)))
@@ -149,7 +147,7 @@ class ChatPrompt:
                 place,
                 found=str(error),
                 wanted="a picture for each mark",
-                remedy="Mend the record.",
+                remedy="Correct the record.",
             ) from None
         parts: tuple[Part, ...] = tuple(
             piece if isinstance(piece, str) else pictures[piece] for piece in pieces
@@ -160,18 +158,18 @@ class ChatPrompt:
 
 
 def fill_template(template: str, values: Mapping[str, Any], *, place: str) -> str:
-    """Puts values into a template.
+    """Fills a template with values.
 
     Args:
-        template: `{name}` is filled in; `{{name}}` stands for `{name}` itself.
-        values: Field -> value; null is nothing, lists and objects are written as JSON.
-        place: What the values belong to, for messages.
+        template: `{name}` is replaced by a value; `{{name}}` gives the literal `{name}`.
+        values: Field -> value; null becomes empty text, lists and objects become JSON.
+        place: Location of the values, for error messages.
 
     Returns:
-        The text.
+        The filled text.
 
     Raises:
-        InputError: If the template names a field that is not there.
+        InputError: If the template names a field that does not exist.
     """
 
     def filled(slot: re.Match[str]) -> str:
@@ -181,9 +179,9 @@ def fill_template(template: str, values: Mapping[str, Any], *, place: str) -> st
         if name not in values:
             raise InputError(
                 place,
-                found=f"no field {name!r}, which the template names, among {', '.join(values)}",
-                wanted="each field of the template",
-                remedy=f"Correct the template; for the braces themselves write {{{{{name}}}}}.",
+                found=f"no field {name!r} of the template, only {', '.join(values)}",
+                wanted="all fields of the template",
+                remedy=f"Correct the template; for literal braces write {{{{{name}}}}}.",
             )
         return _as_text(values[name])
 
@@ -191,17 +189,17 @@ def fill_template(template: str, values: Mapping[str, Any], *, place: str) -> st
 
 
 def options_text(value: Any, *, place: str) -> str:
-    """Options as lines "(A) ...".
+    """Formats options as lines "(A) ...".
 
     Args:
         value: A list, an object (letter -> option), or null.
-        place: What they belong to, for messages.
+        place: Location of the options, for error messages.
 
     Returns:
-        The lines; "" if there are none, or if each says no more than its letter.
+        The lines; "" if there are no options, or if each option is only its own letter.
 
     Raises:
-        InputError: If they are something else, or too many.
+        InputError: If the value has another type, or too many options.
     """
     items = as_list(value)
     if isinstance(value, Mapping):
@@ -211,7 +209,7 @@ def options_text(value: Any, *, place: str) -> str:
             place,
             found=f"the options {value!r:.80}",
             wanted=f"a list of at most {len(ascii_uppercase)}",
-            remedy="Mend the record.",
+            remedy="Correct the record.",
         )
     else:
         options = dict(zip(ascii_uppercase, map(_as_text, items), strict=False))
@@ -224,21 +222,21 @@ def read_system_prompt(path: str, variable: str | None) -> str:
     """Reads a system prompt from a file.
 
     Args:
-        path: A text file; or a Python file, of which nothing is run.
-        variable: In the Python file, the variable whose text it is.
+        path: A text file or a Python file; a Python file is parsed but not executed.
+        variable: Variable of the Python file that holds the text.
 
     Returns:
-        The text; that of a text file without white space at its ends.
+        The system prompt; the content of a text file is stripped.
 
     Raises:
-        ConfigError: If there is no such file or variable.
+        ConfigError: If the file or the variable does not exist.
     """
     try:
-        source = Path(path).read_text(encoding="utf-8-sig")
+        source = local_path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "system_prompt_file",
-            found=f"{path!r}, which can't be read ({error})",
+            found=f"{path!r}, which cannot be read ({error})",
             wanted="a text file in UTF-8",
             remedy="Correct the path.",
         ) from None
@@ -256,9 +254,9 @@ def read_system_prompt(path: str, variable: str | None) -> str:
     if variable not in texts:
         raise ConfigError(
             "system_prompt_variable",
-            found=f"{variable!r}, which is no text in {path}",
-            wanted=f"one of {', '.join(texts) or 'its texts, of which it has none'}",
-            remedy="Correct the name; texts that must be computed are not found.",
+            found=f"{variable!r}, which is not a text variable of {path}",
+            wanted=f"one of {', '.join(texts)}" if texts else "a variable that holds a text",
+            remedy="Correct the name; only literal texts are found, not computed ones.",
         )
     return texts[variable]
 
@@ -271,7 +269,7 @@ def _texts_of_example(example: Any, place: str) -> tuple[str, str]:
         raise ConfigError(
             place,
             found=f"{example!r:.80}",
-            wanted="an object with the texts query and answer",
+            wanted="an object with the text fields query and answer",
             remedy="Correct the example.",
         )
     return query, answer

@@ -1,4 +1,4 @@
-"""The texts in the variables of a Python file, found without running any of it."""
+"""Reads text variables from a Python file without executing it."""
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
@@ -10,27 +10,27 @@ DEDENTS = ("dedent", "textwrap.dedent")
 
 
 def python_texts(source: str, *, place: str) -> dict[str, str]:
-    """Finds the variables of a module that hold plain texts.
+    """Finds the module-level variables that hold plain texts.
 
     Args:
-        source: The file's text.
-        place: The file, for messages.
+        source: Content of the file.
+        place: Path of the file, for error messages.
 
     Returns:
-        Name -> text, of literals, of sums of these and of earlier variables, also within
-        `dedent(...)` or with `.strip()` behind; the last value counts.
+        Name -> text. Understood are string literals, their sums (also with earlier variables),
+        `dedent(...)` around them and `.strip()` after them. The last assignment counts.
 
     Raises:
-        ConfigError: If it is no Python.
+        ConfigError: If the file is not valid Python.
     """
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise ConfigError(
             place,
-            found=f"what is no Python ({error})",
+            found=f"invalid Python ({error})",
             wanted="a Python file",
-            remedy="Correct the file, or name it .txt if it is a text.",
+            remedy="Correct the file, or rename it to .txt if it is plain text.",
         ) from None
     texts: dict[str, str] = {}
     for name, value in _assignments(module):
@@ -50,7 +50,7 @@ def _assignments(module: ast.Module) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _text(node: ast.expr, known: Mapping[str, str]) -> str | None:
-    """The text of an expression, None if it would have to be run."""
+    """The text of an expression; None if only execution could tell."""
     match node:
         case ast.Constant(value=str(text)):
             return text

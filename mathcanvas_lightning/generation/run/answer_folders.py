@@ -1,4 +1,4 @@
-"""The folder of an answer with its drawings, as the public benchmark reads it."""
+"""Folder of one answer with its drawings, in the format of the public benchmark."""
 
 import json
 import shutil
@@ -14,17 +14,17 @@ from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest
 from mathcanvas_lightning.records.pictures import Picture
 
 MAX_NAME = 120
-"""Characters of a folder's name; file systems take 255 bytes."""
+"""Maximum length of a folder name; file systems allow 255 bytes."""
 
 
 def safe_name(text: str) -> str:
-    """A file's name for any text: others for other texts, and never one that leaves its folder.
+    """A unique file name for any text; it never leads out of its folder.
 
     Args:
-        text: Any, such as a record's index.
+        text: Any text, such as a record's index.
 
     Returns:
-        Letters, digits and `_.-~`; other bytes as %XX. Long names end in a hash.
+        Letters, digits and `_.-~`; other bytes as %XX. Long names are cut and end with a hash.
     """
     name = quote(text, safe="", errors="surrogatepass")
     if set(name) <= {"."}:
@@ -36,26 +36,27 @@ def safe_name(text: str) -> str:
 
 
 def folder_name(index: str, number: int) -> str:
-    """The folder of an answer.
+    """Name of the folder of an answer.
 
     Args:
-        index: Of the record.
-        number: Of the answer among those to this record, from 1.
+        index: Index of the record.
+        number: Number of the answer to this record, from 1.
 
     Returns:
-        `safe_name`, and from the second answer on a plus, which no such name has, and the number.
+        `safe_name`, followed by "+" and the number from the second answer on. A safe name never
+        contains "+", so names are unique.
     """
     return safe_name(index) + (f"+{number}" if number > 1 else "")
 
 
 def write_folder(target: Path, index: str, steps: Sequence[Part], exchange: Exchange) -> None:
-    """Writes one answer; an earlier folder of that name is replaced.
+    """Writes the folder of one answer; replaces an earlier folder of the same name.
 
     Args:
-        target: The folder.
-        index: Of the record.
-        steps: Texts and drawings.
-        exchange: What was asked and said.
+        target: Path of the folder.
+        index: Index of the record.
+        steps: Texts and drawings of the answer.
+        exchange: Response and request.
     """
     assert exchange.request is not None
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
@@ -72,26 +73,26 @@ def write_folder(target: Path, index: str, steps: Sequence[Part], exchange: Exch
 
 
 def reasoning_result(index: str, steps: Sequence[Part]) -> dict[str, Any]:
-    """An answer as `reasoning_result.json` has it.
+    """Content of `reasoning_result.json` for an answer.
 
     Args:
-        index: Of the record.
-        steps: Texts and drawings; a drawing belongs to the iteration of the text before it. An
-            empty text counts as an iteration, but is not told.
+        index: Index of the record.
+        steps: Texts and drawings. A drawing belongs to the iteration of the text before it. An
+            empty text counts as an iteration, but is not listed.
 
     Returns:
-        A JSON object; drawings are paths from its folder.
+        A JSON object; drawings are relative paths.
     """
-    told: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     iteration = num_images = 0
     for step in steps:
         if isinstance(step, str):
             iteration += 1
             if step:
-                told.append({"type": "text", "content": step, "iteration": iteration})
+                entries.append({"type": "text", "content": step, "iteration": iteration})
         else:
             num_images += 1
-            told.append(
+            entries.append(
                 {
                     "type": "image",
                     "content": _image_path(num_images),
@@ -100,10 +101,10 @@ def reasoning_result(index: str, steps: Sequence[Part]) -> dict[str, Any]:
             )
     return {
         "id": index,
-        "reasoning_steps": told,
+        "reasoning_steps": entries,
         "summary": {
-            "total_steps": len(told),
-            "text_steps": len(told) - num_images,
+            "total_steps": len(entries),
+            "text_steps": len(entries) - num_images,
             "image_steps": num_images,
         },
     }
@@ -115,7 +116,7 @@ def _image_path(number: int) -> str:
 
 def _write_originals(folder: Path, request: GenerationRequest) -> None:
     folder.mkdir()
-    question = request.messages[-1]  # those before it may be examples, with pictures of their own
+    question = request.messages[-1]  # earlier messages may be examples with pictures
     pictures = [part for part in question.parts if isinstance(part, Picture)]
     for number, picture in enumerate(pictures, start=1):
         kind = check_image(picture.data, ImageLimits(), depth="header").format.lower()
@@ -128,5 +129,5 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _as_text(value: Any) -> str:
-    """What JSON has no form for; pictures lie beside it."""
+    """Text for a value without a JSON form; pictures are in separate files."""
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

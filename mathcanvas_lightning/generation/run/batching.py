@@ -1,4 +1,4 @@
-"""How requests are put together for one step of the predict loop."""
+"""Groups requests into the batches of the predict loop."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -8,43 +8,41 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.requests import GenerationRequest
 
 T = TypeVar("T")
-
-
 Batching = Callable[[Iterable[Any]], Iterable[list[Any]]]
-"""Puts items (requests, and failures of records that could not be made into one) into batches: each
-item once, drawn as they are needed, no batch empty. In YAML: the path of a function, or class_path
-and init_args of a class whose objects can be called."""
+"""Groups items (requests, and failures of records without a request) into batches. It must return
+each item once, no empty batch, and should read the items lazily. In YAML: the import path of a
+function, or class_path and init_args of a class with callable objects."""
 
 
 class FixedSize:
-    """Batches in the order of the records.
+    """Batches of fixed size, in the order of the records.
 
     Args:
-        batch_size: Items of each but the last.
+        batch_size: Number of items in a batch; the last one may be smaller.
 
     Raises:
-        ConfigError: If it is not positive.
+        ConfigError: If batch_size is not positive.
     """
 
     def __init__(self, batch_size: int = 64) -> None:
         self._batch_size = _positive("batch_size", batch_size)
 
     def __call__(self, items: Iterable[T]) -> Iterator[list[T]]:
-        """Draws items as they are needed."""
+        """Yields batches; reads the items lazily."""
         rest = iter(items)
         while batch := list(islice(rest, self._batch_size)):
             yield batch
 
 
 class ByLength:
-    """Batches of texts of like length, so that the answers to a batch end at about one time.
+    """Batches of texts with similar lengths, so that the answers of a batch finish together.
 
     Args:
-        batch_size: Items of each but the last of a window.
-        window: So many items are drawn and sorted at a time.
+        batch_size: Number of items in a batch; the last one of a window may be smaller.
+        window: Number of items that are read and sorted at a time.
 
     Raises:
-        ConfigError: If one is not positive.
+        ConfigError: If a value is not positive.
     """
 
     def __init__(self, batch_size: int = 64, window: int = 1024) -> None:
@@ -52,13 +50,13 @@ class ByLength:
         self._batches = FixedSize(batch_size)
 
     def __call__(self, items: Iterable[T]) -> Iterator[list[T]]:
-        """Draws items as they are needed."""
+        """Yields batches; reads the items window by window."""
         for window in self._windows(items):
             yield from self._batches(sorted(window, key=_num_characters))
 
 
 def _num_characters(item: object) -> int:
-    """Of all texts of a request; 0 of what isn't one."""
+    """Length of all texts of a request; 0 for a failure."""
     if not isinstance(item, GenerationRequest):
         return 0
     return sum(len(message.text) for message in item.messages)

@@ -1,4 +1,4 @@
-"""RecordDataModule: the records of some files that have no answer yet, as requests."""
+"""RecordDataModule: builds requests for all records of the input files that have no answer yet."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,12 +19,12 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.generation.run.batching import Batching, FixedSize
 from mathcanvas_lightning.generation.run.journal import (
     Entry,
-    begin_anew,
-    clear_ends,
+    acquire_lock,
+    clear_finish_marks,
+    is_rerun,
     journal_folder,
     read_journal,
-    replaces_responses,
-    take_lock,
+    start_rerun,
 )
 from mathcanvas_lightning.generation.run.module import RequestBatch
 from mathcanvas_lightning.records.filters import RecordFilter
@@ -33,25 +33,26 @@ from mathcanvas_lightning.records.record import Record, RecordInput, iter_record
 from mathcanvas_lightning.records.survey import RecordKey, survey
 
 PROMPT_FAILURE = "prompt"
-"""Kind of failure of a record that the prompt doesn't fit."""
+"""Failure kind of a record that does not fit the prompt."""
 NUM_TRIED = 10
-"""Records on which the prompt is tried."""
+"""Number of records on which the prompt is tested before the run."""
 Prepared = GenerationRequest | GenerationResponse
-"""A request, or the failure of a record that can't be made into one."""
+"""A request, or the failure of a record from which no request could be built."""
 
 
 class RecordDataModule(LightningDataModule):
-    """Makes requests of all records that aren't answered; each rank takes a part of them.
+    """Builds requests for all records without an answer, and distributes them over the ranks.
 
     Args:
-        inputs: Files of records, and where their answers go.
-        prompt: Makes a conversation of a record; `ChatPrompt()` by default.
-        filters: Records that any of them refuses are not asked, and are written out as they are.
-        batching: Groups requests; `FixedSize(64)` by default. The backend's queue decides how many
-            are answered at a time, not this.
-        template_options: Further variables of the model's chat template.
-        rerun: Ask all again. Earlier answers are put aside, into the journal's folder `replaced`;
-            a run that was killed goes on without it.
+        inputs: Files of records, with their outputs.
+        prompt: Builds a conversation from a record; default: `ChatPrompt()`.
+        filters: A record that one of the filters rejects is not answered, but written to the
+            output unchanged.
+        batching: Groups requests; default: `FixedSize(64)`. The number of requests that are
+            answered at a time depends only on the backend's queue.
+        template_options: More variables for the model's chat template.
+        rerun: Answer all records again. Earlier answers are moved to the journal's folder
+            `replaced`. To resume such a run after a kill, start it without this option.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RecordDataModule(LightningDataModule):
         super().__init__()
         if not inputs:
             raise ConfigError(
-                "data.inputs", found="none", wanted="a file of records", remedy="Name one."
+                "data.inputs", found="none", wanted="a file of records", remedy="Add one."
             )
         self.inputs = inputs
         self.prompt = prompt or ChatPrompt()
@@ -76,52 +77,52 @@ class RecordDataModule(LightningDataModule):
         self.rerun = rerun
         self.prepare_data_per_node = False
         self.wanted: dict[str, RecordKey] = {}
-        """Records that shall have an answer of these runs, by uid: all but those that filters
-        refuse, and those with a response in the input."""
+        """Uid -> key of the records that need an answer: all but those that filters reject and
+        those with a response in the input."""
         self.pending: dict[str, RecordKey] = {}
-        """Those that have none yet: what this run asks, over all ranks."""
+        """Uid -> key of the records that this run answers, over all ranks."""
         self.answered: dict[str, Entry] = {}
-        """Answers of earlier runs, by uid."""
+        """Uid -> journal entry of the answers from earlier runs."""
         self._locks: list[FileLock] = []
 
     def prepare_data(self) -> None:
-        """Takes the outputs for this run alone; with `rerun`, puts their journals aside.
+        """Locks the outputs for this run; with `rerun`, moves their journals away.
 
         Raises:
-            InputError: If the inputs have faults; it lists them.
-            OutputError: If another run writes there.
+            InputError: If the inputs have errors; lists them.
+            OutputError: If another run writes to an output.
         """
         if self.rerun:
-            self._survey()  # nothing is put aside for inputs with faults
+            self._survey()  # raises before a journal is moved
         folders = [journal_folder(one.output_path) for one in self.inputs]
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._locks.append(take_lock(folder / "lock"))
+                self._locks.append(acquire_lock(folder / "lock"))
         except OutputError:
             self._unlock()
             raise
         for folder in folders if self.rerun else ():
-            begin_anew(folder)
-        clear_ends(folders[0])
+            start_rerun(folder)
+        clear_finish_marks(folders[0])
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Reads all inputs and journals, and finds what is to be asked.
+        """Reads all inputs and journals, and selects the records to answer.
 
         Args:
             stage: Not used.
 
         Raises:
-            InputError: If the inputs have faults (it lists them), or the prompt doesn't fit them.
-            OutputError: If earlier answers were made from other prompts.
+            InputError: If the inputs have errors (lists them), or do not fit the prompt.
+            OutputError: If earlier answers were made with other prompts.
         """
         folders = {one.label: journal_folder(one.output_path) for one in self.inputs}
         entries = {label: read_journal(folder) for label, folder in folders.items()}
-        anew = {label for label, folder in folders.items() if replaces_responses(folder)}
+        reruns = {label for label, folder in folders.items() if is_rerun(folder)}
         self.wanted, self.pending, self.answered = {}, {}, {}
         for key in self._survey():
             entry = entries[key.label].get((key.uid, key.digest))
-            if entry is None and key.has_response and key.label not in anew:
+            if entry is None and key.has_response and key.label not in reruns:
                 continue
             self.wanted[key.uid] = key
             if entry is not None and entry.failure is None:
@@ -132,41 +133,41 @@ class RecordDataModule(LightningDataModule):
         self._try_prompts()
 
     def predict_dataloader(self) -> DataLoader[RequestBatch]:
-        """Batches of requests of this rank.
+        """Loads the requests of this rank in batches.
 
         Returns:
-            A loader in this process: reading records costs little beside answering them.
+            A loader without workers, because reading records is fast compared to answering them.
         """
-        mine = self.pending if self.trainer is None else self.share(self.trainer)
-        return DataLoader(_RequestStream(self, mine), batch_size=None)
+        keys = self.pending if self.trainer is None else self.share(self.trainer)
+        return DataLoader(_RequestStream(self, keys), batch_size=None)
 
     def share(self, trainer: Trainer) -> dict[str, RecordKey]:
-        """What the process of a Trainer asks, by uid: of n ranks, every n-th wanted record.
+        """Uid -> key of the records that a rank answers: of n ranks, each takes every n-th record.
 
-        Counted over all that are wanted, so that ranks which see different journals still take
-        different records.
+        Records with an answer are counted too, so that ranks never take the same record, even if
+        they read the journal at different times.
         """
-        own = islice(self.wanted.items(), trainer.global_rank, None, trainer.world_size)
-        return {uid: key for uid, key in own if uid in self.pending}
+        share = islice(self.wanted.items(), trainer.global_rank, None, trainer.world_size)
+        return {uid: key for uid, key in share if uid in self.pending}
 
     def requests(self) -> Iterator[GenerationRequest]:
-        """All requests, one after the other: for use without a Trainer.
+        """All requests, for use without a Trainer.
 
         Yields:
-            Requests of the pending records that can be made into one.
+            Requests for the pending records; records without a valid request are skipped.
         """
         for prepared in self.prepared(self.pending):
             if isinstance(prepared, GenerationRequest):
                 yield prepared
 
     def prepared(self, wanted: Mapping[str, RecordKey]) -> Iterator[Prepared]:
-        """Reads and prepares records.
+        """Reads records and builds their requests.
 
         Args:
-            wanted: Which, by uid.
+            wanted: Uid -> key of the records.
 
         Yields:
-            A request for each, or its failure.
+            A request or a failure for each record.
 
         Raises:
             InputError: If an input has changed since `setup`.
@@ -186,13 +187,13 @@ class RecordDataModule(LightningDataModule):
                 raise _changed(one)
 
     def prepare_record(self, record: Record) -> Prepared:
-        """Makes a request of a record.
+        """Builds the request for a record.
 
         Args:
             record: The record.
 
         Returns:
-            A request, or a failure where a picture or the prompt does not allow one.
+            A request; or a failure if a picture is unreadable or the prompt does not fit.
         """
         try:
             pictures = read_pictures(record)
@@ -212,7 +213,7 @@ class RecordDataModule(LightningDataModule):
 
     @property
     def _fields(self) -> Collection[str] | None:
-        """Fields that the prompt reads."""
+        """Fields that the prompt uses; None if unknown."""
         fields: Collection[str] | None = getattr(self.prompt, "fields", None)
         return fields
 
@@ -220,7 +221,7 @@ class RecordDataModule(LightningDataModule):
         return survey(self.inputs, self.filters, self._fields)
 
     def _require_same_prompts(self) -> None:
-        """Compares an earlier answer of each input with what would be asked now."""
+        """Compares the prompt of one earlier answer of each input with the current prompt."""
         first = self._first_of_each(self.answered, 1)
         for now in self.prepared(first):
             entry = self.answered[now.uid]
@@ -229,28 +230,31 @@ class RecordDataModule(LightningDataModule):
                     str(entry.path.parent),
                     found=f"an answer of {now.uid} to another prompt",
                     wanted="answers to the prompts of this run",
-                    remedy="Set rerun: true to ask all again, or name another output.",
+                    remedy="Set rerun: true to answer all records again, or choose another output.",
                 )
 
     def _try_prompts(self) -> None:
-        """Tries the prompt of inputs without answers: what fails with all of a few may be wrong."""
+        """Tests the prompt on the first records of new inputs; raises if it fails for all of them.
+
+        Inputs with answers are skipped: their prompt worked before.
+        """
         has_answers = {self.wanted[uid].label for uid in self.answered}
         tried = self._first_of_each(self.pending, NUM_TRIED)
-        made = list(
+        results = list(
             self.prepared({u: key for u, key in tried.items() if key.label not in has_answers})
         )
-        failures = [one.failure for one in made if isinstance(one, GenerationResponse)]
-        prompts = [one for one in failures if one is not None and one.kind == PROMPT_FAILURE]
-        if made and len(prompts) == len(made):
+        failures = [one.failure for one in results if isinstance(one, GenerationResponse)]
+        errors = [one.message for one in failures if one and one.kind == PROMPT_FAILURE]
+        if results and len(errors) == len(results):
             raise InputError(
                 "data.prompt",
-                found=f"an error with each of the first {len(made)} records ({prompts[0].message})",
+                found=f"an error with each of the first {len(results)} records ({errors[0]})",
                 wanted="a prompt that fits the records",
-                remedy="Change the prompt, or leave such records out by a filter.",
+                remedy="Change the prompt, or exclude such records with a filter.",
             )
 
     def _first_of_each(self, uids: Iterable[str], count: int) -> dict[str, RecordKey]:
-        """The first records of each input among some."""
+        """The first `count` records of each input."""
         taken: Counter[str] = Counter()
         first: dict[str, RecordKey] = {}
         for uid in uids:
@@ -261,7 +265,7 @@ class RecordDataModule(LightningDataModule):
         return first
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
-        """Gives the outputs free.
+        """Releases the output locks.
 
         Args:
             exception: Not used.
@@ -269,7 +273,7 @@ class RecordDataModule(LightningDataModule):
         self._unlock()
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Gives the outputs free.
+        """Releases the output locks.
 
         Args:
             stage: Not used.
@@ -302,6 +306,6 @@ def _changed(source: RecordInput) -> InputError:
     return InputError(
         source.path,
         found="other records than at the start of this run",
-        wanted="a file that stays as it is while it is read",
-        remedy="Start again; what has been answered stays.",
+        wanted="a file that does not change during the run",
+        remedy="Start the run again; finished answers are kept.",
     )

@@ -1,7 +1,7 @@
-"""The journal of a run: a line a response, appended as it comes, read again to go on.
+"""The journal: one line per response, appended at once, and read when a run is resumed.
 
-A journal is a folder beside the output with a file a rank. Nothing in it is ever changed. Lines
-belong to a record as it was when it was asked: one that has changed begins anew.
+A journal is a folder beside the output, with one file per rank. Lines are never changed. A line
+belongs to a record with a certain content: a record that has changed is asked again.
 """
 
 import dataclasses
@@ -27,68 +27,68 @@ from mathcanvas_lightning.records.files import json_text
 log = logging.getLogger(__name__)
 
 FOLDER_SUFFIX = ".journal"
-_REPLACES, _END_SUFFIX = "rerun", ".ended"
+_RERUN_MARK, _FINISH_SUFFIX = "rerun", ".ended"
 _POLL_S = 0.1
 _RANK_FILE = re.compile(r"rank(\d+)\.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Where a record's response stands, and what is asked of it most."""
+    """Location of a line in the journal, with its most important fields."""
 
     path: Path
     offset: int
     num_bytes: int
     prompt_digest: str | None
-    """Of all texts of the request, None where there was none."""
+    """Hash of all texts of the request; None if there was no request."""
     failure: str | None
-    """Kind of the failure, None for an answer."""
-    maker: str
-    """How it was made; see `maker_of`."""
+    """Kind of the failure; None for an answer."""
+    origin: str
+    """Model, settings and sampling of the answer, see `origin_of`."""
 
 
 def journal_folder(output: Path) -> Path:
-    """Where the journal of an output lies."""
+    """Path of the journal that belongs to an output file."""
     return output.with_name(output.name + FOLDER_SUFFIX)
 
 
-def maker_of(model: str, settings: Mapping[str, Any], sampling: Mapping[str, Any] | None) -> str:
-    """How answers are made, as a text that is equal for equal ways.
+def origin_of(model: str, settings: Mapping[str, Any], sampling: Mapping[str, Any] | None) -> str:
+    """Model, settings and sampling as one text, for comparison.
 
     Args:
-        model: Its name.
-        settings: Of the backend.
-        sampling: Of the request; fields that it lacks have their defaults. None for a record that
-            never became a request.
+        model: Name of the model.
+        settings: Settings of the backend.
+        sampling: Sampling of the request; missing fields get their defaults. None if no request
+            could be built.
 
     Returns:
-        JSON.
+        JSON; equal for equal values.
     """
     full = sampling and {**dataclasses.asdict(Sampling()), **sampling}
-    made = {"model": model, "settings": settings, "sampling": full}
-    return json.dumps(_plain(json.loads(json.dumps(made))), sort_keys=True)
+    origin = {"model": model, "settings": settings, "sampling": full}
+    return json.dumps(_normalized(json.loads(json.dumps(origin))), sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
-    """The value with whole floats as integers, so that 0 and 0.0 are one."""
+def _normalized(value: Any) -> Any:
+    """The value with whole floats as integers, so that 0 equals 0.0."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _normalized(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_normalized(item) for item in value]
     is_whole = isinstance(value, float) and value.is_integer()
     return int(value) if is_whole else value
 
 
-def line_of(
+def journal_line(
     exchange: Exchange, *, model: str, settings: Mapping[str, Any], digest: str
 ) -> dict[str, Any]:
-    """A response as its line says it.
+    """Builds the journal line of a response.
 
     Args:
-        exchange: What was asked and said.
+        exchange: Response and request.
         model: Name of the model.
-        settings: Of the backend.
-        digest: Of the record.
+        settings: Settings of the backend.
+        digest: Digest of the record.
 
     Returns:
         A JSON object.
@@ -110,34 +110,34 @@ def line_of(
 
 
 class JournalWriter:
-    """Appends lines to one rank's file; what has been written survives a kill at once.
+    """Appends lines to the file of one rank, without buffering: a killed process loses nothing.
 
     Args:
-        folder: The journal; made if absent.
-        rank: Of this process.
-        sync_every_s: The disk is asked to keep all so far (which is what a power cut needs) at
-            most so often, in seconds.
+        folder: The journal; created if it does not exist.
+        rank: Rank of this process.
+        sync_every_s: Minimum interval between two calls of fsync, in seconds; a power failure may
+            lose what was written since the last one.
 
     Raises:
-        OutputError: If another process writes this rank's file.
+        OutputError: If another process writes to the file of this rank.
     """
 
     def __init__(self, folder: Path, rank: int, sync_every_s: float = 1.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = take_lock(folder / f"rank{rank}.lock")
+        self._lock = acquire_lock(folder / f"rank{rank}.lock")
         self._sync_every_s = sync_every_s
         self._synced_at = time.monotonic()
         self._file = (folder / f"rank{rank}.jsonl").open("ab", buffering=0)
         _cut_torn_line(self._file)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Writes some lines.
+        """Writes lines.
 
         Args:
             lines: JSON objects.
 
         Raises:
-            OSError: If the disk is full; nothing of these lines stays.
+            OSError: If the disk is full; then none of the lines is kept.
         """
         data = b"".join(json_text(line).encode() + b"\n" for line in lines)
         end = self._file.tell()
@@ -176,17 +176,17 @@ class JournalWriter:
         self._synced_at = time.monotonic()
 
 
-def take_lock(path: Path) -> FileLock:
-    """Takes a lock that ends with this process at the latest.
+def acquire_lock(path: Path) -> FileLock:
+    """Acquires a lock that the OS releases when the process exits.
 
     Args:
-        path: Of the lock.
+        path: Path of the lock file.
 
     Returns:
-        The lock, held.
+        The acquired lock.
 
     Raises:
-        OutputError: If another process holds it.
+        OutputError: If another process holds the lock.
     """
     held = FileLock(path)
     try:
@@ -194,24 +194,23 @@ def take_lock(path: Path) -> FileLock:
     except Timeout:
         raise OutputError(
             str(path.parent),
-            found="another run that writes there",
-            wanted="one run an output",
-            remedy="Wait for it, or name another output.",
+            found="another run that writes to the same output",
+            wanted="one run per output",
+            remedy="Wait for the other run, or choose another output.",
         ) from None
     return held
 
 
 def read_journal(folder: Path) -> dict[tuple[str, str], Entry]:
-    """Finds the last word on each record as it was asked.
+    """Returns the latest valid entry per (uid, digest).
 
-    The last line wins, but a failure never takes the place of an answer. Lines that were cut by a
-    kill, or damaged, count as never written.
+    A failure never replaces an answer. Incomplete and damaged lines are ignored.
 
     Args:
-        folder: The journal; may be absent.
+        folder: The journal; it need not exist.
 
     Returns:
-        An entry for each record that has a line, by its uid and digest.
+        (uid, digest of the record) -> entry.
     """
     found: dict[tuple[str, str], Entry] = {}
     for path in rank_files(folder):
@@ -222,56 +221,56 @@ def read_journal(folder: Path) -> dict[tuple[str, str], Entry]:
 
 
 def rank_files(folder: Path) -> list[Path]:
-    """The files of a journal, by rank."""
+    """The files of a journal, ordered by rank."""
     matches = [(m, path) for path in folder.glob("*") if (m := _RANK_FILE.fullmatch(path.name))]
     return [path for _, path in sorted(matches, key=lambda pair: int(pair[0][1]))]
 
 
-def begin_anew(folder: Path) -> None:
-    """Puts all lines of a journal aside, and marks it as one that replaces the input's responses.
+def start_rerun(folder: Path) -> None:
+    """Moves all files of a journal to `replaced`, and marks it so that input responses are ignored.
 
     Args:
-        folder: The journal; made if absent.
+        folder: The journal; created if it does not exist.
     """
     aside = folder / "replaced"
     aside.mkdir(parents=True, exist_ok=True)
     for path in rank_files(folder):
         path.replace(aside / path.name)
-    (folder / _REPLACES).touch()
+    (folder / _RERUN_MARK).touch()
 
 
-def replaces_responses(folder: Path) -> bool:
-    """Whether records are asked whatever responses stand in the input."""
-    return (folder / _REPLACES).exists()
+def is_rerun(folder: Path) -> bool:
+    """Whether records are asked even if the input already has a response."""
+    return (folder / _RERUN_MARK).exists()
 
 
-def clear_ends(folder: Path) -> None:
-    """Forgets which ranks of earlier runs have ended."""
-    for path in folder.glob(f"rank*{_END_SUFFIX}"):
+def clear_finish_marks(folder: Path) -> None:
+    """Deletes the finish marks of earlier runs."""
+    for path in folder.glob(f"rank*{_FINISH_SUFFIX}"):
         path.unlink()
 
 
-def note_end(folder: Path, rank: int) -> None:
-    """Notes that a rank has written all its lines."""
+def mark_finished(folder: Path, rank: int) -> None:
+    """Marks a rank as finished: it has written all its lines."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"rank{rank}{_END_SUFFIX}").touch()
+    (folder / f"rank{rank}{_FINISH_SUFFIX}").touch()
 
 
-def wait_for_ends(folder: Path, num_ranks: int) -> None:
-    """Waits until all ranks have noted their end.
+def wait_until_finished(folder: Path, num_ranks: int) -> None:
+    """Waits until all ranks are marked as finished.
 
-    By files, not by a collective, which would time out where some ranks have an hour more to do.
+    Uses files, because a collective would time out if one rank needs much longer than the others.
     """
-    while any(not (folder / f"rank{rank}{_END_SUFFIX}").exists() for rank in range(num_ranks)):
+    while any(not (folder / f"rank{rank}{_FINISH_SUFFIX}").exists() for rank in range(num_ranks)):
         time.sleep(_POLL_S)
 
 
 @contextmanager
 def open_entries() -> Iterator[Callable[[Entry], dict[str, Any]]]:
-    """Opens journals to read any of their lines.
+    """Reads lines of journals; keeps the files open inside the block.
 
     Yields:
-        A function from an entry to its whole line.
+        A function that takes an entry and returns its line.
     """
     with ExitStack() as stack:
         files: dict[Path, BinaryIO] = {}
@@ -288,22 +287,22 @@ def open_entries() -> Iterator[Callable[[Entry], dict[str, Any]]]:
 
 def _entries(path: Path) -> Iterator[tuple[tuple[str, str], Entry]]:
     offset = num_bad = 0
-    makers: dict[str, str] = {}  # equal texts are one object
+    origins: dict[str, str] = {}  # equal texts share one object in memory
     with path.open("rb") as file:
         for data in file:
             start, offset = offset, offset + len(data)
             try:
                 if not data.endswith(b"\n"):
-                    raise ValueError("cut short")
+                    raise ValueError("incomplete line")
                 line = json.loads(data)
-                maker = maker_of(line["model"], line["settings"], line["sampling"])
+                origin = origin_of(line["model"], line["settings"], line["sampling"])
                 entry = Entry(
                     path=path,
                     offset=start,
                     num_bytes=len(data),
                     prompt_digest=line["prompt_digest"],
                     failure=line["error"] and line["error"]["kind"],
-                    maker=makers.setdefault(maker, maker),
+                    origin=origins.setdefault(origin, origin),
                 )
                 yield (line["uid"], line["digest"]), entry
             except (ValueError, KeyError, TypeError):
@@ -313,7 +312,7 @@ def _entries(path: Path) -> Iterator[tuple[tuple[str, str], Entry]]:
 
 
 def _cut_torn_line(file: FileIO) -> None:
-    """Ends the file after its last whole line, which a kill may have left behind a torn one."""
+    """Truncates the file after its last complete line; a kill may have left part of a line."""
     size = end = file.tell()
     with Path(file.name).open("rb") as reader:
         while end:

@@ -1,4 +1,4 @@
-"""GenerationModule: the predict loop over a backend."""
+"""GenerationModule: submits requests to a backend in Lightning's predict loop."""
 
 import os
 import signal
@@ -28,21 +28,20 @@ QUIET_TRAINER: Mapping[str, Any] = {
     "enable_model_summary": False,
     "enable_progress_bar": False,
 }
-"""Options of a Trainer that only answers; backends bring their own processes and devices."""
-
-
+"""Options of a Trainer that only predicts; backends have their own processes and devices."""
 POLL_S = 1.0
 
 
 class RequestBatch:
-    """Some requests, and the failures of records that could not be made into requests.
+    """Requests, and failures of records from which no request could be built.
 
-    No dataclass: Lightning looks into those for tensors, and refuses frozen ones within.
+    Not a dataclass: Lightning searches dataclasses for tensors, and fails if they contain frozen
+    ones.
 
     Args:
-        requests: To be asked.
-        failures: To be handed on as they are.
-        is_last: Whether no other batch follows.
+        requests: Requests to answer.
+        failures: Responses that go directly to the callbacks.
+        is_last: Whether this is the last batch.
     """
 
     def __init__(
@@ -58,10 +57,10 @@ class RequestBatch:
 
 
 class Responses:
-    """What a step of the loop returns; no list, for the same reason.
+    """Result of one step of the loop; not a list, for the same reason as `RequestBatch`.
 
     Args:
-        responses: In the order they got ready.
+        responses: Responses in the order in which they finished.
     """
 
     def __init__(self, responses: Iterable[GenerationResponse] = ()) -> None:
@@ -75,33 +74,34 @@ class Responses:
 
 
 class ResponseCallback(Callback):
-    """A callback that is told of responses as they come."""
+    """A callback that receives each response when it is ready."""
 
     comes_last: ClassVar[bool] = False
-    """Whether it is told after all others."""
+    """Whether the callback is called after all others."""
 
     def on_responses(
         self, trainer: Trainer, pl_module: "GenerationModule", exchanges: Sequence[Exchange]
     ) -> None:
-        """Called with some responses and their requests, as they get ready; each is given once.
+        """Called for new responses; each response is passed exactly once.
 
         Args:
             trainer: The Trainer.
             pl_module: The module.
-            exchanges: At least one.
+            exchanges: One or more responses with their requests.
         """
 
 
 class GenerationModule(LightningModule):
-    """Hands requests to a backend and its responses to the callbacks, without a barrier.
+    """Passes requests to a backend and its responses to the callbacks.
 
-    A step submits a batch and waits only while the backend has more than it needs to be busy, so
-    what a step returns need not be answers to its own batch; the last step waits for all.
+    A step submits its batch, then waits only until the backend has room again. So a step may return
+    responses to earlier batches, and the backend never idles between batches. The last step waits
+    for all responses.
 
     Args:
-        backend: What answers. Started with the first request, ended with the run, however that
-            ends.
-        sampling: Of all requests; None leaves each request its own.
+        backend: Answers the requests. It is started with the first request and closed at the end
+            of the run, also after an error.
+        sampling: Sampling for all requests; None keeps the sampling of each request.
     """
 
     def __init__(self, backend: GenerationBackend, sampling: Sampling | None = Sampling()) -> None:
@@ -111,28 +111,28 @@ class GenerationModule(LightningModule):
         self._asked: dict[str, GenerationRequest] = {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds what ends the backend.
+        """Adds the callback that closes the backend.
 
         Returns:
             One callback.
         """
-        return [_EndBackend()]
+        return [_CloseBackend()]
 
     def predict_step(
         self, batch: RequestBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Responses:
-        """Submits a batch and takes what has become ready.
+        """Submits a batch and collects finished responses.
 
         Args:
-            batch: What to ask.
-            batch_idx: Of this batch.
-            dataloader_idx: Of its loader.
+            batch: Requests and failures.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of its loader.
 
         Returns:
-            Responses to this batch or earlier ones.
+            Responses to this batch or to earlier ones.
         """
         responses = list(batch.failures)
-        self._hand_on(batch.failures)
+        self._notify(batch.failures)
         for request in batch.requests:
             self._submit(request)
             responses += self._collect(self.backend.max_pending)
@@ -141,7 +141,7 @@ class GenerationModule(LightningModule):
         return Responses(responses)
 
     def on_predict_epoch_end(self) -> None:
-        """Waits for the answers to all that was asked."""
+        """Waits for the responses to all requests."""
         self._collect(1)
 
     def _submit(self, request: GenerationRequest) -> None:
@@ -152,48 +152,48 @@ class GenerationModule(LightningModule):
         self.backend.submit([request])
 
     def _collect(self, max_pending: int) -> list[GenerationResponse]:
-        """Collects until fewer than so many requests are pending."""
+        """Collects responses until fewer than `max_pending` requests are pending."""
         collected: list[GenerationResponse] = []
         while self.backend.num_pending >= max_pending:
             ready = self.backend.collect()
-            self._hand_on(ready)
+            self._notify(ready)
             collected += ready
         return collected
 
-    def _hand_on(self, responses: Sequence[GenerationResponse]) -> None:
+    def _notify(self, responses: Sequence[GenerationResponse]) -> None:
         exchanges = [
             Exchange(response=response, request=self._asked.pop(response.uid, None))
             for response in responses
         ]
-        told = [c for c in callbacks_of(self.trainer) if isinstance(c, ResponseCallback)]
-        for callback in sorted(told, key=lambda c: c.comes_last) if exchanges else ():
+        callbacks = [c for c in callbacks_of(self.trainer) if isinstance(c, ResponseCallback)]
+        for callback in sorted(callbacks, key=lambda c: c.comes_last) if exchanges else ():
             callback.on_responses(self.trainer, self, exchanges)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """The callbacks of a Trainer, in order."""
-    found: list[Callback] = vars(trainer)["callbacks"]  # which Lightning declares nowhere
+    found: list[Callback] = vars(trainer)["callbacks"]  # the attribute has no type annotation
     return found
 
 
-class _EndBackend(Callback):
-    """Closes the backend when the run ends: well, by an exception, or by SIGTERM."""
+class _CloseBackend(Callback):
+    """Closes the backend at the end of the run, also after an exception or SIGTERM."""
 
     def __init__(self) -> None:
         self._signals = ExitStack()
         self._is_closed = threading.Event()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Makes SIGTERM an exception, so that all is put in order before the process ends.
+        """Turns SIGTERM into an exception, so that the backend is closed before the process exits.
 
-        A rank that another one started ends with that one, however that ends.
+        Child ranks exit when their parent process exits.
         """
-        self._signals.enter_context(ending_on(signal.SIGTERM))
+        self._signals.enter_context(exit_on_signals(signal.SIGTERM))
         if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank:
-            threading.Thread(target=self._end_with, args=(os.getppid(),), daemon=True).start()
+            threading.Thread(target=self._exit_with, args=(os.getppid(),), daemon=True).start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """The run has ended well."""
+        """Closes the backend after a successful run."""
         self._close(pl_module)
 
     def on_exception(
@@ -202,16 +202,16 @@ class _EndBackend(Callback):
         pl_module: LightningModule,
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """The run has ended otherwise; Lightning calls no teardown then."""
+        """Closes the backend after a failed run, for which Lightning does not call teardown."""
         try:
             self._close(pl_module)
         finally:
             launcher = trainer.strategy.launcher
             if isinstance(launcher, _SubprocessScriptLauncher):
-                launcher.kill(signal.SIGTERM)  # the other ranks, which would go on alone
+                launcher.kill(signal.SIGTERM)  # stops the other ranks, which would continue
 
-    def _end_with(self, parent: int) -> None:
-        """Ends this process in order when its parent has ended."""
+    def _exit_with(self, parent: int) -> None:
+        """Sends SIGTERM to this process when its parent has ended."""
         while not self._is_closed.wait(POLL_S):
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -227,11 +227,11 @@ class _EndBackend(Callback):
 
 
 @contextmanager
-def ending_on(*numbers: int) -> Iterator[None]:
-    """Makes signals exceptions for a while, so that all is put in order before the process ends.
+def exit_on_signals(*numbers: int) -> Iterator[None]:
+    """Turns signals into SystemExit inside the block, so that cleanup code runs before the exit.
 
     Args:
-        numbers: Of the signals; the exit status tells which, as shells expect.
+        numbers: Signal numbers; the exit status is 128 plus the number, as in shells.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""GenerationProgress: requests and tokens a second while the predict loop runs."""
+"""GenerationProgress: a progress bar for the predict loop."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mathcanvas_lightning.generation.run.module import GenerationModule, Respons
 
 
 class GenerationProgress(ResponseCallback):
-    """A bar of this rank's requests, with requests/s, tokens/s and failures so far, on rank 0."""
+    """Shows the progress of rank 0: requests/s, tokens/s and failures."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -36,12 +36,12 @@ class GenerationProgress(ResponseCallback):
         pl_module: GenerationModule,  # noqa: ARG002
         exchanges: Sequence[Exchange],
     ) -> None:
-        """Moves the bar on.
+        """Updates the bar.
 
         Args:
             trainer: Not used.
             pl_module: Not used.
-            exchanges: What was answered.
+            exchanges: New responses.
         """
         responses = [exchange.response for exchange in exchanges]
         self._num_tokens += sum(response.usage.completion_tokens for response in responses)
@@ -52,7 +52,7 @@ class GenerationProgress(ResponseCallback):
             self._advance(len(responses), f"{rate:,.0f} tokens/s{failed}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Ends the bar."""
+        """Closes the bar."""
         self._stack.close()
 
     def on_exception(
@@ -61,5 +61,5 @@ class GenerationProgress(ResponseCallback):
         pl_module: LightningModule,  # noqa: ARG002
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         self._stack.close()

@@ -1,4 +1,4 @@
-"""The finished files: inputs with the answers of their journals merged in."""
+"""Writes the output files: the input records with the answers from the journal."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ from mathcanvas_lightning.generation.run.journal import (
     read_journal,
 )
 from mathcanvas_lightning.generation.run.post_processors import PostProcessor
-from mathcanvas_lightning.generation.run.report import InputReport
+from mathcanvas_lightning.generation.run.summary import InputReport
 from mathcanvas_lightning.records.files import write_records
 from mathcanvas_lightning.records.record import RecordInput, has_response, iter_records
 from mathcanvas_lightning.records.survey import RecordKey
 
 NOT_ASKED = "not_asked"
-"""Kind of failure of a record that the run should have asked, and did not."""
+"""Failure kind of a record that has no line in the journal at the end of the run."""
 
 
 def write_output(
@@ -25,15 +25,15 @@ def write_output(
     wanted: Mapping[str, RecordKey],
     post_processors: Sequence[PostProcessor] = (),
 ) -> InputReport:
-    """Writes an input with the answers of its journal in the response field.
+    """Writes the records of an input with the answers of its journal in the response field.
 
     Args:
-        source: The input, its fields and its output.
-        wanted: Records that shall have an answer; the others are written as they are.
-        post_processors: Applied to each answer, one after the other.
+        source: The input.
+        wanted: Uid -> key of the records that need an answer; other records stay unchanged.
+        post_processors: Functions that change each answer, applied in order.
 
     Returns:
-        What became of its records.
+        Counts of answers and failures.
     """
     tally = _Tally()
     records = _merged(source, wanted, post_processors, tally)

@@ -1,4 +1,4 @@
-"""ResponseWriter: the journal of a run, and at its end the files with the answers in them."""
+"""ResponseWriter: appends responses to the journal, and writes the output files at the end."""
 
 import logging
 import time
@@ -15,33 +15,34 @@ from mathcanvas_lightning.generation.run.journal import (
     Entry,
     JournalWriter,
     journal_folder,
-    line_of,
-    maker_of,
-    note_end,
-    wait_for_ends,
+    journal_line,
+    mark_finished,
+    origin_of,
+    wait_until_finished,
 )
 from mathcanvas_lightning.generation.run.module import GenerationModule, ResponseCallback
 from mathcanvas_lightning.generation.run.outputs import NOT_ASKED, write_output
 from mathcanvas_lightning.generation.run.post_processors import PostProcessor
-from mathcanvas_lightning.generation.run.report import PredictionReport
+from mathcanvas_lightning.generation.run.summary import PredictionReport
 
 log = logging.getLogger(__name__)
 
 
 class ResponseWriter(ResponseCallback):
-    """Appends each response to its journal as it comes; when all are there, writes the outputs.
+    """Appends each response to the journal at once, and writes the output files at the end.
 
-    An output is the input, in its order and format (or the format that its name asks for), with
-    the answer in the response field. A record that failed has none, but `<response field>_error`.
+    An output file has the records of the input in their order, with the answer in the response
+    field; its format follows from its suffix. A record without an answer has the field
+    `<response field>_error` instead.
 
     Args:
-        post_processors: Change an answer's text on its way into the output, one after the other.
-            Journals keep what the model said, so changing these needs no new answers.
-        sync_every_s: How much of the journal a power cut may cost, in seconds. (A killed process
-            costs none.)
+        post_processors: Functions that change the text of an answer in the output, applied in
+            order. The journal keeps the original text, so they can be changed without new answers.
+        sync_every_s: Interval of fsync in seconds: a power failure loses at most this much of the
+            journal. If only the process is killed, nothing is lost.
     """
 
-    comes_last = True  # what others write of an answer is there before its line says so
+    comes_last = True  # files of other callbacks exist before the journal has the answer
 
     def __init__(
         self, post_processors: list[PostProcessor] | None = None, sync_every_s: float = 1.0
@@ -49,9 +50,9 @@ class ResponseWriter(ResponseCallback):
         self.post_processors = post_processors or []
         self.sync_every_s = sync_every_s
         self.report: PredictionReport | None = None
-        """What became of the run, on rank 0, when it has ended well."""
+        """Counts of a successful run, on rank 0."""
         self._journals: dict[str, JournalWriter] = {}
-        self._maker_is_known = False
+        self._is_checked = False
         self._started_at = 0.0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,14 +63,14 @@ class ResponseWriter(ResponseCallback):
             pl_module: A GenerationModule.
 
         Raises:
-            OutputError: If earlier answers were made by another model or sampling.
+            OutputError: If earlier answers were made with another model or other sampling.
         """
         self.report = None
-        self._maker_is_known = False
+        self._is_checked = False
         self._started_at = time.monotonic()
         assert isinstance(pl_module, GenerationModule)
         if pl_module.sampling is not None and pl_module.backend.model_name:
-            self._require_same_maker(pl_module, pl_module.sampling, data_of(trainer).answered)
+            self._require_same_origin(pl_module, pl_module.sampling, data_of(trainer).answered)
 
     def on_responses(
         self, trainer: Trainer, pl_module: GenerationModule, exchanges: Sequence[Exchange]
@@ -79,18 +80,18 @@ class ResponseWriter(ResponseCallback):
         Args:
             trainer: The Trainer.
             pl_module: The module.
-            exchanges: What was asked and said.
+            exchanges: New responses with their requests.
 
         Raises:
-            OutputError: If earlier answers were made by another model or sampling.
+            OutputError: If earlier answers were made with another model or other sampling.
         """
         data, backend = data_of(trainer), pl_module.backend
         lines: dict[str, list[dict[str, Any]]] = {}
         for exchange in exchanges:
-            if exchange.request is not None and not self._maker_is_known:
-                self._require_same_maker(pl_module, exchange.request.sampling, data.answered)
+            if exchange.request is not None and not self._is_checked:
+                self._require_same_origin(pl_module, exchange.request.sampling, data.answered)
             key = data.pending[exchange.response.uid]
-            line = line_of(
+            line = journal_line(
                 exchange, model=backend.model_name, settings=backend.settings, digest=key.digest
             )
             lines.setdefault(key.label, []).append(line)
@@ -98,13 +99,13 @@ class ResponseWriter(ResponseCallback):
             self._journal(label, data, trainer.global_rank).append(some)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Waits for all ranks; rank 0 writes the outputs."""
+        """Closes the journals; rank 0 waits for all ranks and writes the output files."""
         self._close()
         data = data_of(trainer)
         folder = journal_folder(data.inputs[0].output_path)
-        note_end(folder, trainer.global_rank)
+        mark_finished(folder, trainer.global_rank)
         if trainer.is_global_zero:
-            wait_for_ends(folder, trainer.world_size)
+            wait_until_finished(folder, trainer.world_size)
             seconds = time.monotonic() - self._started_at
             inputs = [write_output(one, data.wanted, self.post_processors) for one in data.inputs]
             num_left = sum(one.failures[NOT_ASKED] for one in inputs)
@@ -118,11 +119,11 @@ class ResponseWriter(ResponseCallback):
         pl_module: LightningModule,  # noqa: ARG002
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Keeps what there is."""
+        """Closes the journals."""
         try:
             self._close()
-        except OSError as error:  # the disk is full, most likely: others must still be told
-            log.warning("the journal could not be closed in order: %s", error)
+        except OSError as error:  # probably a full disk; other callbacks must still be called
+            log.warning("closing the journal failed: %s", error)
 
     def _journal(self, label: str, data: RecordDataModule, rank: int) -> JournalWriter:
         if label not in self._journals:
@@ -135,34 +136,34 @@ class ResponseWriter(ResponseCallback):
         while self._journals:
             self._journals.popitem()[1].close()
 
-    def _require_same_maker(
+    def _require_same_origin(
         self, module: GenerationModule, sampling: Sampling, answered: Mapping[str, Entry]
     ) -> None:
         backend = module.backend
-        maker = maker_of(backend.model_name, backend.settings, asdict(sampling))
-        other = next((entry for entry in answered.values() if entry.maker != maker), None)
+        origin = origin_of(backend.model_name, backend.settings, asdict(sampling))
+        other = next((entry for entry in answered.values() if entry.origin != origin), None)
         if other is not None:
             raise OutputError(
                 str(other.path.parent),
-                found=f"answers made by {other.maker}",
-                wanted=f"answers made by {maker}",
-                remedy="Set rerun: true to ask all again, or name another output.",
+                found=f"answers made with {other.origin}",
+                wanted=f"answers made with {origin}",
+                remedy="Set rerun: true to answer all records again, or choose another output.",
             )
-        self._maker_is_known = True
+        self._is_checked = True
 
 
 def data_of(trainer: Trainer) -> RecordDataModule:
-    """The data of a run.
+    """The data module of a run.
 
     Raises:
-        ConfigError: If it is no RecordDataModule.
+        ConfigError: If it is not a RecordDataModule.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, RecordDataModule):
         raise ConfigError(
             "data",
             found=type(data).__name__,
-            wanted="a RecordDataModule, whose inputs and outputs writers join",
-            remedy="Use one, or take responses in a ResponseCallback of your own.",
+            wanted="a RecordDataModule, which the writers need",
+            remedy="Use one, or write your own ResponseCallback.",
         )
     return data

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, DataError, InputError, OutputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import (
@@ -108,13 +109,13 @@ def export_checkpoint(
         InputError: If the checkpoint or the source directory doesn't exist.
         OutputError: If the output directory is not empty.
     """
-    saved = open_checkpoint(Path(checkpoint))
+    saved = open_checkpoint(local_path(checkpoint))
     record = RunRecord.from_checkpoint(saved.about, checkpoint)
     weights = NetworkWeights(saved, record, average=ema, place=checkpoint)
     _check_adapters(weights, merge_lora, checkpoint)
     folder = _source_folder(source or record.checkpoint, is_option=source is not None)
-    target = Path(output).resolve()
-    _check_output(target, overwrite, [Path(checkpoint), *([folder] if folder else [])])
+    target = local_path(output).resolve()
+    _check_output(target, overwrite, [local_path(checkpoint), *([folder] if folder else [])])
     _audit(weights, record, checkpoint, folder)
     _write(weights, record.config, target, DTYPES[dtype], folder)
     return ExportReport(
@@ -281,14 +282,14 @@ def _check_adapters(weights: NetworkWeights, merge: bool, place: str) -> None:
 def _source_folder(path: str | None, *, is_option: bool) -> Path | None:
     if path is None:
         return None
-    if not Path(path).is_dir():
+    if not local_path(path).is_dir():
         raise InputError(
             "--source" if is_option else "the checkpoint's source directory",
             found=f"no directory {path}",
             wanted="the directory with the initial weights of the run",
             remedy="Give its path with --source; tokenizer and autoencoder are taken from it.",
         )
-    return Path(path).resolve()
+    return local_path(path).resolve()
 
 
 def _check_output(target: Path, overwrite: bool, inputs: list[Path]) -> None:

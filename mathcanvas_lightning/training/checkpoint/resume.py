@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def find_checkpoint(root: str | Path) -> str | None:
     """
     candidates = [
         path
-        for path in Path(root).rglob("*.ckpt")
+        for path in local_path(root).rglob("*.ckpt")
         if not path.is_symlink() and not path.name.startswith(TEMPORARY_PREFIX)
     ]
     found = [
@@ -104,7 +105,7 @@ def require_readable(path: str | Path, sharded: bool) -> None:
         DataError: If it is incomplete.
         ConfigError: If it is a folder and the strategy reads only files.
     """
-    found = Path(path)
+    found = local_path(path)
     if not found.exists():
         return
     require_complete(found)

@@ -18,7 +18,8 @@ from mathcanvas_lightning.data.rows.readers import Role, RowFormat
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.files import Storage
 from tests.conftest import ROOT
 from tests.data.make_rows import (
     TOKENIZER,

@@ -1,4 +1,4 @@
-"""BAGEL behind the predict loop: with the tiny reference checkpoint."""
+"""The BAGEL backend in the predict loop, with the tiny reference checkpoint."""
 
 import json
 from io import BytesIO
@@ -16,6 +16,7 @@ from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
 from mathcanvas_lightning.generation.bagel import requests as bagel_requests
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
+from mathcanvas_lightning.generation.bagel.contexts import Prefiller
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.problem import Answer, Step
 from mathcanvas_lightning.generation.requests import (
@@ -139,7 +140,7 @@ def same(one: Output, other: Output) -> None:
 
 
 @pytest.mark.parametrize("mode", ["interleaved", "image"])
-def test_answers_alone_are_answers_in_a_batch(mode: str) -> None:
+def test_answers_do_not_depend_on_the_batch(mode: str) -> None:
     bagel = backend(mode=mode)
     together = answers(bagel, *QUESTIONS)
     assert together.keys() == {question.uid for question in QUESTIONS}
@@ -161,7 +162,7 @@ def test_samples_differ_and_are_counted(bagel: BagelBackend) -> None:
     assert response.usage.prompt_tokens > 0
 
 
-def test_seeds_decide(bagel: BagelBackend) -> None:
+def test_seeds_change_the_answers(bagel: BagelBackend) -> None:
     (one,) = answers(bagel, ask("a", "Go on", seed=1)).values()
     (same,) = answers(bagel, ask("a", "Go on", seed=1)).values()
     (other,) = answers(bagel, ask("a", "Go on", seed=2)).values()
@@ -180,7 +181,9 @@ def test_seeds_decide(bagel: BagelBackend) -> None:
     ],
     ids=["stop", "choice", "cut picture", "too long", "picture in a system message"],
 )
-def test_a_request_fails_alone(bagel: BagelBackend, request_: GenerationRequest, kind: str) -> None:
+def test_a_failed_request_does_not_affect_others(
+    bagel: BagelBackend, request_: GenerationRequest, kind: str
+) -> None:
     found = answers(bagel, request_, ask("b", "And this?"))
     assert found["b"].failure is None
     failure = found["a"].failure
@@ -200,13 +203,13 @@ def test_pictures_of_several_samples_are_decoded_once(
     assert len(decoded) == 1
 
 
-def test_a_limit_of_tokens_is_told_as_elsewhere(bagel: BagelBackend) -> None:
+def test_max_tokens_gives_the_finish_reason_length(bagel: BagelBackend) -> None:
     (response,) = answers(bagel, ask("a", "Go on", max_tokens=1)).values()
     assert response.outputs[0].finish_reason == "length"
     assert response.usage.completion_tokens == 1
 
 
-def test_steps_tell_their_numbers() -> None:
+def test_steps_keep_their_numbers() -> None:
     """By empty texts, where a drawing follows none."""
     drawing = Image.new("RGB", (4, 4))
     steps = [(1, drawing), (2, "Then"), (4, drawing), (5, "So"), (5, drawing)]
@@ -218,8 +221,8 @@ def test_steps_tell_their_numbers() -> None:
         num_written_tokens=1,
     )
     (output,) = bagel_requests.response_of(ask("a", "?"), [answer]).outputs
-    told = [part if isinstance(part, str) else "drawing" for part in output.steps]
-    assert told == ["", "drawing", "Then", "", "", "drawing", "So", "drawing"]
+    found = [part if isinstance(part, str) else "drawing" for part in output.steps]
+    assert found == ["", "drawing", "Then", "", "", "drawing", "So", "drawing"]
     result = reasoning_result("a", output.steps)["reasoning_steps"]
     assert [one["iteration"] for one in result] == [number for number, _ in steps]
     assert output.finish_reason == "max_images"
@@ -230,12 +233,12 @@ def test_understanding_needs_one_context() -> None:
     for mode, rows in (("understanding", 1), ("interleaved", 3)):
         made = backend(mode=mode, max_batch_size=1)
         made.start()
-        assert len(made._running()._cache.keys[0]) == rows
+        assert made.generator.cache.num_rows == rows
 
 
-def test_what_decides_its_answers_is_told() -> None:
-    told = backend().settings
-    assert json.loads(json.dumps(told)).keys() == told.keys()
+def test_settings_contain_what_changes_the_answers() -> None:
+    found = backend().settings
+    assert json.loads(json.dumps(found)).keys() == found.keys()
     for change in (
         {"mode": "image"},
         {"max_steps": 2},
@@ -243,8 +246,8 @@ def test_what_decides_its_answers_is_told() -> None:
         {"drawing": {"num_timesteps": 5}},
         {"dtype": "float32"},
     ):
-        assert backend(**change).settings != told
-    assert backend(max_batch_size=1).settings == told
+        assert backend(**change).settings != found
+    assert backend(max_batch_size=1).settings == found
 
 
 def test_positions_can_be_interpolated() -> None:
@@ -269,9 +272,9 @@ def test_an_error_of_the_model_ends_the_run(
 ) -> None:
     made = backend()
     made.start()
-    generator = made._running()
+    generator = made.generator
     with monkeypatch.context() as patch:
-        patch.setattr(generator._reader, "read", raises(error))
+        patch.setattr(Prefiller, "prefill", raises(error))
         made.submit([ask("a", "?", n=2), ask("b", "?")])
         with pytest.raises(BackendError, match=f"(?s){found}.*max_batch_size") as raised:
             made.collect()
@@ -324,7 +327,7 @@ def test_reason(bagel: BagelBackend, tmp_path: Path) -> None:
         bagel.reason([])
 
 
-def test_reason_refuses_what_it_cannot_do(bagel: BagelBackend, tmp_path: Path) -> None:
+def test_reason_rejects_unsupported_arguments(bagel: BagelBackend, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes(png(32, 32)[:40])
     for name in ("absent.png", "text.png", "cut.png", ".", "nul\0"):
@@ -335,7 +338,7 @@ def test_reason_refuses_what_it_cannot_do(bagel: BagelBackend, tmp_path: Path) -
             bagel.reason("What?", sampling=sampling)
 
 
-def test_reason_refuses_pictures_over_the_limits(
+def test_reason_rejects_pictures_over_the_limits(
     bagel: BagelBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "red.png"
@@ -345,13 +348,13 @@ def test_reason_refuses_pictures_over_the_limits(
         bagel.reason([path])
 
 
-def test_reason_can_be_asked_again_after_an_interrupt(
+def test_reason_works_again_after_an_interrupt(
     bagel: BagelBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = Sampling(temperature=1.0, max_tokens=8, seed=3)
     wanted = bagel.reason("Go on", sampling=sampling)
     with monkeypatch.context() as patch:
-        patch.setattr(bagel._running(), "_choose", raises(KeyboardInterrupt()))
+        patch.setattr(bagel.generator, "choose", raises(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             bagel.reason("Go on", sampling=sampling)
     assert bagel.reason("Go on", sampling=sampling) == wanted
@@ -390,7 +393,7 @@ def test_ranks_share_and_agree(tmp_path: Path) -> None:
     assert len({one["model_answer"] for one in said[1]}) > 1
 
 
-def test_drawings_lie_in_folders(tmp_path: Path) -> None:
+def test_drawings_are_written_to_folders(tmp_path: Path) -> None:
     source = RecordInput(
         path=str(write_lines(tmp_path / "questions.jsonl", records(2))),
         output=str(tmp_path / "answers.jsonl"),

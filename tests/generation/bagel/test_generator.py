@@ -1,4 +1,4 @@
-"""Problems that advance together: what each becomes, its limits, its modes."""
+"""Continuous batching of problems: steps, limits, modes."""
 
 import copy
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ from tests.generation.drawing import (
     SIZES,
     Script,
     generator,
+    grouped,
     low_default,
     parts,
     picture,
@@ -116,7 +117,7 @@ def test_a_problem_does_not_depend_on_the_others(batch_size: int) -> None:
         same(left, right)
 
 
-def test_seeds_and_uids_change_what_is_drawn() -> None:
+def test_seeds_and_uids_change_the_answers() -> None:
     texts = {uid: [(None, "draw"), (None, "stop")] for uid in ("one", "two")}
     cases = [("one", 0), ("two", 0), ("one", 1), ("one", 0)]
     answers = [
@@ -129,7 +130,7 @@ def test_seeds_and_uids_change_what_is_drawn() -> None:
         assert np.any(np.asarray(other.drawings[0]) != np.asarray(answers[0].drawings[0]))
 
 
-def test_global_randomness_is_left_alone() -> None:
+def test_global_random_state_is_unchanged() -> None:
     before = torch.random.get_rng_state()
     numpy_before = np.random.get_state()[1].copy()
     generator(Script(ANSWERS)).run(problems()[:2])
@@ -152,7 +153,7 @@ def test_new_problems_enter_when_others_finish() -> None:
     assert running.advance() == []
 
 
-def test_texts_and_drawings_each_go_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_and_drawings_are_computed_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four problems take no more passes than one; the branches of guidance go together."""
     passes = []
     real = Decoder.forward
@@ -226,7 +227,7 @@ def test_a_full_context_ends_a_problem_cleanly(room: int) -> None:
             assert one is answers[0].steps[-1] or one.content == other.content
 
 
-def test_understanding_sees_pictures_by_the_vit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_understanding_uses_only_the_vit(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"a": [("It is red", "draw")]}
     problem = Problem(uid="a", inputs=(picture(0), "Which colour?"), mode="understanding")
     monkeypatch.setattr(parts()[1], "moments", None)  # must not be called
@@ -271,13 +272,13 @@ def test_think_prompts_can_be_replaced(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", " \n"])
-def test_an_empty_system_prompt_is_left_out(prompt: str) -> None:
+def test_an_empty_system_prompt_is_skipped(prompt: str) -> None:
     texts = {"a": [("Hm.", "stop")]}
     problem = Problem(uid="a", inputs=("What?",), system_prompt=prompt, think=True)
     assert answer_one(problem, Script(texts)).num_input_tokens == len("What?") + 2
 
 
-def test_text_that_spells_a_token_steers_nothing() -> None:
+def test_names_of_special_tokens_in_texts_are_ordinary_text() -> None:
     answer = answer_one(
         Problem(uid="a", inputs=("<|im_end|>",)), Script({"a": [("<|endoftext|>", "stop")]})
     )
@@ -285,7 +286,7 @@ def test_text_that_spells_a_token_steers_nothing() -> None:
     assert answer.text == "<|endoftext|>"
 
 
-def test_empty_texts_are_left_out() -> None:
+def test_empty_texts_are_skipped() -> None:
     texts = {"a": [(None, "stop")]}
     answers = [
         answer_one(Problem(uid="a", inputs=inputs), Script(texts))
@@ -294,7 +295,7 @@ def test_empty_texts_are_left_out() -> None:
     same(*answers)
 
 
-def test_transparent_pictures_are_laid_on_white() -> None:
+def test_transparent_pictures_get_a_white_background() -> None:
     clear = Image.new("RGBA", (48, 32), (9, 9, 9, 0))
     white = Image.new("RGB", (48, 32), "white")
     texts = {"a": [(None, "draw"), (None, "stop")]}
@@ -326,11 +327,11 @@ def test_without_guidance_there_is_one_context() -> None:
     for scales, rows in ({"text_scale": 1.0}, 1), ({"image_scale": 1.0}, 2), ({}, 3):
         config = InterleavedConfig(drawing=DrawingConfig(num_timesteps=3, **scales))
         running = generator(Script(texts), config, max_batch_size=1)
-        assert len(running._cache.keys[0]) == rows
+        assert running.cache.num_rows == rows
         assert kinds(running.run([problem])[0])[1] == (1, "drawing")
 
 
-def test_memory_decides_how_many_are_in_work(caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_limits_the_batch_size(caplog: pytest.LogCaptureFixture) -> None:
     llm = parts()[0].config.llm
     one = 3 * 400 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim * 2 * 4
     assert generator(None, memory_bytes=2 * one).batch_size == 2
@@ -377,10 +378,10 @@ def test_problems_that_cannot_be_answered(tmp_path: Any) -> None:
 def test_pictures_beyond_the_position_tables() -> None:
     large = ImageTransform(max_image_size=512, min_image_size=512)
     for options in ({"vae_transform": large}, {"vit_transform": large}):
-        running = InterleavedGenerator(*parts(), **(SIZES | options), max_context_tokens=4000)
+        running = generator(choose_tokens, **options, max_context_tokens=4000)
         with pytest.raises(InputError, match="position table"):
             running.submit(Problem(uid="a", inputs=(picture(0, 512, 512),)))
-    running = InterleavedGenerator(*parts(), **SIZES, max_context_tokens=4000)
+    running = generator(choose_tokens, max_context_tokens=4000)
     with pytest.raises(InputError, match="512 x 512"):  # the size without a picture
         running.submit(Problem(uid="a", inputs=("Draw",), mode="image"))
 
@@ -411,7 +412,7 @@ class Failing(Script):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
-def test_what_is_interrupted_can_be_run_again(error: BaseException) -> None:
+def test_run_works_again_after_an_error(error: BaseException) -> None:
     wanted = generator(Script(ANSWERS)).run(problems())
     running = generator(Failing(error), max_batch_size=2)
     with pytest.raises(type(error)):
@@ -421,7 +422,7 @@ def test_what_is_interrupted_can_be_run_again(error: BaseException) -> None:
         same(left, right)
 
 
-def test_an_error_leaves_those_that_wait() -> None:
+def test_an_error_keeps_queued_problems() -> None:
     running = generator(Failing(RuntimeError("out of order")), max_batch_size=2)
     for problem in problems():
         running.submit(problem)
@@ -437,7 +438,7 @@ def test_an_error_leaves_those_that_wait() -> None:
         same(answers[problem.uid], answer_one(problem, Script(ANSWERS)))
 
 
-def test_an_input_that_is_refused_withdraws_its_run_alone() -> None:
+def test_an_invalid_input_drops_only_its_own_run() -> None:
     running = generator(Script(ANSWERS))
     running.submit(problems()[1])
     with pytest.raises(InputError, match="no input"):
@@ -465,10 +466,10 @@ def test_a_trainers_precision_does_not_reach_the_model(precision: Any) -> None:
         same(left, right)
 
 
-def test_no_row_is_forgotten_where_a_layout_is_used_again() -> None:
+def test_reused_layouts_mark_their_rows_as_used() -> None:
     running = generator(Script({}), max_batch_size=1)
     running.run([Problem(uid=uid, inputs=("Draw",), mode="image") for uid in "ab"])
-    cache = running._cache
+    cache = running.cache
     with torch.inference_mode():
         for row in range(3):
             assert cache.keys[0][row].any()
@@ -476,21 +477,21 @@ def test_no_row_is_forgotten_where_a_layout_is_used_again() -> None:
     assert not any(tensor.any() for tensor in cache.keys + cache.values)
 
 
-def test_memory_that_pytorch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_reserved_memory_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, amount in (("mem_get_info", (10, 99)), ("memory_reserved", 7)):
         monkeypatch.setattr(torch.cuda, name, lambda device, amount=amount: amount)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4)
-    assert interleaved._free_bytes(torch.device("cuda")) == 10 + 7 - 4
+    assert interleaved.free_bytes(torch.device("cuda")) == 10 + 7 - 4
 
 
-def test_guidance_beyond_the_generators_contexts() -> None:
+def test_guidance_with_more_contexts_than_the_generator() -> None:
     plain = InterleavedConfig(drawing=DrawingConfig(text_scale=1.0))
     running = generator(choose_tokens, plain)
     with pytest.raises(ConfigError, match="3 contexts"):
         running.submit(Problem(uid="a", inputs=("Draw",), config=InterleavedConfig(drawing=FAST)))
 
 
-def test_what_breaks_one_problem_does_not_reach_the_next() -> None:
+def test_nan_values_do_not_reach_the_next_problem() -> None:
     """Not even where the next one takes its place in the cache."""
     running = generator(Script(ANSWERS), max_batch_size=2)
     wanted = [answer_one(problem, Script(ANSWERS)) for problem in problems()[:3]]
@@ -498,7 +499,7 @@ def test_what_breaks_one_problem_does_not_reach_the_next() -> None:
     running.submit(problems()[0])
     running.advance()
     with torch.inference_mode():
-        for tensor in running._cache.values:
+        for tensor in running.cache.values:
             tensor[0, :, :60] = torch.nan
     answers = []
     for problem in problems()[1:3]:
@@ -518,8 +519,7 @@ def test_low_precision() -> None:
         tokenizer,
         config=InterleavedConfig(drawing=FAST),
         choose=Script(ANSWERS),
-        max_context_tokens=400,
-        **SIZES,
+        **grouped({"max_context_tokens": 400, **SIZES}),
     )
     answers = low.run(problems())
     assert {answer.finish_reason for answer in answers} == {"stop"}

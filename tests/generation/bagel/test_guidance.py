@@ -1,4 +1,4 @@
-"""Times, guidance and extrapolation of drawings."""
+"""Timesteps, guidance and extrapolation of drawings."""
 
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from mathcanvas_lightning.generation.bagel.guidance import (
     extrapolation_weights,
     guide,
 )
-from mathcanvas_lightning.generation.bagel.image_steps import Drawing, draw_noise
+from mathcanvas_lightning.generation.bagel.image_steps import Drawing, initial_noise
 from mathcanvas_lightning.generation.bagel.kv_cache import CachedTokens
 from tests.generation.drawing import low_default, parts, picture, studio
 
@@ -47,7 +47,7 @@ def test_branches() -> None:
     assert DrawingConfig(text_scale=1.0, image_scale=9.0).num_branches(0.5) == 1
 
 
-def test_ends_of_the_interval_are_compared_as_times_are() -> None:
+def test_the_interval_is_compared_in_float32() -> None:
     """In float32, where 0.4 and 0.6 are a little more than in double precision."""
     config = DrawingConfig(num_timesteps=6, timestep_shift=1.0, interval=(0.4, 0.6))
     assert [round(t, 6) for t in config.times()] == [1, 0.8, 0.6, 0.4, 0.2, 0]
@@ -117,19 +117,19 @@ def test_extrapolation_is_exact_for_polynomials(
     assert found == pytest.approx(polynomial(time), abs=1e-4)
 
 
-def test_noise_is_that_of_its_key() -> None:
-    noise = draw_noise(2, 3, 4, 0, "a", 1)
+def test_noise_depends_only_on_its_key() -> None:
+    noise = initial_noise(2, 3, 4, 0, "a", 1)
     assert noise.shape == (6, 4)
-    assert torch.equal(noise, draw_noise(2, 3, 4, 0, "a", 1))
+    assert torch.equal(noise, initial_noise(2, 3, 4, 0, "a", 1))
     for other in ((0, "a", 2), (0, "b", 1), (1, "a", 1)):
-        assert not torch.equal(noise, draw_noise(2, 3, 4, *other))
+        assert not torch.equal(noise, initial_noise(2, 3, 4, *other))
 
 
 def test_the_default_dtype_does_not_matter() -> None:
     config = DrawingConfig(num_timesteps=7, interval=(0.3, 0.7))
-    wanted = draw_noise(2, 3, 4, 0), config.times(), config.num_branches(0.70001)
+    wanted = initial_noise(2, 3, 4, 0), config.times(), config.num_branches(0.70001)
     with low_default():
-        found = draw_noise(2, 3, 4, 0), config.times(), config.num_branches(0.70001)
+        found = initial_noise(2, 3, 4, 0), config.times(), config.num_branches(0.70001)
     assert torch.equal(found[0], wanted[0])
     assert found[1:] == wanted[1:]
 
@@ -144,7 +144,7 @@ class Sketch:
     def begin(self, config: DrawingConfig, seed: int = 0, size: Any = (48, 32)) -> Drawing:
         contexts = self.desk.contexts()
         maker = self.desk.maker
-        self.desk.tell(contexts, maker.text(f"draw {seed} lines"), maker.image(picture(seed)))
+        self.desk.prefill(contexts, maker.text(f"draw {seed} lines"), maker.image(picture(seed)))
         return self.desk.painter.begin(config, contexts, size, (seed,))
 
     @torch.inference_mode()
@@ -225,7 +225,7 @@ def test_feature_cache(interval: tuple[float, float]) -> None:
     assert num_steps == 24
     assert results[1][1] == 24
     assert torch.equal(results[1][0], exact)
-    moved = (exact - draw_noise(2, 3, exact.shape[1], 0)).norm()
+    moved = (exact - initial_noise(2, 3, exact.shape[1], 0)).norm()
     errors = {every: ((results[every][0] - exact).norm() / moved).item() for every in (2, 3)}
     assert errors[2] < 0.05
     assert errors[3] < 0.1

@@ -1,4 +1,4 @@
-"""Cached attention computes what one pass over the whole sequence computes."""
+"""Cached attention gives the same results as one pass over the whole sequence."""
 
 from dataclasses import replace
 from itertools import zip_longest
@@ -78,13 +78,13 @@ def uncached(items: list[list[Item]], desk: Studio) -> tuple[Tensor, PackedBatch
 @torch.inference_mode()
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.lists(KINDS, min_size=1, max_size=4), min_size=1, max_size=3), st.booleans())
-def test_reading_equals_the_training_forward(kinds: list[list[str]], at_once: bool) -> None:
+def test_prefill_equals_the_training_forward(kinds: list[list[str]], at_once: bool) -> None:
     desk = studio()
     items = [[make(k, desk, 10 * i + j) for j, k in enumerate(own)] for i, own in enumerate(kinds)]
     rows = [Context(row=2 * i) for i in range(len(items))]
     entries = [(item, [rows[i]]) for i, own in enumerate(items) for item in own]
     passes = [entries] if at_once else [[entry] for entry in entries]
-    found = [hidden for entry in passes for hidden in desk.reader.read(entry)]
+    found = [hidden for entry in passes for hidden in desk.prefiller.prefill(entry)]
     hidden, batch = uncached(items, desk)
     und = torch.cat([batch.text_indexes, batch.vit_indexes]).sort().values
     torch.testing.assert_close(torch.cat([und for und, _ in found]), hidden[und], **CLOSE)
@@ -105,7 +105,7 @@ def test_token_by_token_equals_the_training_forward(rows: list[Any], order: Any)
     places = order.sample(range(12), len(rows))
     contexts = [Context(row=place) for place in sorted(places)]
     prompts = [make(kind, desk, i) for i, (kind, _) in enumerate(rows)]
-    desk.reader.read([(item, [c]) for item, c in zip(prompts, contexts, strict=True)])
+    desk.prefiller.prefill([(item, [c]) for item, c in zip(prompts, contexts, strict=True)])
     texts = [desk.maker.text("x" * count) for _, count in rows]
     ids = [
         [tokenizer.special.bos, *item.content.text_ids[0], tokenizer.special.eos] for item in texts
@@ -125,13 +125,13 @@ def test_token_by_token_equals_the_training_forward(rows: list[Any], order: Any)
 
 
 @torch.inference_mode()
-def test_reading_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = studio()
     items = [make(kind, desk, i) for i, kind in enumerate(["long", "large", "short", "small"])]
     whole, parted = Context(row=0), Context(row=1)
-    together = desk.reader.read([(item, [whole]) for item in items])
-    monkeypatch.setattr(contexts_module, "MAX_READ_TOKENS", 20)
-    apart = desk.reader.read([(item, [parted]) for item in items])
+    together = desk.prefiller.prefill([(item, [whole]) for item in items])
+    monkeypatch.setattr(contexts_module, "MAX_PREFILL_TOKENS", 20)
+    apart = desk.prefiller.prefill([(item, [parted]) for item in items])
     assert len(together) == 1 < len(apart)
     for expert in (0, 1):
         states = [torch.cat([own[expert] for own in passes]) for passes in (together, apart)]
@@ -158,11 +158,11 @@ def test_long_texts_attend_piece_by_piece(most: int, monkeypatch: pytest.MonkeyP
     hidden, batch = uncached([items], desk)
     monkeypatch.setattr(kv_cache, "MAX_CAUSAL", most)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-    [(und, _)] = desk.reader.read([(item, [Context(row=5)]) for item in items[:1]])
+    [(und, _)] = desk.prefiller.prefill([(item, [Context(row=5)]) for item in items[:1]])
     num_layers = model.config.llm.num_hidden_layers
     assert sum(mask is None for mask in masks) == num_layers
     context = Context(row=2)
-    found = desk.reader.read([(item, [context]) for item in items])
+    found = desk.prefiller.prefill([(item, [context]) for item in items])
     wanted = hidden[torch.cat([batch.text_indexes, batch.vit_indexes]).sort().values]
     torch.testing.assert_close(torch.cat([und for und, _ in found]), wanted, **CLOSE)
     torch.testing.assert_close(und, wanted[: len(und)], **CLOSE)
@@ -176,14 +176,14 @@ def test_an_image_is_encoded_once_for_all_contexts(monkeypatch: pytest.MonkeyPat
     real = vae.moments
     monkeypatch.setattr(vae, "moments", lambda x: encoded.append(len(x)) or real(x))
     contexts = [Context(row=i) for i in range(3)]
-    desk.tell(contexts, desk.maker.image(picture(0)), desk.maker.text("see"))
+    desk.prefill(contexts, desk.maker.image(picture(0)), desk.maker.text("see"))
     assert encoded == [1]
     assert contexts[0].length == contexts[1].length + contexts[2].length
     assert contexts[0].position == contexts[1].position + contexts[2].position
 
 
 @torch.inference_mode()
-def test_tokens_grow_in_place() -> None:
+def test_tokens_are_written_in_place() -> None:
     desk = studio()
     model = parts()[0]
     addresses = [tensor.data_ptr() for tensor in desk.cache.keys + desk.cache.values]
@@ -197,7 +197,7 @@ def test_tokens_grow_in_place() -> None:
     assert keys[[0, 1, 2, 4]].eq(0).all()
 
 
-def test_a_span_beyond_the_end_is_our_mistake() -> None:
+def test_a_span_beyond_the_capacity_is_an_assertion() -> None:
     desk = studio(capacity=4)
     tokens = CachedTokens(desk.cache, [Span(row=0, start=3, length=2, position=0, kind="text")])
     with pytest.raises(AssertionError):

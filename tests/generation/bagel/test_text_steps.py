@@ -1,4 +1,4 @@
-"""How tokens are chosen."""
+"""Sampling of tokens."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.bagel import text_steps
 from mathcanvas_lightning.generation.bagel.text_steps import (
     TextConfig,
-    TokenDraw,
+    TokenChoice,
     choose_tokens,
     sample,
 )
@@ -19,9 +19,9 @@ from tests.generation.drawing import low_default
 FLOATS = st.floats(-8, 8, width=32)
 
 
-def draws(*rows: tuple[float, float, float]) -> list[TokenDraw]:
+def choices(*rows: tuple[float, float, float]) -> list[TokenChoice]:
     return [
-        TokenDraw(uid="a", step=1, index=0, uniform=u, config=TextConfig(temperature=t, top_p=p))
+        TokenChoice(uid="a", step=1, index=0, uniform=u, config=TextConfig(temperature=t, top_p=p))
         for t, p, u in rows
     ]
 
@@ -33,10 +33,10 @@ def pick(logits: Tensor, temperature: float, top_p: float, uniform: float) -> in
 
 @settings(deadline=None)
 @given(st.lists(FLOATS, min_size=1, max_size=20), st.floats(0, 0.999))
-def test_temperature_zero_takes_the_likeliest(values: list[float], uniform: float) -> None:
+def test_temperature_zero_takes_the_most_likely(values: list[float], uniform: float) -> None:
     logits = torch.tensor(values)
     assert values[pick(logits, 0.0, 1.0, uniform)] == max(values)
-    assert choose_tokens(logits[None], draws((0.0, 1.0, uniform))) == [int(logits.argmax())]
+    assert choose_tokens(logits[None], choices((0.0, 1.0, uniform))) == [int(logits.argmax())]
 
 
 @settings(deadline=None)
@@ -46,7 +46,7 @@ def test_temperature_zero_takes_the_likeliest(values: list[float], uniform: floa
     st.floats(0.01, 1),
     st.floats(0, 1, exclude_max=True),
 )
-def test_only_the_nucleus_is_drawn_from(
+def test_only_tokens_of_the_nucleus_are_sampled(
     values: list[float], temperature: float, top_p: float, uniform: float
 ) -> None:
     logits = torch.tensor(values)
@@ -58,7 +58,7 @@ def test_only_the_nucleus_is_drawn_from(
 
 @settings(deadline=None)
 @given(st.lists(FLOATS, min_size=2, max_size=6), st.sampled_from([0.7, 1.0]))
-def test_draws_follow_the_distribution(values: list[float], top_p: float) -> None:
+def test_samples_follow_the_distribution(values: list[float], top_p: float) -> None:
     count = 4000
     logits = torch.tensor(values)
     uniforms = (torch.arange(count) + 0.5) / count
@@ -77,36 +77,36 @@ def test_draws_follow_the_distribution(values: list[float], top_p: float) -> Non
         torch.testing.assert_close(frequencies, wanted, atol=2e-3, rtol=0)
 
 
-def test_rows_have_settings_of_their_own() -> None:
+def test_each_row_has_its_own_settings() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.9]] * 3)
-    rows = draws((0.0, 1.0, 0.99), (1.0, 1.0, 0.99), (1.0, 0.3, 0.99))
+    rows = choices((0.0, 1.0, 0.99), (1.0, 1.0, 0.99), (1.0, 0.3, 0.99))
     assert choose_tokens(logits, rows) == [1, 2, 1]
     for number, row in enumerate(rows):
         assert choose_tokens(logits[:1], [row]) == [[1], [2], [1]][number]
 
 
-def test_nothing_is_sorted_where_all_tokens_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sorting_without_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_steps, "_nucleus", None)
-    assert choose_tokens(torch.zeros(2, 4), draws((1.0, 1.0, 0.3), (0.0, 1.0, 0.3))) == [1, 0]
+    assert choose_tokens(torch.zeros(2, 4), choices((1.0, 1.0, 0.3), (0.0, 1.0, 0.3))) == [1, 0]
 
 
-def test_numbers_just_below_one_choose_no_impossible_token() -> None:
+def test_numbers_just_below_one_never_choose_an_impossible_token() -> None:
     logits = torch.tensor([[1.0, 2.0, -torch.inf]])
     for top_p in (1.0, 0.99):
-        assert choose_tokens(logits, draws((1.0, top_p, 1 - 2.0**-50))) != [2]
-    assert choose_tokens(logits * torch.nan, draws((1.0, 1.0, 0.5)))[0] in range(3)
+        assert choose_tokens(logits, choices((1.0, top_p, 1 - 2.0**-50))) != [2]
+    assert choose_tokens(logits * torch.nan, choices((1.0, 1.0, 0.5)))[0] in range(3)
 
 
 def test_the_default_dtype_does_not_matter() -> None:
     logits = torch.zeros(1, 10_000)
-    row = draws((1.0, 1.0, 0.123456))
+    row = choices((1.0, 1.0, 0.123456))
     with low_default():
         assert choose_tokens(logits, row) == [1234]
 
 
 def test_low_precision_is_enough() -> None:
     logits = torch.tensor([[0.0, 4.0, 1.0]], dtype=torch.bfloat16)
-    assert choose_tokens(logits, draws((0.3, 1.0, 0.5))) == [1]
+    assert choose_tokens(logits, choices((0.3, 1.0, 0.5))) == [1]
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}])

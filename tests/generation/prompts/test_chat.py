@@ -1,4 +1,4 @@
-"""From records to conversations."""
+"""Conversations built from records."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def user(*parts: Part) -> Message:
     return Message(role="user", parts=parts)
 
 
-def test_a_question_alone() -> None:
+def test_question_without_system_prompt() -> None:
     assert ChatPrompt()(record("Why?"), ()) == (user("Why?"),)
 
 
@@ -62,7 +62,7 @@ def test_a_mark_without_picture_names_the_record(images: Any) -> None:
 
 
 @given(st.text(), st.text())
-def test_what_is_filled_in_is_never_read_as_a_template(query: str, hint: str) -> None:
+def test_inserted_values_are_not_templates(query: str, hint: str) -> None:
     text = fill_template(r"{hint}|{query}|\boxed{}", {"query": query, "hint": hint}, place="x")
     assert text == rf"{hint}|{query}|\boxed{{}}"
 
@@ -83,7 +83,7 @@ def test_templates(template: str, text: str) -> None:
     assert message.text == text
 
 
-def test_a_field_that_is_not_there() -> None:
+def test_missing_template_field() -> None:
     with pytest.raises(InputError) as error:
         ChatPrompt(template=r"\sqrt{2} {query}")(record("Why?", level=1), ())
     assert "no field '2'" in str(error.value)
@@ -112,7 +112,7 @@ def test_options(options: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("options", ["one", 5, list(range(27))])
-def test_what_are_no_options(options: Any) -> None:
+def test_invalid_options(options: Any) -> None:
     with pytest.raises(InputError, match="x:1: found the options"):
         ChatPrompt(options_field="choices")(record("Which?", choices=options), ())
 
@@ -162,7 +162,7 @@ def test_examples_of_a_file(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     "example", [{"query": "x"}, {"query": "x", "answer": 2}, 5, {"answer": "x"}]
 )
-def test_what_is_no_example(tmp_path: Path, example: Any) -> None:
+def test_invalid_examples(tmp_path: Path, example: Any) -> None:
     path = write_json(tmp_path / "x.json", [{"query": "a", "answer": "b"}, example])
     with pytest.raises(ConfigError, match="example 1"):
         ChatPrompt(few_shot=str(path))
@@ -252,7 +252,7 @@ def test_text_of_a_text_file(tmp_path: Path) -> None:
         {"system_prompt_file": "nothing.py", "system_prompt_variable": "X"},
     ],
 )
-def test_settings_of_the_system_prompt_that_do_not_fit(
+def test_contradictory_system_prompt_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -50,7 +50,7 @@ def test_failures_come_first_in_their_window() -> None:
 
 
 @pytest.mark.parametrize("batching", [FixedSize(2), ByLength(2, 4)])
-def test_no_more_is_drawn_than_needed(batching: FixedSize | ByLength) -> None:
+def test_items_are_read_lazily(batching: FixedSize | ByLength) -> None:
     assert len(list(islice(batching(count()), 3))) == 3
 
 

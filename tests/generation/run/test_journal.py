@@ -1,7 +1,10 @@
-"""Journals: whole lines only, the last word on each record, linear cost."""
+"""Journals: complete lines, the latest entry of each record, linear cost."""
 
 import json
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,9 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.generation.run.journal import (
     JournalWriter,
-    line_of,
-    maker_of,
+    journal_line,
     open_entries,
+    origin_of,
     rank_files,
     read_journal,
 )
@@ -39,7 +42,7 @@ def line(
         if text is None
         else GenerationResponse(uid=uid, outputs=(Output(text=text, finish_reason="stop"),))
     )
-    made = line_of(
+    made = journal_line(
         Exchange(response=response, request=request), model="m", settings={}, digest=digest
     )
     return made | {"time": time}
@@ -55,7 +58,7 @@ def texts(folder: Path) -> dict[str, list[str]]:
         return {uid: read(entry)["texts"] for (uid, _), entry in read_journal(folder).items()}
 
 
-def test_a_line_says_all() -> None:
+def test_a_line_contains_all_fields() -> None:
     sampling = Sampling(temperature=0.5, stop=("x",))
     request = GenerationRequest(
         uid="in:7", messages=(Message(role="user", parts=("?",)),), sampling=sampling
@@ -65,7 +68,7 @@ def test_a_line_says_all() -> None:
         outputs=(Output(text="ä\n", finish_reason="length"),),
         usage=Usage(prompt_tokens=3, completion_tokens=2),
     )
-    made = line_of(
+    made = journal_line(
         Exchange(response=response, request=request), model="m", settings={"a": 1}, digest="d"
     )
     made = json.loads(json.dumps(made))
@@ -75,17 +78,17 @@ def test_a_line_says_all() -> None:
     assert made["error"] is None
     assert (made["model"], made["sampling"]["temperature"]) == ("m", 0.5)
     assert made["prompt_digest"] == request.text_digest
-    maker = maker_of(made["model"], made["settings"], made["sampling"])
-    assert maker == maker_of("m", {"a": 1}, vars(sampling))
+    maker = origin_of(made["model"], made["settings"], made["sampling"])
+    assert maker == origin_of("m", {"a": 1}, vars(sampling))
 
 
-def test_texts_come_back(tmp_path: Path) -> None:
+def test_texts_are_read_back(tmp_path: Path) -> None:
     said = ['quote " and \\', "two\nlines", "ünï ☃ \u2028 \x00", ""]
     write(tmp_path, *(line(str(n), text) for n, text in enumerate(said)))
     assert texts(tmp_path) == {str(n): [text] for n, text in enumerate(said)}
 
 
-def test_the_last_word_wins(tmp_path: Path) -> None:
+def test_the_last_line_counts(tmp_path: Path) -> None:
     write(tmp_path, line("a", "old"), line("a", "new"), line("b", None))
     write(tmp_path, line("b", "answered", time=0.5), rank=1)  # whatever its clock says
     assert texts(tmp_path) == {"a": ["new"], "b": ["answered"]}
@@ -97,21 +100,21 @@ def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:
     assert texts(tmp_path) == {"a": ["yes"], "b": ["found"]}
 
 
-def test_a_record_that_has_changed_begins_anew_and_may_change_back(tmp_path: Path) -> None:
+def test_changed_records_are_new_and_may_change_back(tmp_path: Path) -> None:
     write(tmp_path, line("a", "yes"), line("a", None, digest="other"))
     found = read_journal(tmp_path)
     assert found["a", "other"].failure == "timeout"
     assert found["a", "d"].failure is None
 
 
-def test_makers() -> None:
-    made = maker_of("m", {}, {"temperature": 0})
-    assert made == maker_of("m", {}, vars(Sampling()))  # 0 is 0.0, and absent ones are defaults
+def test_origins_are_compared() -> None:
+    made = origin_of("m", {}, {"temperature": 0})
+    assert made == origin_of("m", {}, vars(Sampling()))  # 0 is 0.0, and absent ones are defaults
     others = [
-        maker_of("n", {}, {}),
-        maker_of("m", {"path": "/b"}, {}),
-        maker_of("m", {}, {"temperature": 0.5}),
-        maker_of("m", {}, None),
+        origin_of("n", {}, {}),
+        origin_of("m", {"path": "/b"}, {}),
+        origin_of("m", {}, {"temperature": 0.5}),
+        origin_of("m", {}, None),
     ]
     assert made not in others
     assert len(set(others)) == 4
@@ -122,43 +125,35 @@ def test_texts_that_utf8_cannot_hold(tmp_path: Path) -> None:
     assert texts(tmp_path) == {"\ud83d": ["half a \ud83d"], "b": ["yes"]}
 
 
-def test_a_full_disk_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = JournalWriter(tmp_path, 0)
-    journal.append([line("a")])
-
-    class Full:
-        """Writes half of what it is given, then has no room."""
-
-        def __init__(self, file: Any) -> None:
-            self.file, self.left = file, 1
-
-        def write(self, data: bytes) -> int:
-            if not self.left:
-                raise OSError(28, "No space left on device")
-            self.left -= 1
-            return int(self.file.write(data[: len(data) // 2]))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-    whole = journal._file
-    monkeypatch.setattr(journal, "_file", Full(whole))
-    with pytest.raises(OSError, match="No space"):
-        journal.append([line("b"), line("c")])
-    monkeypatch.setattr(journal, "_file", whole)
-    journal.append([line("d")])
-    journal.close()
+def test_a_full_disk_loses_no_line(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, 0) as journal:
+        journal.append([line("a")])
+        size = (tmp_path / "rank0.jsonl").stat().st_size
+        with largest_file(size + 10), pytest.raises(OSError, match="too large"):
+            journal.append([line("b"), line("c")])  # 10 bytes of them are written
+        journal.append([line("d")])
     assert set(texts(tmp_path)) == {"a", "d"}
 
 
-def test_one_writer_a_file(tmp_path: Path) -> None:
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """In the block, this process can't write files beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_one_writer_per_file(tmp_path: Path) -> None:
     with JournalWriter(tmp_path, 0), pytest.raises(OutputError, match="another run"):
         JournalWriter(tmp_path, 0)
     JournalWriter(tmp_path, 0).close()
 
 
 @pytest.mark.parametrize("num_lost", [1, 7, 40])
-def test_a_torn_line_counts_as_never_written(tmp_path: Path, num_lost: int) -> None:
+def test_an_incomplete_line_is_ignored(tmp_path: Path, num_lost: int) -> None:
     write(tmp_path, line("a"), line("b"))
     path = tmp_path / "rank0.jsonl"
     path.write_bytes(path.read_bytes()[:-num_lost])
@@ -168,7 +163,7 @@ def test_a_torn_line_counts_as_never_written(tmp_path: Path, num_lost: int) -> N
     assert all(json.loads(one) for one in path.read_text().splitlines())
 
 
-def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
+def test_an_incomplete_line_longer_than_a_block(tmp_path: Path) -> None:
     write(tmp_path, line("a"), line("b", "x" * 200_000))
     path = tmp_path / "rank0.jsonl"
     path.write_bytes(path.read_bytes()[:-2])
@@ -176,7 +171,7 @@ def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
     assert set(texts(tmp_path)) == {"a", "c"}
 
 
-def test_damage_in_the_middle_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_lines_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, line("a"), line("b"), line("c"))
     path = tmp_path / "rank0.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""The predict loop: no barrier, every response handed on once, the backend always ended."""
+"""The predict loop: no barrier, each response exactly once, the backend always closed."""
 
 import signal
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
 
 
 class Listener(ResponseCallback):
-    """Keeps what it is told."""
+    """Keeps all exchanges."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
@@ -120,7 +120,7 @@ def test_a_list_of_batches_is_data_too() -> None:
     assert len(predict(GenerationModule(EchoBackend()), batches([2, 3], marked=False))) == 5
 
 
-def test_failures_of_records_are_handed_on() -> None:
+def test_failures_of_records_reach_the_callbacks() -> None:
     failure = GenerationResponse(uid="x", failure=Failure(kind="picture_unreadable", message="cut"))
     backend, listener = LastFirst(), Listener()
     batch = RequestBatch(requests=(request("a"),), failures=(failure,), is_last=True)
@@ -129,7 +129,7 @@ def test_failures_of_records_are_handed_on() -> None:
     assert [one.uid for one in backend.asked] == ["a"]
 
 
-def test_sampling_of_the_module_wins_unless_it_has_none() -> None:
+def test_sampling_of_the_module_overrides_that_of_requests() -> None:
     own = Sampling(max_tokens=5)
     batch = RequestBatch(requests=(request("a", sampling=own),), is_last=True)
     for given_sampling, wanted in ((Sampling(n=2), Sampling(n=2)), (None, own)):
@@ -148,7 +148,7 @@ def test_starts_once_and_only_for_requests() -> None:
     assert idle.num_closed == 1
 
 
-def test_an_error_ends_the_backend(tmp_path: Path) -> None:
+def test_an_error_closes_the_backend(tmp_path: Path) -> None:
     backend, listener = Dying(after=3, max_pending=2), Listener()
     with pytest.raises(BackendError, match="engine"):
         predict(GenerationModule(backend), Stream(batches([10])), listener)
@@ -157,7 +157,7 @@ def test_an_error_ends_the_backend(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_the_backend(name: str) -> None:
+def test_a_signal_closes_the_backend(name: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     backend, listener = Dying(after=3, how=name, max_pending=2), Listener()
     with pytest.raises(SystemExit):
@@ -168,7 +168,7 @@ def test_a_signal_ends_the_backend(name: str) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_generate_draws_requests_as_needed() -> None:
+def test_generate_reads_requests_lazily() -> None:
     backend = LastFirst(max_pending=3)
     drawn = []
 

@@ -1,4 +1,4 @@
-"""What is changed in answers before they are written."""
+"""Functions that change answers before they are written."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whole predict runs without a model: nothing is lost, nothing is asked twice, all is told."""
+"""Whole predict runs without a model: nothing lost, nothing asked twice, failures reported."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def answers(source: RecordInput) -> dict[Any, Any]:
     return {one["sample_index"]: one["model_answer"] for one in read_lines(source.output_path)}
 
 
-def test_answers_stand_in_their_records_in_order(source: RecordInput) -> None:
+def test_answers_are_written_to_their_records_in_order(source: RecordInput) -> None:
     report = predict(LastFirst(), [source])
     written = read_lines(source.output_path)
     wanted = [
@@ -72,7 +72,7 @@ def test_answers_stand_in_their_records_in_order(source: RecordInput) -> None:
     assert report.num_asked == 20
 
 
-def test_done_is_done(source: RecordInput) -> None:
+def test_answered_records_are_not_asked_again(source: RecordInput) -> None:
     predict(LastFirst(), [source])
     first = source.output_path.read_bytes()
     source.output_path.unlink()
@@ -84,7 +84,7 @@ def test_done_is_done(source: RecordInput) -> None:
     assert source.output_path.read_bytes() == first
 
 
-def test_new_and_changed_records_alone_are_asked(source: RecordInput) -> None:
+def test_only_new_and_changed_records_are_asked(source: RecordInput) -> None:
     predict(LastFirst(), [source])
     some = records(23, extra={"kept": [1, None]})
     some[3]["query_cot"] = "Another question?"
@@ -97,7 +97,7 @@ def test_new_and_changed_records_alone_are_asked(source: RecordInput) -> None:
     assert list(answers(source)) == [22, *range(22)]
 
 
-def test_goes_on_after_an_error(source: RecordInput) -> None:
+def test_resumes_after_an_error(source: RecordInput) -> None:
     with pytest.raises(BackendError):
         predict(Dying(after=7, max_pending=3), [source])
     assert not source.output_path.exists()
@@ -110,7 +110,7 @@ def test_goes_on_after_an_error(source: RecordInput) -> None:
     assert len(answers(source)) == 20
 
 
-def test_failures_are_told_and_asked_again(source: RecordInput, tmp_path: Path) -> None:
+def test_failures_are_reported_and_asked_again(source: RecordInput, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     flag.touch()
     report = predict(Failing("7", str(flag)), [source])
@@ -127,7 +127,7 @@ def test_failures_are_told_and_asked_again(source: RecordInput, tmp_path: Path) 
     assert all(one["model_answer"] and "model_answer_error" not in one for one in written)
 
 
-def test_rerun_asks_all_again_and_puts_answers_aside(source: RecordInput) -> None:
+def test_rerun_asks_all_again_and_moves_old_answers(source: RecordInput) -> None:
     predict(LastFirst(), [source])
     backend = LastFirst()
     predict(backend, [source], sampling=Sampling(max_tokens=7), rerun=True)
@@ -141,7 +141,7 @@ def test_rerun_asks_all_again_and_puts_answers_aside(source: RecordInput) -> Non
     assert len(kept_in(source)) == 20
 
 
-def test_a_rerun_goes_on_without_the_option(tmp_path: Path) -> None:
+def test_a_rerun_is_resumed_without_the_option(tmp_path: Path) -> None:
     some = records(6, model_answer="old")
     source = RecordInput(
         path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
@@ -167,7 +167,7 @@ def test_a_rerun_that_fails_is_asked_again(tmp_path: Path) -> None:
     assert "old" not in answers(source).values()
 
 
-def test_a_rerun_leaves_what_filters_refuse(tmp_path: Path) -> None:
+def test_a_rerun_keeps_filtered_records(tmp_path: Path) -> None:
     some = records(4, model_answer="old")
     source = RecordInput(
         path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
@@ -176,7 +176,7 @@ def test_a_rerun_leaves_what_filters_refuse(tmp_path: Path) -> None:
     assert [text == "old" for text in answers(source).values()] == [False, True, False, True]
 
 
-def test_a_rerun_of_two_outputs_begins_with_both_or_none(tmp_path: Path) -> None:
+def test_a_rerun_of_two_outputs_starts_with_both_or_none(tmp_path: Path) -> None:
     inputs = [
         RecordInput(
             path=str(write_lines(tmp_path / f"{name}.jsonl", records(2))),
@@ -191,7 +191,7 @@ def test_a_rerun_of_two_outputs_begins_with_both_or_none(tmp_path: Path) -> None
     assert [len(kept_in(one)) for one in inputs] == [2, 2]
 
 
-def test_outputs_that_were_swapped(tmp_path: Path) -> None:
+def test_swapped_outputs(tmp_path: Path) -> None:
     paths = [str(write_lines(tmp_path / f"{name}.jsonl", records(2))) for name in "ab"]
     outputs = [str(tmp_path / f"{name}_out.jsonl") for name in "ab"]
     for order in (outputs[::-1], outputs):
@@ -201,7 +201,7 @@ def test_outputs_that_were_swapped(tmp_path: Path) -> None:
         assert all(answers(one)[n] for one in inputs for n in range(2))
 
 
-def test_what_a_limit_leaves_is_told(source: RecordInput) -> None:
+def test_records_beyond_a_limit_are_reported(source: RecordInput) -> None:
     limits = {"limit_predict_batches": 1}
     report = predict(LastFirst(), [source], trainer=limits, batching=FixedSize(5))
     assert report.inputs[0].failures == Counter(not_asked=15)
@@ -210,7 +210,7 @@ def test_what_a_limit_leaves_is_told(source: RecordInput) -> None:
     assert predict(LastFirst(), [source]).num_asked == 15
 
 
-def test_fields_that_the_prompt_reads_count(tmp_path: Path) -> None:
+def test_changes_of_prompt_fields_are_noticed(tmp_path: Path) -> None:
     some = records(4, options=["1", "2"], note="a")
     path = write_lines(tmp_path / "in.jsonl", some)
     source = RecordInput(path=str(path), output=str(tmp_path / "out.jsonl"))
@@ -232,7 +232,7 @@ def test_fields_that_the_prompt_reads_count(tmp_path: Path) -> None:
     assert [one.uid for one in backend.asked] == ["in:2"]
 
 
-def test_an_input_that_changes_meanwhile(source: RecordInput) -> None:
+def test_an_input_that_changes_during_the_run(source: RecordInput) -> None:
     class Editor(LastFirst):
         def start(self, **where: Any) -> None:
             super().start(**where)
@@ -245,7 +245,7 @@ def test_an_input_that_changes_meanwhile(source: RecordInput) -> None:
         predict(Editor(max_pending=2), [source], batching=FixedSize(1))
 
 
-def test_a_prompt_that_fails_for_one_record_stops_nobody(source: RecordInput) -> None:
+def test_a_prompt_error_fails_only_its_record(source: RecordInput) -> None:
     def prompt(record: Record, pictures: Any) -> tuple[Message, ...]:
         if record.index == 2:
             raise InputError("record 2", found="this", wanted="that", remedy="Do.")
@@ -256,7 +256,7 @@ def test_a_prompt_that_fails_for_one_record_stops_nobody(source: RecordInput) ->
         assert report.inputs[0].failures == Counter(prompt=1)
 
 
-def test_a_prompt_that_fails_for_all_is_told_at_once(source: RecordInput) -> None:
+def test_a_prompt_that_fails_for_all_records_ends_the_run(source: RecordInput) -> None:
     backend = LastFirst()
     with pytest.raises(InputError, match=r"first 10 records.*absent"):
         predict(backend, [source], prompt=ChatPrompt(template="{absent} {query}"))
@@ -274,7 +274,7 @@ def test_falsy_responses_are_responses(tmp_path: Path) -> None:
     assert list(answers(source).values())[:2] == [0, False]
 
 
-def test_an_old_error_goes_with_the_answer(tmp_path: Path) -> None:
+def test_an_answer_removes_an_old_error(tmp_path: Path) -> None:
     some = records(2, model_answer=None, model_answer_error="timeout: once")
     source = RecordInput(
         path=str(write_lines(tmp_path / "in.jsonl", some)), output=str(tmp_path / "out.jsonl")
@@ -283,7 +283,7 @@ def test_an_old_error_goes_with_the_answer(tmp_path: Path) -> None:
     assert all("model_answer_error" not in one for one in read_lines(source.output_path))
 
 
-def test_writers_come_before_the_journal(source: RecordInput) -> None:
+def test_other_callbacks_run_before_the_journal(source: RecordInput) -> None:
     class Refusing(ResponseCallback):
         def on_responses(self, trainer: Any, pl_module: Any, exchanges: Any) -> None:
             raise OSError("no room")
@@ -293,7 +293,7 @@ def test_writers_come_before_the_journal(source: RecordInput) -> None:
     assert not kept_in(source)
 
 
-def test_a_journal_that_cannot_be_closed_hides_nothing(
+def test_a_journal_that_cannot_be_closed_hides_no_error(
     source: RecordInput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> None:
@@ -315,7 +315,7 @@ def test_a_journal_that_cannot_be_closed_hides_nothing(
         ({"prompt": ChatPrompt(system_prompt="Be brief.")}, "another prompt"),
     ],
 )
-def test_answers_made_otherwise_are_not_mixed(
+def test_answers_with_other_settings_are_not_mixed(
     source: RecordInput, changed: dict[str, Any], message: str
 ) -> None:
     predict(LastFirst(), [source])
@@ -333,7 +333,7 @@ def test_answers_of_another_model_are_not_mixed(source: RecordInput) -> None:
     assert predict(EchoBackend("one"), [source]).num_asked == 0
 
 
-def test_responses_that_stand_in_the_input_stay(tmp_path: Path) -> None:
+def test_responses_in_the_input_are_kept(tmp_path: Path) -> None:
     some = records(4)
     some[1]["model_answer"] = "old"
     some[2]["model_answer"] = ""
@@ -363,7 +363,7 @@ def test_two_inputs_in_one_run(source: RecordInput, tmp_path: Path) -> None:
     assert len(answers(source)) == 20
 
 
-def test_a_broken_picture_fails_its_record_alone(tmp_path: Path) -> None:
+def test_a_broken_picture_fails_only_its_record(tmp_path: Path) -> None:
     (tmp_path / "whole.png").write_bytes(png())
     (tmp_path / "cut.png").write_bytes(png()[:40])
     some = records(4, image="whole.png")
@@ -376,7 +376,7 @@ def test_a_broken_picture_fails_its_record_alone(tmp_path: Path) -> None:
     assert "cut.png" in read_lines(source.output_path)[2]["model_answer_error"]
 
 
-def test_faults_of_inputs_are_all_told_before_the_start(tmp_path: Path) -> None:
+def test_all_faults_are_reported_before_the_start(tmp_path: Path) -> None:
     some: list[Any] = records(6)
     some[1]["sample_index"] = 0
     some[2]["query_cot"] = None
@@ -391,7 +391,7 @@ def test_faults_of_inputs_are_all_told_before_the_start(tmp_path: Path) -> None:
         assert word in str(error.value)
 
 
-def test_one_run_an_output(source: RecordInput) -> None:
+def test_one_run_per_output(source: RecordInput) -> None:
     folder = journal_folder(source.output_path)
     folder.mkdir()
     with FileLock(folder / "lock"), pytest.raises(OutputError, match="another run"):
@@ -451,7 +451,7 @@ class Pairs:
             yield [item, *(following for following in [next(items, None)] if following)]
 
 
-class Telling(ResponseCallback):
+class Listing(ResponseCallback):
     """A writer of one's own."""
 
     def __init__(self, path: str) -> None:
@@ -481,7 +481,7 @@ def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
         f"--data.init_args.batching={here}.Pairs",
         "--trainer.callbacks="
         + json.dumps(
-            [{"class_path": f"{here}.Telling", "init_args": {"path": f"{tmp_path}/told"}}]
+            [{"class_path": f"{here}.Listing", "init_args": {"path": f"{tmp_path}/uids"}}]
         ),
         "--model.init_args.sampling.max_tokens=5",
     ]
@@ -491,8 +491,8 @@ def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
         one["sample_index"]: one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl")
     }
     assert written == {n: "WHAT" if n % 2 == 0 else None for n in range(10)}
-    told = (tmp_path / "told").read_text().split()
-    assert sorted(told) == [f"questions:{n}" for n in range(0, 10, 2)]
+    uids = (tmp_path / "uids").read_text().split()
+    assert sorted(uids) == [f"questions:{n}" for n in range(0, 10, 2)]
 
 
 def count_to(path: str) -> Any:
@@ -500,7 +500,7 @@ def count_to(path: str) -> Any:
     return iter(records(int(Path(path).stem)))
 
 
-def test_a_source_of_ones_own_from_yaml(tmp_path: Path) -> None:
+def test_a_custom_reader_from_yaml(tmp_path: Path) -> None:
     config = run_file(
         tmp_path, {"class_path": "mathcanvas_lightning.EchoBackend"}, tmp_path / "6.number"
     )
@@ -512,7 +512,7 @@ def test_a_source_of_ones_own_from_yaml(tmp_path: Path) -> None:
     assert [one["model_answer"] for one in written] == [f"What is {n} + 1?" for n in range(6)]
 
 
-def test_exit_status_tells_of_failures(tmp_path: Path) -> None:
+def test_failures_change_the_exit_status(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(12))
     backend = {"class_path": "tests.generation.fakes.Failing", "init_args": {"word": "1"}}
     done = run_command(run_file(tmp_path, backend, source), cwd=ROOT)
@@ -586,7 +586,7 @@ def test_ranks_share_the_records(tmp_path: Path) -> None:
     assert done.stdout.count("31 asked") == 1
 
 
-def test_ranks_end_together_and_one_goes_on(tmp_path: Path) -> None:
+def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path) -> None:
     config = slow_run(tmp_path, 60, trainer=RANKS)
     with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         wait_for_lines(tmp_path, 12)
@@ -604,7 +604,7 @@ def test_ranks_end_together_and_one_goes_on(tmp_path: Path) -> None:
     assert all(one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl"))
 
 
-def test_ranks_end_with_the_first(tmp_path: Path) -> None:
+def test_child_ranks_end_with_their_parent(tmp_path: Path) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
     with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         wait_for_lines(tmp_path, 12)
@@ -641,7 +641,7 @@ def test_the_tool_and_the_command_write_the_same(tmp_path: Path) -> None:
 def test_progress_is_counted(source: RecordInput, monkeypatch: pytest.MonkeyPatch) -> None:
     from mathcanvas_lightning.generation import monitor
 
-    told: list[tuple[int, str]] = []
+    updates: list[tuple[int, str]] = []
     totals: list[int | None] = []
 
     class Bar:
@@ -649,7 +649,7 @@ def test_progress_is_counted(source: RecordInput, monkeypatch: pytest.MonkeyPatc
             totals.append(total)
 
         def __enter__(self) -> Any:
-            return lambda count, remark: told.append((count, remark))
+            return lambda count, remark: updates.append((count, remark))
 
         def __exit__(self, *args: object) -> None: ...
 
@@ -657,5 +657,5 @@ def test_progress_is_counted(source: RecordInput, monkeypatch: pytest.MonkeyPatc
     predict(Failing("19"), [source], GenerationProgress(), filters=[is_even])
     predict(Failing("19"), [source], GenerationProgress())
     assert totals == [10, 10]
-    assert sum(count for count, _ in told) == 20
-    assert told[-1][1].endswith("tokens/s, 1 failed")
+    assert sum(count for count, _ in updates) == 20
+    assert updates[-1][1].endswith("tokens/s, 1 failed")

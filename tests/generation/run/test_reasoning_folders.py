@@ -1,4 +1,4 @@
-"""Folders of answers: the benchmark's layout, safe names, whole or absent."""
+"""Folders of answers: the benchmark's layout, safe names, complete or absent."""
 
 import json
 from pathlib import Path
@@ -34,34 +34,34 @@ def source(folder: Path, some: list[dict[str, Any]]) -> RecordInput:
 
 def test_steps_and_counts() -> None:
     drawing = Picture(png())
-    told = reasoning_result("7", ["First", drawing, "Second", "Third", drawing])
-    assert told["id"] == "7"
-    assert [(one["type"], one["iteration"]) for one in told["reasoning_steps"]] == [
+    result = reasoning_result("7", ["First", drawing, "Second", "Third", drawing])
+    assert result["id"] == "7"
+    assert [(one["type"], one["iteration"]) for one in result["reasoning_steps"]] == [
         ("text", 1),
         ("image", 1),
         ("text", 2),
         ("text", 3),
         ("image", 3),
     ]
-    assert told["reasoning_steps"][0]["content"] == "First"
-    assert told["reasoning_steps"][4]["content"] == "images/reasoning_image_2.png"
-    assert told["summary"] == {"total_steps": 5, "text_steps": 3, "image_steps": 2}
+    assert result["reasoning_steps"][0]["content"] == "First"
+    assert result["reasoning_steps"][4]["content"] == "images/reasoning_image_2.png"
+    assert result["summary"] == {"total_steps": 5, "text_steps": 3, "image_steps": 2}
     (alone,) = reasoning_result("7", [drawing])["reasoning_steps"]
     assert alone["iteration"] == 1
 
 
-def test_empty_texts_count_but_are_not_told() -> None:
+def test_empty_texts_count_but_are_not_listed() -> None:
     drawing = Picture(png())
-    told = reasoning_result("7", ["", drawing, "Then", "", drawing])
-    assert [(one["type"], one["iteration"]) for one in told["reasoning_steps"]] == [
+    result = reasoning_result("7", ["", drawing, "Then", "", drawing])
+    assert [(one["type"], one["iteration"]) for one in result["reasoning_steps"]] == [
         ("image", 1),
         ("text", 2),
         ("image", 3),
     ]
-    assert told["summary"] == {"total_steps": 3, "text_steps": 1, "image_steps": 2}
+    assert result["summary"] == {"total_steps": 3, "text_steps": 1, "image_steps": 2}
 
 
-def test_a_folder_an_answer(tmp_path: Path) -> None:
+def test_one_folder_per_answer(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png())
     some = records(2)
     some[1] |= {"image": "red.png", "query_cot": "Look <image> here"}
@@ -74,8 +74,8 @@ def test_a_folder_an_answer(tmp_path: Path) -> None:
         "ori_images",
         "reasoning_result.json",
     ]
-    told = json.loads((folder / "reasoning_result.json").read_text())
-    assert [one["content"] for one in told["reasoning_steps"]] == [
+    result = json.loads((folder / "reasoning_result.json").read_text())
+    assert [one["content"] for one in result["reasoning_steps"]] == [
         "Look",
         "images/reasoning_image_1.png",
         "here",
@@ -85,7 +85,7 @@ def test_a_folder_an_answer(tmp_path: Path) -> None:
     assert json.loads((folder / "ori.json").read_text()) == some[1]
 
 
-def test_samples_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_each_sample_has_its_own_folder(tmp_path: Path) -> None:
     names = ["a", "a__2", "a+2"]
     inputs = [source(tmp_path, [{"sample_index": name, "query_cot": "?"} for name in names])]
     folders = ReasoningFolders(str(tmp_path / "here"))
@@ -95,7 +95,7 @@ def test_samples_have_folders_of_their_own(tmp_path: Path) -> None:
     assert found == sorted(folder_name(name, number) for name in names for number in (1, 2))
 
 
-def test_failures_have_none_and_a_second_answer_replaces_the_first(tmp_path: Path) -> None:
+def test_failures_have_no_folder_and_new_answers_replace_old_ones(tmp_path: Path) -> None:
     inputs = [source(tmp_path, records(3))]
     predict(Failing("1"), inputs, ReasoningFolders())
     assert sorted(p.name for p in (tmp_path / "answers").iterdir()) == ["0", "2"]
@@ -110,8 +110,10 @@ def test_indexes_never_leave_the_folder(tmp_path: Path) -> None:
     some = [{"sample_index": name, "query_cot": "?"} for name in names]
     predict(EchoBackend(), [source(tmp_path, some)], ReasoningFolders())
     assert len(list((tmp_path / "answers").iterdir())) == len(names)
-    told = [json.loads(path.read_text())["id"] for path in tmp_path.rglob("reasoning_result.json")]
-    assert sorted(told) == sorted(names)
+    result = [
+        json.loads(path.read_text())["id"] for path in tmp_path.rglob("reasoning_result.json")
+    ]
+    assert sorted(result) == sorted(names)
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=5, unique=True))
@@ -129,13 +131,13 @@ def test_texts_of_backends_without_steps(tmp_path: Path) -> None:
     predict(LastFirst(), inputs, ReasoningFolders())
     assert not (tmp_path / "answers").exists()
     predict(LastFirst(), inputs, ReasoningFolders(texts_too=True), rerun=True)
-    told = json.loads((tmp_path / "answers" / "1" / "reasoning_result.json").read_text())
-    assert told["reasoning_steps"] == [
+    result = json.loads((tmp_path / "answers" / "1" / "reasoning_result.json").read_text())
+    assert result["reasoning_steps"] == [
         {"type": "text", "content": "re: What is 1 + 1?", "iteration": 1}
     ]
 
 
-def test_pictures_of_examples_are_not_the_question_s(tmp_path: Path) -> None:
+def test_pictures_of_examples_are_not_copied(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png())
     examples = write_lines(
         tmp_path / "examples.jsonl", [{"query": "One?", "answer": "1", "image": "red.png"}]

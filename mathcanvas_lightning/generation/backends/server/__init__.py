@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible chat server, running or started for the run.
+"""Backend for OpenAI-compatible chat servers: a running one, or one that it starts itself.
 
 In: requests. Out: responses; failed calls are retried.
 """

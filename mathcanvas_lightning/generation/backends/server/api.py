@@ -1,6 +1,6 @@
-"""What is sent to an OpenAI-compatible chat server, and what its answers say.
+"""JSON bodies of OpenAI's chat API: builds requests, parses answers and errors.
 
-Source: https://platform.openai.com/docs/api-reference/chat, and for the fields that only vLLM knows
+Source: https://platform.openai.com/docs/api-reference/chat; for the fields that only vLLM has
 `vllm/entrypoints/openai/chat_completion/protocol.py`.
 """
 
@@ -27,47 +27,47 @@ from mathcanvas_lightning.records.pictures import Picture, PictureError, failure
 MIME_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",  # a JPEG with further pictures behind it, as some cameras make them
+    "MPO": "image/jpeg",  # a JPEG file with more pictures appended, written by some cameras
     "WEBP": "image/webp",
     "GIF": "image/gif",
 }
-"""Formats that servers read; pictures of others are sent as PNG."""
+"""Image formats that servers accept; other pictures are converted to PNG."""
 PROMPT_TOO_LONG = re.compile(
     r"context.length|context.window|longer than the (model|maximum)|greater than max_model_len",
     re.IGNORECASE,
 )
-"""What servers say of a prompt that is too long, alone or with the answer that is asked for:
-OpenAI's code, vLLM, SGLang, llama.cpp."""
+"""Matches the error of a prompt that is too long, by itself or together with `max_tokens`
+(OpenAI's code, vLLM, SGLang, llama.cpp)."""
 ANY_LENGTH: Mapping[str, Any] = {"max_tokens": None, "max_completion_tokens": None}
-"""Further fields of a body that asks for whatever fits into the window."""
-GIVEN_UP = ("abort", "error")
-"""Reasons why an answer ended that make it none; another try may get one."""
+"""Extra fields that remove the length limit: the answer may fill the window."""
+ABORTED = ("abort", "error")
+"""Finish reasons of an answer that the server aborted; a retry may succeed."""
 NO_ANSWER = {
-    "content_filter": "the server's filter held the answer back",
+    "content_filter": "the server's content filter blocked the answer",
     "tool_calls": "the model called tools instead of answering",
     "function_call": "the model called a function instead of answering",
 }
-"""Reasons that make an answer without text none."""
+"""Finish reason -> failure message, for an answer without text."""
 MAX_MESSAGE_CHARS = 2000
 
 
 class BadBodyError(ValueError):
-    """An answer that isn't what the API promises."""
+    """The body of an answer does not follow the API."""
 
 
 def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) -> bytes:
-    """The body of a chat completion.
+    """Builds the body of a chat completion request.
 
     Args:
-        request: What is asked.
-        model: The name that the server knows the model by.
-        extra: Further fields; they replace ours, and those that are None are left out.
+        request: The request.
+        model: Name of the model on the server.
+        extra: Extra fields. They override the others; a field with the value None is removed.
 
     Returns:
         A JSON object.
 
     Raises:
-        PictureError: If a picture can't be read.
+        PictureError: If a picture cannot be read.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -107,7 +107,7 @@ def _data_url(picture: Picture) -> str:
 
 
 def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
-    # Defaults are sent too, where every server knows the field: a model may bring its own.
+    # Default values are sent too (if all servers know the field): a model may have other defaults.
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -132,28 +132,28 @@ def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
 
 
 def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse:
-    """The outputs of a chat completion.
+    """Parses the answer to a chat completion request.
 
     Args:
-        request: What was asked.
+        request: The request.
         answer: The decoded JSON body.
 
     Returns:
-        One output for each that was wanted. An empty one is what the server made: no text, and a
-        reason why it ended. A failure where a filter held the text back, or tools were called.
+        `sampling.n` outputs; an output may be empty if the server returned no text. Or a failure,
+        if a content filter blocked the text or the model called tools.
 
     Raises:
-        BadBodyError: If anything that must be there is not, or the server gave the answer up.
+        BadBodyError: If a required field is missing, or the server aborted the answer.
     """
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         outputs = tuple(_output(choice) for choice in choices)
         usage = answer.get("usage")
     except (KeyError, TypeError, AttributeError):
-        said = json.dumps(answer)[:MAX_MESSAGE_CHARS]
-        raise BadBodyError(f"not a chat completion: {said}") from None
+        body = json.dumps(answer)[:MAX_MESSAGE_CHARS]
+        raise BadBodyError(f"not a chat completion: {body}") from None
     if len(outputs) != request.sampling.n:
-        raise BadBodyError(f"{len(outputs)} answers came, {request.sampling.n} were asked for")
+        raise BadBodyError(f"{len(outputs)} answers instead of {request.sampling.n}")
     for output in outputs:
         if not output.text and output.finish_reason in NO_ANSWER:
             kind = str(output.finish_reason)
@@ -171,7 +171,7 @@ def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse
 
 
 def _count(usage: Any, name: str) -> int:
-    """Tokens; 0 where the server tells no number of them."""
+    """Number of tokens; 0 if the server does not report it."""
     try:
         return int(usage[name])
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -184,21 +184,21 @@ def _output(choice: dict[str, Any]) -> Output:
         content = choice["message"].get("refusal") or ""
     if not isinstance(content, str) or not isinstance(reason, str):
         raise TypeError
-    if reason in GIVEN_UP:
-        raise BadBodyError(f"the server gave it up: {reason}")
+    if reason in ABORTED:
+        raise BadBodyError(f"the server aborted the answer: {reason}")
     return Output(
         text=content, finish_reason=reason, token_ids=tuple(choice.get("token_ids") or ())
     )
 
 
 def read_models(answer: Any) -> list[str]:
-    """The names in a list of models.
+    """Parses a list of models and returns their names.
 
     Args:
         answer: The decoded JSON body.
 
     Raises:
-        BadBodyError: If it is no such list.
+        BadBodyError: If the body is not a list of models.
     """
     try:
         return [str(model["id"]) for model in answer["data"]]
@@ -207,14 +207,14 @@ def read_models(answer: Any) -> list[str]:
 
 
 def read_error(status: int, data: bytes) -> tuple[str, str]:
-    """Kind and message of an answer that is no success.
+    """Parses an HTTP error into a kind and a message.
 
     Args:
-        status: Of HTTP.
-        data: The body: JSON in one of the usual forms, or any text.
+        status: HTTP status code.
+        data: Body of the answer: JSON in one of the usual forms, or plain text.
 
     Returns:
-        `prompt_too_long` or `http_STATUS`, and the server's words.
+        `prompt_too_long` or `http_STATUS`, and the server's message.
     """
     text = data.decode(errors="replace").strip()
     try:

@@ -1,4 +1,4 @@
-"""Answers from any OpenAI-compatible chat server: vLLM, SGLang, llama.cpp, a provider."""
+"""Backend for any OpenAI-compatible chat server: vLLM, SGLang, llama.cpp, a cloud provider."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
@@ -20,12 +20,12 @@ from mathcanvas_lightning.generation.backends.server.api import (
     read_response,
 )
 from mathcanvas_lightning.generation.backends.server.client import (
-    RequestFailed,
+    RequestFailedError,
     RetryPolicy,
     ServerClient,
 )
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig, ServerProcess
-from mathcanvas_lightning.generation.backends.settings import check_least, journal_options
+from mathcanvas_lightning.generation.backends.settings import check_minimum, journal_options
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -35,13 +35,28 @@ from mathcanvas_lightning.records.pictures import PictureError
 
 PROBE_TIMEOUT_S = 30.0
 REFUSALS = frozenset(f"http_{status}" for status in (301, 302, 307, 308, 401, 402, 403, 404))
-"""No further request would fare better: the server is elsewhere, or doesn't want us."""
+"""Failures that affect all requests: wrong address, or no permission."""
 T = TypeVar("T")
+
+
+class RetrySettings(TypedDict, total=False):
+    """Settings of a ServerBackend for failed requests; see `RetryPolicy`."""
+
+    max_retries: int
+    """Maximum number of retries after rate limits (HTTP 429), server errors (5xx, 408, 409), lost
+    connections, timeouts, and answers that are truncated, aborted or malformed. Default: 5."""
+    timeout_s: float
+    """Timeout of one try. Default: 600."""
+    backoff_s: float
+    """Maximum wait before the first retry; doubles with each retry. The server's Retry-After (at
+    most timeout_s) is added. Default: 1."""
+    max_backoff_s: float
+    """Upper limit of the doubled wait. Default: 60."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Session:
-    """What is there between start and close."""
+    """State between `start` and `close`."""
 
     loop: asyncio.AbstractEventLoop
     client: ServerClient
@@ -51,49 +66,44 @@ class _Session:
     pending: set[Future[GenerationResponse]] = field(default_factory=set)
     done: queue.SimpleQueue[Future[GenerationResponse]] = field(default_factory=queue.SimpleQueue)
     error: BackendError | None = None
-    """Why no further request is answered."""
+    """Error that stops the backend, None while it works."""
 
     def check(self) -> None:
-        """Raises the error, if there is one."""
+        """Raises the error if there is one."""
         if self.error is not None:
             raise self.error
 
 
 class ServerBackend:
-    """Asks a chat server, many requests at a time.
+    """Sends requests to a chat server, many at a time.
 
-    A request whose tries are spent becomes a failed response, as long as the server still answers
-    a question for its models. If it doesn't, or refuses us altogether (HTTP 401 to 404, or a
-    redirection), a `BackendError` ends the run, so that the remaining requests can be asked later.
+    A request without success after all retries gets a response with a failure, as long as the
+    server still lists its models. If it does not, or if it refuses all requests (HTTP 401 to 404,
+    or a redirect), a `BackendError` ends the run; the next run answers the remaining requests.
 
-    An answer ends where the window does, as vLLM's own engine has it: where a server says that
-    prompt and `max_tokens` are too long together, it is asked once more without `max_tokens`.
+    An answer may fill the rest of the window, as with vLLM's own engine: if the server reports that
+    prompt and `max_tokens` together are too long, the request is sent again without `max_tokens`.
 
-    `choice` and `regex` of a request's sampling, a `repetition_penalty` other than 1, and template
-    options are asked for in the way of vLLM, the rest in that of OpenAI. What a request doesn't
-    set, such as top_k, is up to the server; vLLM takes it from the model's generation_config.json
-    unless it is started with `--generation-config vllm`, as it is here.
+    `choice`, `regex`, a `repetition_penalty` other than 1, and template options use vLLM's fields;
+    everything else uses OpenAI's. For values that a request does not set, such as top_k, the server
+    uses its own defaults. vLLM reads these from the model's generation_config.json unless it is
+    started with `--generation-config vllm`; a server started by this backend has that option.
 
     Args:
-        base_url: Of a running server, /v1 included: http://127.0.0.1:8000/v1.
-        server: How to start one instead; it ends with this backend.
-        model_name: What the server calls the model; by default the only one that it offers.
-        api_key: By default the environment variable OPENAI_API_KEY, which, unlike this setting,
-            is not saved with the settings.
-        max_concurrency: Requests open, or waiting for their next try, at a time.
-        max_pending: Requests held at a time, by default twice as many.
-        max_retries: Further tries of a request after rate limits (HTTP 429), errors of the server
-            (5xx, 408, 409), lost connections, timeouts, and answers that are cut short, given up
-            or not as promised.
-        timeout_s: Of one try.
-        backoff_s: Wait before the first retry at most; doubles each time. A server's Retry-After
-            comes on top, up to timeout_s.
-        max_backoff_s: The wait grows no further.
-        extra_body: Further fields of each request, such as `top_k: 20`; they replace the
-            backend's own, and null leaves one out.
+        base_url: URL of a running server with /v1: http://127.0.0.1:8000/v1.
+        server: Starts a server instead; it is stopped with this backend.
+        model_name: Name of the model on the server; by default the only model that it offers.
+        api_key: API key; by default the environment variable OPENAI_API_KEY, which is safer
+            because this setting is saved with the other settings.
+        max_concurrency: Maximum number of requests in flight, including those that wait for a
+            retry.
+        max_pending: Maximum number of pending requests; by default twice max_concurrency.
+        extra_body: Additional fields of each request, such as `top_k: 20`. They override the
+            backend's own fields; null removes a field.
+        retries: Retries and timeouts, see `RetrySettings`.
 
     Raises:
-        ConfigError: If a setting can't be used.
+        ConfigError: If a setting is invalid.
     """
 
     def __init__(
@@ -105,69 +115,54 @@ class ServerBackend:
         api_key: str | None = None,
         max_concurrency: int = 64,
         max_pending: int | None = None,
-        max_retries: int = 5,
-        timeout_s: float = 600.0,
-        backoff_s: float = 1.0,
-        max_backoff_s: float = 60.0,
         extra_body: dict[str, Any] | None = None,
+        **retries: Unpack[RetrySettings],
     ) -> None:
         _check_server(base_url, server)
         max_pending = 2 * max_concurrency if max_pending is None else max_pending
-        check_least(
-            max_concurrency=(max_concurrency, 1),
-            max_pending=(max_pending, 1),
-            max_retries=(max_retries, 0),
-            timeout_s=(timeout_s, 0.001),
-            backoff_s=(backoff_s, 0),
-            max_backoff_s=(max_backoff_s, 0),
-        )
+        check_minimum(max_concurrency=(max_concurrency, 1), max_pending=(max_pending, 1))
         self._base_url = base_url
         self._server = server
         self._model_name = model_name
         self._api_key = api_key
         self._max_concurrency = max_concurrency
         self._max_pending = max_pending
-        self._retries = RetryPolicy(
-            max_retries=max_retries,
-            timeout_s=timeout_s,
-            backoff_s=backoff_s,
-            max_backoff_s=max_backoff_s,
-        )
+        self._retries = RetryPolicy(**retries)
         self._extra_body = extra_body or {}
         self._session: _Session | None = None
 
     @property
     def model_name(self) -> str:
-        """The model's name, for the journal; "" before `start` where the server is to tell it."""
+        """Name of the model in the journal; "" before `start` if only the server knows it."""
         return self._session.model if self._session else self._model_name or ""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its answers besides the request, for the journal."""
+        """Settings that change the answers, for the journal."""
         server = None if self._server is None else self._server.settings
         return {"extra_body": journal_options(self._extra_body), "server": server}
 
     @property
     def max_pending(self) -> int:
-        """Requests that keep it busy."""
+        """Maximum number of pending requests."""
         return self._max_pending
 
     @property
     def num_pending(self) -> int:
-        """Requests submitted and not yet collected."""
+        """Number of requests that were submitted but not yet collected."""
         return len(self._session.pending) if self._session else 0
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
-        """Starts the server if it is ours, and asks it for its models.
+        """Starts the server if `server` is set, and requests its list of models.
 
         Args:
-            local_rank: Of this process on its machine; each starts a server of its own.
-            device: Not used: a server takes its GPUs by `local_rank`.
+            local_rank: Rank of this process on its machine; each process starts its own server.
+            device: Not used: the GPUs of a server follow from `local_rank`.
 
         Raises:
-            BackendError: If the server doesn't start, or doesn't answer. Also if it failed and
-                `close` hasn't been called since: pending requests are not forgotten in silence.
-            ConfigError: If it offers several models and none is chosen.
+            BackendError: If the server does not start or does not answer. Also after an earlier
+                failure until `close` is called, so that pending requests are not lost silently.
+            ConfigError: If the server offers several models and `model_name` is not set.
         """
         if self._session is not None:
             self._session.check()
@@ -191,18 +186,18 @@ class ServerBackend:
             )
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """Takes requests, without waiting for their answers.
+        """Sends requests; returns at once.
 
         Raises:
-            BackendError: If it isn't started, or can't go on.
+            BackendError: If the backend is not started, or has failed.
         """
         session = self._session
         if session is None:
             raise BackendError(
                 "the server backend",
-                found="requests before `start`",
+                found="a request before start()",
                 wanted="a started backend",
-                remedy="Call `start` first.",
+                remedy="Call start() first.",
             )
         session.check()
         for request in requests:
@@ -212,13 +207,13 @@ class ServerBackend:
             future.add_done_callback(session.done.put)
 
     def collect(self) -> list[GenerationResponse]:
-        """Waits until a pending request is done.
+        """Waits until at least one pending request is finished.
 
         Returns:
-            All that are; none only if nothing is pending.
+            The responses of all finished requests; empty only if nothing is pending.
 
         Raises:
-            BackendError: If the server doesn't answer any more.
+            BackendError: If the server no longer answers.
         """
         session = self._session
         responses: list[GenerationResponse] = []
@@ -230,15 +225,15 @@ class ServerBackend:
                 try:
                     responses.append(future.result())
                 except CancelledError:
-                    pass  # by `close`, in another thread
-                except Exception as error:  # which the next call raises, after these responses
+                    pass  # cancelled by `close` in another thread
+                except Exception as error:  # first return these responses; the next call raises
                     session.error = session.error or _as_backend_error(error)
-                    continue  # still pending, so that there is a next call
+                    continue  # the request stays pending, so that there is a next call
                 session.pending.discard(future)
         return responses
 
     def close(self) -> None:
-        """Ends all pending requests, and the server if it is ours."""
+        """Cancels all pending requests, and stops the server if this backend started it."""
         session, self._session = self._session, None
         if session is None:
             return
@@ -256,15 +251,15 @@ class ServerBackend:
                 return await self._ask(session, request)
             except PictureError as error:
                 failure = Failure(kind=error.kind, message=str(error))
-            except RequestFailed as failed:
-                await _check_others_get_through(session.client, failed)
+            except RequestFailedError as failed:
+                await _check_server_answers(session.client, failed)
                 failure = Failure(kind=failed.kind, message=str(failed))
         return GenerationResponse(uid=request.uid, failure=failure)
 
     async def _ask(self, session: _Session, request: GenerationRequest) -> GenerationResponse:
         try:
             return await _complete(session, request, self._extra_body)
-        except RequestFailed as failed:
+        except RequestFailedError as failed:
             if failed.kind != "prompt_too_long":
                 raise
         return await _complete(session, request, {**self._extra_body, **ANY_LENGTH})
@@ -283,23 +278,24 @@ async def _complete(
 def _as_backend_error(error: Exception) -> BackendError:
     if isinstance(error, BackendError):
         return error
-    unforeseen = BackendError(
+    unexpected = BackendError(
         "the server backend",
         found=f"{type(error).__name__}: {error}",
-        wanted="requests and answers that can be written and read",
-        remedy="What has been answered is kept; what is new in the requests may be the cause.",
+        wanted="requests and answers that can be encoded and decoded",
+        remedy="Finished answers are kept. Check the latest change of the requests.",
     )
-    unforeseen.__cause__ = error
-    return unforeseen
+    unexpected.__cause__ = error
+    return unexpected
 
 
-async def _check_others_get_through(client: ServerClient, failed: RequestFailed) -> None:
+async def _check_server_answers(client: ServerClient, failed: RequestFailedError) -> None:
+    """Raises a BackendError if other requests would fail too."""
     if failed.kind in REFUSALS:
         raise _no_answers(client, failed)
     if failed.transient:
         try:
             await client.ask("/models", read_models, timeout_s=PROBE_TIMEOUT_S)
-        except RequestFailed as probe:
+        except RequestFailedError as probe:
             if probe.transient:
                 raise _no_answers(client, failed) from None
 
@@ -307,10 +303,10 @@ async def _check_others_get_through(client: ServerClient, failed: RequestFailed)
 async def _find_model(client: ServerClient, wanted: str | None) -> str:
     try:
         names = await client.ask("/models", read_models, timeout_s=PROBE_TIMEOUT_S)
-    except RequestFailed as failed:
+    except RequestFailedError as failed:
         if wanted is None or failed.transient or failed.kind == "http_401":
             raise _no_answers(client, failed) from None
-        return wanted  # a server without a list of models
+        return wanted  # the server has no list of models
     if wanted is None and len(names) != 1:
         raise ConfigError(
             "model_name",
@@ -321,18 +317,18 @@ async def _find_model(client: ServerClient, wanted: str | None) -> str:
     return wanted or names[0]
 
 
-def _no_answers(client: ServerClient, failed: RequestFailed) -> BackendError:
+def _no_answers(client: ServerClient, failed: RequestFailedError) -> BackendError:
     return BackendError(
         client.base_url,
         found=str(failed),
-        wanted="a running OpenAI-compatible server that accepts us",
-        remedy="Check base_url (it ends in /v1, as a rule), model_name and OPENAI_API_KEY, or "
-        "start the server again.",
+        wanted="a running OpenAI-compatible server that accepts the requests",
+        remedy="Check base_url (it usually ends in /v1), model_name and OPENAI_API_KEY, or restart "
+        "the server.",
     )
 
 
 def _no_check() -> None:
-    """A server that isn't ours tells by its answers alone."""
+    """Does nothing: only the process of a server that this backend started can be checked."""
 
 
 def _drain(done: queue.SimpleQueue[T]) -> Iterator[T]:
@@ -344,7 +340,7 @@ def _drain(done: queue.SimpleQueue[T]) -> Iterator[T]:
 
 @contextlib.contextmanager
 def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    # Closing the runner cancels what is left and ends the loop's own threads.
+    # Closing the runner cancels the remaining tasks and stops the loop's threads.
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
     loop = runner.get_loop()
 
@@ -370,8 +366,8 @@ def _check_server(base_url: str | None, server: ServerConfig | None) -> None:
         raise ConfigError(
             "server backend",
             found="neither base_url nor server" if server is None else "base_url and server",
-            wanted="one of them",
-            remedy="Give the URL of a running server, or say how to start one.",
+            wanted="exactly one of them",
+            remedy="Set base_url for a running server, or server to start one.",
         )
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         raise ConfigError(

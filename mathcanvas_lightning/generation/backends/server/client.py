@@ -1,4 +1,4 @@
-"""Talks to a chat server: asks again where that may help, and says what went wrong where not."""
+"""HTTP client for a chat server, with retries."""
 
 import asyncio
 import contextlib
@@ -16,52 +16,65 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from mathcanvas_lightning.generation.backends.server.api import BadBodyError, read_error
+from mathcanvas_lightning.generation.backends.settings import check_minimum
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0
 TRANSIENT = (408, 409, 429)
-"""Statuses below 500 after which trying again may help: timeout, conflict, rate limit."""
+"""HTTP status codes below 500 that are worth a retry: timeout, conflict, rate limit."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often a request is tried, and how long to wait between."""
+    """How often a request is tried, and the waiting time between the tries.
 
-    max_retries: int
-    """Further tries after the first."""
-    timeout_s: float
-    """Of one try; also the longest wait that a server may ask for."""
-    backoff_s: float
-    """Wait before the first retry at most; doubles each time."""
-    max_backoff_s: float
-    """It grows no further."""
+    Raises:
+        ConfigError: If a value is too small.
+    """
 
-    def wait_s(self, number: int, asked_s: float, fraction: float) -> float:
-        """How long to wait before a retry.
+    max_retries: int = 5
+    """Maximum number of retries after the first try."""
+    timeout_s: float = 600.0
+    """Timeout of one try; also the longest Retry-After that is obeyed."""
+    backoff_s: float = 1.0
+    """Maximum wait before the first retry; doubles with each retry."""
+    max_backoff_s: float = 60.0
+    """Upper limit of the doubled wait."""
 
-        The full jitter of "Exponential backoff and jitter" (AWS Architecture Blog, 2015), so that
-        requests that failed together don't come back together.
+    def __post_init__(self) -> None:
+        check_minimum(
+            max_retries=(self.max_retries, 0),
+            timeout_s=(self.timeout_s, 0.001),
+            backoff_s=(self.backoff_s, 0),
+            max_backoff_s=(self.max_backoff_s, 0),
+        )
+
+    def wait_s(self, number: int, retry_after_s: float, fraction: float) -> float:
+        """The waiting time before a retry.
+
+        Uses the full jitter of "Exponential backoff and jitter" (AWS Architecture Blog, 2015), so
+        that requests that failed together are not retried together.
 
         Args:
-            number: 0 for the first retry.
-            asked_s: What the server asked for, seconds.
+            number: Number of the retry, from 0.
+            retry_after_s: Waiting time that the server asked for.
             fraction: A random number from 0 to 1.
         """
         longest = min(self.max_backoff_s, self.backoff_s * 2.0 ** min(number, 100))
-        return min(asked_s, self.timeout_s) + fraction * longest
+        return min(retry_after_s, self.timeout_s) + fraction * longest
 
 
-class RequestFailed(Exception):
-    """A request without an answer.
+class RequestFailedError(Exception):
+    """A request got no usable answer.
 
     Args:
-        kind: A short name, as in `Failure`.
-        message: What happened.
-        transient: Whether trying again may help.
-        wait_s: How long the server asks to wait before.
+        kind: Short name of the failure, as in `Failure`.
+        message: Description.
+        transient: Whether a retry may succeed.
+        wait_s: Waiting time that the server asked for.
     """
 
     def __init__(
@@ -74,13 +87,13 @@ class RequestFailed(Exception):
 
 
 class ServerClient:
-    """A server's HTTP interface; made, used and closed within one event loop.
+    """HTTP connections to one server; must be created, used and closed in the same event loop.
 
     Args:
-        base_url: Ends in /v1, as a rule.
-        api_key: None sends none.
-        retries: How often to ask.
-        check: Called after each failed try; raises if there is no use in trying again.
+        base_url: Base URL of the API, usually ending in /v1.
+        api_key: API key; None sends no key.
+        retries: Number of retries and waiting times.
+        check: Called after each failed try; raises if a retry is useless.
     """
 
     def __init__(
@@ -95,17 +108,17 @@ class ServerClient:
         self._proxy = _proxy(self.base_url)
         self._retries = retries
         self._check = check
-        self._random = random.Random()  # noqa: S311 - leaves the state of the global one alone
+        self._random = random.Random()  # noqa: S311 - does not change the global random state
         headers = {"Content-Type": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
-        # Whoever asks bounds the connections; a limit here would run into the timeout.
+        # The caller limits the number of requests; a limit here would count as part of the timeout.
         self._session = aiohttp.ClientSession(
             headers=headers, connector=aiohttp.TCPConnector(limit=0)
         )
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         await self._session.close()
 
     async def ask(
@@ -116,43 +129,43 @@ class ServerClient:
         body: bytes | None = None,
         timeout_s: float | None = None,
     ) -> T:
-        """Asks until an answer comes or the tries are spent.
+        """Sends a request, with retries.
 
         Args:
-            path: Below the base URL.
-            read: Makes of the decoded JSON what is wanted, or raises a `BadBodyError`.
-            body: What to POST; None for a GET.
-            timeout_s: Of one try, instead of the policy's.
+            path: Path below the base URL.
+            read: Parses the decoded JSON; raises a `BadBodyError` if it is malformed.
+            body: Body of a POST request; None for a GET request.
+            timeout_s: Timeout of one try; by default that of the retry policy.
 
         Returns:
-            What `read` gives.
+            The result of `read`.
 
         Raises:
-            RequestFailed: If none came.
+            RequestFailedError: If no try succeeded.
         """
         tries = 0
         while True:
             try:
                 return read(await self._try(path, body, timeout_s or self._retries.timeout_s))
             except BadBodyError as error:
-                failed = RequestFailed("bad_body", str(error))
-            except RequestFailed as error:
+                failed = RequestFailedError("bad_body", str(error))
+            except RequestFailedError as error:
                 failed = error
             self._check()
             tries += 1
             if not failed.transient:
                 raise failed
             if tries > self._retries.max_retries:
-                raise RequestFailed(failed.kind, f"{failed} (the last of {tries} tries)")
+                raise RequestFailedError(failed.kind, f"{failed} (the last of {tries} tries)")
             wait_s = self._retries.wait_s(tries - 1, failed.wait_s, self._random.random())
-            logger.info("%s%s: %s; again in %.1f s", self.base_url, path, failed, wait_s)
+            logger.info("%s%s: %s; retry in %.1f s", self.base_url, path, failed, wait_s)
             await asyncio.sleep(wait_s)
 
     async def _try(self, path: str, body: bytes | None, timeout_s: float) -> Any:
         status, data, retry_after = await self._exchange(path, body, timeout_s)
         if status != 200:
             kind, message = read_error(status, data)
-            raise RequestFailed(
+            raise RequestFailedError(
                 kind,
                 f"HTTP {status}: {message}",
                 transient=status in TRANSIENT or status >= 500,
@@ -161,7 +174,7 @@ class ServerClient:
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise RequestFailed("bad_body", f"not JSON: {error}") from None
+            raise RequestFailedError("bad_body", f"not JSON: {error}") from None
 
     async def _exchange(
         self, path: str, body: bytes | None, timeout_s: float
@@ -172,7 +185,7 @@ class ServerClient:
                 self.base_url + path,
                 data=body,
                 proxy=self._proxy,
-                allow_redirects=False,  # which would make a GET of a POST
+                allow_redirects=False,  # a redirect would turn the POST into a GET
                 timeout=aiohttp.ClientTimeout(
                     total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S)
                 ),
@@ -180,21 +193,21 @@ class ServerClient:
                 data = await response.read()
                 return response.status, data, response.headers.get("Retry-After", "")
         except TimeoutError:
-            raise RequestFailed("timeout", f"no whole answer within {timeout_s:g} s") from None
+            raise RequestFailedError("timeout", f"no complete answer in {timeout_s:g} s") from None
         except aiohttp.ClientPayloadError as error:
-            raise RequestFailed("bad_body", f"the answer was cut short: {error}") from None
+            raise RequestFailedError("bad_body", f"the answer was truncated: {error}") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise RequestFailed("connection", str(error) or type(error).__name__) from None
+            raise RequestFailedError("connection", str(error) or type(error).__name__) from None
 
 
 def parse_retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3).
+    """Parses a Retry-After header: a number of seconds or a date (RFC 9110, 10.2.3).
 
     Args:
-        value: Of the header; "" if there is none.
+        value: Value of the header; "" if there is none.
 
     Returns:
-        0 where it says nothing of use.
+        Seconds to wait; 0 if the value is missing or invalid.
     """
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))
@@ -207,8 +220,8 @@ def parse_retry_after(value: str) -> float:
 
 
 def _proxy(url: str) -> str | None:
-    # Not aiohttp's trust_env: it reads ~/.netrc too, and fails where that names the server and
-    # there is an API key.
+    # aiohttp's trust_env would also read ~/.netrc, and fail if the server is listed there while an
+    # API key is set.
     parts = urlsplit(url)
     if parts.hostname is None or parts.hostname in LOOPBACK or proxy_bypass(parts.hostname):
         return None

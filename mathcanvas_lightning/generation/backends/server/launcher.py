@@ -1,9 +1,9 @@
-"""Runs a command so that nothing of it is left when it ends, or when we do.
+"""Runs a command and stops all its processes when the command ends or the parent process ends.
 
-Started by its path, as the leader of a process group: `server_launcher.py PARENT_PID GRACE_S
-COMMAND...`. Watching the parent's id works where the parent is killed with SIGKILL, and, unlike
-Linux's PR_SET_PDEATHSIG, covers the children of the command and doesn't fire when the thread that
-started it ends.
+Started by its path as the leader of a process group: `launcher.py PARENT_PID GRACE_S COMMAND...`.
+It polls the parent's process id, which also works if the parent is killed with SIGKILL. Linux's
+PR_SET_PDEATHSIG would not reach the children of the command, and would fire when the thread that
+started this process ends.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ POLL_S = 0.2
 
 
 def main(parent_pid: int, grace_s: float, command: list[str]) -> int:
-    """Runs the command until it or the parent ends, then ends the process group.
+    """Runs the command until it or the parent ends, then stops the process group.
 
     Args:
-        parent_pid: The process that started this one.
-        grace_s: From SIGTERM to SIGKILL.
-        command: What to run.
+        parent_pid: Id of the process that started this one.
+        grace_s: Time between SIGTERM and SIGKILL.
+        command: Program and arguments.
 
     Returns:
-        The command's exit code; 128 and the signal's number where a signal ended it.
+        The command's exit code; 128 plus the signal number if a signal ended it.
     """
-    # A handler, and not SIG_IGN, which the command would inherit.
+    # A handler instead of SIG_IGN, because the command would inherit SIG_IGN.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    child = subprocess.Popen(command)  # noqa: S603 - the user's own
+    child = subprocess.Popen(command)  # noqa: S603 - the command comes from the user
     while child.poll() is None and os.getppid() == parent_pid:
         time.sleep(POLL_S)
     os.killpg(0, signal.SIGTERM)

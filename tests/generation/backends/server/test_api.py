@@ -1,4 +1,4 @@
-"""What is sent to a chat server, and what its answers are taken for."""
+"""Bodies of requests to a chat server, and the parsing of its answers."""
 
 import json
 from base64 import b64decode
@@ -42,7 +42,7 @@ def sent(request: GenerationRequest, **extra: Any) -> dict[str, Any]:
     return body
 
 
-def test_texts_alone_are_one_string() -> None:
+def test_texts_without_pictures_are_one_string() -> None:
     messages = (
         Message(role="system", parts=("Be brief.",)),
         Message(role="user", parts=("What is ", "3+4?")),
@@ -100,7 +100,7 @@ def test_pictures_are_sent_as_they_are(kind: str, mime_type: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "RGBA")])
-def test_pictures_that_servers_do_not_read_become_png(kind: str, mode: str) -> None:
+def test_unsupported_formats_become_png(kind: str, mode: str) -> None:
     part = sent(request(Picture(encoded(kind, mode=mode))))["messages"][0]["content"][0]
     image = Image.open(BytesIO(decoded(part["image_url"]["url"])))
     assert image.format == "PNG"
@@ -115,7 +115,7 @@ def test_a_broken_picture_is_named(data: bytes) -> None:
     assert raised.value.kind == "picture_unreadable"
 
 
-def test_sampling_is_asked_for() -> None:
+def test_sampling_fields() -> None:
     greedy = sent(request(max_tokens=7))
     assert (greedy["temperature"], greedy["top_p"], greedy["max_tokens"]) == (0, 1, 7)
     optional = {"seed", "stop", "n", "repetition_penalty", "response_format", "structured_outputs"}
@@ -134,7 +134,7 @@ def test_sampling_is_asked_for() -> None:
     assert sent(drawn).items() >= fields.items()
 
 
-def test_guidance_is_asked_for() -> None:
+def test_guidance_fields() -> None:
     schema = {"type": "object", "properties": {"answer": {"type": "integer"}}}
     wanted = sent(request(json_schema=schema))["response_format"]
     assert wanted["type"] == "json_schema"
@@ -143,7 +143,7 @@ def test_guidance_is_asked_for() -> None:
     assert sent(request(regex="[0-9]+"))["structured_outputs"] == {"regex": "[0-9]+"}
 
 
-def test_further_fields_replace_and_remove() -> None:
+def test_extra_fields_override_and_remove() -> None:
     asked = GenerationRequest(
         uid="1",
         messages=(Message(role="user", parts=("hello",)),),
@@ -170,7 +170,7 @@ def test_outputs_are_read_in_order() -> None:
     ("content", "refusal", "text"),
     [("", None, ""), (None, None, ""), (None, "I won't.", "I won't.")],
 )
-def test_an_empty_answer_is_one_if_the_server_says_why(
+def test_an_empty_answer_with_a_finish_reason_is_valid(
     content: str | None, refusal: str | None, text: str
 ) -> None:
     answer = completion(content, reason="length") | {"usage": None}
@@ -192,14 +192,16 @@ def test_an_empty_answer_is_one_if_the_server_says_why(
         (3, (0, 0)),
     ],
 )
-def test_odd_counts_of_tokens_cost_no_answer(usage: object, wanted: tuple[int, int]) -> None:
+def test_invalid_token_counts_do_not_lose_the_answer(
+    usage: object, wanted: tuple[int, int]
+) -> None:
     response = read_response(request(), completion("yes") | {"usage": usage})
     assert response.outputs[0].text == "yes"
     assert response.usage == Usage(prompt_tokens=wanted[0], completion_tokens=wanted[1])
 
 
 @pytest.mark.parametrize("reason", ["content_filter", "tool_calls"])
-def test_no_text_is_no_answer_if_something_else_came_instead(reason: str) -> None:
+def test_blocked_answers_and_tool_calls_are_failures(reason: str) -> None:
     for content in ("", None):
         response = read_response(request(n=2), completion(content, content, reason=reason))
         assert response.failure is not None
@@ -228,7 +230,7 @@ def test_no_text_is_no_answer_if_something_else_came_instead(reason: str) -> Non
         completion("cut off", reason="error"),
     ],
 )
-def test_other_answers_are_refused(answer: object) -> None:
+def test_malformed_answers_are_rejected(answer: object) -> None:
     with pytest.raises(BadBodyError):
         read_response(request(), answer)
 

@@ -1,4 +1,4 @@
-"""Requests to a chat server that goes wrong in every way, and to a real one."""
+"""Requests to a chat server that fails in every way, and to a real one."""
 
 import contextlib
 import json
@@ -30,12 +30,12 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import png
-from tests.generation.misbehaving import ChatServer, Fault, chat_server, completion
+from tests.generation.misbehaving import ChatServer, ServerFault, chat_server, completion
 
 
 def named(fault: object) -> str | None:
     """A short name for a test of it."""
-    if not isinstance(fault, Fault):
+    if not isinstance(fault, ServerFault):
         return None
     return " ".join(
         f"{field.name}={getattr(fault, field.name)}"
@@ -44,7 +44,7 @@ def named(fault: object) -> str | None:
     )
 
 
-BUSY = Fault(status=500, message="busy")
+BUSY = ServerFault(status=500, message="busy")
 
 
 def ask(question: str, *parts: Part, **sampling: Any) -> GenerationRequest:
@@ -80,7 +80,7 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
-def test_many_are_answered_a_few_at_a_time() -> None:
+def test_concurrency_is_limited() -> None:
     with (
         chat_server(ChatServer(delay_s=0.1)) as chat,
         backend(chat, max_concurrency=7) as made,
@@ -115,24 +115,24 @@ def test_several_outputs_and_pictures() -> None:
     "fault",
     [
         BUSY,
-        Fault(status=503),
-        Fault(status=429),
-        Fault(status=429, headers={"Retry-After": "nonsense"}),
-        Fault(status=408),
-        Fault(status=409),
-        Fault(drop=True),
-        Fault(cut=True),
-        Fault(hang=True),
-        Fault(body=b'{"choices": '),
-        Fault(body=b"\xff\xfe"),
-        Fault(body=b"[]"),
-        Fault(body=b'{"error": {"message": "busy"}}'),
-        Fault(body=b"[" * 100_000),
-        Fault(body=json.dumps(completion("re: b", reason="abort")).encode()),
+        ServerFault(status=503),
+        ServerFault(status=429),
+        ServerFault(status=429, headers={"Retry-After": "nonsense"}),
+        ServerFault(status=408),
+        ServerFault(status=409),
+        ServerFault(drop=True),
+        ServerFault(cut=True),
+        ServerFault(hang=True),
+        ServerFault(body=b'{"choices": '),
+        ServerFault(body=b"\xff\xfe"),
+        ServerFault(body=b"[]"),
+        ServerFault(body=b'{"error": {"message": "busy"}}'),
+        ServerFault(body=b"[" * 100_000),
+        ServerFault(body=json.dumps(completion("re: b", reason="abort")).encode()),
     ],
     ids=named,
 )
-def test_what_may_pass_is_tried_again(fault: Fault) -> None:
+def test_transient_failures_are_retried(fault: ServerFault) -> None:
     with (
         chat_server(ChatServer(plans={"bad": [fault, fault]})) as chat,
         backend(chat, timeout_s=0.3) as made,
@@ -149,15 +149,20 @@ def test_what_may_pass_is_tried_again(fault: Fault) -> None:
     ("fault", "kind_wanted", "tries", "words"),
     [
         (BUSY, "http_500", 4, "HTTP 500: busy (the last of 4 tries)"),
-        (Fault(status=429), "http_429", 4, "HTTP 429: as planned (the last of 4 tries)"),
-        (Fault(hang=True), "timeout", 4, "no whole answer within 0.3 s (the last of 4 tries)"),
-        (Fault(drop=True), "connection", 4, "Server disconnected (the last of 4 tries)"),
-        (Fault(cut=True), "bad_body", 4, "the answer was cut short"),
-        (Fault(body=b"{"), "bad_body", 4, "not JSON: "),
-        (Fault(body=b"{}"), "bad_body", 4, "not a chat completion: {} (the last of 4 tries)"),
-        (Fault(status=400, message="no role"), "http_400", 1, "HTTP 400: no role"),
+        (ServerFault(status=429), "http_429", 4, "HTTP 429: as planned (the last of 4 tries)"),
         (
-            Fault(status=400, message="This model's maximum context length is 8 tokens."),
+            ServerFault(hang=True),
+            "timeout",
+            4,
+            "no complete answer in 0.3 s (the last of 4 tries)",
+        ),
+        (ServerFault(drop=True), "connection", 4, "Server disconnected (the last of 4 tries)"),
+        (ServerFault(cut=True), "bad_body", 4, "the answer was truncated"),
+        (ServerFault(body=b"{"), "bad_body", 4, "not JSON: "),
+        (ServerFault(body=b"{}"), "bad_body", 4, "not a chat completion: {} (the last of 4 tries)"),
+        (ServerFault(status=400, message="no role"), "http_400", 1, "HTTP 400: no role"),
+        (
+            ServerFault(status=400, message="This model's maximum context length is 8 tokens."),
             "prompt_too_long",
             2,
             "HTTP 400: This model's maximum context length is 8 tokens.",
@@ -165,7 +170,9 @@ def test_what_may_pass_is_tried_again(fault: Fault) -> None:
     ],
     ids=named,
 )
-def test_failures_are_told(fault: Fault, kind_wanted: str, tries: int, words: str) -> None:
+def test_failures_are_reported(
+    fault: ServerFault, kind_wanted: str, tries: int, words: str
+) -> None:
     with (
         chat_server(ChatServer(plans={"bad": [fault] * 9})) as chat,
         backend(chat, timeout_s=0.3) as made,
@@ -179,7 +186,7 @@ def test_failures_are_told(fault: Fault, kind_wanted: str, tries: int, words: st
         assert chat.tries["bad"] == tries
 
 
-def test_a_broken_picture_fails_alone() -> None:
+def test_a_broken_picture_fails_only_its_request() -> None:
     with chat_server(ChatServer()) as chat, backend(chat) as made:
         broken = Picture(b"GIF89a", place="drawing.gif")
         responses = answers(made, ask("see", broken), ask("good"))
@@ -190,8 +197,8 @@ def test_a_broken_picture_fails_alone() -> None:
         assert chat.tries == {"good": 1}
 
 
-def test_others_go_on_while_one_hangs() -> None:
-    plans = {"bad": [Fault(hang=True)] * 9}
+def test_a_hanging_request_does_not_block_others() -> None:
+    plans = {"bad": [ServerFault(hang=True)] * 9}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat, max_concurrency=2) as made:
         made.submit([ask("bad"), *(ask(str(number)) for number in range(30))])
         collected = []
@@ -205,8 +212,8 @@ def test_others_go_on_while_one_hangs() -> None:
         assert made.collect() == []
 
 
-def test_close_wakes_who_collects() -> None:
-    plans = {"bad": [Fault(hang=True)]}
+def test_close_wakes_a_waiting_collect() -> None:
+    plans = {"bad": [ServerFault(hang=True)]}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
         made.submit([ask("bad")])
         collected: list[list[GenerationResponse]] = []
@@ -231,10 +238,10 @@ def test_it_can_be_started_again() -> None:
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_a_server_is_left_alone_as_long_as_it_asks(as_date: bool) -> None:
+def test_retry_after_is_obeyed(as_date: bool) -> None:
     when = datetime.now(UTC) + timedelta(seconds=3)
     value = format_datetime(when, usegmt=True) if as_date else "1"
-    fault = Fault(status=429, headers={"Retry-After": value})
+    fault = ServerFault(status=429, headers={"Retry-After": value})
     with chat_server(ChatServer(plans={"bad": [fault]})) as chat, backend(chat) as made:
         assert text(answers(made, ask("bad"))["bad"]) == "re: bad"
         first, second = chat.times["bad"]
@@ -274,7 +281,7 @@ def test_waits_are_bounded(
     assert asked <= wait_s <= (asked + most) * (1 + 1e-9)
 
 
-def test_a_server_that_is_gone_ends_all() -> None:
+def test_a_stopped_server_ends_the_run() -> None:
     with contextlib.ExitStack() as stack:
         serving = contextlib.ExitStack()
         chat = serving.enter_context(chat_server(ChatServer()))
@@ -289,7 +296,7 @@ def test_a_server_that_is_gone_ends_all() -> None:
 
 
 def test_answers_come_before_the_error() -> None:
-    plans = {"bad": [Fault(status=404)]}
+    plans = {"bad": [ServerFault(status=404)]}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
         made.submit([ask("good"), ask("bad")])
         while chat.num_open or len(chat.tries) < 2:
@@ -300,8 +307,8 @@ def test_answers_come_before_the_error() -> None:
             made.collect()
 
 
-def test_an_error_is_raised_even_if_nothing_else_is_pending() -> None:
-    plans = {"bad": [Fault(status=404)]}
+def test_an_error_is_raised_if_nothing_else_is_pending() -> None:
+    plans = {"bad": [ServerFault(status=404)]}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
         made.submit([ask("good"), ask("bad")])
         while chat.num_open or len(chat.tries) < 2:
@@ -321,7 +328,7 @@ def test_an_error_is_raised_even_if_nothing_else_is_pending() -> None:
         assert text(answers(made, ask("more"))["more"]) == "re: more"
 
 
-def test_what_nobody_foresaw_comes_after_the_answers() -> None:
+def test_unexpected_errors_are_raised_after_the_answers() -> None:
     with chat_server(ChatServer()) as chat, backend(chat) as made:
         unspeakable = replace(ask("bad"), template_options={"key": object()})
         made.submit([ask("good"), unspeakable, ask("fine")])
@@ -337,7 +344,7 @@ def test_what_nobody_foresaw_comes_after_the_answers() -> None:
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
 def test_the_window_ends_an_answer(limit: str) -> None:
     words = "max_tokens=99 cannot be greater than max_model_len=64."
-    plans = {"long": [Fault(status=400, message=words)]}
+    plans = {"long": [ServerFault(status=400, message=words)]}
     extra = {"max_tokens": None, limit: 99}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat, extra_body=extra) as made:
         assert text(answers(made, ask("long"))["long"]) == "re: long"
@@ -346,7 +353,7 @@ def test_the_window_ends_an_answer(limit: str) -> None:
         assert first == second  # but for the limit
 
 
-def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
+def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
     url = "http://127.0.0.1:1/v1"
     plain = ServerBackend(url).settings
     same = ServerBackend(
@@ -372,8 +379,8 @@ def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404])
-def test_a_server_that_refuses_us_ends_all(status: int) -> None:
-    fault = Fault(status=status, message="not for you")
+def test_refused_requests_end_the_run(status: int) -> None:
+    fault = ServerFault(status=status, message="not for you")
     with (
         chat_server(ChatServer(plans={"bad": [fault]})) as chat,
         backend(chat) as made,
@@ -383,16 +390,16 @@ def test_a_server_that_refuses_us_ends_all(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault(status=401), Fault(status=500), Fault(drop=True)], ids=named
+    "fault", [ServerFault(status=401), ServerFault(status=500), ServerFault(drop=True)], ids=named
 )
-def test_start_needs_an_answer(fault: Fault) -> None:
+def test_start_needs_an_answer(fault: ServerFault) -> None:
     with chat_server(ChatServer(models_fault=fault)) as chat:
         for options in ({}, {"model_name": "parrot"}):
             with pytest.raises(BackendError), backend(chat, **options):
                 pass
 
 
-def test_nothing_listens() -> None:
+def test_no_server_at_the_url() -> None:
     with chat_server(ChatServer()) as chat:
         pass
     with pytest.raises(BackendError, match="base_url"), backend(chat):
@@ -400,7 +407,7 @@ def test_nothing_listens() -> None:
 
 
 def test_a_server_without_a_list_of_models() -> None:
-    with chat_server(ChatServer(models_fault=Fault(status=404))) as chat:
+    with chat_server(ChatServer(models_fault=ServerFault(status=404))) as chat:
         with pytest.raises(BackendError, match="model_name"), backend(chat):
             pass
         with backend(chat, model_name="mine") as made:
@@ -465,7 +472,7 @@ def test_settings_are_checked(options: dict[str, Any], words: str) -> None:
         ServerBackend(**{"base_url": "http://127.0.0.1:1/v1", **options})
 
 
-def test_it_can_be_configured_in_yaml(tmp_path: Path) -> None:
+def test_configured_from_yaml(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         """

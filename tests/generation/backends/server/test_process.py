@@ -1,4 +1,4 @@
-"""Servers of our own: started, failing, and never left behind."""
+"""Server processes: start, failures, and a stop in all cases."""
 
 import logging
 import os
@@ -67,7 +67,7 @@ def request(uid: str = "hello") -> GenerationRequest:
 
 
 @pytest.mark.parametrize("ignore_term", [False, True])
-def test_all_of_it_ends(tmp_path: Path, ignore_term: bool) -> None:
+def test_stop_ends_all_processes(tmp_path: Path, ignore_term: bool) -> None:
     server = ServerProcess(config(tmp_path, ignore_term=ignore_term or None))
     with server:
         server.start()  # is running
@@ -82,7 +82,7 @@ def test_all_of_it_ends(tmp_path: Path, ignore_term: bool) -> None:
     assert (tmp_path / "logs" / "server.log").read_text() == "loading the model\n"
 
 
-def test_a_backend_ends_its_server(tmp_path: Path) -> None:
+def test_a_backend_stops_its_server(tmp_path: Path) -> None:
     backend = ServerBackend(server=config(tmp_path))
     backend.start()
     backend.start()
@@ -115,7 +115,7 @@ def test_the_log_of_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert words in log.read_text()
 
 
-def test_a_server_that_never_gets_ready(
+def test_a_server_that_never_becomes_ready(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_process, "PROGRESS_S", 0.5)
@@ -193,14 +193,14 @@ def test_a_killed_process_leaves_no_server(tmp_path: Path, options: tuple[str, .
     wait_until_gone(pids)
 
 
-def test_a_process_that_forgets_to_stop_leaves_no_server(tmp_path: Path) -> None:
+def test_a_process_without_stop_leaves_no_server(tmp_path: Path) -> None:
     with start_script(tmp_path, "end") as process:
         assert process.wait(60) == 0
     wait_until_gone(family(tmp_path), 0.1)
     assert not list(tmp_path.glob("mathcanvas-server-*"))
 
 
-def test_a_fork_leaves_the_server_alone(tmp_path: Path) -> None:
+def test_a_fork_does_not_stop_the_server(tmp_path: Path) -> None:
     with ServerProcess(config(tmp_path)) as server:
         child = os.fork()
         if child == 0:
@@ -236,17 +236,17 @@ def test_options_become_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.arguments(5) == ["serve", "--json={}", "--at=5", "--x", "1"]
 
 
-def test_without_gpu_vllm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_options_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "distributions", lambda **_: [object()])
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     words = ServerConfig(model_path="m", options={"seed": 1}).arguments(80)
     assert "--enforce-eager" in words
     assert int(words[words.index("--kv-cache-memory-bytes") + 1]) == CPU_CACHE_BYTES
-    told = ServerConfig(
+    arguments = ServerConfig(
         model_path="m", options={"enforce_eager": False}, env={"VLLM_CPU_KVCACHE_SPACE": "1"}
     ).arguments(80)
-    assert told[-1] == "--no-enforce-eager"
-    assert "--kv-cache-memory-bytes" not in told
+    assert arguments[-1] == "--no-enforce-eager"
+    assert "--kv-cache-memory-bytes" not in arguments
     assert "--enforce-eager" not in ServerConfig(command=["serve", "{port}"]).arguments(80)
 
 
@@ -290,7 +290,7 @@ def test_each_server_gets_its_gpus(
         server.start()
 
 
-def test_processes_must_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_num_gpus_is_required_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="num_gpus"):
         ServerProcess(ServerConfig(model_path="m"), local_rank=1)
@@ -302,7 +302,7 @@ def test_processes_must_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ServerProcess(ServerConfig(model_path="m", env={"CUDA_VISIBLE_DEVICES": ""}), local_rank=1)
 
 
-def test_nothing_else_gets_the_port() -> None:
+def test_a_reserved_port_is_not_reused() -> None:
     with hold_port() as held, socket.socket() as other, socket.socket() as server:
         address = held.getsockname()
         with pytest.raises(OSError, match="in use"):
@@ -315,7 +315,7 @@ def test_nothing_else_gets_the_port() -> None:
         socket.create_connection(address).close()
 
 
-def test_the_port_is_held_for_the_server(tmp_path: Path) -> None:
+def test_the_port_is_reserved_for_the_server(tmp_path: Path) -> None:
     grab = "import socket, sys; socket.socket().bind(('127.0.0.1', int(sys.argv[1])))"
     other = ServerConfig(
         command=[sys.executable, "-c", grab, "{port}"], log_file=str(tmp_path / "server.log")

@@ -1,4 +1,4 @@
-"""A real vLLM server, started, asked and ended."""
+"""A real vLLM server: start, answers, stop."""
 
 from pathlib import Path
 from typing import Any

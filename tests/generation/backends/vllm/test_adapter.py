@@ -1,4 +1,4 @@
-"""An adapter changes the answers as it does in peft; then the engine dies under its work."""
+"""An adapter changes the answers as in peft; then the engine is killed during its work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_adapter_is_applied(adapted: VLLMBackend, adapted_model: Any, smollm2: P
         assert max(gaps(adapted_model, prompt_ids, output.token_ids)) > 100 * MAX_GAP
 
 
-def test_death_is_noticed_after_what_was_answered(adapted: VLLMBackend) -> None:
+def test_finished_answers_come_before_the_error_of_a_dead_engine(adapted: VLLMBackend) -> None:
     adapted.submit([ask("long", "Tell.", max_tokens=200, regex=r"[a-z ]{900}")])
     processes = child_processes()
     (core,) = [p for p in processes if "EngineCore" in p.name()]

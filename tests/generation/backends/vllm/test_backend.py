@@ -1,4 +1,4 @@
-"""vLLM with a real small language model: right answers, many at once, and nothing left behind."""
+"""vLLM with a real small language model: right answers, continuous batching, no process left."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def backend(engine_lock: None, smollm2: Path) -> Iterator[VLLMBackend]:  # noqa:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_greedy_answers_are_those_of_transformers(
+def test_greedy_answers_equal_transformers(
     backend: VLLMBackend,
     smollm2: Path,  # noqa: F811
 ) -> None:
@@ -69,7 +69,7 @@ def test_greedy_answers_are_those_of_transformers(
     assert "7" in text(found["What is 3+4?"])
 
 
-def test_an_answer_depends_on_its_request_alone(backend: VLLMBackend) -> None:
+def test_an_answer_depends_only_on_its_request(backend: VLLMBackend) -> None:
     greedy = ask("greedy", "Tell me about squares.", max_tokens=24)
     drawn = ask("drawn", "Tell me about squares.", max_tokens=24, temperature=1.0, top_p=0.9)
     alone = {**answers(backend, [greedy]), **answers(backend, [drawn])}
@@ -81,7 +81,7 @@ def test_an_answer_depends_on_its_request_alone(backend: VLLMBackend) -> None:
     assert text(answers(backend, [again])["drawn"]) != text(alone["drawn"])
 
 
-def test_requests_flow_without_batches(backend: VLLMBackend) -> None:
+def test_batching_is_continuous(backend: VLLMBackend) -> None:
     backend.submit([ask("long", "Tell a story.", max_tokens=150, regex=r"[a-z ]{900}")])
     backend.submit([ask("short", "Hi.", max_tokens=1)])
     assert backend.num_pending == 2
@@ -108,7 +108,7 @@ def test_several_answers(backend: VLLMBackend) -> None:
         assert response.usage.completion_tokens == total
 
 
-def test_stop_texts_are_left_out(backend: VLLMBackend) -> None:
+def test_stop_texts_are_removed(backend: VLLMBackend) -> None:
     whole = text(answers(backend, [ask("a", "What is 3+4?", max_tokens=20)])["a"])
     word = whole.split()[2]
     found = answers(backend, [ask("a", "What is 3+4?", max_tokens=20, stop=("%%", word))])
@@ -146,7 +146,7 @@ def test_the_window_ends_an_answer(backend: VLLMBackend) -> None:
     assert response.usage.prompt_tokens + response.usage.completion_tokens == WINDOW
 
 
-def test_what_cannot_be_answered_fails_alone(backend: VLLMBackend) -> None:
+def test_an_impossible_request_fails_without_others(backend: VLLMBackend) -> None:
     found = answers(
         backend,
         [

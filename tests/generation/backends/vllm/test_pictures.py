@@ -1,4 +1,4 @@
-"""vLLM with a model that sees pictures; and what happens to the engine of a killed process."""
+"""vLLM with a model that reads pictures; and the engine of a killed process."""
 
 import dataclasses
 import signal
@@ -51,7 +51,7 @@ def ids(response: GenerationResponse) -> tuple[int, ...]:
     return output.token_ids
 
 
-def test_pictures_matter_and_so_does_their_place(backend: VLLMBackend) -> None:
+def test_pictures_and_their_positions_change_the_answer(backend: VLLMBackend) -> None:
     found = answers(
         backend,
         [
@@ -69,7 +69,7 @@ def test_pictures_matter_and_so_does_their_place(backend: VLLMBackend) -> None:
     assert tokens["red blue"] == tokens["blue red"]
 
 
-def test_pictures_are_the_same_however_they_are_encoded(backend: VLLMBackend) -> None:
+def test_encoding_of_a_picture_does_not_matter(backend: VLLMBackend) -> None:
     kinds = {kind: Picture(encoded(kind, 40, 30, "white")) for kind in ("PNG", "BMP", "WEBP")}
     kinds["clear"] = Picture(png(40, 30, (9, 9, 9, 0), "RGBA"))  # type: ignore[arg-type]
     kinds["grey"] = Picture(png(40, 30, "white", "L"))
@@ -77,7 +77,7 @@ def test_pictures_are_the_same_however_they_are_encoded(backend: VLLMBackend) ->
     assert len({ids(response) for response in found.values()}) == 1
 
 
-def test_too_many_or_too_large_pictures_fail_alone(backend: VLLMBackend) -> None:
+def test_too_many_or_too_large_pictures_fail_only_their_request(backend: VLLMBackend) -> None:
     wide = Picture(png(400, 40))
     found = answers(
         backend,

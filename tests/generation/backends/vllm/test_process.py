@@ -1,4 +1,4 @@
-"""The process below this one: what it says arrives, and it never outlives anybody."""
+"""The child process: messages arrive, and it never outlives its parent."""
 
 import logging
 import os
@@ -92,15 +92,15 @@ def test_objects_come_back_in_order(
     assert echoing.has_message  # receive would raise at once
 
 
-def test_environment_is_what_it_is_told() -> None:
+def test_the_environment_is_passed_on() -> None:
     process = EngineProcess(f"{HERE}:variables", {"PATH": os.environ["PATH"], "COLOUR": "red"})
-    told = process.receive()
+    environment = process.receive()
     process.close()
-    assert told["COLOUR"] == "red"
-    assert "HOME" not in told
+    assert environment["COLOUR"] == "red"
+    assert "HOME" not in environment
 
 
-def test_closing_ends_it_with_all_below(echoing: EngineProcess) -> None:
+def test_close_ends_all_descendants(echoing: EngineProcess) -> None:
     echoing.send("fork")
     below = echoing.receive()
     assert psutil.pid_exists(below)
@@ -110,7 +110,7 @@ def test_closing_ends_it_with_all_below(echoing: EngineProcess) -> None:
     assert not child_processes()
 
 
-def test_one_that_hears_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_the_pipe_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_process, "GRACE_S", 0.5)
     process = EngineProcess(f"{HERE}:stubborn", os.environ)
     below = process.receive()
@@ -119,7 +119,7 @@ def test_one_that_hears_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> No
     assert gone(process.pid, below)
 
 
-def test_when_it_dies_so_does_all_below(echoing: EngineProcess) -> None:
+def test_a_dead_process_takes_its_descendants_along(echoing: EngineProcess) -> None:
     echoing.send("fork")
     below = echoing.receive()
     echoing.send("die")
@@ -138,7 +138,7 @@ print(process.pid, process.receive(), flush=True)
 
 
 @pytest.mark.parametrize("last", ["", "del process", "raise SystemExit(3)", "if os.fork(): 1"])
-def test_nobody_needs_to_close_it(last: str) -> None:
+def test_an_unclosed_process_ends_too(last: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LEAVER + last],
         cwd=ROOT,
@@ -176,7 +176,7 @@ def test_a_forked_copy_of_a_killed_process_keeps_nothing_alive() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12, of threads
-def test_a_forked_copy_leaves_it_alone(echoing: EngineProcess) -> None:
+def test_a_forked_copy_does_not_end_it(echoing: EngineProcess) -> None:
     child = os.fork()
     if child == 0:
         echoing.close()

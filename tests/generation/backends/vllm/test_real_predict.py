@@ -1,4 +1,4 @@
-"""The whole road with the real engine and a real model: two ways to run it, and a kill between."""
+"""Predict runs with the real engine and a real model: tool and command agree, also after a kill."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What can be wrong before vLLM runs, and how its own words become a cause and a remedy."""
+"""Checks before vLLM runs; causes and remedies from vLLM's messages."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
+from mathcanvas_lightning.generation.backends.gpus import share_of_gpus
 from mathcanvas_lightning.generation.backends.vllm import backend as vllm_backend
 from mathcanvas_lightning.generation.backends.vllm.backend import (
     VLLMBackend,
-    find_cause,
     find_model,
-    find_remedy,
 )
-from mathcanvas_lightning.generation.backends.vllm.engine import Fault, Ready, share_of_gpus
+from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
+from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready
 from mathcanvas_lightning.generation.requests import GenerationResponse, Output
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, child_processes
@@ -49,7 +49,7 @@ def test_bad_settings(settings: dict[str, Any], match: str) -> None:
         VLLMBackend("model", **settings)
 
 
-def test_it_is_a_backend_that_may_be_closed_at_any_time() -> None:
+def test_close_is_allowed_at_any_time() -> None:
     backend = VLLMBackend("some/model-7b/", engine_options={"limit_mm_per_prompt": {"image": 2}})
     assert isinstance(backend, GenerationBackend)
     assert backend.model_name == "model-7b"
@@ -66,7 +66,9 @@ def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         VLLMBackend("model").start()
 
 
-def test_models_are_folders_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_path_is_a_folder_or_a_hub_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "demo" / "model"
     for missing in (str(folder), "demo", "./demo/model", "~/no/such/model"):
@@ -83,7 +85,7 @@ def test_models_are_folders_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("config", [None, "{", "{}", '{"r": 513}', '{"r": "x"}'])
-def test_adapter_must_be_one(config: str | None, tmp_path: Path) -> None:
+def test_invalid_adapters(config: str | None, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     if config is not None:
         (tmp_path / "adapter_config.json").write_text(config)
@@ -92,21 +94,21 @@ def test_adapter_must_be_one(config: str | None, tmp_path: Path) -> None:
 
 
 @given(rank=st.integers(1, 512))
-def test_adapters_get_room_for_their_rank(
+def test_max_lora_rank_fits_the_adapter(
     rank: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("adapter")
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    room = vllm_backend._lora_arguments(str(folder))["max_lora_rank"]
+    room = vllm_backend.lora_arguments(str(folder))["max_lora_rank"]
     assert rank <= room
     assert not [size for size in vllm_backend.LORA_RANKS if rank <= size < room]
 
 
-def test_launchers_variables_are_kept_from_the_engine() -> None:
+def test_launcher_variables_are_removed() -> None:
     kept = {"HOME": "/h", "CUDA_VISIBLE_DEVICES": "2", "VLLM_LOGGING_LEVEL": "INFO", "RANKS": "1"}
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK ROLE_NAME NODE_RANK MASTER_ADDR"
     names += " MASTER_PORT TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RUN_ID"
-    found = vllm_backend._environment({**kept, **dict.fromkeys(names.split(), "1")})
+    found = vllm_backend.engine_environment({**kept, **dict.fromkeys(names.split(), "1")})
     assert found == {"VLLM_NO_USAGE_STATS": "1", **kept}
 
 
@@ -124,12 +126,12 @@ def faulty(descriptor: int) -> None:
     connection = Connection(descriptor)
     settings = connection.recv()
     if settings.arguments["dtype"] == "never":
-        connection.send(Fault("ValueError: CUDA out of memory"))
+        connection.send(EngineFailure("ValueError: CUDA out of memory"))
         return
     connection.send(Ready())
     first, _ = connection.recv(), connection.recv()
     connection.send(GenerationResponse(uid=first.uid, outputs=(Output(text="fine"),)))
-    connection.send(Fault("KeyError: 'lost'"))
+    connection.send(EngineFailure("KeyError: 'lost'"))
 
 
 LIFE = 15
@@ -155,7 +157,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path)
 
 
-def test_what_was_answered_before_a_fault_is_kept(model: str) -> None:
+def test_answers_before_a_failure_are_kept(model: str) -> None:
     backend = VLLMBackend(model, max_pending=2)
     responses = generate(backend, [ask(uid, "Hi.") for uid in "abc"])
     assert next(responses).uid == "a"
@@ -186,7 +188,7 @@ def test_an_engine_that_dies_ends_the_run(
     assert not child_processes()
 
 
-def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
+def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     options = {"quantization": "fp8", "hf_token": "hidden", "revision": tmp_path}
     one, other = (
@@ -204,7 +206,7 @@ def test_settings_tell_what_decides_the_answers(tmp_path: Path) -> None:
         assert VLLMBackend(str(tmp_path), **more).settings != one
 
 
-def test_a_fault_at_the_start(model: str) -> None:
+def test_a_failure_at_the_start(model: str) -> None:
     backend = VLLMBackend(model, dtype="never")
     with pytest.raises(BackendError, match=r"CUDA out of memory.*tensor_parallel_size"):
         backend.start()

@@ -1,4 +1,4 @@
-"""What became of a predict run, in numbers."""
+"""Counts of answers, failures and tokens at the end of a predict run."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputReport:
-    """What became of one input, in this run and those before it."""
+    """Counts for one input, over this run and earlier ones."""
 
     path: str
     output: Path
-    """The finished file."""
+    """Finished output file."""
     num_records: int
     num_answered: int
     failures: Counter[str]
-    """Requests without an answer, by kind of failure; the next run asks them again."""
+    """Kind of failure -> requests without an answer; the next run asks them again."""
     num_cut: int
-    """Answers that a limit ended: `max_tokens`, the window's end, ..."""
+    """Answers that a limit ended: `max_tokens`, the end of the window, ..."""
     prompt_tokens: int
     completion_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionReport:
-    """What became of a run."""
+    """Counts for a whole run."""
 
     inputs: tuple[InputReport, ...]
     num_asked: int
     """Requests of this run, over all ranks."""
     seconds: float
-    """From the start of the predict loop to the last response."""
+    """Time from the start of the predict loop to the last response."""
 
     @property
     def num_failed(self) -> int:
-        """Records without an answer."""
+        """Number of records without an answer."""
         return sum(one.failures.total() for one in self.inputs)

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,9 @@ import pytest
 
 from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
-from mathcanvas_lightning.storage.shards import Storage, StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.parquet import RangeFile, open_parquet, read_table
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -185,6 +188,45 @@ def test_listing(tmp_path: Path) -> None:
         storage.list_files(str(tmp_path), suffix=".jpg")
 
 
+def test_listing_follows_links(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    put_names(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "p-1.parquet").write_bytes(b"xy")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "q.parquet").symlink_to(tmp_path / "elsewhere" / "p-1.parquet")
+    (folder / "a" / "up").symlink_to(folder)
+    (tmp_path / "elsewhere" / "round").symlink_to(folder / "a")
+    (tmp_path / "root").symlink_to(folder)
+    for root in (folder, tmp_path / "root"):
+        found = Storage(QUICK).list_statuses(str(root))
+        names = [*(f"link/{name}" for name in ("p-1.parquet",)), "q.parquet", *NAMES]
+        inside = {str(Path(path).relative_to(root)) for path in found}
+        assert inside == {*names, *(f"link/round/{Path(n).name}" for n in NAMES[:2])}
+        assert found[str(root / "link" / "p-1.parquet")].size_bytes == 2
+    (folder / "gone.parquet").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"gone\.parquet: found nothing"):
+        Storage(QUICK).list_statuses(str(folder))
+
+
+def test_writing_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storage = Storage(QUICK)
+    with storage.writing("~/a/b.txt") as path:
+        path.write_text("x")
+        assert not (tmp_path / "a" / "b.txt").exists()
+    with pytest.raises(ValueError, match="stop"), storage.writing("~/a/b.txt") as path:
+        path.write_text("y")
+        raise ValueError("stop")
+    assert storage.read_bytes("~/a/b.txt") == b"x"
+    with storage.fetched(f"file://{tmp_path}/a/b.txt") as path:
+        assert path == tmp_path / "a" / "b.txt"
+    assert [entry.path for entry in storage.list_folder("~/a")] == [f"{tmp_path}/a/b.txt"]
+    for _ in range(2):
+        storage.remove("~/a/b.txt")
+    assert not list((tmp_path / "a").iterdir())
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="timeout_s: found 0; wanted a positive number"):
         StorageConfig(timeout_s=0)
@@ -194,7 +236,7 @@ def test_settings_are_checked() -> None:
 
 def test_storage_needs_no_torch() -> None:
     code = (
-        "import sys; import mathcanvas_lightning.storage.shards; "
+        "import sys; import mathcanvas_lightning.storage.files; "
         "assert not {'torch', 'lightning', 's3fs', 'aiohttp'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -347,6 +389,24 @@ def test_only_the_wanted_ranges_are_fetched(
     chunks = metadata.row_group(1), metadata.row_group(2)
     whole = sum(chunks[0].column(i).total_compressed_size for i in range(chunks[0].num_columns))
     assert asked == [whole, chunks[1].column(chunks[1].num_columns - 1).total_compressed_size]
+
+
+def test_ranges_are_read_on_the_calling_thread(tmp_path: Path) -> None:
+    """A thread of Arrow's that holds a Python file as the process ends would abort it."""
+    table = write_shard(tmp_path / "shard.parquet")
+    data = (tmp_path / "shard.parquet").read_bytes()
+    readers: list[int] = []
+
+    def read_range(start: int, end: int) -> bytes:
+        readers.append(threading.get_ident())
+        return data[start:end]
+
+    file = RangeFile(read_range, len(data))
+    metadata = open_parquet(file).metadata
+    for names in (None, ["id", "images"]):
+        found = read_table("x", RangeFile(read_range, len(data)), metadata, 1, names)
+        assert found.equals(group(table, 1, names))
+    assert readers == [threading.get_ident()] * 3
 
 
 @pytest.mark.parametrize("length", [1, 100_000])
@@ -541,6 +601,91 @@ def test_remote_file_that_changes_between_footer_and_pages(
         assert storage.read_row_group(url, 2, None).equals(group(table, 2))
 
 
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_remote_file_that_changes_without_changing_its_layout(
+    kind: str,
+    remotes: dict[str, Remote],
+    storage_of: StorageOf,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    remote = remotes[kind]
+    remote.proxy.clear()
+    storage = storage_of(remote)
+    url = f"{remote.root}/alike.parquet"
+    tables = [write_shard(tmp_path / f"{seed}.parquet", seed) for seed in (3, 4)]
+    remote.put("alike.parquet", (tmp_path / "3.parquet").read_bytes())
+    assert storage.read_row_group(url, 0, None).equals(group(tables[0], 0))
+    remote.put("alike.parquet", (tmp_path / "4.parquet").read_bytes())
+    assert (tmp_path / "3.parquet").stat().st_size == (tmp_path / "4.parquet").stat().st_size
+    with caplog.at_level(logging.WARNING):
+        assert storage.read_row_group(url, 1, None).equals(group(tables[1], 1))
+    assert len(warnings_of(caplog)) == 1
+    assert storage.read_row_group(url, 0, None).equals(group(tables[1], 0))
+
+
+def test_listing_with_statuses(remote: Remote, storage_of: StorageOf) -> None:
+    folder = f"statuses-{remote.kind}"
+    for number in range(20):
+        remote.put(f"{folder}/{number}.parquet", b"x" * number)
+    storage = storage_of(remote)
+    remote.proxy.clear()
+    found = storage.list_statuses(f"{remote.root}/{folder}")
+    assert [status.size_bytes for status in found.values()] == list(range(20))
+    # Web servers list names only; their files are asked at the same time.
+    assert remote.num_requests("HEAD") == (1 if remote.kind == "s3" else 20)
+    assert found == {url: storage.status(url) for url in found}
+
+
+def test_writing_remote_files(s3: Remote, storage_of: StorageOf) -> None:
+    storage = storage_of(s3)
+    url = f"{s3.root}/written/a#b?.txt"
+    s3.proxy.fault = Fault(status=503, match="PUT", times=2)
+    with storage.writing(url) as path:
+        path.write_bytes(b"x" * 100)
+    assert s3.proxy.num_faults == 2
+    s3.proxy.fault = Fault(cut_after=10, match="GET", times=1)
+    with storage.fetched(url) as path:
+        assert (path.name, path.read_bytes()) == ("a#b?.txt", b"x" * 100)
+    s3.proxy.fault = Fault(status=503, match="DELETE", times=2)
+    storage.remove(url)
+    with pytest.raises(DataError, match="found nothing"):
+        storage.read_bytes(url)
+    storage.remove(url)
+    s3.proxy.fault = Fault(status=503, match="PUT")
+    with pytest.raises(StorageError, match=r"a#b\?\.txt"), storage.writing(url) as path:
+        path.write_bytes(b"x")
+
+
+def test_signatures_stay_secret(
+    remotes: dict[str, Remote],
+    table: pa.Table,
+    storage_of: StorageOf,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    remote = remotes["http"]
+    remote.proxy.clear()
+    storage = storage_of(remote, max_retries=1)
+    url = f"{remote.url}?X-Amz-Signature=secret"
+    assert storage.list_files(url) == [url]
+    with storage.fetched(url) as path:
+        assert path.name == "shard.parquet"
+    for fault in (Fault(status=503), Fault(status=403), Fault(status=404)):
+        remote.proxy.fault = fault
+        for read in (storage.status, storage.read_bytes, storage_of(remote).metadata):
+            with pytest.raises((DataError, StorageError), match="shard") as caught:
+                read(url)
+            assert "secret" not in f"{caught.value}{caplog.text}"
+    remote.proxy.clear()
+    assert storage.read_row_group(url, 1, None).equals(group(table, 1))
+    # Another signature, the same entry of the cache.
+    remote.proxy.clear()
+    other = storage_of(remote).read_row_group(f"{remote.url}?X-Amz-Signature=other", 1, None)
+    assert other.equals(group(table, 1))
+    assert remote.num_requests("GET") == 0
+
+
 def test_small_remote_files(remote: Remote, storage_of: StorageOf) -> None:
     remote.put("pictures/a.png", b"12345")
     remote.put("pictures/empty.png", b"")
@@ -603,14 +748,14 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
 
 
 def test_user_options_win() -> None:
-    from mathcanvas_lightning.storage.remote import _filesystem_options
+    from mathcanvas_lightning.storage.remote_files import filesystem_options
 
     options = {
         "config_kwargs": {"read_timeout": 7, "s3": {}},
         "use_listings_cache": True,
         "key": "x",
     }
-    found = _filesystem_options("s3", replace(QUICK, storage_options=options))
+    found = filesystem_options("s3", replace(QUICK, storage_options=options))
     assert found["config_kwargs"]["read_timeout"] == 7
     assert found["config_kwargs"]["connect_timeout"] == QUICK.timeout_s
     assert found["use_listings_cache"] is True
@@ -621,7 +766,7 @@ def test_user_options_win() -> None:
 
 
 def test_cache_keeps_its_size(s3: Remote, table: pa.Table, storage_of: StorageOf) -> None:
-    folder = Path(storage_of(s3)._config.cache_dir or "")
+    folder = Path(storage_of(s3).config.cache_dir or "")
     one = group(table, 1).nbytes
     cap = int(2.6 * one)
     storage = storage_of(s3, max_cache_bytes=cap)
@@ -737,11 +882,11 @@ def test_cache_that_cannot_be_made(
 
 def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Storage(QUICK)._opened.cache.folder == tmp_path / "mathcanvas_lightning" / "shards"
+    assert Storage(QUICK).config.cache_folder == tmp_path / "mathcanvas_lightning" / "shards"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = tmp_path / ".cache" / "mathcanvas_lightning" / "shards"
-    assert Storage(QUICK)._opened.cache.folder == expected
+    assert Storage(QUICK).config.cache_folder == expected
 
 
 # Several processes

@@ -1,0 +1,93 @@
+"""Options of the BAGEL backend and its generator: limits of the batch, handling of images."""
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.errors import ConfigError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class BagelSettings(TypedDict, total=False):
+    """Less common settings of a BagelBackend; see `BagelOptions`."""
+
+    max_batch_size: int
+    """Maximum number of problems in progress, if memory allows. Default: 16."""
+    max_context_tokens: int | None
+    """Maximum length of a question with its answer, in tokens. Default: the maximum of the model,
+    at most 16,384."""
+    dtype: Precision
+    """Precision of weights and KV cache; "auto" is bfloat16 on GPUs, float32 elsewhere. Default:
+    auto."""
+    vae_transform: ImageTransform | None
+    """How pictures are resized for the VAE; drawings get the same size. Default: BAGEL's."""
+    vit_transform: ImageTransform | None
+    """How the resized picture is resized again for the ViT. Default: BAGEL's."""
+    interpolate_positions: bool
+    """Whether positions of image tokens are interpolated; must be the same as in training. Default:
+    false."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """How much the generator computes at a time.
+
+    Raises:
+        ConfigError: If a number is below 1.
+    """
+
+    max_batch_size: int = 16
+    """Maximum number of problems in progress; fewer if memory is short."""
+    max_context_tokens: int | None = None
+    """Maximum length of a context; by default the maximum of the model, at most 16,384."""
+    memory_bytes: int | None = None
+    """Memory for all contexts; by default most of the free memory of the device."""
+    tokens_per_turn: int = 8
+    """Number of tokens generated for each text between two steps of the drawings."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_context_tokens", "tokens_per_turn"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigError(name, found=str(number), wanted="1 or more", remedy="Raise it.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """How images become tokens."""
+
+    vae_transform: ImageTransform | None = None
+    """Resizes pictures for the VAE; drawings get the same size. None: BAGEL's."""
+    vit_transform: ImageTransform | None = None
+    """Resizes the result again for the ViT. None: BAGEL's."""
+    interpolate_positions: bool = False
+    """Whether positions of image tokens are interpolated; must be the same as in training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BagelOptions:
+    """Values of `BagelSettings`, with their defaults."""
+
+    max_batch_size: int = 16
+    max_context_tokens: int | None = None
+    dtype: Precision = "auto"
+    vae_transform: ImageTransform | None = None
+    vit_transform: ImageTransform | None = None
+    interpolate_positions: bool = False
+
+    @property
+    def limits(self) -> BatchLimits:
+        """Limits for the generator."""
+        return BatchLimits(
+            max_batch_size=self.max_batch_size, max_context_tokens=self.max_context_tokens
+        )
+
+    @property
+    def images(self) -> ImageOptions:
+        """Image options for the generator."""
+        return ImageOptions(
+            vae_transform=self.vae_transform,
+            vit_transform=self.vit_transform,
+            interpolate_positions=self.interpolate_positions,
+        )
