@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mathcanvas_lightning.batch import to_unit_range
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.data.images.resize import on_white
 from mathcanvas_lightning.errors import ConfigError, InputError
@@ -64,15 +65,13 @@ def train_vae(
 ) -> AutoencoderReport:
     """Trains an image autoencoder on pictures, for drawings of small models or of one's own data.
 
-    Writes ae.safetensors, and its sizes into config.json.
-
     Args:
         pictures: Folder of PNG, JPEG or WebP files; sub-folders are read too.
-        output: Folder to write to; a model directory keeps its other files.
+        output: Gets ae.safetensors and config.json; a model directory keeps its other files.
         checkpoint: Model directory to start from; random weights by default.
         preset: Sizes of an autoencoder that starts from random weights.
         num_steps: Optimizer steps.
-        batch_size: Pictures of a step.
+        batch_size: Pictures per step.
         crop_px: Side of the random crop that is taken of each picture, a multiple of 8.
         max_lr: Maximum of the one-cycle learning rate; at most 1e-4 with a checkpoint.
         dtype: Of the weights that are written: float32 or bfloat16.
@@ -83,22 +82,21 @@ def train_vae(
         ConfigError: If a setting can't be used.
         InputError: If there are too few pictures, or one can't be read.
     """
-    started = time.monotonic()
     _check(num_steps, batch_size, crop_px, dtype)
+    started, rng = time.monotonic(), np.random.default_rng(seed)
     torch.manual_seed(seed)
     vae = _start(checkpoint, preset)
     images = _read_pictures(pictures, crop_px)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
-    held_out = [images[i] for i in order[: min(NUM_HELD_OUT, len(images) // 5)]]
-    trained = [images[i] for i in order[len(held_out) :]]
+    images = [images[i] for i in rng.permutation(len(images))]
+    num_held_out = max(1, min(NUM_HELD_OUT, len(images) // 5))
+    held_out, trained = images[:num_held_out], images[num_held_out:]
     first = _psnr(vae, held_out, crop_px)
-    batches = _batches(rng, trained, batch_size, crop_px)
     lr = max_lr if checkpoint is None else min(max_lr, MAX_LR_OF_TRAINED)
+    batches = _batches(rng, trained, batch_size, crop_px)
     _optimize(vae, batches, num_steps, lr, progress=progress)
     config = _with_unit_latents(vae, trained[:256], crop_px)
-    target = Path(output)
-    _write(target, vae, config, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    target = local_path(output)
+    _write(target, vae, config, getattr(torch, dtype))
     saved = LatentVAE.from_checkpoint(target, config)
     return AutoencoderReport(
         path=str(target / VAE_FILE),
@@ -202,7 +200,7 @@ def _centre(image: Tensor, crop_px: int) -> Tensor:
 
 def _read_pictures(folder: str, crop_px: int) -> list[Tensor]:
     """Reads all pictures of a folder as [3, H, W] uint8; small ones get a white margin."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in local_path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     if len(files) < 2:
         raise InputError(
             folder,
