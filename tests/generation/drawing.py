@@ -38,7 +38,7 @@ SIZES = {"vae_transform": VAE_TRANSFORM, "vit_transform": VIT_TRANSFORM}
 
 @cache
 def parts() -> tuple[Bagel, LatentVAE, TextTokenizer]:
-    """Model, autoencoder and tokenizer, all of them random but the last."""
+    """Random model, random autoencoder, and tokenizer."""
     tokenizer = TextTokenizer(None)
     config = BagelConfig.preset("tiny", llm_vocab_size=tokenizer.num_ids)
     config = config.override(llm_num_attention_heads=4, llm_num_key_value_heads=2)
@@ -58,7 +58,7 @@ def parts() -> tuple[Bagel, LatentVAE, TextTokenizer]:
 
 @contextmanager
 def low_default() -> Iterator[None]:
-    """Within it, tensors made without a dtype are bfloat16, as in a Trainer of bf16-true."""
+    """Makes bfloat16 the default dtype in the block, as a Trainer with bf16-true does."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -76,7 +76,7 @@ def picture(seed: int, width: int = 48, height: int = 32) -> Image.Image:
 
 @dataclass
 class Studio:
-    """A model with room for contexts."""
+    """A model with a KV cache."""
 
     model: Bagel
     maker: ItemMaker
@@ -86,7 +86,7 @@ class Studio:
     num_used: int = 0
 
     def contexts(self) -> list[Context]:
-        """Three empty ones that no one else has."""
+        """Three new, empty contexts."""
         first = self.num_used
         self.num_used += len(CONTEXTS)
         return [Context(row=row) for row in range(first, self.num_used)]
@@ -100,7 +100,7 @@ class Studio:
 
 
 def studio(num_rows: int = 12, capacity: int = 256) -> Studio:
-    """One of the small model."""
+    """A studio with the small model."""
     return open_studio(*parts(), VAE_TRANSFORM, VIT_TRANSFORM, num_rows=num_rows, capacity=capacity)
 
 
@@ -114,7 +114,7 @@ def open_studio(
     num_rows: int,
     capacity: int,
 ) -> Studio:
-    """One of any model on the CPU."""
+    """A studio with any model, on the CPU."""
     maker = ItemMaker(model, tokenizer, vae_transform, vit_transform)
     memory = KVCache(
         model.config.llm,
@@ -133,7 +133,7 @@ def open_studio(
 
 
 class Script:
-    """Chooses tokens by a script; where a text is None, as the model would, up to a length.
+    """Chooses tokens by a script; if a text is None, samples as usual up to a maximum length.
 
     Args:
         texts: Problem -> its texts, each with the action after it: "draw", "write" or "stop".

@@ -67,7 +67,7 @@ def text(response: GenerationResponse) -> str:
 
 
 def gaps(model: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
-    """How far each token's logit is below the likeliest one's, after all before it."""
+    """For each token: the largest logit minus the logit of this token."""
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt_ids, *token_ids]])).logits[0].float()
     rows = logits[len(prompt_ids) - 1 : -1]
@@ -96,6 +96,6 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def engine_lock() -> Iterator[None]:
-    """Held by one module of all test processes: this machine has room for one engine."""
+    """Lock for all test processes: the memory is enough for one engine."""
     with FileLock(cache() / "engine.lock"):
         yield

@@ -48,7 +48,7 @@ class LastFirst(EchoBackend):
 
 
 class Failing(EchoBackend):
-    """Fails the requests whose text holds a word, while a file is there."""
+    """Fails requests that contain a word, while a file exists."""
 
     def __init__(self, word: str, while_exists: str | None = None) -> None:
         super().__init__("failing")
@@ -90,7 +90,7 @@ class Dying(LastFirst):
 
 
 class Logging(EchoBackend):
-    """Writes the uid of each request it is asked to a file of its process, slowly."""
+    """Writes the uid of each request to a file of its process, slowly."""
 
     def __init__(self, folder: str, seconds: float = 0.0, max_pending: int = 8) -> None:
         super().__init__("logging", max_pending)

@@ -22,14 +22,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ServerFault:
-    """How one try goes wrong."""
+    """How the server fails in one try."""
 
     status: int | None = None
     """Answer with this status instead of 200."""
     message: str = "as planned"
-    """In the error body."""
+    """Message in the body of the error."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Sent with it."""
+    """Headers of the answer."""
     body: bytes | None = None
     """Answer with this body."""
     hang: bool = False
@@ -46,29 +46,29 @@ class ChatServer:
 
     models: tuple[str, ...] = ("parrot",)
     delay_s: float = 0.0
-    """Before each answer."""
+    """Delay before each answer, in seconds."""
     plans: dict[str, list[ServerFault]] = field(default_factory=dict)
-    """Question -> faults of its tries, one after the other; then it is answered."""
+    """Question -> faults of its first tries; later tries are answered."""
     models_fault: ServerFault | None = None
-    """What is wrong with the list of models."""
+    """Fault of the list of models."""
     tries: Counter[str] = field(default_factory=Counter)
-    """Question -> how often it was asked."""
+    """Question -> number of tries."""
     times: dict[str, list[float]] = field(default_factory=dict)
-    """Question -> when."""
+    """Question -> times of its tries."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    """All that was asked."""
+    """All requests."""
     authorization: str | None = None
-    """What the last request showed."""
+    """Headers of the last request."""
     num_open: int = 0
     max_open: int = 0
-    """Requests that were open at the same time at most."""
+    """Maximum number of requests that were open at the same time."""
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
     def opened(self, question: str, body: dict[str, Any]) -> Iterator[ServerFault | None]:
-        """Counts a try, and gives the fault planned for it."""
+        """Counts a try and returns its planned fault."""
         with self.lock:
             self.bodies.append(body)
             self.tries[question] += 1
@@ -94,7 +94,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, *args: Any) -> None:
-        """Clients that hang up are what is tested."""
+        """Ignores clients that hang up: tests do this on purpose."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -126,7 +126,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.fail(fault, answer)
 
     def fail(self, fault: ServerFault, answer: bytes) -> None:
-        """Goes wrong."""
+        """Fails as planned."""
         if fault.hang:
             self.server.chat.ended.wait(60)
         if fault.hang or fault.drop:
@@ -146,7 +146,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Sends an answer, which may be shorter than it says."""
+        """Sends an answer, which may be shorter than its Content-Length."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -155,7 +155,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: Any) -> None:
-        """Keeps quiet."""
+        """Logs nothing."""
 
 
 def completion(*texts: str | None, reason: str | None = "stop") -> dict[str, Any]:
@@ -189,7 +189,7 @@ def chat_server(chat: ChatServer, *, port: int = 0) -> Iterator[ChatServer]:
 
 
 def main() -> None:
-    """A server's command: says so in its log, and notes the ids of its processes in a file."""
+    """Command of a server: writes to its log, and its process ids to a file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pids", type=Path)
@@ -203,7 +203,7 @@ def main() -> None:
     if options.exit_code is not None:
         sys.exit(options.exit_code)
     if options.ignore_term:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the child inherits
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the child inherits this
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     if options.pids:
         options.pids.write_text(f"{os.getpid()} {child.pid}")

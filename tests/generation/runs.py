@@ -44,7 +44,7 @@ def predict(
     trainer: dict[str, Any] | None = None,
     **data: Any,
 ) -> PredictionReport:
-    """A whole run in this process."""
+    """A complete run in this process."""
     writer = writer or ResponseWriter()
     loop = Trainer(
         accelerator="cpu", callbacks=[writer, *callbacks], **{**QUIET_TRAINER, **(trainer or {})}
@@ -80,7 +80,7 @@ def run_file(folder: Path, backend: dict[str, Any], source: Path, **sections: An
 
 
 def command(config: Path, *words: str) -> list[str]:
-    """`mathcanvas predict`, for a process of its own."""
+    """Command line of `mathcanvas predict`."""
     return [
         sys.executable,
         "-m",
@@ -93,7 +93,7 @@ def command(config: Path, *words: str) -> list[str]:
 
 
 def run_command(config: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end."""
+    """Runs the command and waits for its end."""
     return subprocess.run(
         command(config, *words),
         capture_output=True,

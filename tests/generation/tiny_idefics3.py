@@ -53,7 +53,7 @@ def make_tiny_idefics3(folder: Path, seed: int = 0) -> None:
         torch.manual_seed(seed)
         model = Idefics3ForConditionalGeneration(_config(tokenizer))
         with torch.no_grad():
-            for parameter in model.parameters():  # fresh weights repeat one token for ever
+            for parameter in model.parameters():  # initial weights repeat one token
                 parameter += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(folder)
 

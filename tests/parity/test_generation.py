@@ -46,7 +46,7 @@ ROOM = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """Something that the reference made; settings and results have its name."""
+    """One result of the reference, with its name and settings."""
 
     file: str
     name: str
@@ -69,7 +69,7 @@ def results(file: str) -> dict[str, Tensor]:
 
 
 def read_cases() -> list[Case]:
-    """All cases of all files; one without a row has that of the case before the dot."""
+    """All cases of all files; a case without a row uses that of the case before the dot."""
     cases = []
     for path in sorted(GOLDEN.glob("generate*.json")):
         about = json.loads(path.read_text())
@@ -93,7 +93,7 @@ def ask(studio: Studio, row_id: str) -> list[Context]:
 
 
 def question_parts(row_id: str) -> list[str | Image.Image]:
-    """The texts and pictures of a golden row's question, in their order."""
+    """Texts and pictures of a golden row's question, in order."""
     rows = pq.read_table(need(GOLDEN / "rows.parquet")).to_pylist()
     [row] = [row for row in rows if row["id"] == row_id]
     parts: list[str | Image.Image] = []
@@ -108,7 +108,7 @@ def question_parts(row_id: str) -> list[str | Image.Image]:
 
 
 def question(row_id: str, maker: ItemMaker) -> list[Item]:
-    """The same as items."""
+    """The question as items."""
     return [
         maker.text(part) if isinstance(part, str) else maker.image(part)
         for part in question_parts(row_id)
@@ -134,7 +134,7 @@ def parts() -> tuple[Bagel, LatentVAE, TextTokenizer]:
 
 @cache
 def capacity() -> int:
-    """Tokens that hold the longest question and what is written and drawn after it."""
+    """Length of a context for the longest question and its answer."""
     maker = ItemMaker(parts()[0], parts()[2], *transforms())
     questions = [question(row_id, maker) for row_id in {case.row_id for case in CASES}]
     return ROOM + max(sum(item.num_tokens for item in items) for items in questions)
@@ -163,7 +163,7 @@ def drawing_config(about: dict[str, Any]) -> DrawingConfig:
 def begin(
     studio: Studio, case: Case, contexts: Sequence[Context], noise: str = "init_noise"
 ) -> Drawing:
-    """A drawing of a case from the reference's noise."""
+    """A drawing that starts from the reference's noise."""
     config = drawing_config(case.about)
     drawing = studio.painter.begin(config, contexts, config.default_size, ("test",))
     assert drawing.latents.shape == case.result(noise).shape
@@ -180,7 +180,7 @@ def finish(studio: Studio, drawings: Sequence[Drawing]) -> None:
 def write(
     studio: Studio, contexts: Sequence[Context], wanted_ids: Sequence[Tensor]
 ) -> list[tuple[list[int], Tensor]]:
-    """Greedy texts from full contexts, all together; a text goes on after an end, as wanted."""
+    """Greedy texts from full contexts as one batch; continues after an end token if wanted."""
     ids = [[studio.maker.tokenizer.special.bos] for _ in contexts]
     logits: list[list[Tensor]] = [[] for _ in contexts]
     while active := [i for i in range(len(ids)) if len(logits[i]) < len(wanted_ids[i])]:
@@ -200,7 +200,7 @@ def same_pixels(found: Any, wanted: Tensor) -> None:
 
 
 def test_golden_files_exist() -> None:
-    """Each file of cases has some of a kind that is compared below."""
+    """Each file has cases that are compared below."""
     files = {case.file for case in CASES}
     if not files:
         pytest.skip(f"no generate*.json in {GOLDEN}")
@@ -233,7 +233,7 @@ def test_drawings(case: Case, studio: Studio) -> None:
 
 @torch.inference_mode()
 def test_drawings_as_one_batch(studio: Studio) -> None:
-    """Sizes, numbers of steps and guidance differ; so do the times at which each begins."""
+    """Sizes, numbers of steps, guidance and start times differ."""
     if not DRAWINGS:
         pytest.skip("no drawings")
     drawings: list[Drawing] = []
@@ -248,7 +248,7 @@ def test_drawings_as_one_batch(studio: Studio) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("case", CHAINS, ids=str)
 def test_chain(case: Case, studio: Studio) -> None:
-    """Question, text, drawing, the drawing fed back, a written text, a second drawing."""
+    """Question, text, drawing, the drawing read again, a generated text, a second drawing."""
     contexts = ask(studio, case.row_id)
     studio.prefill(contexts, studio.maker.text(case.about["given_text"]))
     first = begin(studio, case, contexts)
@@ -256,7 +256,7 @@ def test_chain(case: Case, studio: Studio) -> None:
     torch.testing.assert_close(first.latents, case.result("latent"), **LATENT_CLOSE)
     [picture] = studio.painter.paint([first])
     same_pixels(picture, case.result("pixels"))
-    # The reference's own pixels go on: a level more or less would show in the logits.
+    # Continues with the reference's pixels: a difference of one level would change the logits.
     pixels = case.result("pixels").numpy()
     studio.prefill(contexts, studio.maker.image(Image.fromarray(pixels)))
     before = contexts[0].copy()
@@ -276,7 +276,7 @@ def test_chain(case: Case, studio: Studio) -> None:
 
 @pytest.mark.parametrize("case", CHAINS, ids=str)
 def test_chain_by_the_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, step by step by the generator: the given text and the action are forced."""
+    """The same chain by the generator, with the given text and action forced."""
     model, vae, tokenizer = parts()
     special = tokenizer.special
     given_text = case.about["given_text"]
@@ -293,7 +293,7 @@ def test_chain_by_the_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     noise = case.result("init_noise")
     monkeypatch.setattr(image_steps, "initial_noise", lambda *key: noise)
     wanted_ids = case.result("text_ids").tolist()
-    if special.eos in wanted_ids:  # with which the generator ends the text
+    if special.eos in wanted_ids:  # the end token ends the text
         wanted_ids = wanted_ids[: wanted_ids.index(special.eos)]
     vae_transform, vit_transform = transforms()
     generator = InterleavedGenerator(
@@ -304,7 +304,7 @@ def test_chain_by_the_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
         config=InterleavedConfig(
             text=TextConfig(temperature=0),
             drawing=drawing_config(case.about),
-            max_tokens=len(given) - 1 + len(wanted_ids),  # the action doesn't count
+            max_tokens=len(given) - 1 + len(wanted_ids),  # the action token does not count
         ),
         limits=BatchLimits(max_batch_size=2, max_context_tokens=capacity()),
         choose=choose,

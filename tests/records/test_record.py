@@ -31,7 +31,7 @@ from tests.conftest import png, write_json
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With a picture a.png in it."""
+    """A folder with a picture a.png."""
     (tmp_path / "a.png").write_bytes(png())
     return tmp_path
 

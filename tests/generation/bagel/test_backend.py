@@ -51,12 +51,12 @@ def checkpoint() -> Path:
 
 
 def drawing_px() -> int:
-    """Side of small drawings that the checkpoint's table holds."""
+    """Side of small drawings that fit the position table of the checkpoint."""
     return 2 * BagelConfig.from_directory(checkpoint()).geometry.latent_patch_px
 
 
 def options() -> dict[str, Any]:
-    """Arguments of a backend, as YAML has them: small drawings in few steps."""
+    """Arguments of a backend in YAML form: small drawings, few steps."""
     geometry = BagelConfig.from_directory(checkpoint()).geometry
 
     def sizes(patch_px: int, side: int) -> dict[str, int]:
@@ -86,7 +86,7 @@ def backend(**changes: Any) -> BagelBackend:
 
 @pytest.fixture(scope="module")
 def bagel() -> BagelBackend:
-    """Loaded once."""
+    """A started backend."""
     made = backend()
     made.start()
     return made
@@ -130,7 +130,7 @@ def pixels(part: Part) -> Any:
 
 
 def same(one: Output, other: Output) -> None:
-    """Equal texts, and drawings but for the rounding of their pixels."""
+    """Equal texts; drawings may differ by the rounding of pixels."""
     assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
     for left, right in zip(one.steps, other.steps, strict=True):
         if isinstance(left, str):
@@ -210,7 +210,7 @@ def test_max_tokens_gives_the_finish_reason_length(bagel: BagelBackend) -> None:
 
 
 def test_steps_keep_their_numbers() -> None:
-    """By empty texts, where a drawing follows none."""
+    """An empty text stands for a missing one."""
     drawing = Image.new("RGB", (4, 4))
     steps = [(1, drawing), (2, "Then"), (4, drawing), (5, "So"), (5, drawing)]
     answer = Answer(
@@ -229,7 +229,7 @@ def test_steps_keep_their_numbers() -> None:
 
 
 def test_understanding_needs_one_context() -> None:
-    """A third of the memory of the other modes."""
+    """It needs a third of the memory of the other modes."""
     for mode, rows in (("understanding", 1), ("interleaved", 3)):
         made = backend(mode=mode, max_batch_size=1)
         made.start()

@@ -66,7 +66,7 @@ def kinds(answer: Answer) -> list[tuple[int, str]]:
 
 
 def same(left: Answer, right: Answer) -> None:
-    """Equal texts, and drawings but for the rounding of their pixels."""
+    """Equal texts; drawings may differ by the rounding of pixels."""
     assert kinds(left) == kinds(right)
     for one, other in zip(left.steps, right.steps, strict=True):
         if isinstance(one.content, str):
@@ -149,12 +149,12 @@ def test_new_problems_enter_when_others_finish() -> None:
         order += ended
         assert running.num_pending == len(INPUTS) - len(order)
     assert sorted(order) == sorted(INPUTS)
-    assert order.index("b") < order.index("a")  # what is short doesn't wait for what is long
+    assert order.index("b") < order.index("a")  # short answers do not wait for long ones
     assert running.advance() == []
 
 
 def test_texts_and_drawings_are_computed_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four problems take no more passes than one; the branches of guidance go together."""
+    """Four problems need as many passes as one; all guidance branches share a pass."""
     passes = []
     real = Decoder.forward
     monkeypatch.setattr(
@@ -168,7 +168,7 @@ def test_texts_and_drawings_are_computed_as_one_batch(monkeypatch: pytest.Monkey
         generator(Script(texts)).run(inputs)
         counts.append(len(passes))
     assert counts[0] == counts[1]
-    # bos, five letters and the end; one pass a step of the drawing; three passes that read.
+    # Start token, five letters, end token; one pass per step of the drawing; three prefills.
     assert counts[0] == 2 * 7 + (FAST.num_timesteps - 1) + 3
     assert 4 * 3 * 6 in passes
 
@@ -192,7 +192,7 @@ def test_limits(limits: dict[str, int], reason: str, steps: list[Any]) -> None:
     assert (answer.finish_reason, kinds(answer)) == (reason, steps)
     if "max_tokens" in limits:
         assert answer.num_written_tokens == limits["max_tokens"]
-        # The end of a text counts, the action after it does not.
+        # The end token of a text counts, the action token does not.
         assert answer.text == {4: "Firs", 6: "First", 7: "First\n\nT"}[limits["max_tokens"]]
 
 
@@ -208,7 +208,7 @@ def test_the_limit_of_tokens_cuts_a_thought_but_not_the_drawing() -> None:
 
 @pytest.mark.parametrize("room", range(20, 120, 7))
 def test_a_full_context_ends_a_problem_cleanly(room: int) -> None:
-    """Whatever it is doing then, what it has said and drawn stays, and others go on."""
+    """In any state: its texts and drawings are kept, and other problems continue."""
     endless = {"a": [(None, "draw"), (None, "write")] * 20, "b": [("Hi", "stop")]}
     config = InterleavedConfig(drawing=FAST, max_steps=40, max_images=40)
     script = Script(endless)
@@ -338,7 +338,7 @@ def test_memory_limits_the_batch_size(caplog: pytest.LogCaptureFixture) -> None:
     assert "contexts of 2 problems" in caplog.text
     with pytest.raises(ConfigError, match="GiB for one problem"):
         generator(None, memory_bytes=one - 1)
-    assert generator(None, max_batch_size=3).batch_size == 3  # of the free memory
+    assert generator(None, max_batch_size=3).batch_size == 3  # limited by the free memory
 
 
 @pytest.mark.parametrize("name", ["max_batch_size", "max_context_tokens", "tokens_per_turn"])
@@ -354,7 +354,7 @@ def test_limits_are_positive(name: str) -> None:
 
 
 def test_problems_that_cannot_be_answered(tmp_path: Any) -> None:
-    """They are refused at once; those in work go on."""
+    """They are rejected at once; problems in progress continue."""
     running = generator(Script({"a": [("Fine", "stop")]}), max_context_tokens=60)
     running.submit(Problem(uid="a", inputs=("Fine?",)))
     with pytest.raises(InputError, match="length of a context"):
@@ -366,7 +366,7 @@ def test_problems_that_cannot_be_answered(tmp_path: Any) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with Image.open(path) as cut, pytest.raises(InputError, match="decoded"):
         running.submit(Problem(uid="cut", inputs=(cut,)))
-    with pytest.raises(InputError, match="another one"):
+    with pytest.raises(InputError, match="same uid"):
         running.submit(Problem(uid="a", inputs=("Again",)))
     with pytest.raises(ConfigError, match="mode"):
         Problem(uid="x", inputs=("What?",), mode="video")  # type: ignore[arg-type]
@@ -378,16 +378,17 @@ def test_problems_that_cannot_be_answered(tmp_path: Any) -> None:
 def test_pictures_beyond_the_position_tables() -> None:
     large = ImageTransform(max_image_size=512, min_image_size=512)
     for options in ({"vae_transform": large}, {"vit_transform": large}):
-        running = generator(choose_tokens, **options, max_context_tokens=4000)
+        settings = {**SIZES, **options, "max_context_tokens": 4000}
+        running = InterleavedGenerator(*parts(), **grouped(settings))
         with pytest.raises(InputError, match="position table"):
             running.submit(Problem(uid="a", inputs=(picture(0, 512, 512),)))
-    running = generator(choose_tokens, max_context_tokens=4000)
+    running = InterleavedGenerator(*parts(), **grouped({**SIZES, "max_context_tokens": 4000}))
     with pytest.raises(InputError, match="512 x 512"):  # the size without a picture
         running.submit(Problem(uid="a", inputs=("Draw",), mode="image"))
 
 
 def test_drawings_that_could_not_be_read_again() -> None:
-    """They fit the table of latents, but not that of patches: refused before anything is lost."""
+    """They fit the position table of latents, but not that of patches: rejected at once."""
     large = SIZES | {"vit_transform": ImageTransform(max_image_size=512, min_image_size=512)}
     texts = {"b": [("Draw.", "draw"), ("Done.", "stop")]}
     running = generator(Script(texts), **large, max_context_tokens=4000)
@@ -398,7 +399,7 @@ def test_drawings_that_could_not_be_read_again() -> None:
 
 
 class Failing(Script):
-    """Raises once, in the middle of a text."""
+    """Raises an exception once, in the middle of a text."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(ANSWERS)
@@ -492,7 +493,7 @@ def test_guidance_with_more_contexts_than_the_generator() -> None:
 
 
 def test_nan_values_do_not_reach_the_next_problem() -> None:
-    """Not even where the next one takes its place in the cache."""
+    """Not even if the next problem uses the same row of the cache."""
     running = generator(Script(ANSWERS), max_batch_size=2)
     wanted = [answer_one(problem, Script(ANSWERS)) for problem in problems()[:3]]
     running.submit(Problem(uid="f", inputs=("x" * 60,)))

@@ -43,12 +43,12 @@ def test_branches() -> None:
     config = DrawingConfig(interval=(0.4, 0.8))
     assert [config.num_branches(t) for t in (0.3, 0.4, 0.5, 0.8, 0.9)] == [1, 1, 3, 3, 1]
     assert DrawingConfig(image_scale=1.0).num_branches(0.5) == 2
-    # No guidance at all without that of the texts.
+    # Without text guidance there is no guidance at all.
     assert DrawingConfig(text_scale=1.0, image_scale=9.0).num_branches(0.5) == 1
 
 
 def test_the_interval_is_compared_in_float32() -> None:
-    """In float32, where 0.4 and 0.6 are a little more than in double precision."""
+    """In float32, 0.4 and 0.6 are slightly larger than in double precision."""
     config = DrawingConfig(num_timesteps=6, timestep_shift=1.0, interval=(0.4, 0.6))
     assert [round(t, 6) for t in config.times()] == [1, 0.8, 0.6, 0.4, 0.2, 0]
     assert [config.num_branches(t) for t in config.times()] == [1, 1, 3, 1, 1, 1]
@@ -135,7 +135,7 @@ def test_the_default_dtype_does_not_matter() -> None:
 
 
 class Sketch:
-    """Contexts of a question, from which drawings begin."""
+    """Contexts of a question, as the start of drawings."""
 
     def __init__(self) -> None:
         self.desk = studio(num_rows=18)
@@ -178,7 +178,7 @@ def test_drawings_do_not_depend_on_each_other() -> None:
 
 
 def test_steps_and_pictures_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is bounded gives the same; layouts are made once for all steps."""
+    """Smaller passes give the same result; layouts are built once for all steps."""
     made, decoded = [], []
     real_layout, real_decode = CachedTokens, parts()[1].decode
     monkeypatch.setattr(
@@ -197,7 +197,7 @@ def test_steps_and_pictures_in_several_passes(monkeypatch: pytest.MonkeyPatch) -
         with torch.inference_mode():
             pictures = sketch.desk.painter.paint(drawings)
         results.append((latents, [np.asarray(p).astype(int) for p in pictures]))
-    assert len(made) == 1 + 5  # nine branches, two a pass
+    assert len(made) == 1 + 5  # nine branches, two per pass
     assert decoded == [3, 2, 1]
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
     assert np.abs(np.stack(results[0][1]) - np.stack(results[1][1])).max() <= 1
@@ -214,7 +214,7 @@ def passes_of(drawing: Drawing, sketch: Sketch) -> tuple[torch.Tensor, int]:
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.4, 1.0), (0.0, 0.6)])
 def test_feature_cache(interval: tuple[float, float]) -> None:
-    """It spares passes, and its error shrinks as it refreshes more often; 1 is exact."""
+    """It skips passes; the error decreases with more refreshes, and 1 is exact."""
     results = {}
     for every in (None, 1, 2, 3):
         reuse = None if every is None else FeatureCache(refresh_every=every)

@@ -34,7 +34,7 @@ KINDS = st.sampled_from(["short", "long", "", "small", "large", "vit"])
 
 
 def make(kind: str, desk: Studio, seed: int) -> Item:
-    """A text of some length, or a picture of some size."""
+    """A text of the given length, or a picture of the given size."""
     if kind == "small":
         return desk.maker.image(picture(seed, 32, 32))
     if kind in ("large", "vit"):
@@ -141,7 +141,7 @@ def test_prefill_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("most", [3, 4, 100])
 def test_long_texts_attend_piece_by_piece(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No mask grows with the square of a text, and none is made at its start."""
+    """Masks do not grow with the square of the text length; the first piece needs none."""
     masks = []
     real = F.scaled_dot_product_attention
 

@@ -48,7 +48,7 @@ class Listener(ResponseCallback):
 
 
 class Stream(IterableDataset[RequestBatch]):
-    """Batches, whose number nobody knows before."""
+    """Batches without a known number."""
 
     def __init__(self, batches: Sequence[RequestBatch]) -> None:
         self.batches = batches
@@ -103,7 +103,7 @@ def test_each_response_once(sizes: list[int], max_pending: int, marked: bool) ->
 def test_no_barrier_between_batches() -> None:
     backend, listener = LastFirst(max_pending=6), Listener()
     predict(GenerationModule(backend), Stream(batches([4, 4, 4])), listener)
-    # The first requests are the last to be answered: later batches were let in meanwhile.
+    # The first requests are answered last: later batches were submitted in the meantime.
     assert listener.uids.index("1.0") < listener.uids.index("0.0")
     assert backend.most_pending == 6
 
@@ -153,7 +153,7 @@ def test_an_error_closes_the_backend(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="engine"):
         predict(GenerationModule(backend), Stream(batches([10])), listener)
     assert backend.num_closed == 1
-    assert len(listener.uids) == 3  # what was answered before it is not lost
+    assert len(listener.uids) == 3  # earlier answers are not lost
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -43,13 +43,13 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
 
 @pytest.fixture
 def source(tmp_path: Path) -> RecordInput:
-    """Twenty questions, and where their answers go."""
+    """Twenty questions with an output."""
     path = write_lines(tmp_path / "questions.jsonl", records(20, extra={"kept": [1, None]}))
     return RecordInput(path=str(path), output=str(tmp_path / "answers.jsonl"))
 
 
 def kept_in(source: RecordInput | Path) -> set[str]:
-    """Records whose answers the journal has."""
+    """Indexes of the records with an answer in the journal."""
     output = source if isinstance(source, Path) else source.output_path
     entries = read_journal(journal_folder(output))
     return {uid for (uid, _), entry in entries.items() if entry.failure is None}
@@ -134,7 +134,7 @@ def test_rerun_asks_all_again_and_moves_old_answers(source: RecordInput) -> None
     assert len(backend.asked) == 20
     aside = journal_folder(source.output_path) / "replaced" / "rank0.jsonl"
     assert len(aside.read_text().splitlines()) == 20
-    # ... but not for an input with faults.
+    # ... but not if an input has faults.
     Path(source.path).write_text('{"sample_index": 1}\n')
     with pytest.raises(InputError):
         predict(LastFirst(), [source], rerun=True)
@@ -223,7 +223,7 @@ def test_changes_of_prompt_fields_are_noticed(tmp_path: Path) -> None:
     predict(backend, [source], prompt=prompt)
     assert [one.uid for one in backend.asked] == ["in:0"]
     assert "(A) 3" in answers(source)[0]
-    # A prompt that doesn't say what it reads may read anything.
+    # A prompt without `fields` may use all fields.
     predict(LastFirst(), [source], prompt=Terse(), rerun=True)
     some[2] |= {"note": "c"}
     write_lines(path, some)
@@ -239,7 +239,7 @@ def test_an_input_that_changes_during_the_run(source: RecordInput) -> None:
             path = Path(source.path)
             path.write_text(path.read_text().replace("What", "Whom"))
 
-    some = records(2000, filler="x" * 200)  # more than is read ahead
+    some = records(2000, filler="x" * 200)  # more than the read buffer
     write_lines(Path(source.path), some)
     with pytest.raises(InputError, match="other records"):
         predict(Editor(max_pending=2), [source], batching=FixedSize(1))
@@ -329,7 +329,7 @@ def test_answers_of_another_model_are_not_mixed(source: RecordInput) -> None:
     predict(EchoBackend("one"), [source])
     for backend in (EchoBackend("two"), Told("one")):
         with pytest.raises(OutputError, match=r"one.*/b|one.*two"):
-            predict(backend, [source])  # though nothing is left to ask
+            predict(backend, [source])  # even if all records are answered
     assert predict(EchoBackend("one"), [source]).num_asked == 0
 
 
@@ -409,7 +409,7 @@ def test_samples_and_post_processing(source: RecordInput) -> None:
     prompt = ChatPrompt(template="<think>{query}</think> fine")
     predict(LastFirst(), [source], sampling=Sampling(n=2), prompt=prompt, writer=writer)
     assert answers(source)[0] == ["FINE", "FINE"]
-    # The journal has what was said, so other post-processors need no new answers.
+    # The journal has the original text, so other post-processors need no new answers.
     idle = LastFirst()
     predict(idle, [source], sampling=Sampling(n=2), prompt=prompt)
     assert idle.asked == []
@@ -417,7 +417,7 @@ def test_samples_and_post_processing(source: RecordInput) -> None:
 
 
 class Told(EchoBackend):
-    """Has another path."""
+    """Has a different path."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -425,26 +425,26 @@ class Told(EchoBackend):
 
 
 class Shout:
-    """A post-processor of one's own."""
+    """A custom post-processor."""
 
     def __call__(self, text: str) -> str:
         return text.removeprefix("re:").strip().upper()
 
 
 class Terse:
-    """A prompt builder of one's own."""
+    """A custom prompt builder."""
 
     def __call__(self, record: Record, pictures: tuple[Picture, ...]) -> tuple[Message, ...]:
         return (Message(role="user", parts=(record.query[:4], *pictures)),)
 
 
 def is_even(record):  # type: ignore[no-untyped-def]
-    """A filter of one's own: a function will do, and without annotations."""
+    """A custom filter: a function without annotations is enough."""
     return record.index % 2 == 0
 
 
 class Pairs:
-    """A batching of one's own."""
+    """A custom batching."""
 
     def __call__(self, items: Any) -> Any:
         for item in items:
@@ -452,7 +452,7 @@ class Pairs:
 
 
 class Listing(ResponseCallback):
-    """A writer of one's own."""
+    """A custom callback."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -496,7 +496,7 @@ def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
 
 
 def count_to(path: str) -> Any:
-    """A source of one's own: as many records as the path says."""
+    """A custom reader: the path is the number of records."""
     return iter(records(int(Path(path).stem)))
 
 
@@ -565,7 +565,7 @@ def test_killed_in_the_middle(tmp_path: Path, how: str) -> None:
     twice = {uid for uid, count in counts.items() if count > 1}
     assert len(counts) == 60
     assert twice.isdisjoint(kept)
-    assert len(twice) <= 4  # what was in flight
+    assert len(twice) <= 4  # requests that were in flight
 
 
 RANKS = {"devices": 2, "strategy": "ddp"}
@@ -639,7 +639,7 @@ def test_the_tool_and_the_command_write_the_same(tmp_path: Path) -> None:
 
 
 def test_progress_is_counted(source: RecordInput, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mathcanvas_lightning.generation import monitor
+    from mathcanvas_lightning.generation.run import monitor
 
     updates: list[tuple[int, str]] = []
     totals: list[int | None] = []

@@ -34,7 +34,7 @@ from tests.generation.misbehaving import ChatServer, ServerFault, chat_server, c
 
 
 def named(fault: object) -> str | None:
-    """A short name for a test of it."""
+    """Short name for the test id."""
     if not isinstance(fault, ServerFault):
         return None
     return " ".join(
@@ -54,7 +54,7 @@ def ask(question: str, *parts: Part, **sampling: Any) -> GenerationRequest:
 
 @contextlib.contextmanager
 def backend(chat: ChatServer, **options: Any) -> Iterator[ServerBackend]:
-    """A started backend that hurries; leaves no thread."""
+    """A started backend with short waits; checks that no thread is left."""
     made = ServerBackend(chat.url, **{"backoff_s": 0.01, "max_retries": 3, **options})
     try:
         made.start()
@@ -89,7 +89,7 @@ def test_concurrency_is_limited() -> None:
         assert (made.model_name, made.max_pending, made.num_pending) == ("parrot", 14, 0)
         assert made.collect() == []
         requests = [ask(str(number)) for number in range(100)]
-        made.submit(requests[:40])  # more than keep it busy
+        made.submit(requests[:40])  # more than max_pending
         assert made.num_pending == 40
         responses = {response.uid: response for response in made.collect()}
         assert made.num_pending == 40 - len(responses)
@@ -233,7 +233,7 @@ def test_it_can_be_started_again() -> None:
             made.start()
             assert text(answers(made, ask(question))[question]) == f"re: {question}"
             made.close()
-        with pytest.raises(BackendError, match="before `start`"):
+        with pytest.raises(BackendError, match="before start"):
             made.submit([ask("too late")])
 
 
@@ -288,7 +288,7 @@ def test_a_stopped_server_ends_the_run() -> None:
         made = stack.enter_context(backend(chat))
         assert text(answers(made, ask("good"))["good"]) == "re: good"
         serving.close()
-        with pytest.raises(BackendError, match="start the server again") as raised:
+        with pytest.raises(BackendError, match="restart the server") as raised:
             answers(made, *(ask(str(number)) for number in range(300)))
         assert chat.url in str(raised.value)
         with pytest.raises(BackendError):
@@ -301,7 +301,7 @@ def test_answers_come_before_the_error() -> None:
         made.submit([ask("good"), ask("bad")])
         while chat.num_open or len(chat.tries) < 2:
             time.sleep(0.01)
-        time.sleep(0.2)  # both are done, and wait to be collected
+        time.sleep(0.2)  # both are finished but not collected
         assert [text(response) for response in made.collect()] == ["re: good"]
         with pytest.raises(BackendError, match="HTTP 404"):
             made.collect()
@@ -319,7 +319,10 @@ def test_an_error_is_raised_if_nothing_else_is_pending() -> None:
             while made.num_pending:
                 collected += made.collect()
         assert [text(response) for response in collected] == ["re: good"]
-        for call in (made.start, lambda: made.submit([ask("more")])):  # nothing is forgotten
+        for call in (
+            made.start,
+            lambda: made.submit([ask("more")]),
+        ):  # both raise it
             with pytest.raises(BackendError, match="HTTP 404"):
                 call()
         assert made.num_pending == 1
@@ -350,7 +353,7 @@ def test_the_window_ends_an_answer(limit: str) -> None:
         assert text(answers(made, ask("long"))["long"]) == "re: long"
         first, second = chat.bodies
         assert first.pop(limit) == 99
-        assert first == second  # but for the limit
+        assert first == second  # except for the limit
 
 
 def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
@@ -449,7 +452,7 @@ def test_proxies_are_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None
             answers(made, ask("here"))
         assert chat.tries == {"here": 1}
         far = ServerBackend("http://chat.invalid/v1", max_retries=0)
-        far.start()  # nobody but the proxy knows such a host
+        far.start()  # only the proxy can resolve this host
         far.close()
 
 

@@ -76,8 +76,8 @@ def test_stop_ends_all_processes(tmp_path: Path, ignore_term: bool) -> None:
         backend = ServerBackend(server.base_url)
         assert [response.uid for response in generate(backend, [request()])] == ["hello"]
         backend.close()
-        assert all(map(alive, pids))  # who is given a URL starts and ends nothing
-    wait_until_gone(pids)  # killed ones take a moment
+        assert all(map(alive, pids))  # a backend with a URL starts and stops no process
+    wait_until_gone(pids)  # killed processes need a moment
     server.stop()
     assert (tmp_path / "logs" / "server.log").read_text() == "loading the model\n"
 
@@ -296,7 +296,7 @@ def test_num_gpus_is_required_for_several_processes(monkeypatch: pytest.MonkeyPa
         ServerProcess(ServerConfig(model_path="m"), local_rank=1)
     with pytest.raises(BackendError, match=r"found 2 visible GPUs; wanted 3: .*num_gpus"):
         ServerProcess(ServerConfig(model_path="m", num_gpus=1), local_rank=2)
-    one = {"CUDA_VISIBLE_DEVICES": "1"}  # the server's own variables count
+    one = {"CUDA_VISIBLE_DEVICES": "1"}  # the variables of the server count
     with pytest.raises(BackendError, match="found 1 visible GPUs"):
         ServerProcess(ServerConfig(model_path="m", num_gpus=2, env=one))
     ServerProcess(ServerConfig(model_path="m", env={"CUDA_VISIBLE_DEVICES": ""}), local_rank=1)
@@ -323,7 +323,7 @@ def test_the_port_is_reserved_for_the_server(tmp_path: Path) -> None:
     server = ServerProcess(other)
     with pytest.raises(BackendError, match="in use"):
         server.start()
-    with socket.socket() as another:  # which gets it afterwards
+    with socket.socket() as another:  # it gets the port later
         another.bind(("127.0.0.1", urlsplit(server.base_url).port))
 
 

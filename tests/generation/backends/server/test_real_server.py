@@ -88,7 +88,7 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
     assert responses["window"].outputs[0].finish_reason == "length"
     usage = responses["window"].usage
     assert usage.prompt_tokens + usage.completion_tokens == 512
-    # Seeds go with the id: the same for a request, different for another.
+    # The seed depends on the id: equal for the same request, different for others.
     first, second = (output.text for output in responses["two"].outputs)
     assert first != second
     assert responses["two"].outputs == again["two"].outputs

@@ -96,7 +96,7 @@ def test_template_options_reach_the_template(backend: VLLMBackend) -> None:
     terse = dataclasses.replace(plain, uid="terse", template_options={"terse": True})
     found = answers(backend, [plain, terse])
     more = found["terse"].usage.prompt_tokens - found["plain"].usage.prompt_tokens
-    assert more == len("Be terse. ")  # a token a letter
+    assert more == len("Be terse. ")  # one token per letter
 
 
 SCRIPT = """

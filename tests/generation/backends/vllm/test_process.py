@@ -21,7 +21,7 @@ SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def echo(descriptor: int) -> None:
-    """Sends back what it gets; "fork" starts a process, "die" ends this one at once."""
+    """Echoes messages; "fork" starts a process, "die" ends this one at once."""
     connection = Connection(descriptor)
     print("echo runs", flush=True)
     while True:
@@ -37,13 +37,13 @@ def echo(descriptor: int) -> None:
 
 
 def stubborn(descriptor: int) -> None:
-    """Hears nothing."""
+    """Never reads from the pipe."""
     Connection(descriptor).send(subprocess.Popen(SLEEPER).pid)
     time.sleep(600)
 
 
 def variables(descriptor: int) -> None:
-    """Tells its environment."""
+    """Sends its environment."""
     Connection(descriptor).send(dict(os.environ))
 
 
@@ -160,7 +160,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_forked_copy_of_a_killed_process_keeps_nothing_alive() -> None:
-    short = "from mathcanvas_lightning.generation import engine_process; engine_process.GRACE_S = 1"
+    short = "from mathcanvas_lightning.generation.backends.vllm import process; process.GRACE_S = 1"
     command = [sys.executable, "-W", "ignore", "-c", short + LEAVER + FORKED]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True

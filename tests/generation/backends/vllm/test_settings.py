@@ -79,7 +79,7 @@ def test_model_path_is_a_folder_or_a_hub_name(
     with pytest.raises(ConfigError, match=r"without config\.json"):
         find_model("demo/model")
     with pytest.raises(ConfigError, match="no such folder"):
-        find_model("demo/other")  # the folder demo is there: no name of the hub
+        find_model("demo/other")  # the folder demo exists, so this is not a hub name
     (folder / "config.json").write_text("{}")
     assert find_model("demo/model") == "demo/model"
 
@@ -122,7 +122,7 @@ def test_engines_share_all_gpus(num_engines: int, count: int) -> None:
 
 
 def faulty(descriptor: int) -> None:
-    """An engine that answers the first request, and breaks at the second."""
+    """An engine that answers the first request and fails at the second."""
     connection = Connection(descriptor)
     settings = connection.recv()
     if settings.arguments["dtype"] == "never":
@@ -138,7 +138,7 @@ LIFE = 15
 
 
 def mortal(descriptor: int) -> None:
-    """An engine that is killed when it has answered so many requests."""
+    """An engine that is killed after a number of requests."""
     connection = Connection(descriptor)
     connection.recv()
     connection.send(Ready())
@@ -150,7 +150,7 @@ def mortal(descriptor: int) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder that passes for a model, for an engine without vLLM."""
+    """A folder that looks like a model, for an engine without vLLM."""
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(vllm_backend, "find_spec", lambda name: name)
     monkeypatch.setattr(vllm_backend, "ENGINE", f"{__name__}:faulty")
@@ -166,10 +166,10 @@ def test_answers_before_a_failure_are_kept(model: str) -> None:
     with pytest.raises(BackendError, match="KeyError: 'lost'"):
         backend.submit([ask("d", "Hi.")])
     with pytest.raises(BackendError, match="KeyError: 'lost'"):
-        backend.start()  # its pending request would be forgotten
+        backend.start()  # the pending request would be lost
     assert backend.num_pending == 1
     backend.close()
-    backend.start()  # once more, from the beginning
+    backend.start()  # starts again
     assert backend.num_pending == 0
     backend.submit([ask("d", "Hi.")])
     backend.close()
@@ -239,7 +239,7 @@ def test_causes() -> None:
         ("torch.OutOfMemoryError: CUDA out of memory.", "tensor_parallel_size"),
         ("RuntimeError: operator torchvision::nms does not exist", "torchvision"),
         ("max_model_len (9) is greater than the derived", "Lower max_model_len"),
-        ("its process ended with exit status -9", "no memory left"),
+        ("its process ended with exit status -9", "ran out of memory"),
         ("OSError: x is not a local folder and is not a valid model identifier", "model_path"),
         ("SomethingElse: never seen", "VLLM_LOGGING_LEVEL=INFO"),
     ],
