@@ -220,6 +220,7 @@ def _task_file(puzzle: Puzzle, level: Level) -> dict[str, Any]:
         "steps": [_blocks(step.after) for step in puzzle.steps],
         "views": list(level.views),
         "view_px": level.view_px,
+        "num_colours": level.num_colours,
     }
 
 

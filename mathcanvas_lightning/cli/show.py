@@ -244,7 +244,11 @@ def handler(handler: "Handler", console: Console) -> int:
 
 def scores(report: "ScoreReport", console: Console) -> int:
     """Prints accuracies and counts, overall and by group."""
-    from mathcanvas_lightning.evaluation.score_table import ALL, score_rows  # needs pyarrow
+    from mathcanvas_lightning.evaluation.score_table import (  # needs pyarrow
+        ALL,
+        check_rows,
+        score_rows,
+    )
 
     rows = score_rows(report.overall, report.groups)
     table = Table("", title=f"Scores of {escape(report.path)}")
@@ -254,6 +258,11 @@ def scores(report: "ScoreReport", console: Console) -> int:
         table.add_row(escape(_shortened(label, 40)), *row.values(), end_section=label == ALL)
     console.width = max(console.width, MIN_SCORES_WIDTH)  # a narrower table drops the names
     console.print(table)
+    if report.puzzles:
+        checks = Table("", "right", "share", "95 %", title="Steps of the answers")
+        for name, row in check_rows(report.puzzles).items():
+            checks.add_row(name, *row.values())
+        console.print(checks)
     if report.num_without_reference:
         console.print(f"{report.num_without_reference:,} records without a reference: not scored")
     for failure, count in Counter(report.failures).most_common(MAX_LISTED):

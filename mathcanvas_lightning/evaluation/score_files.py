@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import ijson
 
 from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.evaluation.puzzles import CheckScore
 from mathcanvas_lightning.evaluation.verdicts import PartVerdict, ScoredResponse, Scores
 
 T = TypeVar("T")
@@ -20,6 +21,8 @@ class ScoreSummary:
     overall: Scores
     groups: Mapping[str, Mapping[str, Scores]]
     """Field -> value -> scores of the records with that value."""
+    puzzles: Mapping[str, CheckScore]
+    """Check of the steps of BlockMoving answers -> score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,8 @@ def read_summary(path: Path) -> ScoreSummary:
     groups = next(_items(path, "groups", _groups), None)
     if overall is None or groups is None:
         raise _no_scores(path, "no scores")
-    return ScoreSummary(overall=overall, groups=groups)
+    puzzles = next(_items(path, "puzzles", _checks), {})  # absent from files of earlier versions
+    return ScoreSummary(overall=overall, groups=groups, puzzles=puzzles)
 
 
 def iter_scored(path: Path) -> Iterator[ScoredLine]:
@@ -80,6 +84,13 @@ def _items(path: Path, prefix: str, read: Callable[[Any], T]) -> Iterator[T]:
 
 def _scores(value: Any) -> Scores:
     return Scores(**{**value, "interval": tuple(value["interval"])})
+
+
+def _checks(value: Any) -> dict[str, CheckScore]:
+    return {
+        name: CheckScore(**{**one, "interval": tuple(one["interval"])})
+        for name, one in value.items()
+    }
 
 
 def _groups(value: Any) -> dict[str, dict[str, Scores]]:

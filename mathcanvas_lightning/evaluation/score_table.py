@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from mathcanvas_lightning.evaluation.puzzles import CheckScore
 from mathcanvas_lightning.evaluation.verdicts import Scores
 
 ALL = "all"
@@ -27,6 +28,25 @@ def score_rows(
     rows = {label: _cells(scores) for label, scores in scores_of.items()}
     columns = [name for name in rows[ALL] if any(row[name] != "-" for row in rows.values())]
     return {label: {name: row[name] for name in columns} for label, row in rows.items()}
+
+
+def check_rows(puzzles: Mapping[str, CheckScore]) -> dict[str, dict[str, str]]:
+    """Formats the checks of BlockMoving answers as a table.
+
+    Args:
+        puzzles: Check -> score.
+
+    Returns:
+        Check -> column -> text.
+    """
+    return {
+        name: {
+            "right": f"{score.num_right:,} of {score.num_answers:,}",
+            "share": _share(score.share),
+            "95 %": " to ".join(map(_share, score.interval)),
+        }
+        for name, score in puzzles.items()
+    }
 
 
 def _cells(scores: Scores) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mathcanvas_lightning.evaluation.comparison.comparer import Comparer, Pair
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison
 from mathcanvas_lightning.evaluation.extraction import clean, extract_answers
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
+from mathcanvas_lightning.evaluation.puzzles import CheckScore, PuzzleFiles, check_puzzles
 from mathcanvas_lightning.evaluation.verdicts import (
     PartVerdict,
     ScoredRecord,
@@ -48,6 +49,8 @@ class ScoreReport:
     """Number of records without a reference answer, which aren't scored."""
     failures: Sequence[str]
     """Reasons why the judge left answers undecided."""
+    puzzles: Mapping[str, CheckScore] = field(default_factory=dict)
+    """Check of the steps of BlockMoving answers -> score; empty unless they were checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,8 @@ def score_responses(
     by: Sequence[str] = (),
     output: str | None = None,
     judge: str | None = None,
+    puzzles: str | None = None,
+    folders: str | None = None,
     num_workers: int | None = None,
     time_limit_s: float = 5.0,
     progress: bool = True,
@@ -92,6 +97,8 @@ def score_responses(
         output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
         judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
             and init_args): a model that decides on answers that the rules marked wrong.
+        puzzles: Folder of generate-blockmoving: also check what BlockMoving answers state and draw.
+        folders: Folder with the steps of the answers, for puzzles; by default <input>'s name.
         num_workers: Processes that compare; by default one a core.
         time_limit_s: Time limit of one comparison, in seconds; slower ones count as wrong.
         progress: Show a progress bar.
@@ -114,11 +121,17 @@ def score_responses(
     settings = ComparisonSettings(
         num_workers=num_workers, time_limit_s=time_limit_s, progress=progress
     )
-    return _score(input, _output_path(input, output), fields, settings, judge)
+    checks = None if puzzles is None else _puzzle_files(input, puzzles, folders)
+    return _score(input, _output_path(input, output), fields, settings, judge, checks)
 
 
 def _score(
-    source: str, output: Path, fields: Fields, settings: ComparisonSettings, judge: str | None
+    source: str,
+    output: Path,
+    fields: Fields,
+    settings: ComparisonSettings,
+    judge: str | None,
+    checks: PuzzleFiles | None,
 ) -> ScoreReport:
     model = None if judge is None else load_judge(judge)
     found = read_answered(source, fields)
@@ -136,9 +149,19 @@ def _score(
         groups={name: _grouped(scored, name) for name in fields.by},
         num_without_reference=found.num_without_reference,
         failures=failures,
+        puzzles={}
+        if checks is None
+        else check_puzzles(found.records, checks, progress=settings.progress),
     )
     _write(report, scored)
     return report
+
+
+def _puzzle_files(source: str, puzzles: str, folders: str | None) -> PuzzleFiles:
+    beside = local_path(source).with_suffix("")
+    return PuzzleFiles(
+        tasks=local_path(puzzles), answers=beside if folders is None else local_path(folders)
+    )
 
 
 def _output_path(source: str, output: str | None) -> Path:
@@ -285,6 +308,7 @@ def _write(report: ScoreReport, scored: Sequence[ScoredRecord]) -> None:
             for field, values in report.groups.items()
         },
         "num_without_reference": report.num_without_reference,
+        "puzzles": {name: asdict(score) for name, score in report.puzzles.items()},
         "judge_failures": list(islice(report.failures, 100)),
         "records": [_record(one) for one in scored],
     }

@@ -13,7 +13,7 @@ from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
 from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
 from mathcanvas_lightning.evaluation.report.sheets import Sheet, SheetSource
 from mathcanvas_lightning.evaluation.score_files import read_summary
-from mathcanvas_lightning.evaluation.score_table import score_rows
+from mathcanvas_lightning.evaluation.score_table import check_rows, score_rows
 from mathcanvas_lightning.evaluation.verdicts import Verdict
 from mathcanvas_lightning.records.record import RecordInput
 
@@ -105,6 +105,7 @@ def _write(files: ReportFiles, source: SheetSource, selection: Selection) -> Rep
         title=f"Answers of {files.input.name}",
         remarks=_remarks(files, selection, len(sheets), has_more),
         scores=None if summary is None else score_rows(summary.overall, summary.groups),
+        checks={} if summary is None else check_rows(summary.puzzles),
         counts={verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]},
         sheets=sheets,
     )

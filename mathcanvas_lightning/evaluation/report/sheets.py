@@ -14,7 +14,7 @@ from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.data.rows.schema import CORE_COLUMNS, UID_COLUMNS
 from mathcanvas_lightning.evaluation.answered import Answered
 from mathcanvas_lightning.evaluation.verdicts import ScoredResponse
-from mathcanvas_lightning.generation.run.answer_folders import folder_name
+from mathcanvas_lightning.generation.run.answer_folders import RESULT_FILE, folder_name
 from mathcanvas_lightning.records.marks import MarkError, place_marks
 from mathcanvas_lightning.records.pictures import PictureError, load_pictures
 from mathcanvas_lightning.records.record import (
@@ -216,13 +216,13 @@ def _steps(folder: Path) -> list[Piece]:
     if not folder.is_dir():
         return [Notice(f"no folder {folder.name} with the steps: only the text is shown")]
     try:
-        result = json.loads((folder / "reasoning_result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         steps = result["reasoning_steps"]
         if not isinstance(steps, list):
             raise TypeError(f"reasoning_steps is {steps!r:.80}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        return [Notice(f"{folder.name}/reasoning_result.json can't be used: {reason}")]
+        return [Notice(f"{folder.name}/{RESULT_FILE} can't be used: {reason}")]
     return [_step(step, folder) for step in steps]
 
 

@@ -13,6 +13,8 @@ from mathcanvas_lightning.data.images.decode import ImageLimits, check_image
 from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest, Part
 from mathcanvas_lightning.records.pictures import Picture
 
+RESULT_FILE = "reasoning_result.json"
+"""File with the texts and drawings of an answer, in order."""
 MAX_NAME = 120
 """Maximum length of a folder name; file systems allow 255 bytes."""
 
@@ -65,7 +67,7 @@ def write_folder(target: Path, index: str, steps: Sequence[Part], exchange: Exch
     drawings = [step for step in steps if isinstance(step, Picture)]
     for number, drawing in enumerate(drawings, start=1):
         (temporary / _image_path(number)).write_bytes(drawing.data)
-    _write_json(temporary / "reasoning_result.json", reasoning_result(index, steps))
+    _write_json(temporary / RESULT_FILE, reasoning_result(index, steps))
     _write_json(temporary / "ori.json", exchange.request.record)
     _write_originals(temporary / "ori_images", exchange.request)
     shutil.rmtree(target, ignore_errors=True)

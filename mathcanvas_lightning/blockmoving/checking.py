@@ -1,0 +1,87 @@
+"""Checks the steps of an answer to a puzzle: stacks in words, moves, and drawings read back."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from mathcanvas_lightning.blockmoving.drawing import NAMES
+from mathcanvas_lightning.blockmoving.levels import Level
+from mathcanvas_lightning.blockmoving.reading import read_drawing
+from mathcanvas_lightning.blockmoving.rules import Stack
+
+CHECKS = ("before", "after", "moves", "states", "drawings", "everything")
+"""Both stacks of the question, the moves, and the stack after each move in words and drawn."""
+
+_BEFORE = re.compile(r"(?:Before:|initial stack as)([^.]*)\.")
+_AFTER = re.compile(r"(?:After:|final stack is)([^.]*)\.")
+_ONE_MOVE = re.compile(r"The move is (\w+)\.")
+_STEP = re.compile(r"Step \d+:(?: (\w+)\.)?([^.]*)\.")
+_CUBE = re.compile(r"(\w+) \(?(\d),?(\d),?(\d)\)?")
+
+Cubes = frozenset[tuple[str, str]]
+
+
+def check_answer(
+    task: Mapping[str, Any], texts: Sequence[str], drawings: Sequence[Image.Image]
+) -> dict[str, bool]:
+    """Compares an answer with its puzzle.
+
+    Args:
+        task: The puzzle's `data.json`, with the short wording.
+        texts: Texts of the answer, in order.
+        drawings: Drawings of the answer, in order.
+
+    Returns:
+        For each of `CHECKS`, whether all of it is right. A missing statement or drawing is wrong,
+        and so is one drawing too many.
+    """
+    text = "\n".join(texts)
+    steps = [_cubes_of(blocks) for blocks in task["steps"]]
+    level = _level(task)
+    shown = [read_drawing(drawing, level).stack for drawing in drawings]
+    stated = list(_STEP.finditer(text))
+    found = {
+        "before": _stated(_BEFORE, text) == _cubes_of(task["initial"]),
+        "after": _stated(_AFTER, text) == _cubes_of(task["final"]),
+        "moves": _moves(text, stated) == task["options"][task["answer"]].split(),
+        "states": [_cubes(match[2]) for match in stated] == steps,
+        "drawings": [_cubes_of_stack(stack) for stack in shown] == steps,
+    }
+    return {**found, "everything": all(found.values())}
+
+
+def _moves(text: str, stated: Sequence[re.Match[str]]) -> list[str]:
+    if (only := _ONE_MOVE.search(text)) is not None:
+        return [only[1]]
+    return [match[1] for match in stated if match[1] is not None]
+
+
+def _stated(pattern: re.Pattern[str], text: str) -> Cubes | None:
+    match = pattern.search(text)
+    return None if match is None else _cubes(match[1])
+
+
+def _cubes(text: str) -> Cubes:
+    return frozenset((m[1].lower(), f"{m[2]}{m[3]}{m[4]}") for m in _CUBE.finditer(text))
+
+
+def _cubes_of(blocks: Sequence[Mapping[str, Any]]) -> Cubes:
+    return frozenset((block["colour"], "".join(map(str, block["cell"]))) for block in blocks)
+
+
+def _cubes_of_stack(stack: Stack) -> Cubes:
+    return frozenset((NAMES[block], "".join(map(str, cell))) for cell, block in stack)
+
+
+def _level(task: Mapping[str, Any]) -> Level:
+    num_blocks = len(task["initial"])
+    return Level(
+        size=task["size"],
+        min_blocks=num_blocks,
+        max_blocks=num_blocks,
+        num_colours=task["num_colours"],
+        views=tuple(task["views"]),
+        view_px=task["view_px"],
+    )

@@ -1,0 +1,105 @@
+"""Scores the steps of answers to BlockMoving puzzles: what they state and what they draw."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mathcanvas_lightning.blockmoving.checking import CHECKS, check_answer
+from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.evaluation.answered import Answered
+from mathcanvas_lightning.evaluation.credit import wilson_interval
+from mathcanvas_lightning.generation.run.answer_folders import RESULT_FILE, folder_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckScore:
+    """Share of answers that pass a check."""
+
+    num_right: int
+    num_answers: int
+    interval: tuple[float, float]
+    """Wilson's 95 % interval."""
+
+    @property
+    def share(self) -> float:
+        """Share of the answers that are right."""
+        return self.num_right / self.num_answers if self.num_answers else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PuzzleFiles:
+    """Folders that the checks read."""
+
+    tasks: Path
+    """Folder that `generate_blockmoving` wrote."""
+    answers: Path
+    """Folder that `ReasoningFolders` wrote."""
+
+
+def check_puzzles(
+    records: Sequence[Answered], files: PuzzleFiles, *, progress: bool
+) -> dict[str, CheckScore]:
+    """Checks the first answer to each record against its puzzle.
+
+    Args:
+        records: Answered puzzles; their ids are names of folders of `tasks`.
+        files: Puzzles and answers.
+        progress: Show a progress bar.
+
+    Returns:
+        Check -> score; answers without a folder count as wrong.
+
+    Raises:
+        InputError: If a puzzle is missing.
+    """
+    passed = dict.fromkeys(CHECKS, 0)
+    with progress_bar("Reading drawings", len(records), show=progress) as advance:
+        for record in records:
+            task = _read_task(files.tasks, record.uid)
+            texts, drawings = _read_steps(files.answers / folder_name(record.uid or "", 1))
+            for name, is_right in check_answer(task, texts, drawings).items():
+                passed[name] += is_right
+            advance(1, "")
+    return {
+        name: CheckScore(
+            num_right=count,
+            num_answers=len(records),
+            interval=wilson_interval(count / max(1, len(records)), len(records)),
+        )
+        for name, count in passed.items()
+    }
+
+
+def _read_task(tasks: Path, uid: str | None) -> Mapping[str, Any]:
+    path = tasks / str(uid) / "data.json"
+    try:
+        task: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return task
+    except (OSError, ValueError) as error:
+        raise InputError(
+            str(path),
+            found=f"{type(error).__name__}: {error}",
+            wanted="the puzzle of the record",
+            remedy="Give the folder of generate-blockmoving from which the records were converted.",
+        ) from None
+
+
+def _read_steps(folder: Path) -> tuple[list[str], list[Image.Image]]:
+    """Reads the texts and drawings of an answer; none if it has no folder."""
+    texts: list[str] = []
+    drawings: list[Image.Image] = []
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        return texts, drawings
+    for step in json.loads(path.read_text(encoding="utf-8"))["reasoning_steps"]:
+        if step["type"] == "text":
+            texts.append(step["content"])
+        else:
+            with Image.open(folder / step["content"]) as picture:
+                drawings.append(picture.convert("RGB"))
+    return texts, drawings
