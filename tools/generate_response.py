@@ -1,4 +1,4 @@
-"""`mathcanvas generate-response` as a file; --help tells its options."""
+"""`mathcanvas generate-response` as a file; --help lists its options."""
 
 import sys
 
