@@ -1,9 +1,9 @@
-"""Speed of reasoning with drawings, beside a plain loop that answers one problem at a time.
+"""Speed of reasoning with drawings, compared to a plain loop that answers one problem at a time.
 
-Every problem is a text and a picture; its answer is a text, a drawing, ..., a text. The model has
-random weights, so its tokens are replaced by a script after they were sampled. Both do the same
-work, and their drawings are compared before anything is measured. The plain loop is described in
-benchmark_generation_baseline.py. Figures are medians of runs that alternate in this process.
+Each problem has a text and a picture; its answer is a text, a drawing, ..., a text. The model has
+random weights, so a script replaces its tokens after sampling. Both implementations do the same
+work, and their drawings are compared first. benchmark_generation_baseline.py describes the plain
+loop. Figures are medians of alternating runs in this process.
 
 Example:
   python tools/benchmark_generation.py --preset tiny --batch_sizes 1 4 16
@@ -42,7 +42,7 @@ from mathcanvas_lightning.model.vae import LatentVAE
 
 QUESTION = "What is the area of the shape in the picture? Draw what helps you, then answer. "
 MAX_DIFFERENCE = {"float32": 0.1, "bfloat16": 5.0}
-"""Mean difference of drawings, in levels of a pixel, that rounding may make."""
+"""Allowed mean difference of drawings, in levels of a pixel, from rounding."""
 GREEDY = TextConfig(temperature=0.0)
 
 
@@ -50,7 +50,7 @@ class Bench:
     """A model, problems and their script.
 
     Args:
-        options: Of the command line.
+        options: Options of the command line.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -63,7 +63,7 @@ class Bench:
         self.model = Bagel.empty(config, dtype=dtype, device=device)
         self.model.reset_parameters(0)
         with torch.no_grad():
-            self.model.llm2vae.weight.normal_(std=0.02)  # a fresh one would draw nothing
+            self.model.llm2vae.weight.normal_(std=0.02)  # initially zero: it would draw nothing
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.vae = LatentVAE(config.vae).to(device, dtype)
@@ -85,7 +85,7 @@ class Bench:
         return QUESTION, Image.fromarray(pixels)
 
     def scripted(self, step: int, index: int) -> int:
-        """A token of each answer: of a text, its end, or the action after it."""
+        """The next token of an answer: a text token, the end token, or the action."""
         length = len(self.text_ids)
         if index < length:
             return self.text_ids[index]
@@ -127,7 +127,7 @@ class Bench:
 
 
 def check_agreement(bench: Bench) -> dict[str, float]:
-    """Stops if the two don't draw the same; returns how far reused features are from it."""
+    """Exits if the drawings differ; returns the differences, also with the feature cache."""
     plain, ours = bench.plain(1), bench.ours(1, 1, None)
     difference = _difference(plain, ours)
     if difference > MAX_DIFFERENCE[bench.options.dtype]:
@@ -149,7 +149,7 @@ def _difference(left: list[list[Any]], right: list[list[Any]]) -> float:
 
 
 def measure(bench: Bench) -> list[dict[str, Any]]:
-    """Problems a second of each contender."""
+    """Measures problems per second of each implementation."""
     options = bench.options
     reuse = FeatureCache(refresh_every=options.refresh_every)
     contenders: dict[str, tuple[int, Callable[[int], Any]]] = {
@@ -168,7 +168,7 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
         for name, (count, answer) in contenders.items():
             started = time.perf_counter()
             answer(count if repeat else 1)
-            if repeat:  # the first is for warming up
+            if repeat:  # the first run is a warm-up
                 rates[name].append(count / (time.perf_counter() - started))
     base = median(rates["plain loop"])
     return [
@@ -185,7 +185,7 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
 
 
 def parse() -> argparse.Namespace:
-    """Options."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -193,14 +193,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny", help="tiny, small or 7b (default: tiny)")
     parser.add_argument("--layers", type=int, help="decoder layers (default: the preset's)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--text_tokens", type=int, default=64, help="of each text (default: 64)")
-    parser.add_argument("--drawings", type=int, default=1, help="of an answer (default: 1)")
-    parser.add_argument("--timesteps", type=int, default=25, help="of a drawing (default: 25)")
+    parser.add_argument(
+        "--text_tokens", type=int, default=64, help="length of each text (default: 64)"
+    )
+    parser.add_argument("--drawings", type=int, default=1, help="drawings per answer (default: 1)")
+    parser.add_argument(
+        "--timesteps", type=int, default=25, help="timesteps of a drawing (default: 25)"
+    )
     parser.add_argument("--image_px", type=int, default=64, help="side of pictures (default: 64)")
-    parser.add_argument("--refresh_every", type=int, default=3, help="steps, of the feature cache")
+    parser.add_argument(
+        "--refresh_every", type=int, default=3, help="steps between passes with the feature cache"
+    )
     parser.add_argument("--max_context_tokens", type=int, default=2048)
-    parser.add_argument("--plain_problems", type=int, default=2, help="a run of the plain loop")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument(
+        "--plain_problems", type=int, default=2, help="problems in a run of the plain loop"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each implementation (default: 3)"
+    )
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -209,7 +219,7 @@ def parse() -> argparse.Namespace:
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
-    """A table on the screen."""
+    """Prints a table."""
     names = ("implementation", "problems", "problems/s", "slowest to fastest", "x plain loop")
     table = Table(*names, title=title)
     for row in rows:
@@ -224,7 +234,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def main() -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the results."""
     options = parse()
     torch.set_num_threads(options.threads)
     bench = Bench(options)

@@ -1,9 +1,9 @@
-"""The baseline of `benchmark_generation.py`: one problem at a time, step after step.
+"""Baseline for the benchmark of the generator: one problem at a time, step by step.
 
-It follows the method of the public inference code, with the same weights: each context is prefilled
+It works like the public inference code, with the same weights: each context is prefilled
 separately, an image is encoded again for each context, keys and values are concatenated for each
-token, a text is generated on a copy of its context and then prefilled again, and each step of a
-drawing takes one pass for each branch of its guidance.
+token, a text is generated in a copy of its context and then prefilled again, and each step of a
+drawing needs one pass per guidance branch.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,24 +38,24 @@ class PlainContext:
     position: int = 0
 
     def copy(self) -> "PlainContext":
-        """Another one with the same content."""
+        """A copy with the same content."""
         return PlainContext(list(self.keys), list(self.values), self.position)
 
 
 class Concatenation:
-    """Attention to a context and new tokens after it."""
+    """Attention to a context and to new tokens after it."""
 
     def __init__(self, context: PlainContext, *, causal: bool, keep: bool) -> None:
         self._context, self._causal, self._keep = context, causal, keep
         self._layer = 0
 
     def of_layer(self, number: int) -> "Concatenation":
-        """The same, for a layer."""
+        """Selects a layer."""
         self._layer = number
         return self
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attends."""
+        """Computes the attention."""
         context, layer = self._context, self._layer
         if context.keys and layer < len(context.keys):
             keys = torch.cat([context.keys[layer], key])
@@ -182,8 +182,8 @@ class PlainGenerator:
         config, geometry = model.config, self._maker.geometry
         columns, rows = (length // geometry.latent_patch_px for length in size)
         latents = initial_noise(rows, columns, config.latent_dim, *key).to(self._device)
-        places = positions_in_table(rows, columns, config.max_latent_size, False)
-        place_ids = torch.from_numpy(places).to(self._device)
+        positions = positions_in_table(rows, columns, config.max_latent_size, False)
+        position_ids = torch.from_numpy(positions).to(self._device)
         marks = torch.tensor([special.start_of_image, special.end_of_image], device=self._device)
         und = model.language_model.model.embed_tokens(marks)
         times = self._config.times()
@@ -191,7 +191,7 @@ class PlainGenerator:
             branches = []
             for context in contexts:
                 now = torch.full((len(latents),), time, device=self._device)
-                gen = model.embed_latents(latents, now, place_ids)
+                gen = model.embed_latents(latents, now, position_ids)
                 _, hidden = self._pass(context, und, gen, causal=False, keep=False)
                 branches.append(model.llm2vae(hidden).float())
             velocity = guide(torch.stack(branches)[None], self._config)[0]

@@ -1,12 +1,12 @@
-"""Overhead of the predict loop: with many records and no model, and beside a bare vLLM engine.
+"""Overhead of the predict loop: with many records and no model, and compared to a bare vLLM engine.
 
-Without a model (EchoBackend): a whole run over --records records, and the same command again when
-everything is answered (it then reads the input and the journal and writes the output again). Each
-runs in its own process; its peak memory is shown beside that of a run over ten records.
+Without a model (EchoBackend): a complete run over the records, and the same command again when all
+records are answered (it reads the input and the journal and writes the output again). Each run has
+its own process; the peak memory is shown beside that of a run over ten records.
 
 With --model: `vllm.LLM.chat` on all prompts at once against `Trainer.predict` with VLLMBackend,
-including journal and output file. Both engines stay loaded, each in its own process, and run in
-turns; the figures are medians of several rounds. Answers are greedy, and compared.
+including journal and output file. Both engines are loaded in separate processes and used in turn.
+The results are medians of several rounds. Decoding is greedy, and equal answers are counted.
 
 Example:
   python tools/benchmark_predict.py --records 10000 100000
@@ -58,7 +58,7 @@ def write_questions(folder: Path, num: int) -> Path:
 def predict(
     backend: GenerationBackend, source: Path, output: Path, sampling: Sampling
 ) -> list[str]:
-    """A whole run; gives the answers."""
+    """A complete run; returns the answers."""
     data = RecordDataModule([RecordInput(path=str(source), output=str(output))])
     trainer = Trainer(accelerator="cpu", callbacks=[ResponseWriter()], **QUIET_TRAINER)
     trainer.predict(GenerationModule(backend, sampling), datamodule=data, return_predictions=False)
@@ -66,7 +66,7 @@ def predict(
 
 
 def echo_run(source: Path, output: Path) -> dict[str, float]:
-    """One run with EchoBackend, in a process of its own."""
+    """One run with EchoBackend; called in a new process."""
     quiet()
     started = time.perf_counter()
     predict(EchoBackend(), source, output, Sampling())
@@ -76,16 +76,16 @@ def echo_run(source: Path, output: Path) -> dict[str, float]:
 
 
 def measure_echo(num: int, rounds: int) -> dict[str, Any]:
-    """A first run and a second one over so many records: medians."""
+    """A first and a second run over the records: medians."""
     context = multiprocessing.get_context("spawn")
     found: dict[str, list[dict[str, float]]] = {"first": [], "again": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             source = write_questions(Path(folder), num)
             for runs in found.values():
-                with ProcessPoolExecutor(1, mp_context=context) as alone:
-                    work = alone.submit(echo_run, source, Path(folder) / "answers.jsonl")
-                    runs.append(work.result())  # raises if the process fails, or dies
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    work = pool.submit(echo_run, source, Path(folder) / "answers.jsonl")
+                    runs.append(work.result())  # raises if the process fails or is killed
     return {
         "records": num,
         **{
@@ -97,7 +97,7 @@ def measure_echo(num: int, rounds: int) -> dict[str, Any]:
 
 
 def measure_engine(model: str, num: int, max_tokens: int, rounds: int) -> dict[str, Any]:
-    """Our loop and a bare engine on the same prompts: medians of rounds."""
+    """The predict loop and a bare engine on the same prompts: medians of rounds."""
     from vllm import LLM, SamplingParams
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -110,12 +110,12 @@ def measure_engine(model: str, num: int, max_tokens: int, rounds: int) -> dict[s
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = write_questions(folder, num)
-        asked = [json.loads(line)["query_cot"] for line in source.open()]
-        talks: list[Any] = [[{"role": "user", "content": text}] for text in asked]
+        questions = [json.loads(line)["query_cot"] for line in source.open()]
+        conversations: list[Any] = [[{"role": "user", "content": text}] for text in questions]
         for number in range(rounds + 1):
             started = time.perf_counter()
-            said = bare.chat(
-                talks,
+            answers = bare.chat(
+                conversations,
                 SamplingParams(temperature=0, max_tokens=max_tokens),
                 use_tqdm=False,
             )
@@ -125,9 +125,9 @@ def measure_engine(model: str, num: int, max_tokens: int, rounds: int) -> dict[s
             output = folder / f"answers{number}.jsonl"
             ours = predict(kept, source, output, Sampling(max_tokens=max_tokens))
             seconds["ours"].append(time.perf_counter() - started)
-            num_equal = sum(a.outputs[0].text == b for a, b in zip(said, ours, strict=True))
+            num_equal = sum(a.outputs[0].text == b for a, b in zip(answers, ours, strict=True))
     backend.close()
-    found = {kind: median(times[1:]) for kind, times in seconds.items()}  # the first warms up
+    found = {kind: median(times[1:]) for kind, times in seconds.items()}  # without the warm-up
     return {
         "prompts": num,
         "max_tokens": max_tokens,
@@ -139,7 +139,7 @@ def measure_engine(model: str, num: int, max_tokens: int, rounds: int) -> dict[s
 
 
 class Kept:
-    """A backend that a run doesn't end, so that the next one need not start it."""
+    """A backend that stays open after a run, so that the next run need not start it."""
 
     def __init__(self, backend: GenerationBackend) -> None:
         self._backend = backend
@@ -148,7 +148,7 @@ class Kept:
         return getattr(self._backend, name)
 
     def close(self) -> None:
-        """Keeps it."""
+        """Does nothing."""
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -180,22 +180,22 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 
 def quiet() -> None:
-    """Lightning and transformers tell much that is of no use here."""
+    """Hides warnings and log messages of Lightning and transformers."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def main() -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--model", help="Folder of a model; without it, no engine is measured.")
+    parser.add_argument("--model", help="Folder of a model; by default no engine is measured.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--max_tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", help="Write the figures here too.")
+    parser.add_argument("--json", help="Also write the figures to this file.")
     options = parser.parse_args()
     quiet()
     sizes = [FEW, *options.records]

@@ -1,4 +1,4 @@
-"""Runs `mathcanvas generate-response`; --help lists the options."""
+"""`mathcanvas generate-response` as a file; --help lists its options."""
 
 import sys
 
