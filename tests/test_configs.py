@@ -12,7 +12,7 @@ from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from tests.conftest import ROOT, TRAINER_WARNINGS, golden_folder, read_jsonl
-from tests.data.make_rows import edit_shards, interleaved_shards, t2i_shards
+from tests.data.make_rows import edit_shards, interleaved_shards, t2i_shards, vlm_file
 from tests.generation.misbehaving import ChatServer, chat_server
 from tests.parity.packs import need
 
@@ -23,6 +23,7 @@ MAKERS: dict[str, Any] = {
     "interleaved": interleaved_shards,
     "t2i": t2i_shards,
     "edit": edit_shards,
+    "vlm": vlm_file,
 }
 SMALL = {
     "vae_transform": {"max_image_size": 64, "min_image_size": 32, "image_stride": 16},

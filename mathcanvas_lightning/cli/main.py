@@ -84,7 +84,8 @@ COMMANDS = {
     ),
     "make-bagel": Command(
         function="demo.new_bagel:make_bagel",
-        summary="Makes a small, untrained BAGEL checkpoint with tokenizer and autoencoder.",
+        summary="Makes a small BAGEL checkpoint, untrained or pretrained, with tokenizer and "
+        "autoencoder.",
         example="--output tiny_bagel --preset tiny --seed 0 --corpus texts.txt more.txt",
         show=show.new_bagel,
         lists=frozenset({"corpus"}),

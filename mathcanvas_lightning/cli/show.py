@@ -152,7 +152,8 @@ def blockmoving(report: "BlockMovingReport", console: Console) -> int:
 def new_bagel(model: "NewBagel", console: Console) -> int:
     """Prints the size of a new model."""
     console.print(
-        f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, untrained",
+        f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, "
+        f"{'pretrained' if model.is_pretrained else 'untrained'}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -49,6 +49,7 @@ class NewBagel:
     """Parameters of the network, without the autoencoder."""
     num_words: int
     """Size of the tokenizer's vocabulary, with special tokens."""
+    is_pretrained: bool
 
 
 def make_bagel(
@@ -58,8 +59,9 @@ def make_bagel(
     seed: int = 0,
     corpus: Sequence[str] = (),
     dtype: str = "float32",
+    pretrained: bool = False,
 ) -> NewBagel:
-    """Makes a small, untrained BAGEL checkpoint with tokenizer and autoencoder.
+    """Makes a small BAGEL checkpoint, untrained or pretrained, with tokenizer and autoencoder.
 
     Args:
         output: Directory to write.
@@ -67,12 +69,14 @@ def make_bagel(
         seed: Seed of all weights.
         corpus: Text files to train the tokenizer on; by default generated BlockMoving texts.
         dtype: Data type of the weights: float32 or bfloat16.
+        pretrained: Take the weights and the tokenizer that the package ships, for the preset tiny:
+            they describe and draw pictures of level 1 (see tools/pretrain_demo.sh).
 
     Returns:
         The directory and the sizes of model and tokenizer.
 
     Raises:
-        ConfigError: If the preset or dtype is unknown.
+        ConfigError: If the preset or dtype is unknown, or there are no such pretrained weights.
         InputError: If a text file can't be read.
     """
     config = BagelConfig.preset(preset)
@@ -81,6 +85,8 @@ def make_bagel(
             "--dtype", found=repr(dtype), wanted="float32 or bfloat16", remedy="Choose one of them."
         )
     stored = torch.float32 if dtype == "float32" else torch.bfloat16
+    if pretrained:
+        return _copy_pretrained(preset, local_path(output), corpus, stored)
     texts = [_read(path) for path in corpus] or _blockmoving_texts(seed)
     tokenizer = train_tokenizer(texts, config.llm.vocab_size)
     model = Bagel.empty(config, dtype=stored, device="cpu")
@@ -92,6 +98,29 @@ def make_bagel(
         path=output,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_words=tokenizer.get_vocab_size(),
+        is_pretrained=False,
+    )
+
+
+def _copy_pretrained(
+    preset: str, target: Path, corpus: Sequence[str], dtype: torch.dtype
+) -> NewBagel:
+    source = WEIGHTS / preset
+    if not source.is_dir() or corpus:
+        raise ConfigError(
+            "--pretrained",
+            found="a corpus for a new tokenizer" if corpus else f"the preset {preset}",
+            wanted="the preset tiny, with its own tokenizer",
+            remedy="Leave out --pretrained for random weights, or --corpus.",
+        )
+    model = Bagel.from_checkpoint(source, dtype=dtype, device="cpu")
+    model.save_checkpoint(target, dtype=dtype, source=source)
+    shutil.copyfile(WEIGHTS / VAE_FILE, target / VAE_FILE)
+    return NewBagel(
+        path=str(target),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_words=Tokenizer.from_file(str(source / "tokenizer.json")).get_vocab_size(),
+        is_pretrained=True,
     )
 
 
