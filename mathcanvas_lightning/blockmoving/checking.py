@@ -8,7 +8,7 @@ from PIL import Image
 
 from mathcanvas_lightning.blockmoving.drawing import NAMES
 from mathcanvas_lightning.blockmoving.levels import Level
-from mathcanvas_lightning.blockmoving.reading import read_drawing
+from mathcanvas_lightning.blockmoving.reading import count_stacks, read_drawing
 from mathcanvas_lightning.blockmoving.rules import Stack
 
 CHECKS = ("before", "after", "moves", "states", "drawings", "everything")
@@ -50,6 +50,25 @@ def check_answer(
         "drawings": [_cubes_of_stack(stack) for stack in shown] == steps,
     }
     return {**found, "everything": all(found.values())}
+
+
+def chances(task: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the probability that a random guess passes each check.
+
+    Args:
+        task: The puzzle's `data.json`. An option and a stack are guessed uniformly.
+    """
+    option = 1 / len(task["options"])
+    stack = 1 / count_stacks(_level(task))
+    drawn = stack ** len(task["steps"])
+    return {
+        "before": stack,
+        "after": stack,
+        "moves": option,
+        "states": drawn,
+        "drawings": drawn,
+        "everything": stack * drawn,
+    }
 
 
 def _moves(text: str, stated: Sequence[re.Match[str]]) -> list[str]:

@@ -260,7 +260,7 @@ def scores(report: "ScoreReport", console: Console) -> int:
     console.width = max(console.width, MIN_SCORES_WIDTH)  # a narrower table drops the names
     console.print(table)
     if report.puzzles:
-        checks = Table("", "right", "share", "95 %", title="Steps of the answers")
+        checks = Table("", "right", "share", "95 %", "chance", title="Steps of the answers")
         for name, row in check_rows(report.puzzles).items():
             checks.add_row(name, *row.values())
         console.print(checks)

@@ -8,12 +8,15 @@ from typing import Any
 
 from PIL import Image
 
-from mathcanvas_lightning.blockmoving.checking import CHECKS, check_answer
+from mathcanvas_lightning.blockmoving.checking import CHECKS, chances, check_answer
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import InputError
-from mathcanvas_lightning.evaluation.answered import Answered
 from mathcanvas_lightning.evaluation.credit import wilson_interval
+from mathcanvas_lightning.evaluation.verdicts import ScoredRecord
 from mathcanvas_lightning.generation.run.answer_folders import RESULT_FILE, folder_name
+
+ANSWER = "answer"
+"""Check of the final answer; the others are those of `blockmoving.checking`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,8 @@ class CheckScore:
     num_answers: int
     interval: tuple[float, float]
     """Wilson's 95 % interval."""
+    chance: float
+    """Share that uniform guesses would reach."""
 
     @property
     def share(self) -> float:
@@ -42,12 +47,12 @@ class PuzzleFiles:
 
 
 def check_puzzles(
-    records: Sequence[Answered], files: PuzzleFiles, *, progress: bool
+    scored: Sequence[ScoredRecord], files: PuzzleFiles, *, progress: bool
 ) -> dict[str, CheckScore]:
     """Checks the first answer to each record against its puzzle.
 
     Args:
-        records: Answered puzzles; their ids are names of folders of `tasks`.
+        scored: Scored puzzles; their ids are names of folders of puzzles.
         files: Puzzles and answers.
         progress: Show a progress bar.
 
@@ -57,26 +62,33 @@ def check_puzzles(
     Raises:
         InputError: If a puzzle is missing.
     """
-    passed = dict.fromkeys(CHECKS, 0)
-    with progress_bar("Reading drawings", len(records), show=progress) as advance:
-        for record in records:
-            task = _read_task(files.tasks, record.uid)
-            texts, drawings = _read_steps(files.answers / folder_name(record.uid or "", 1))
-            for name, is_right in check_answer(task, texts, drawings).items():
+    passed = dict.fromkeys((ANSWER, *CHECKS), 0)
+    chance = dict.fromkeys(passed, 0.0)
+    with progress_bar("Reading drawings", len(scored), show=progress) as advance:
+        for one in scored:
+            uid = one.record.uid or ""
+            task = _read_task(files.tasks, uid)
+            texts, drawings = _read_steps(files.answers / folder_name(uid, 1))
+            checks = {ANSWER: one.responses[0].verdict == "right"}
+            checks |= check_answer(task, texts, drawings)
+            for name, is_right in checks.items():
                 passed[name] += is_right
+            for name, share in ({ANSWER: 1 / len(task["options"])} | chances(task)).items():
+                chance[name] += share / len(scored)
             advance(1, "")
     return {
         name: CheckScore(
             num_right=count,
-            num_answers=len(records),
-            interval=wilson_interval(count / max(1, len(records)), len(records)),
+            num_answers=len(scored),
+            interval=wilson_interval(count / max(1, len(scored)), len(scored)),
+            chance=chance[name],
         )
         for name, count in passed.items()
     }
 
 
-def _read_task(tasks: Path, uid: str | None) -> Mapping[str, Any]:
-    path = tasks / str(uid) / "data.json"
+def _read_task(tasks: Path, uid: str) -> Mapping[str, Any]:
+    path = tasks / uid / "data.json"
     try:
         task: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return task

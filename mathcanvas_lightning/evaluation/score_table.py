@@ -44,6 +44,7 @@ def check_rows(puzzles: Mapping[str, CheckScore]) -> dict[str, dict[str, str]]:
             "right": f"{score.num_right:,} of {score.num_answers:,}",
             "share": _share(score.share),
             "95 %": " to ".join(map(_share, score.interval)),
+            "chance": _share(score.chance),
         }
         for name, score in puzzles.items()
     }

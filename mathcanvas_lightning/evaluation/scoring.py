@@ -149,9 +149,7 @@ def _score(
         groups={name: _grouped(scored, name) for name in fields.by},
         num_without_reference=found.num_without_reference,
         failures=failures,
-        puzzles={}
-        if checks is None
-        else check_puzzles(found.records, checks, progress=settings.progress),
+        puzzles={} if checks is None else check_puzzles(scored, checks, progress=settings.progress),
     )
     _write(report, scored)
     return report

@@ -9,6 +9,7 @@ from typing import get_args
 
 from mathcanvas_lightning.common.html_page import Notice, PagePicture, write_page
 from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.evaluation.report.curves import Chart, read_charts
 from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
 from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
 from mathcanvas_lightning.evaluation.report.sheets import Sheet, SheetSource
@@ -43,6 +44,7 @@ def write_report(
     *,
     folders: str | None = None,
     scores: str | None = None,
+    curves: str | None = None,
     index_field: str = "sample_index",
     query_field: str = "query_cot",
     image_field: str = "image",
@@ -54,9 +56,6 @@ def write_report(
 ) -> ReportPage:
     """Shows answered records on one HTML page: questions, steps, drawings, verdicts.
 
-    The page is one file: it contains its pictures, scaled down, and a notice for each that can't
-    be shown.
-
     Args:
         input: JSON, JSON lines, CSV or Parquet file of answered records, interleaved ones too.
         output: HTML file to write; by default <input>.html beside the input.
@@ -64,6 +63,7 @@ def write_report(
             <input> without suffix, if it exists.
         scores: File that `mathcanvas score` wrote, for verdicts; by default <input>_scores.json,
             if it exists.
+        curves: metrics.csv of the training run whose losses and accuracies are drawn.
         index_field: Name of the field with the record's index, which also names its folder.
         query_field: Name of the field with the question.
         image_field: Name of the field with the question's picture, or a list of them.
@@ -92,10 +92,13 @@ def write_report(
         response_field=response_field,
     )
     source = SheetSource(records=records, answer_field=answer_field, folders=files.folders)
-    return _write(files, source, selection)
+    charts = [] if curves is None else read_charts(local_path(curves))
+    return _write(files, source, selection, charts)
 
 
-def _write(files: ReportFiles, source: SheetSource, selection: Selection) -> ReportPage:
+def _write(
+    files: ReportFiles, source: SheetSource, selection: Selection, charts: Sequence[Chart]
+) -> ReportPage:
     summary = None if files.scores is None else read_summary(files.scores)
     sheets, has_more = select_sheets(source, files.scores, selection)
     counts = Counter(verdict for sheet in sheets for verdict in sheet.verdicts)
@@ -106,6 +109,7 @@ def _write(files: ReportFiles, source: SheetSource, selection: Selection) -> Rep
         remarks=_remarks(files, selection, len(sheets), has_more),
         scores=None if summary is None else score_rows(summary.overall, summary.groups),
         checks={} if summary is None else check_rows(summary.puzzles),
+        charts=charts,
         counts={verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]},
         sheets=sheets,
     )

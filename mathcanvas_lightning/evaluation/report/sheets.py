@@ -24,6 +24,7 @@ from mathcanvas_lightning.records.record import (
     as_list,
 )
 
+SOLUTION_COLUMNS = frozenset({"solution_interleave", "solution_images"})
 MAX_SIDE_PX = 512
 """Larger pictures are scaled down to this width or height."""
 MAX_KEPT_BYTES = 64 * 2**10
@@ -78,6 +79,8 @@ class Sheet:
     question: tuple[Piece, ...]
     reference: tuple[str, ...]
     """The reference answer of each part."""
+    solution: tuple[Piece, ...]
+    """The reference solution of an interleaved record; empty for others."""
     responses: tuple[SheetResponse, ...]
 
     @property
@@ -133,6 +136,7 @@ class SheetSource:
             facts=self._facts(record),
             question=self._question(record),
             reference=answered.expected,
+            solution=self._solution(record),
             responses=tuple(
                 self._response(text, found, failure, self._folder(name, number))
                 for number, (text, found) in enumerate(responses, start=1)
@@ -163,7 +167,7 @@ class SheetSource:
     def _question(self, record: Mapping[str, Any]) -> tuple[Piece, ...]:
         base = self.records.image_base
         if self.records.query_field not in record and record.keys() >= INTERLEAVED_COLUMNS:
-            return tuple(_interleaved(record, base))
+            return tuple(_interleaved(record, "question", base))
         query = record.get(self.records.query_field)
         if not isinstance(query, str) or not query.strip():
             query = ""
@@ -179,6 +183,11 @@ class SheetSource:
             for piece in pieces
         )
         return (*shown, *notices)
+
+    def _solution(self, record: Mapping[str, Any]) -> tuple[Piece, ...]:
+        if self.records.query_field in record or not record.keys() >= SOLUTION_COLUMNS:
+            return ()
+        return tuple(_interleaved(record, "solution", self.records.image_base))
 
     def _folder(self, name: str, number: int) -> Path | None:
         return None if self.folders is None else self.folders / folder_name(name, number)
@@ -198,10 +207,10 @@ class SheetSource:
         return SheetResponse(steps=steps, text="" if is_same else text, failure="", scored=scored)
 
 
-def _interleaved(record: Mapping[str, Any], base: str) -> Iterator[Piece]:
-    """Yields the question of a row of an interleaved shard, with notices for invalid items."""
-    images = as_list(record["question_images"])
-    for item in as_list(record["question_interleave"]):
+def _interleaved(record: Mapping[str, Any], part: str, base: str) -> Iterator[Piece]:
+    """Yields question or solution of a row of an interleaved shard, with notices for bad items."""
+    images = as_list(record[f"{part}_images"])
+    for item in as_list(record[f"{part}_interleave"]):
         match item:
             case {"type": "text", "content": str() | None as text}:
                 yield text or ""
