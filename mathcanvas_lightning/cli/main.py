@@ -69,7 +69,7 @@ COMMANDS = {
     ),
     "index": Command(
         function="data.index.build:index_shards",
-        summary="Indexes shards for training; only what is new or has changed is read.",
+        summary="Indexes shards for training; reads only new and changed shards.",
         example="shards --tokenizer BAGEL-7B-MoT",
         show=show.indexes,
         positional=frozenset({"paths"}),
@@ -105,15 +105,14 @@ COMMANDS = {
     ),
     "export-checkpoint": Command(
         function="training.checkpoint.export:export_checkpoint",
-        summary="Exports a run's checkpoint as a directory that this library, the reference and "
-        "vLLM load.",
+        summary="Exports a run's checkpoint as a directory for this library, the reference and vLLM.",
         example="run/checkpoints/last.ckpt --output exported --dtype bf16",
         show=show.export,
         positional=frozenset({"checkpoint"}),
     ),
     "generate-response": Command(
         function="generation.api:generate_responses",
-        summary="Answers the records of a multimodal file, a text-only file, or both.",
+        summary="Answers the records of one or two files; a run that was interrupted is resumed.",
         example="--backend vllm --model_path SmolLM2 --tensor_parallel_size 1 --max_model_len 2048"
         " --text_only_input questions.jsonl --text_only_output answers.jsonl",
         show=show.predictions,
@@ -121,7 +120,7 @@ COMMANDS = {
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
-        summary="Writes a small, working, commented source format with a test beside it.",
+        summary="Writes a small, working, commented source format and its test.",
         example="--name my_data --output my_data.py",
         show=show.handler,
     ),

@@ -1,4 +1,4 @@
-"""Exports a checkpoint of a run as a directory that this library, the reference and vLLM load."""
+"""Exports a run's checkpoint as a directory for this library, the reference and vLLM."""
 
 import pickle
 import shutil
@@ -88,7 +88,7 @@ def export_checkpoint(
     source: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Exports a checkpoint of a run as a directory that this library, the reference and vLLM load.
+    """Exports a run's checkpoint as a directory for this library, the reference and vLLM.
 
     Args:
         checkpoint: A .ckpt of mathcanvas fit: a file, or the folder that a sharded run writes.
