@@ -105,7 +105,8 @@ COMMANDS = {
     ),
     "export-checkpoint": Command(
         function="training.checkpoint.export:export_checkpoint",
-        summary="Exports a run's checkpoint as a directory for this library, the reference and vLLM.",
+        summary="Exports a run's checkpoint as a directory for this library, the reference and "
+        "vLLM.",
         example="run/checkpoints/last.ckpt --output exported --dtype bf16",
         show=show.export,
         positional=frozenset({"checkpoint"}),
