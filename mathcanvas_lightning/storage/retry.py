@@ -92,6 +92,12 @@ def missing_file(place: str) -> MissingFileError:
     )
 
 
+def not_a_file(place: str) -> DataError:
+    """The error for a folder or device where a file is expected."""
+    found = "a folder or device"
+    return DataError(place, found=found, wanted="a file", remedy="Correct the path.")
+
+
 def damaged_file(place: str, damage: str) -> DataError:
     """The error for a shard that can't be read as Parquet."""
     return DataError(
