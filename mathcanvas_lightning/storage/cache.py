@@ -91,12 +91,7 @@ class ShardCache:
     def fetch_file(
         self, name: str, size_bytes: int, write: Callable[[Path], object]
     ) -> pa.NativeFile:
-        """A whole shard, opened; written first if it is missing. Other processes wait for it.
-
-        Args:
-            name: Name of the entry.
-            size_bytes: Its size.
-            write: Writes it to a path where a file exists.
+        """A whole shard, opened; if it is missing, one process writes it to an existing file.
 
         Raises:
             StorageError: If the folder is not writable.
@@ -170,11 +165,10 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             return FileLock(self.folder / name).acquire(timeout=timeout_s, poll_interval=0.005)
         except OSError as error:
+            place, found = str(self.folder), f"a cache that can't be written to ({error})"
+            remedy = "Name another one with cache_dir."
             raise StorageError(
-                str(self.folder),
-                found=f"a cache that can't be written to ({error})",
-                wanted="a writable folder",
-                remedy="Name another one with cache_dir.",
+                place, found=found, wanted="a writable folder", remedy=remedy
             ) from None
 
 

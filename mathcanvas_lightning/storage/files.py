@@ -99,10 +99,11 @@ class Storage:
         unknown = [e.path for e in entries if e.status is None or not e.status.version]
         with ThreadPoolExecutor(NUM_STATUS_THREADS) as pool:
             asked = dict(zip(unknown, pool.map(self.status, unknown), strict=True))
-        statuses = {entry.path: asked.get(entry.path) or entry.status for entry in entries}
-        found = {file: status for file, status in statuses.items() if status is not None}
-        for file, status in found.items():
-            _remember(self._statuses, file, status, MAX_STATUSES)
+        found = {}
+        for entry in entries:
+            if (status := asked.get(entry.path) or entry.status) is not None:
+                found[entry.path] = status
+                _remember(self._statuses, entry.path, status, MAX_STATUSES)
         return found
 
     def status(self, path: str) -> FileStatus:
@@ -120,14 +121,12 @@ class Storage:
             FileTooLargeError: If the file is larger.
         """
         data = self._call(path, lambda: self._files(path).read_bytes(path, max_bytes))
-        if max_bytes is not None and len(data) > max_bytes:
-            raise FileTooLargeError(
-                without_query(path),
-                found=f"more than {max_bytes} bytes",
-                wanted="a small file",
-                remedy="Make it smaller, or leave its sample out.",
-            )
-        return data
+        if max_bytes is None or len(data) <= max_bytes:
+            return data
+        found = f"more than {max_bytes} bytes"
+        remedy = "Make it smaller, or leave its sample out."
+        place = without_query(path)
+        raise FileTooLargeError(place, found=found, wanted="a small file", remedy=remedy)
 
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading; a remote one is read into memory."""
@@ -173,25 +172,17 @@ class Storage:
         return self._read_shard(path, lambda _, metadata: metadata)
 
     def read_row_group(self, path: str, row_group: int, columns: Sequence[str] | None) -> pa.Table:
-        """Reads one row group of a shard; the bytes of remote ones are kept in the cache.
+        """Reads all rows of one row group, numbered from 0; remote bytes are kept in the cache.
 
-        Args:
-            path: The shard.
-            row_group: Number of the row group, from 0.
-            columns: Names; missing ones are left out. None for all.
-
-        Returns:
-            All rows that the footer promises, with verified page checksums where there are any.
+        Columns that the shard lacks are left out; None for all. Page checksums are verified.
         """
 
         def read(status: FileStatus, metadata: pq.FileMetaData) -> pa.Table:
             if not 0 <= row_group < metadata.num_row_groups:
-                raise DataError(
-                    without_query(path),
-                    found=f"{metadata.num_row_groups} row groups",
-                    wanted=f"one of number {row_group}",
-                    remedy="If the file has been replaced by another, start again.",
-                )
+                place, found = without_query(path), f"{metadata.num_row_groups} row groups"
+                wanted = f"one of number {row_group}"
+                remedy = "If the file has been replaced by another, start again."
+                raise DataError(place, found=found, wanted=wanted, remedy=remedy)
             if is_remote(path):
                 read_range = partial(self._read_range, path, status)
                 size = status.size_bytes
@@ -232,14 +223,10 @@ class Storage:
         path = plain_path(path)
         # On a web server, folders are pages of links and look like files.
         may_be_file = not is_http(path) or without_query(path).endswith(suffix)
-        found = f"no {suffix} file"
-        files: list[Entry] = []
+        found, status, files = f"no {suffix} file", None, []
         try:
-            status = (
-                self._call(path, lambda: self._files(path).find_status(path))
-                if may_be_file
-                else None
-            )
+            if may_be_file:
+                status = self._call(path, lambda: self._files(path).find_status(path))
         except MissingFileError:
             found = "nothing"
         else:
@@ -247,12 +234,9 @@ class Storage:
                 return [Entry(path=path, is_folder=False, status=status)]
             files = [entry for entry in self._walk(path, ()) if entry.path.endswith(suffix)]
         if not files:
-            raise DataError(
-                without_query(path),
-                found=found,
-                wanted="a folder of shards",
-                remedy="Make them with tools/convert_cot_to_parquet.py.",
-            )
+            remedy = "Make them with tools/convert_cot_to_parquet.py."
+            place = without_query(path)
+            raise DataError(place, found=found, wanted="a folder of shards", remedy=remedy)
         return sorted(files, key=lambda entry: natural_key(entry.path))
 
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[Entry]:
@@ -271,10 +255,7 @@ class Storage:
     ) -> T:
         """Calls a function with status and footer of a shard; for a remote one, in several tries.
 
-        Args:
-            path: The shard.
-            read: The function.
-            detail: What is read, for errors.
+        The detail says in errors what is read.
         """
 
         def attempt() -> T:
@@ -282,12 +263,12 @@ class Storage:
             version = path, status or self._ask_status(path)
             try:
                 return read(version[1], self._footer(*version))
-            except (ContentError, IncompleteReadError):
+            except (ContentError, IncompleteReadError) as error:
                 # The footer may be damaged, or the file replaced: forget all that is known of it.
                 self._statuses.pop(path, None)
                 self._footers.pop(version, None)
-                if is_remote(path):
-                    self._whole.pop(version, None)
+                self._whole.pop(version, None)
+                if isinstance(error, ContentError) and is_remote(path):
                     self._cache.drop(_entry(*version))
                 raise
 
@@ -323,8 +304,7 @@ class Storage:
             try:
                 data = self._remote.read_range(path, start, end, status)
             except NoRangesError:
-                self._fetch_whole(path, status)
-                return self._read_range(path, status, start, end)
+                return cast("bytes", self._fetch_whole(path, status).read_at(size, start))
             self._cache.keep_part(name, data)
         return data
 
@@ -333,7 +313,7 @@ class Storage:
         file = self._whole.get((path, status))
         return file or self._cache.find_file(_entry(path, status), status.size_bytes)
 
-    def _fetch_whole(self, path: str, status: FileStatus) -> None:
+    def _fetch_whole(self, path: str, status: FileStatus) -> pa.NativeFile:
         def write(copy: Path) -> None:
             self._remote.download(path, copy)
             if copy.stat().st_size != status.size_bytes:
@@ -342,6 +322,7 @@ class Storage:
         name = _entry(path, status)
         file = self._cache.fetch_file(name, status.size_bytes, write)
         _remember(self._whole, (path, status), file, MAX_OPEN_FILES)
+        return file
 
 
 def _entry(path: str, status: FileStatus, part: tuple[int, int] | None = None) -> str:

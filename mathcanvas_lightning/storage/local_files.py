@@ -9,13 +9,7 @@ from typing import BinaryIO
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import Entry, FileStatus
-from mathcanvas_lightning.storage.retry import (
-    ContentError,
-    IncompleteReadError,
-    damaged_file,
-    missing_file,
-    not_a_file,
-)
+from mathcanvas_lightning.storage.retry import ContentError, damaged_file, missing_file, not_a_file
 
 
 class LocalFiles:
@@ -24,9 +18,11 @@ class LocalFiles:
     def find_status(self, path: str) -> FileStatus | None:
         """Size and time of change of a file, None for a folder."""
         status = local_path(path).stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        if not stat.S_ISREG(status.st_mode):
             raise not_a_file(path)
-        return None if stat.S_ISDIR(status.st_mode) else _status(status)
+        return _status(status)
 
     def list_folder(self, path: str) -> list[Entry]:
         """The entries of a folder, without hidden ones; links are followed."""
@@ -64,17 +60,14 @@ def local_errors(place: str) -> Iterator[None]:
     """Raises a `DataError` that names the place for any failure to read."""
     try:
         yield
-    except (ContentError, IncompleteReadError) as error:
+    except ContentError as error:
         raise damaged_file(place, str(error)) from None
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(place) from None
     except OSError as error:
-        raise DataError(
-            place,
-            found=f"something that can't be read ({error.strerror or error})",
-            wanted="a readable file",
-            remedy="Check its permissions and its disk.",
-        ) from None
+        found = f"something that can't be read ({error.strerror or error})"
+        remedy = "Check its permissions and its disk."
+        raise DataError(place, found=found, wanted="a readable file", remedy=remedy) from None
 
 
 def _status(status: os.stat_result) -> FileStatus:

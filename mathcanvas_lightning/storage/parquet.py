@@ -28,12 +28,7 @@ def parsing() -> Iterator[None]:
 
 
 def open_parquet(source: Any, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Opens a Parquet file; page checksums are verified when pages are read.
-
-    Args:
-        source: A file of Arrow or Python.
-        metadata: Its footer, if known.
-    """
+    """Opens a Parquet file of Arrow or Python, with verified page checksums."""
     # Without pre-buffering on Arrow's threads: one that still holds a Python file when the process
     # ends aborts it.
     return pq.ParquetFile(
@@ -42,11 +37,7 @@ def open_parquet(source: Any, metadata: pq.FileMetaData | None = None) -> pq.Par
 
 
 def read_footer(read_range: ReadRange, size_bytes: int) -> pq.FileMetaData:
-    """Reads the footer of a file of a known size, usually in one request.
-
-    Raises:
-        ContentError: If there is no valid one.
-    """
+    """Reads the footer of a file, usually in one request; raises `ContentError` for damage."""
     tail = read_range(max(size_bytes - TAIL_BYTES, 0), size_bytes) if size_bytes else b""
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer_bytes <= size_bytes:
@@ -64,15 +55,10 @@ def fetch_row_group(
 ) -> AbstractBufferedFile:
     """A file that holds only the wanted columns of a row group; neighbours are read together.
 
-    Args:
-        read_range: Reads from the whole file.
-        metadata: Footer of the file.
-        size_bytes: Length of the file.
-        row_group: Number of the row group.
-        names: Columns; None for all.
+    All columns are wanted if names is None.
 
     Raises:
-        ContentError: If the footer is damaged.
+        ContentError: If the footer points outside of the file.
     """
     merged: list[tuple[int, int]] = []
     with parsing():
@@ -92,11 +78,7 @@ def fetch_row_group(
 def read_row_group(
     source: Any, metadata: pq.FileMetaData, row_group: int, names: Sequence[str] | None
 ) -> pa.Table:
-    """Reads columns of one row group; missing columns are left out.
-
-    Raises:
-        ContentError: If they can't be read.
-    """
+    """Reads columns of one row group; raises `ContentError` for damage."""
     with parsing():
         columns = None if names is None else list(names)
         file = open_parquet(source, metadata)

@@ -21,7 +21,7 @@ VERSION_KEYS = (
     *("mtime", "modified", "updated", "created"),
 )
 S3 = frozenset({"s3", "s3a"})
-ATOMIC_STORES = S3 | {"gs", "gcs", "az", "abfs", "memory"}
+ATOMIC_STORES = S3 | {"gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Stores where an object appears when its upload is complete."""
 _FILESYSTEMS: dict[tuple[int, str, str], Any] = {}
 """By process, protocol and options. A forked process shares sockets and event loop with its parent;
@@ -47,12 +47,10 @@ class RemoteFiles:
             return None
         status = _status(info)
         if status is None:
-            raise StorageError(
-                without_query(url),
-                found="an answer without the size of the file",
-                wanted="a Content-Length",
-                remedy="Copy the file to a local folder, or use another server.",
-            )
+            found = "an answer without the size of the file"
+            remedy = "Copy the file to a local folder, or use another server."
+            place = without_query(url)
+            raise StorageError(place, found=found, wanted="a Content-Length", remedy=remedy)
         return status
 
     def list_folder(self, url: str) -> list[Entry]:
@@ -78,13 +76,9 @@ class RemoteFiles:
             NoRangesError: If the server sends whole files only.
             IncompleteReadError: If it sends other bytes, or those of another version.
         """
-        try:
-            if url in self._without_ranges:
-                raise NoRangesError
-            data = self._read(url, start, end, status)
-        except NoRangesError:
-            self._without_ranges.add(url)
-            raise
+        if url in self._without_ranges:
+            raise NoRangesError
+        data = self._read(url, start, end, status)
         if len(data) != end - start:
             raise IncompleteReadError(f"received {len(data)} bytes instead of {end - start}")
         return data
@@ -110,7 +104,7 @@ class RemoteFiles:
     def upload(self, path: Path, url: str) -> None:
         """Copies a local file to a server, where it appears complete or not at all."""
         filesystem, inside = self._locate(url)
-        if not ATOMIC_STORES.isdisjoint(_protocols(filesystem)):
+        if _protocol(url) in ATOMIC_STORES:
             filesystem.put_file(str(path), inside)
             return
         folder, name = posixpath.split(inside)
@@ -127,7 +121,7 @@ class RemoteFiles:
     def _read(self, url: str, start: int, end: int, status: FileStatus) -> bytes:
         """Reads the bytes [start, end) of a version of a file, fewer at its end."""
         filesystem, inside = self._locate(url)
-        is_s3 = not S3.isdisjoint(_protocols(filesystem))
+        is_s3 = _protocol(url) in S3
         if not is_s3 and not is_http(url):
             return cast("bytes", filesystem.cat_file(inside, start=start, end=end))
         options: dict[str, Any] = {"size": status.size_bytes, "cache_type": "none"}
@@ -141,6 +135,9 @@ class RemoteFiles:
                 file.seek(start)
                 return cast("bytes", file.read(end - start))
         except ValueError as error:
+            if is_s3 or not start:
+                raise
+            self._without_ranges.add(url)  # the file object found no range in the answer
             raise NoRangesError from error
         except OSError as error:
             if error.errno == errno.EINVAL:  # S3: after the end
@@ -151,7 +148,7 @@ class RemoteFiles:
 
     def _locate(self, url: str) -> tuple[Any, str]:
         """The filesystem of a URL, and the path of the URL in it."""
-        protocol = url.partition("://")[0]
+        protocol = _protocol(url)
         try:
             kind = fsspec.get_filesystem_class(protocol)
             options = filesystem_options(protocol, self._config)
@@ -201,9 +198,8 @@ async def _check_version(version: str, response: Any) -> None:
         raise IncompleteReadError("the file has changed")
 
 
-def _protocols(filesystem: Any) -> set[str]:
-    found = filesystem.protocol
-    return {found} if isinstance(found, str) else set(found)
+def _protocol(url: str) -> str:
+    return url.partition("://")[0]
 
 
 def _status(info: Mapping[str, Any]) -> FileStatus | None:
