@@ -9,20 +9,18 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, *, mark: str = "") -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """Writes to a temporary path beside the target and renames it when the block succeeds.
 
     Args:
         target: Path of the finished file; `~` is expanded, and its folder is made if missing.
-        mark: Part of the temporary name; processes that may write the same target at the same
-            time need different marks.
 
     Yields:
         The temporary path to write to.
     """
     target = target.expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{mark}{target.name}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
     try:
         yield temporary
         _sync(temporary)

@@ -14,7 +14,7 @@ class StorageConfig:
     """Settings for reading remote files; local files need none of them."""
 
     cache_dir: str | None = None
-    """Folder for row groups of remote shards, shared by all processes of this machine; by default
+    """Folder for parts of remote shards, shared by all processes of this machine; by default
     mathcanvas_lightning/shards in $XDG_CACHE_HOME or ~/.cache."""
     max_cache_bytes: int = 32 * 2**30
     """Maximum size of the cache; the least recently used entries are evicted first."""

@@ -1,16 +1,13 @@
 """The one way to files, local or remote: list, stat, read and write, with retries."""
 
 import contextlib
-import os
 import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,28 +25,32 @@ from mathcanvas_lightning.common.paths import (
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.cache import ShardCache, entry_name
 from mathcanvas_lightning.storage.config import Entry, FileStatus, StorageConfig
-from mathcanvas_lightning.storage.local_files import list_local, local_errors, local_status
+from mathcanvas_lightning.storage.local_files import LocalFiles, local_errors
 from mathcanvas_lightning.storage.parquet import (
-    RangeFile,
-    Source,
+    fetch_row_group,
     open_parquet,
     parsing,
-    read_table,
+    read_footer,
+    read_row_group,
 )
 from mathcanvas_lightning.storage.remote_files import RemoteFiles
 from mathcanvas_lightning.storage.retry import (
     ContentError,
     FileTooLargeError,
     IncompleteReadError,
+    MissingFileError,
     NoRangesError,
-    missing_file,
+    not_a_file,
     with_retries,
 )
 
 MAX_OPEN_FILES, MAX_FOOTERS, MAX_STATUSES = 8, 256, 4096
 NUM_STATUS_THREADS = 16
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+Version: TypeAlias = tuple[str, FileStatus]
+"""Path and status of a file."""
 
 
 class Storage:
@@ -65,17 +66,19 @@ class Storage:
 
     def __init__(self, config: StorageConfig | None = None) -> None:
         self.config = config or StorageConfig()
-        self._opened = _Opened(self.config)
+        self._local = LocalFiles()
+        self._remote = RemoteFiles(self.config)
+        self._cache = ShardCache(self.config.cache_folder, self.config.max_cache_bytes)
+        self._statuses: dict[str, FileStatus] = {}
+        self._footers: dict[Version, pq.FileMetaData] = {}
+        self._whole: dict[Version, pa.NativeFile] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.config,)
 
     def list_folder(self, path: str) -> list[Entry]:
         """The entries of one folder, without hidden ones, in no particular order."""
-        if is_remote(path):
-            remote = self._here().remote
-            return with_retries(self.config, path, partial(remote.list_folder, path))
-        return list_local(local_path(path))
+        return self._call(path, lambda: self._files(path).list_folder(path))
 
     def list_files(self, path: str, *, suffix: str = ".parquet") -> list[str]:
         """The files below a folder, ordered by folder and by the numbers in their names.
@@ -96,19 +99,16 @@ class Storage:
         unknown = [e.path for e in entries if e.status is None or not e.status.version]
         with ThreadPoolExecutor(NUM_STATUS_THREADS) as pool:
             asked = dict(zip(unknown, pool.map(self.status, unknown), strict=True))
-        statuses = {entry.path: asked.get(entry.path) or entry.status for entry in entries}
-        found = {file: status for file, status in statuses.items() if status is not None}
-        for file, status in found.items():
-            self._here().statuses.put(file, status)
+        found = {}
+        for entry in entries:
+            if (status := asked.get(entry.path) or entry.status) is not None:
+                found[entry.path] = status
+                _remember(self._statuses, entry.path, status, MAX_STATUSES)
         return found
 
     def status(self, path: str) -> FileStatus:
         """Size and version of a file, asked anew; later reads are of this version."""
-        status = self._find_status(path)
-        if status is None:
-            raise missing_file(without_query(path))
-        self._here().statuses.put(path, status)
-        return status
+        return self._call(path, lambda: self._ask_status(path))
 
     def read_bytes(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """Reads a whole file, past the cache.
@@ -120,43 +120,31 @@ class Storage:
         Raises:
             FileTooLargeError: If the file is larger.
         """
-        if is_remote(path):
-            remote = self._here().remote
-            data = with_retries(self.config, path, lambda: remote.read_bytes(path, max_bytes))
-        else:
-            with self.open(path) as file:
-                data = file.read() if max_bytes is None else file.read(max_bytes + 1)
-        if max_bytes is not None and len(data) > max_bytes:
-            raise FileTooLargeError(
-                without_query(path),
-                found=f"more than {max_bytes} bytes",
-                wanted="a small file",
-                remedy="Make it smaller, or leave its sample out.",
-            )
-        return data
+        data = self._call(path, lambda: self._files(path).read_bytes(path, max_bytes))
+        if max_bytes is None or len(data) <= max_bytes:
+            return data
+        found = f"more than {max_bytes} bytes"
+        remedy = "Make it smaller, or leave its sample out."
+        place = without_query(path)
+        raise FileTooLargeError(place, found=found, wanted="a small file", remedy=remedy)
 
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading; a remote one is read into memory."""
         if is_remote(path):
             return BytesIO(self.read_bytes(path))
-        local_status(local_path(path))  # opening a pipe would wait for its other end
-        with local_errors(path):
-            return local_path(path).open("rb")
+        return self._call(path, lambda: self._local.open(path))
 
     @contextlib.contextmanager
     def fetched(self, path: str) -> Iterator[Path]:
         """The file as a local path: its own, or that of a copy that the block may read."""
         if not is_remote(path):
-            local_status(local_path(path))
+            self.status(path)
             yield local_path(path)
             return
-        remote = self._here().remote
         with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
             copy = Path(folder, unquoted_name(path) or "input")
             copy.touch()
-            with_retries(
-                self.config, path, lambda: remote.download(path, copy, remote.find_size(path))
-            )
+            self._call(path, lambda: self._remote.download(path, copy))
             yield copy
 
     @contextlib.contextmanager
@@ -169,40 +157,42 @@ class Storage:
         with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
             temporary = Path(folder, "file")
             yield temporary
-            remote = self._here().remote
-            with_retries(self.config, path, lambda: remote.upload(temporary, path))
+            self._call(path, lambda: self._remote.upload(temporary, path))
 
     def remove(self, path: str) -> None:
         """Deletes a file, if it exists."""
         if not is_remote(path):
             local_path(path).unlink(missing_ok=True)
             return
-        remote = self._here().remote
         with contextlib.suppress(DataError):
-            with_retries(self.config, path, partial(remote.remove, path))
+            self._call(path, lambda: self._remote.remove(path))
 
     def metadata(self, path: str) -> pq.FileMetaData:
         """The footer of a shard; a bounded number is kept in memory."""
-        return self._read_shard(path, path, lambda _, metadata: metadata)
+        return self._read_shard(path, lambda _, metadata: metadata)
 
     def read_row_group(self, path: str, row_group: int, columns: Sequence[str] | None) -> pa.Table:
-        """Reads one row group of a shard; remote ones are kept in the cache.
+        """Reads all rows of one row group, numbered from 0; remote bytes are kept in the cache.
 
-        Args:
-            path: The shard.
-            row_group: Number of the row group, from 0.
-            columns: Names; missing ones are left out. None for all.
-
-        Returns:
-            All rows that the footer promises, with verified page checksums where there are any.
+        Columns that the shard lacks are left out; None for all. Page checksums are verified.
         """
-        shown = without_query(path)
-        return self._read_shard(
-            path,
-            f"{shown if is_remote(path) else local_path(path)}, row group {row_group}",
-            lambda source, metadata: read_table(shown, source, metadata, row_group, columns),
-            key=(row_group, columns and tuple(columns)),
-        )
+
+        def read(status: FileStatus, metadata: pq.FileMetaData) -> pa.Table:
+            if not 0 <= row_group < metadata.num_row_groups:
+                place, found = without_query(path), f"{metadata.num_row_groups} row groups"
+                wanted = f"one of number {row_group}"
+                remedy = "If the file has been replaced by another, start again."
+                raise DataError(place, found=found, wanted=wanted, remedy=remedy)
+            if is_remote(path):
+                read_range = partial(self._read_range, path, status)
+                size = status.size_bytes
+                source = fetch_row_group(read_range, metadata, size, row_group, columns)
+            else:
+                source = pa.OSFile(str(local_path(path)))
+            with source:
+                return read_row_group(source, metadata, row_group, columns)
+
+        return self._read_shard(path, read, f", row group {row_group}")
 
     def iter_batches(self, path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yields all rows of a shard, a few at a time.
@@ -215,41 +205,38 @@ class Storage:
                 table = self.read_row_group(path, number, None)
                 yield from table.to_batches(max_chunksize=batch_rows)
             return
-        local_status(local_path(path))
-        with local_errors(path), _open_local(path) as source:
-            file = open_parquet(source)
-            with parsing(source):
-                yield from file.iter_batches(batch_size=batch_rows, use_threads=False)
+        self.status(path)
+        with local_errors(path), pa.OSFile(str(local_path(path))) as source, parsing():
+            yield from open_parquet(source).iter_batches(batch_size=batch_rows, use_threads=False)
 
-    def _here(self) -> "_Opened":
-        if self._opened.pid != os.getpid():
-            self._opened = _Opened(self.config)
-        return self._opened
+    def _files(self, path: str) -> LocalFiles | RemoteFiles:
+        return self._remote if is_remote(path) else self._local
 
-    def _find_status(self, path: str) -> FileStatus | None:
-        if not is_remote(path):
-            return local_status(local_path(path))
-        return with_retries(self.config, path, partial(self._here().remote.find_status, path))
+    def _call(self, path: str, action: Callable[[], T], detail: str = "") -> T:
+        """Calls a function that reads or writes a file; for a remote one, in several tries."""
+        if is_remote(path):
+            return with_retries(self.config, f"{without_query(path)}{detail}", action)
+        with local_errors(f"{local_path(path)}{detail}"):
+            return action()
 
     def _find(self, path: str, suffix: str) -> list[Entry]:
         path = plain_path(path)
-        if is_remote(path):
-            # On a web server, folders are pages of links and look like files.
-            may_be_file = not is_http(path) or without_query(path).endswith(suffix)
-            status = self._find_status(path) if may_be_file else None
+        # On a web server, folders are pages of links and look like files.
+        may_be_file = not is_http(path) or without_query(path).endswith(suffix)
+        found, status, files = f"no {suffix} file", None, []
+        try:
+            if may_be_file:
+                status = self._call(path, lambda: self._files(path).find_status(path))
+        except MissingFileError:
+            found = "nothing"
         else:
-            status = local_status(Path(path)) if Path(path).is_file() else None
-        if status is not None:
-            return [Entry(path=path, is_folder=False, status=status)]
-        exists = is_remote(path) or Path(path).exists()
-        files = [e for e in self._walk(path, ()) if e.path.endswith(suffix)] if exists else []
+            if status is not None:
+                return [Entry(path=path, is_folder=False, status=status)]
+            files = [entry for entry in self._walk(path, ()) if entry.path.endswith(suffix)]
         if not files:
-            raise DataError(
-                without_query(path),
-                found=f"no {suffix} file" if exists else "nothing",
-                wanted="a folder of shards",
-                remedy="Make them with tools/convert_cot_to_parquet.py.",
-            )
+            remedy = "Make them with tools/convert_cot_to_parquet.py."
+            place = without_query(path)
+            raise DataError(place, found=found, wanted="a folder of shards", remedy=remedy)
         return sorted(files, key=lambda entry: natural_key(entry.path))
 
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[Entry]:
@@ -264,137 +251,87 @@ class Storage:
                 yield entry
 
     def _read_shard(
-        self,
-        path: str,
-        place: str,
-        read: Callable[[Source, pq.FileMetaData], Value],
-        key: tuple[Any, ...] | None = None,
-    ) -> Value:
-        """Reads from an open shard, a remote one in several tries.
+        self, path: str, read: Callable[[FileStatus, pq.FileMetaData], T], detail: str = ""
+    ) -> T:
+        """Calls a function with status and footer of a shard; for a remote one, in several tries.
 
-        Args:
-            path: The shard.
-            place: What is read, for errors.
-            read: Reads from the file and its footer.
-            key: Identifies the result, if it is a table for the cache.
+        The detail says in errors what is read.
         """
-        if not is_remote(path):
-            status = local_status(local_path(path))
-            with local_errors(place), _open_local(path) as source:
-                return read(source, self._footer(path, status, source))
 
-        def attempt() -> Value:
-            opened = self._here()
-            status = opened.statuses.get(path) or self._one_status(path)
+        def attempt() -> T:
+            status = self._statuses.get(path) if is_remote(path) else None
+            version = path, status or self._ask_status(path)
             try:
-                return self._read_remote(path, status, read, key)
-            except (ContentError, IncompleteReadError):
+                return read(version[1], self._footer(*version))
+            except (ContentError, IncompleteReadError) as error:
                 # The footer may be damaged, or the file replaced: forget all that is known of it.
-                opened.statuses.drop(path)
-                opened.footers.drop((path, status))
-                opened.whole.drop((path, status))
-                opened.cache.drop(entry_name("parquet", without_query(path), status))
+                self._statuses.pop(path, None)
+                self._footers.pop(version, None)
+                self._whole.pop(version, None)
+                if isinstance(error, ContentError) and is_remote(path):
+                    self._cache.drop(_entry(*version))
                 raise
 
-        return with_retries(self.config, place, attempt)
+        return self._call(path, attempt, detail)
 
     # The methods below make one try.
 
-    def _one_status(self, path: str) -> FileStatus:
-        status = self._here().remote.find_status(path)
+    def _ask_status(self, path: str) -> FileStatus:
+        status = self._files(path).find_status(path)
         if status is None:
-            raise FileNotFoundError
-        self._here().statuses.put(path, status)
+            raise not_a_file(without_query(path))
+        _remember(self._statuses, path, status, MAX_STATUSES)
         return status
 
-    def _read_remote(
-        self,
-        path: str,
-        status: FileStatus,
-        read: Callable[[Source, pq.FileMetaData], Value],
-        key: tuple[Any, ...] | None,
-    ) -> Value:
-        opened, shown = self._here(), without_query(path)
-        name = entry_name("arrow", shown, status, *key) if key else None
-        if name and (table := opened.cache.find_table(name)) is not None:
-            return cast("Value", table)
-        whole = self._whole(path, status, fetch=False)
-        if whole is None:
-
-            def read_range(start: int, end: int) -> bytes:
-                return opened.remote.read_range(path, start, end, status)
-
-            source = RangeFile(read_range, status.size_bytes)
-            try:
-                result = read(source, self._footer(path, status, source))
-            except NoRangesError:
-                whole = self._whole(path, status, fetch=True)
-            else:
-                if name:
-                    opened.cache.keep_table(name, result)
-                return result
-        return read(whole, self._footer(path, status, whole))
-
-    def _whole(self, path: str, status: FileStatus, *, fetch: bool) -> pa.NativeFile | None:
-        """The local copy of a shard whose server sends whole files only, if there is one."""
-        opened = self._here()
-        name = entry_name("parquet", without_query(path), status)
-        file = opened.whole.get((path, status)) or opened.cache.find_file(name, status.size_bytes)
-        if file is None and fetch:
-            size = status.size_bytes
-            file = opened.cache.fetch_file(
-                name, size, lambda temporary: opened.remote.download(path, temporary, size)
-            )
-        if file is not None:
-            opened.whole.put((path, status), file)
-        return file
-
-    def _footer(self, path: str, status: FileStatus, source: Source) -> pq.FileMetaData:
-        footers = self._here().footers
-        metadata = footers.get((path, status))
+    def _footer(self, path: str, status: FileStatus) -> pq.FileMetaData:
+        metadata = self._footers.get((path, status))
         if metadata is None:
-            metadata = open_parquet(source).metadata
-            footers.put((path, status), metadata)
+            metadata = read_footer(partial(self._read_range, path, status), status.size_bytes)
+            _remember(self._footers, (path, status), metadata, MAX_FOOTERS)
         return metadata
 
+    def _read_range(self, path: str, status: FileStatus, start: int, end: int) -> bytes:
+        """Reads exactly the bytes [start, end) of a file, remote ones through the cache."""
+        if not is_remote(path):
+            return self._local.read_range(path, start, end)
+        size = end - start
+        whole = self._find_whole(path, status)
+        if whole is not None:
+            return cast("bytes", whole.read_at(size, start))
+        name = _entry(path, status, (start, end))
+        data = self._cache.find_part(name, size)
+        if data is None:
+            try:
+                data = self._remote.read_range(path, start, end, status)
+            except NoRangesError:
+                return cast("bytes", self._fetch_whole(path, status).read_at(size, start))
+            self._cache.keep_part(name, data)
+        return data
 
-class _Recent(Generic[Key, Value]):
-    """The most recently used values, up to a number of them."""
+    def _find_whole(self, path: str, status: FileStatus) -> pa.NativeFile | None:
+        """The local copy of a shard whose server sends whole files only, if there is one."""
+        file = self._whole.get((path, status))
+        return file or self._cache.find_file(_entry(path, status), status.size_bytes)
 
-    def __init__(self, max_entries: int) -> None:
-        self._entries: OrderedDict[Key, Value] = OrderedDict()
-        self._max_entries = max_entries
-        self._lock = threading.Lock()
+    def _fetch_whole(self, path: str, status: FileStatus) -> pa.NativeFile:
+        def write(copy: Path) -> None:
+            self._remote.download(path, copy)
+            if copy.stat().st_size != status.size_bytes:
+                raise IncompleteReadError(f"received {copy.stat().st_size} bytes")
 
-    def get(self, key: Key) -> Value | None:
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
-
-    def put(self, key: Key, value: Value) -> None:
-        with self._lock:
-            self._entries[key] = value
-            self._entries.move_to_end(key)
-            if len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
-
-    def drop(self, key: Key) -> None:
-        with self._lock:
-            self._entries.pop(key, None)
-
-
-class _Opened:
-    """What one process has opened or knows; other processes must not use it."""
-
-    def __init__(self, config: StorageConfig) -> None:
-        self.pid = os.getpid()
-        self.remote = RemoteFiles(config)
-        self.cache = ShardCache(config.cache_folder, config.max_cache_bytes)
-        self.whole: _Recent[tuple[str, FileStatus], pa.NativeFile] = _Recent(MAX_OPEN_FILES)
-        self.footers: _Recent[tuple[str, FileStatus], pq.FileMetaData] = _Recent(MAX_FOOTERS)
-        self.statuses: _Recent[str, FileStatus] = _Recent(MAX_STATUSES)
+        name = _entry(path, status)
+        file = self._cache.fetch_file(name, status.size_bytes, write)
+        _remember(self._whole, (path, status), file, MAX_OPEN_FILES)
+        return file
 
 
-def _open_local(path: str) -> pa.NativeFile:
-    return pa.OSFile(str(local_path(path)))
+def _entry(path: str, status: FileStatus, part: tuple[int, int] | None = None) -> str:
+    """Name of the cache entry of a whole file or a part of it."""
+    return entry_name((without_query(path), status), part)
+
+
+def _remember(values: dict[K, V], key: K, value: V, max_entries: int) -> None:
+    """Adds a value and drops the oldest ones; safe in threads and after forks without a lock."""
+    values[key] = value
+    for old in list(values)[:-max_entries]:
+        values.pop(old, None)

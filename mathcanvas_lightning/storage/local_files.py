@@ -1,45 +1,58 @@
-"""Local files: status, listing, and their errors."""
+"""Local files: status, listing, reading, and their errors."""
 
 import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from typing import BinaryIO
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import Entry, FileStatus
-from mathcanvas_lightning.storage.retry import ContentError, damaged_file, missing_file
+from mathcanvas_lightning.storage.retry import ContentError, damaged_file, missing_file, not_a_file
 
 
-def local_status(path: Path) -> FileStatus:
-    """Size and time of change of a file.
+class LocalFiles:
+    """Local files, with the methods of `RemoteFiles` that reading needs."""
 
-    Raises:
-        DataError: If it is missing, or no regular file.
-    """
-    with local_errors(str(path)):
-        status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        found = "a folder or device"
-        raise DataError(str(path), found=found, wanted="a file", remedy="Correct the path.")
-    return _status(status)
+    def find_status(self, path: str) -> FileStatus | None:
+        """Size and time of change of a file, None for a folder."""
+        status = local_path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise not_a_file(path)
+        return _status(status)
 
+    def list_folder(self, path: str) -> list[Entry]:
+        """The entries of a folder, without hidden ones; links are followed."""
+        entries = []
+        with os.scandir(local_path(path)) as found:
+            for item in found:
+                if not item.name.startswith("."):
+                    status = None
+                    if not item.is_dir():
+                        with contextlib.suppress(OSError):  # a link to nothing fails when read
+                            status = _status(item.stat())
+                    entries.append(Entry(path=item.path, is_folder=item.is_dir(), status=status))
+        return entries
 
-def list_local(folder: Path) -> list[Entry]:
-    """The entries of a folder, without hidden ones; links are followed."""
-    entries = []
-    with local_errors(str(folder)), os.scandir(folder) as found:
-        for item in found:
-            if not item.name.startswith("."):
-                is_folder = item.is_dir()
-                status = None
-                if not is_folder:
-                    with contextlib.suppress(OSError):  # a link to nothing: reading it will fail
-                        status = _status(item.stat())
-                entries.append(
-                    Entry(path=str(folder / item.name), is_folder=is_folder, status=status)
-                )
-    return entries
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Reads the bytes [start, end) of a file, fewer at its end."""
+        with self.open(path) as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    def read_bytes(self, path: str, max_bytes: int | None) -> bytes:
+        """Reads a whole file; of one that is too large, only the first max_bytes + 1 bytes."""
+        with self.open(path) as file:
+            return file.read(-1 if max_bytes is None else max_bytes + 1)
+
+    def open(self, path: str) -> BinaryIO:
+        """Opens a file for reading."""
+        if self.find_status(path) is None:  # opening a pipe would wait for its other end
+            raise not_a_file(path)
+        return local_path(path).open("rb")
 
 
 @contextlib.contextmanager
@@ -52,12 +65,9 @@ def local_errors(place: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(place) from None
     except OSError as error:
-        raise DataError(
-            place,
-            found=f"something that can't be read ({error.strerror or error})",
-            wanted="a readable file",
-            remedy="Check its permissions and its disk.",
-        ) from None
+        found = f"something that can't be read ({error.strerror or error})"
+        remedy = "Check its permissions and its disk."
+        raise DataError(place, found=found, wanted="a readable file", remedy=remedy) from None
 
 
 def _status(status: os.stat_result) -> FileStatus:

@@ -1,152 +1,87 @@
-"""Parquet files: opened with checksums, read by row group, damage reported as one exception."""
+"""Parquet files: footers and row groups, with damage reported as one exception."""
 
 import contextlib
-import io
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.spec import AbstractBufferedFile
 
-from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.retry import ContentError
 
+TAIL_BYTES = 2**16
+"""Most footers are shorter than this."""
 MAX_GAP_BYTES = 2**20
 """Reading up to this many unneeded bytes is faster than another request."""
+ReadRange: TypeAlias = Callable[[int, int], bytes]
+"""Gives the bytes [start, end) of a file, or raises."""
 
 
-class RangeFile(io.RawIOBase):
-    """A remote file that is read by ranges.
+@contextlib.contextmanager
+def parsing() -> Iterator[None]:
+    """Raises `ContentError` for damage that Arrow reports."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ContentError(str(error)) from error
 
-    Args:
-        read_range: Gives the bytes [start, end), or raises.
-        size_bytes: Length of the file.
+
+def open_parquet(source: Any, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Opens a Parquet file of Arrow or Python, with verified page checksums."""
+    # Without pre-buffering on Arrow's threads: one that still holds a Python file when the process
+    # ends aborts it.
+    return pq.ParquetFile(
+        source, metadata=metadata, pre_buffer=False, page_checksum_verification=True
+    )
+
+
+def read_footer(read_range: ReadRange, size_bytes: int) -> pq.FileMetaData:
+    """Reads the footer of a file, usually in one request; raises `ContentError` for damage."""
+    tail = read_range(max(size_bytes - TAIL_BYTES, 0), size_bytes) if size_bytes else b""
+    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if len(tail) < footer_bytes <= size_bytes:
+        tail = read_range(size_bytes - footer_bytes, size_bytes)
+    with parsing():
+        return pq.read_metadata(pa.BufferReader(tail))
+
+
+def fetch_row_group(
+    read_range: ReadRange,
+    metadata: pq.FileMetaData,
+    size_bytes: int,
+    row_group: int,
+    names: Sequence[str] | None,
+) -> AbstractBufferedFile:
+    """A file that holds only the wanted columns of a row group; neighbours are read together.
+
+    All columns are wanted if names is None.
+
+    Raises:
+        ContentError: If the footer points outside of the file.
     """
-
-    def __init__(self, read_range: Callable[[int, int], bytes], size_bytes: int) -> None:
-        self._read_range = read_range
-        self._size_bytes = size_bytes
-        self._position = 0
-        self._pieces: list[tuple[int, bytes]] = []
-        self.failure: Exception | None = None
-        """The first exception of a read; Arrow replaces some exceptions by its own."""
-
-    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Reads ranges [start, end), neighbours in one request, for the following reads."""
-        merged: list[tuple[int, int]] = []
-        for start, end in sorted(ranges):
-            if not 0 <= start < end <= self._size_bytes:
+    merged: list[tuple[int, int]] = []
+    with parsing():
+        for start, end in sorted(_column_ranges(metadata.row_group(row_group), names)):
+            if not 0 <= start < end <= size_bytes:
                 raise ContentError("a footer that points outside of the file")
             if merged and start - merged[-1][1] <= MAX_GAP_BYTES:
                 start, end = merged[-1][0], max(end, merged[-1][1])
                 merged.pop()
             merged.append((start, end))
-        self._pieces = [(start, self._fetch(start, end)) for start, end in merged]
-
-    def readable(self) -> bool:
-        """Yes: Arrow asks."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes: Arrow asks."""
-        return True
-
-    def tell(self) -> int:
-        """The position of the next read."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves the position of the next read."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}
-        self._position = base[whence] + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Reads `size` bytes, fewer only at the end of the file."""
-        end = self._size_bytes if size < 0 else min(self._position + size, self._size_bytes)
-        start = min(self._position, end)
-        self._position = end
-        for first, piece in self._pieces:
-            if first <= start <= end <= first + len(piece):
-                return piece[start - first : end - first]
-        return self._fetch(start, end) if start < end else b""
-
-    def _fetch(self, start: int, end: int) -> bytes:
-        try:
-            return self._read_range(start, end)
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
+    parts = {(start, end): read_range(start, end) for start, end in merged}
+    return AbstractBufferedFile(
+        *(None, ""), size=size_bytes, cache_type="parts", cache_options={"data": parts}
+    )
 
 
-Source: TypeAlias = RangeFile | pa.NativeFile
-
-
-@contextlib.contextmanager
-def parsing(source: Source) -> Iterator[None]:
-    """Raises the failed read of a source if there is one, and `ContentError` for damage."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(source, RangeFile) and source.failure is not None:
-            raise source.failure from None
-        raise ContentError(str(error)) from error
-
-
-def open_parquet(source: Source, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Opens a Parquet file; page checksums are verified when pages are read.
-
-    Args:
-        source: The file.
-        metadata: Its footer, if known.
-
-    Raises:
-        ContentError: If it has no valid footer.
-    """
-    with parsing(source):
-        return pq.ParquetFile(
-            source,
-            metadata=metadata,
-            # Not on Arrow's threads: one that still holds a Python file when the process ends
-            # aborts it.
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
-
-
-def read_table(
-    place: str,
-    source: Source,
-    metadata: pq.FileMetaData,
-    row_group: int,
-    names: Sequence[str] | None,
+def read_row_group(
+    source: Any, metadata: pq.FileMetaData, row_group: int, names: Sequence[str] | None
 ) -> pa.Table:
-    """Reads one row group.
-
-    Args:
-        place: Path or URL, for errors.
-        source: The file.
-        metadata: Its footer.
-        row_group: Number of the row group, from 0.
-        names: Columns; None for all.
-
-    Raises:
-        ContentError: If it can't be read.
-        DataError: If there is no such row group.
-    """
-    if not 0 <= row_group < metadata.num_row_groups:
-        raise DataError(
-            place,
-            found=f"{metadata.num_row_groups} row groups",
-            wanted=f"one of number {row_group}",
-            remedy="If the file has been replaced by another, start again.",
-        )
-    file = open_parquet(source, metadata)
-    with parsing(source):
+    """Reads columns of one row group; raises `ContentError` for damage."""
+    with parsing():
         columns = None if names is None else list(names)
-        if isinstance(source, RangeFile):
-            source.prefetch(_column_ranges(metadata.row_group(row_group), columns))
+        file = open_parquet(source, metadata)
         table = file.read_row_group(row_group, columns=columns, use_threads=False)
         num_rows = metadata.row_group(row_group).num_rows
     if table.num_rows != num_rows:

@@ -3,13 +3,12 @@
 import errno
 import os
 import posixpath
-import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
-from fsspec.asyn import sync
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import is_http, without_query
@@ -21,52 +20,41 @@ VERSION_KEYS = (
     *("ETag", "etag", "generation", "LastModified", "Last-Modified", "last_modified"),
     *("mtime", "modified", "updated", "created"),
 )
-ATOMIC_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
+S3 = frozenset({"s3", "s3a"})
+ATOMIC_STORES = S3 | {"gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Stores where an object appears when its upload is complete."""
-CHUNK_BYTES = 2**20
+_FILESYSTEMS: dict[tuple[int, str, str], Any] = {}
+"""By process, protocol and options. A forked process shares sockets and event loop with its parent;
+the finalizers of inherited filesystems would close them, so none is ever dropped."""
 
 
 class RemoteFiles:
-    """Remote files as one process reads and writes them.
-
-    Its filesystems are kept out of fsspec's cache of instances, which is cleared after a fork.
-
-    Args:
-        config: Timeouts and options.
-    """
+    """Remote files with the given timeouts and options."""
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config
-        self._filesystems: dict[tuple[str, str], Any] = {}
         self._without_ranges: set[str] = set()
-        _LIVE.add(self)
 
     def find_status(self, url: str) -> FileStatus | None:
-        """Size and version of a file, None for a folder.
-
-        Raises:
-            FileNotFoundError: If there is neither.
-            StorageError: If the server does not send the size.
-        """
-        info = self._info(url)
+        """Size and version of a file, None for a folder."""
+        filesystem, inside = self._locate(url)
+        try:
+            info = filesystem.info(inside)
+        except FileNotFoundError as error:
+            # fsspec raises this for any failure over HTTP, and keeps the real one as the cause.
+            raise (is_http(url) and error.__cause__) or error from None
         if info.get("type") == "directory":
             return None
         status = _status(info)
         if status is None:
-            raise StorageError(
-                without_query(url),
-                found="an answer without the size of the file",
-                wanted="a Content-Length",
-                remedy="Copy the file to a local folder, or use another server.",
-            )
+            found = "an answer without the size of the file"
+            remedy = "Copy the file to a local folder, or use another server."
+            place = without_query(url)
+            raise StorageError(place, found=found, wanted="a Content-Length", remedy=remedy)
         return status
 
     def list_folder(self, url: str) -> list[Entry]:
-        """The entries of a folder, without hidden ones.
-
-        Raises:
-            FileNotFoundError: If there is no such folder.
-        """
+        """The entries of a folder, without hidden ones."""
         filesystem, inside = self._locate(without_query(url))
         start = inside.rstrip("/") + "/"
         entries = []
@@ -90,58 +78,21 @@ class RemoteFiles:
         """
         if url in self._without_ranges:
             raise NoRangesError
-        filesystem, inside = self._locate(url)
-        try:
-            if is_http(url):
-                data = sync(filesystem.loop, self._get, url, start, end, status.version)
-            elif "s3" in filesystem.protocol:
-                with filesystem.open(inside, size=status.size_bytes, cache_type="none") as file:
-                    details = {"name": inside, "size": status.size_bytes, "ETag": status.version}
-                    file.details = details  # what the answer must match
-                    file.seek(start)
-                    data = file.read(end - start)
-            else:
-                data = filesystem.cat_file(inside, start=start, end=end)
-        except NoRangesError:
-            self._without_ranges.add(url)
-            raise
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EBUSY):  # S3: past the end, changed or busy
-                raise
-            raise IncompleteReadError(str(error)) from None
+        data = self._read(url, start, end, status)
         if len(data) != end - start:
             raise IncompleteReadError(f"received {len(data)} bytes instead of {end - start}")
-        return bytes(data)
+        return data
 
     def read_bytes(self, url: str, max_bytes: int | None) -> bytes:
         """Reads a whole file; of one that is too large, only the first max_bytes + 1 bytes."""
+        if max_bytes is not None:
+            any_version = FileStatus(size_bytes=max_bytes + 1, version="")
+            return self._read(url, 0, max_bytes + 1, any_version)
         filesystem, inside = self._locate(url)
-        data: bytes
-        if max_bytes is None:
-            data = filesystem.cat_file(inside)
-        elif is_http(url):
-            data = sync(filesystem.loop, self._get, url, 0, max_bytes + 1, "")
-        else:
-            try:
-                data = filesystem.cat_file(inside, start=0, end=max_bytes + 1)
-            except OSError:  # S3 refuses any range of an empty object
-                status = self.find_status(url)
-                if status is None or status.size_bytes:
-                    raise
-                data = b""
-        return data
+        return cast("bytes", filesystem.cat_file(inside))
 
-    def download(self, url: str, path: Path, size_bytes: int | None) -> None:
-        """Copies a whole file to an existing local one.
-
-        Args:
-            url: The file.
-            path: Where to copy it.
-            size_bytes: Expected length; None if unknown.
-
-        Raises:
-            IncompleteReadError: If another number of bytes is received.
-        """
+    def download(self, url: str, path: Path) -> None:
+        """Copies a whole file to an existing local one."""
         filesystem, inside = self._locate(url)
         if is_http(url):
             with path.open("r+b") as file:  # keeps the disk space that the cache has reserved
@@ -149,20 +100,11 @@ class RemoteFiles:
                 file.truncate()
         else:
             filesystem.get_file(inside, str(path))
-        received = path.stat().st_size
-        if size_bytes not in (None, received):
-            raise IncompleteReadError(f"received {received} bytes instead of {size_bytes}")
-
-    def find_size(self, url: str) -> int | None:
-        """Length of a file, None if the server does not send it."""
-        size: int | None = self._info(url).get("size")
-        return size
 
     def upload(self, path: Path, url: str) -> None:
         """Copies a local file to a server, where it appears complete or not at all."""
         filesystem, inside = self._locate(url)
-        protocols = filesystem.protocol
-        if ATOMIC_STORES & ({protocols} if isinstance(protocols, str) else set(protocols)):
+        if _protocol(url) in ATOMIC_STORES:
             filesystem.put_file(str(path), inside)
             return
         folder, name = posixpath.split(inside)
@@ -176,50 +118,45 @@ class RemoteFiles:
         filesystem, inside = self._locate(url)
         filesystem.rm(inside)
 
-    async def _get(self, url: str, start: int, end: int, version: str) -> bytes:
-        """Reads a range over HTTP; from a server without ranges, only the start of a file."""
+    def _read(self, url: str, start: int, end: int, status: FileStatus) -> bytes:
+        """Reads the bytes [start, end) of a version of a file, fewer at its end."""
         filesystem, inside = self._locate(url)
-        session = await filesystem.set_session()
-        options = dict(filesystem.kwargs)
-        options["headers"] = {**options.get("headers", {}), "Range": f"bytes={start}-{end - 1}"}
-        async with session.get(filesystem.encode_url(inside), **options) as response:
-            if response.status == 416:  # the range is after the end of the file
-                return b""
-            response.raise_for_status()
-            if version not in ("", _version(response.headers) or version):
-                raise IncompleteReadError("the file has changed")
-            if response.status != 206 and start > 0:
-                raise NoRangesError
-            data = bytearray()
-            while len(data) < end - start:
-                chunk = await response.content.read(min(CHUNK_BYTES, end - start - len(data)))
-                if not chunk:
-                    break
-                data += chunk
-            return bytes(data)
-
-    def _info(self, url: str) -> dict[str, Any]:
-        filesystem, inside = self._locate(url)
+        is_s3 = _protocol(url) in S3
+        if not is_s3 and not is_http(url):
+            return cast("bytes", filesystem.cat_file(inside, start=start, end=end))
+        options: dict[str, Any] = {"size": status.size_bytes, "cache_type": "none"}
+        if is_http(url):
+            options["raise_for_status"] = partial(_check_version, status.version)
         try:
-            info: dict[str, Any] = filesystem.info(inside)
-        except FileNotFoundError as error:
-            # fsspec raises this for any failure over HTTP, and keeps the real one as the cause.
-            if is_http(url) and isinstance(error.__cause__, Exception):
-                raise error.__cause__ from None
+            with filesystem.open(inside, **options) as file:
+                if is_s3:  # what the answer must match
+                    wanted = {"ETag": status.version} if status.version else {}
+                    file.details = {"name": inside, "size": status.size_bytes, **wanted}
+                file.seek(start)
+                return cast("bytes", file.read(end - start))
+        except ValueError as error:
+            if is_s3 or not start:
+                raise
+            self._without_ranges.add(url)  # the file object found no range in the answer
+            raise NoRangesError from error
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # S3: after the end
+                return b""
+            if error.errno == errno.EBUSY:  # S3: changed or busy
+                raise IncompleteReadError(str(error)) from None
             raise
-        return info
 
     def _locate(self, url: str) -> tuple[Any, str]:
         """The filesystem of a URL, and the path of the URL in it."""
-        protocol = url.partition("://")[0]
+        protocol = _protocol(url)
         try:
             kind = fsspec.get_filesystem_class(protocol)
-            parts = kind._get_kwargs_from_urls(url)
-            key = (protocol, repr(sorted(parts.items())))
-            if key not in self._filesystems:
-                options = filesystem_options(protocol, self._config) | parts
-                self._filesystems[key] = filesystem = kind(**options)
-                if protocol in ("s3", "s3a"):
+            options = filesystem_options(protocol, self._config)
+            options |= kind._get_kwargs_from_urls(url)
+            key = (os.getpid(), protocol, repr(options))
+            if key not in _FILESYSTEMS:
+                _FILESYSTEMS[key] = filesystem = kind(**options)
+                if protocol in S3:
                     filesystem.retries = 1  # each of our tries would be five requests
         except (ImportError, ValueError, TypeError) as error:
             raise StorageError(
@@ -229,27 +166,13 @@ class RemoteFiles:
                 remedy="Install its package (for s3: mathcanvas-lightning[s3]), "
                 "or correct the URL or storage_options.",
             ) from error
-        return self._filesystems[key], kind._strip_protocol(url)
-
-
-_LIVE: "weakref.WeakSet[RemoteFiles]" = weakref.WeakSet()
-_INHERITED: list[RemoteFiles] = []
-
-
-def _keep_inherited() -> None:
-    # A forked process shares sockets and event loop with its parent. The finalizers of filesystems
-    # would close them, so the objects are kept alive.
-    _INHERITED.extend(_LIVE)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_inherited)
+        return _FILESYSTEMS[key], kind._strip_protocol(url)
 
 
 def filesystem_options(protocol: str, config: StorageConfig) -> dict[str, Any]:
     """Options for fsspec: the user's, and ours where the user sets none, also in nested ones."""
     options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol in ("s3", "s3a"):
+    if protocol in S3:
         options["max_concurrency"] = 1  # otherwise a HEAD request precedes each whole object
         options["local_expiry_check"] = True  # compare the ETag of each answer
         options["config_kwargs"] = {
@@ -260,18 +183,23 @@ def filesystem_options(protocol: str, config: StorageConfig) -> dict[str, Any]:
     elif protocol in ("http", "https"):
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=config.timeout_s, sock_read=config.timeout_s
-        )
-        options["client_kwargs"] = {"timeout": timeout}
+        waits = {"sock_connect": config.timeout_s, "sock_read": config.timeout_s}
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, **waits)}
         options["headers"] = {"Accept-Encoding": "identity"}  # ranges are of uncompressed bytes
     for name, value in config.storage_options.items():
-        ours = options.get(name)
-        if isinstance(ours, dict) and isinstance(value, Mapping):
-            options[name] = {**ours, **value}
-        else:
-            options[name] = value
+        is_nested = isinstance(value, Mapping) and isinstance(options.get(name), dict)
+        options[name] = {**options[name], **value} if is_nested else value
     return options | {"skip_instance_cache": True}
+
+
+async def _check_version(version: str, response: Any) -> None:
+    if response.status < 400 and version not in ("", _version(response.headers) or version):
+        response.close()
+        raise IncompleteReadError("the file has changed")
+
+
+def _protocol(url: str) -> str:
+    return url.partition("://")[0]
 
 
 def _status(info: Mapping[str, Any]) -> FileStatus | None:

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import tenacity
 
-from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.errors import DataError, MathCanvasError, StorageError
 from mathcanvas_lightning.storage.config import StorageConfig
 
@@ -48,26 +47,15 @@ def with_retries(config: StorageConfig, place: str, action: Callable[[], T]) -> 
 
     Args:
         config: Number of tries and the wait between them.
-        place: Path or URL, with details if needed; named in errors and in the log.
+        place: Path or URL without a query; named in errors and in the log.
         action: The function; any exception means failure.
-
-    Raises:
-        DataError: If there is no such file, or its content is damaged in every try.
-        StorageError: If access is denied, or every try fails.
     """
-    place = without_query(place)
+    text = "%s: try %d of %d failed (%s); next one in %.1f s"
 
     def log(state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None
-        assert state.next_action is not None
-        logger.warning(
-            "%s: try %d of %d failed (%s); next one in %.1f s",
-            place,
-            state.attempt_number,
-            1 + config.max_retries,
-            _describe(state.outcome.exception()),
-            state.next_action.sleep,
-        )
+        reason = _describe(state.outcome.exception() if state.outcome else None)
+        tries = (state.attempt_number, 1 + config.max_retries)
+        logger.warning(text, place, *tries, reason, state.upcoming_sleep)
 
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(1 + config.max_retries),
@@ -87,19 +75,21 @@ def with_retries(config: StorageConfig, place: str, action: Callable[[], T]) -> 
 
 def missing_file(place: str) -> MissingFileError:
     """The error for a file that does not exist."""
-    return MissingFileError(
-        place, found="nothing", wanted="a file", remedy="Correct the path, or restore the file."
-    )
+    remedy = "Correct the path, or restore the file."
+    return MissingFileError(place, found="nothing", wanted="a file", remedy=remedy)
+
+
+def not_a_file(place: str) -> DataError:
+    """The error for a folder or device where a file is expected."""
+    found = "a folder or device"
+    return DataError(place, found=found, wanted="a file", remedy="Correct the path.")
 
 
 def damaged_file(place: str, damage: str) -> DataError:
     """The error for a shard that can't be read as Parquet."""
-    return DataError(
-        place,
-        found=f"damage ({damage})",
-        wanted="a whole Parquet file",
-        remedy="Convert its source again, or copy the file again.",
-    )
+    remedy = "Convert its source again, or copy the file again."
+    found = f"damage ({damage})"
+    return DataError(place, found=found, wanted="a whole Parquet file", remedy=remedy)
 
 
 def _final_error(place: str, error: BaseException, tries: int) -> MathCanvasError:
@@ -108,28 +98,22 @@ def _final_error(place: str, error: BaseException, tries: int) -> MathCanvasErro
     if isinstance(error, ContentError):
         return damaged_file(place, f"{error}; tried {tries} times")
     if isinstance(error, PermissionError):
-        return StorageError(
-            place,
-            found=f"access denied ({_describe(error)})",
-            wanted="permission for this request",
-            remedy="Check the credentials in storage_options or the environment.",
+        found = f"access denied ({_describe(error)})"
+        remedy = "Check the credentials in storage_options or the environment."
+    else:
+        found = f"a storage failure in each of {tries} tries, the last one: {_describe(error)}"
+        remedy = (
+            "Check the server and the network, or raise max_retries or timeout_s; "
+            "fetched data stays in the cache."
         )
-    return StorageError(
-        place,
-        found=f"a storage failure in each of {tries} tries, the last one: {_describe(error)}",
-        wanted="a successful request",
-        remedy="Check the server and the network, or raise max_retries or timeout_s; "
-        "fetched data stays in the cache.",
-    )
+    return StorageError(place, found=found, wanted="a successful request", remedy=remedy)
 
 
 def _classify(error: BaseException) -> BaseException:
     status = getattr(error, "status", None)  # of an HTTP response
     if status in (404, 410):
         return FileNotFoundError(str(error))
-    if status in (401, 403):
-        return PermissionError(str(error))
-    return error
+    return PermissionError(str(error)) if status in (401, 403) else error
 
 
 def _describe(error: BaseException | None) -> str:
