@@ -12,9 +12,9 @@ level="${LEVEL:-1}"
 generate() {
     python tools/generate_blockmoving.py --level "$level" --num_tasks 1 "$@"
 }
-generate --output demo/pretrain/source --part train --seed 100 \
+generate --output demo/pretrain/source --part train --seed 0 \
     --extra describe=10000,draw=10000,move=3000
-generate --output demo/pretrain/validation --part validation --seed 101 \
+generate --output demo/pretrain/validation --part validation --seed 1 \
     --extra describe=150,draw=150
 python tools/make_tiny_bagel.py --output demo/pretrain/new_bagel --preset tiny --seed 0
 mathcanvas fit --config configs/fit/demo_pretrain.yaml

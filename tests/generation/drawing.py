@@ -40,8 +40,18 @@ SIZES = {"vae_transform": VAE_TRANSFORM, "vit_transform": VIT_TRANSFORM}
 def parts() -> tuple[Bagel, LatentVAE, TextTokenizer]:
     """Random model, random autoencoder, and tokenizer."""
     tokenizer = TextTokenizer(None)
-    config = BagelConfig.preset("tiny", llm_vocab_size=tokenizer.num_ids)
-    config = config.override(llm_num_attention_heads=4, llm_num_key_value_heads=2)
+    config = BagelConfig.preset(
+        "tiny",
+        llm_vocab_size=tokenizer.num_ids,
+        llm_hidden_size=64,
+        llm_intermediate_size=128,
+        llm_num_hidden_layers=2,
+        llm_initializer_range=0.02,
+        llm_rope_theta=1e6,
+        vit_hidden_size=32,
+        vit_intermediate_size=64,
+        vit_num_attention_heads=2,
+    )
     model = Bagel.empty(config, dtype=torch.float32, device="cpu")
     model.reset_parameters(0)
     generator = torch.Generator().manual_seed(1)

@@ -88,10 +88,13 @@ class BagelBackend:
         self._mode, self._think = mode, think
         if mode == "understanding":  # no drawings, so no guidance: one context is enough
             drawing = dataclasses.replace(drawing, text_scale=1.0)
-        self._config = InterleavedConfig(
-            drawing=drawing, max_steps=max_steps, max_images=max_images
-        )
         self._options = BagelOptions(**settings)
+        self._config = InterleavedConfig(
+            drawing=drawing,
+            max_steps=max_steps,
+            max_images=max_images,
+            drawings=self._options.drawings,
+        )
         self._generator: InterleavedGenerator | None = None
         self._asked: dict[str, _Asked] = {}
         self._ready: deque[GenerationResponse] = deque()
@@ -122,6 +125,7 @@ class BagelBackend:
             "vae_transform": vae,
             "vit_transform": vit,
             "interpolate_positions": options.interpolate_positions,
+            **({} if options.drawings == "own" else {"drawings": options.drawings}),
         }
 
     @property

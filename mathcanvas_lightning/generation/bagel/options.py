@@ -5,6 +5,7 @@ from typing import Literal, TypedDict
 
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.generation.bagel.problem import DrawingsUse
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -27,6 +28,8 @@ class BagelSettings(TypedDict, total=False):
     interpolate_positions: bool
     """Whether positions of image tokens are interpolated; must be the same as in training. Default:
     false."""
+    drawings: DrawingsUse
+    """Use of the drawings in interleaved answers: own, or none to skip them. Default: own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,7 @@ class BagelOptions:
     vae_transform: ImageTransform | None = None
     vit_transform: ImageTransform | None = None
     interpolate_positions: bool = False
+    drawings: DrawingsUse = "own"
 
     @property
     def limits(self) -> BatchLimits:

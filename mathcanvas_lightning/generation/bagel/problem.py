@@ -14,6 +14,7 @@ Mode = Literal["interleaved", "understanding", "image"]
 texts and pictures. image: one drawing from a text (text-to-image) or from pictures (editing)."""
 FinishReason = Literal["stop", "max_steps", "max_tokens", "max_images", "window"]
 """stop: the model ended its answer. window: a context is full. Others: that limit was reached."""
+DrawingsUse = Literal["own", "none"]
 
 THINK_PROMPTS: dict[Mode, str] = {
     "interleaved": "You should think step by step, and draw whenever a drawing helps, before you "
@@ -49,8 +50,18 @@ class InterleavedConfig:
     tokens. If it is reached in the thought before a single drawing, the drawing is still made."""
     max_images: int = 10
     """Maximum number of drawings in an answer."""
+    drawings: DrawingsUse = "own"
+    """Use of the drawings in an answer: "own", or "none" to continue with the next text instead,
+    which shows how much the drawings help."""
 
     def __post_init__(self) -> None:
+        if self.drawings not in get_args(DrawingsUse):
+            raise ConfigError(
+                "drawings",
+                found=repr(self.drawings),
+                wanted=" or ".join(get_args(DrawingsUse)),
+                remedy="Change it.",
+            )
         for name in ("max_steps", "max_tokens", "max_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(

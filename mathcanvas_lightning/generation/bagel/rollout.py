@@ -213,6 +213,8 @@ class RunState:
 
     def _act(self, action_id: int, special: SpecialTokens) -> None:
         item, is_read = self._end_text()
+        if action_id == special.start_of_image and self.config.drawings == "none":
+            action_id = special.bos  # the next text follows at once
         if action_id not in (special.start_of_image, special.bos):
             self.finish_reason = "stop"
         elif action_id == special.start_of_image and self._num_images == self.config.max_images:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mathcanvas_lightning.generation.bagel.problem import (
     InterleavedConfig,
     Problem,
 )
-from mathcanvas_lightning.generation.bagel.text_steps import choose_tokens
+from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, choose_tokens
 from mathcanvas_lightning.model.layers.mot import Decoder
 from tests.generation.drawing import (
     FAST,
@@ -103,6 +104,27 @@ def test_steps_follow_the_actions() -> None:
     assert [d.size for d in answers["a"].drawings] == [(48, 32)] * 2
     assert answers["e"].drawings[0].size == (48, 16)
     assert answers["f"].drawings[0].size == FAST.default_size
+
+
+def test_without_drawings_the_next_text_follows_at_once() -> None:
+    config = InterleavedConfig(drawing=FAST, text=TextConfig(), drawings="none")
+    [answer] = generator(Script(ANSWERS)).run([replace(problems()[0], config=config)])
+    assert kinds(answer) == [(1, "text"), (2, "text"), (3, "text")]
+    assert answer.finish_reason == "stop"
+
+
+def test_drawings_have_the_size_that_was_trained_or_asked_for() -> None:
+    model = parts()[0]
+    before = model.config
+    try:
+        model.config = replace(before, drawing_size=(64, 32))
+        trained = answer_one(problems()[0], Script(ANSWERS))
+        config = InterleavedConfig(drawing=replace(FAST, size=(32, 40)))
+        asked = answer_one(replace(problems()[0], config=config), Script(ANSWERS))
+    finally:
+        model.config = before
+    assert [drawing.size for drawing in trained.drawings] == [(64, 32)] * 2
+    assert [drawing.size for drawing in asked.drawings] == [(32, 32)] * 2  # whole tokens
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
