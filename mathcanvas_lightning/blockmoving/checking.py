@@ -13,6 +13,10 @@ from mathcanvas_lightning.blockmoving.rules import Stack
 
 CHECKS = ("before", "after", "moves", "states", "drawings", "everything")
 """Both stacks of the question, the moves, and the stack after each move in words and drawn."""
+TASK_FIELDS = frozenset(
+    {"answer", "final", "initial", "num_colours", "options", "size", "steps", "view_px", "views"}
+)
+"""Fields of a puzzle's `data.json` that the checks need."""
 
 _BEFORE = re.compile(r"(?:Before:|initial stack as)([^.]*)\.")
 _AFTER = re.compile(r"(?:After:|final stack is)([^.]*)\.")

@@ -15,6 +15,7 @@ from PIL import Image
 from mathcanvas_lightning.blockmoving.drawing import draw_composite, draw_state
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.parts import Part, random_puzzles
+from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.short import (
     read_and_reason,
     show_move,
@@ -24,7 +25,7 @@ from mathcanvas_lightning.blockmoving.short import (
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 
-KINDS = ("describe", "draw", "move", "reason")
+KINDS = ("describe", "draw", "move", "reason", "walk")
 DESCRIBE_PROMPT = "Describe."
 ROW_GROUP_ROWS = 256
 
@@ -58,8 +59,8 @@ def write_extras(
     """Writes the further data sets.
 
     Args:
-        folder: Gets describe/describe.jsonl, draw/draw_000.parquet, move/move_000.parquet and
-            reason/reason.jsonl.
+        folder: Gets describe/describe.jsonl, draw/draw_000.parquet, move/move_000.parquet,
+            reason/reason.jsonl and walk/walk.jsonl.
         level: Difficulty.
         part: Part of the stacks that may be shown.
         seed: Decides everything.
@@ -75,7 +76,7 @@ def write_extras(
             for row in islice(_ROWS[name](rng, level, part, target), count):
                 rows.append({"id": f"{name}_{len(rows)}", **row})
                 advance(1, "")
-        if name in ("describe", "reason"):
+        if name in ("describe", "reason", "walk"):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (target / f"{name}.jsonl").write_text(text, encoding="utf-8")
         else:
@@ -137,12 +138,29 @@ def _reason(
     """Yields puzzles whose stacks are given in words."""
     for puzzle in random_puzzles(rng, level, part):
         before, after, *reasons = read_and_reason(puzzle)
-        options = ", ".join(
-            f"{letter} {show_option(puzzle.initial, moves)}"
-            for letter, moves in puzzle.options.items()
-        )
         answer = f"{' '.join(reasons)} The answer is {puzzle.answer}."
-        yield _conversation(f"{before} {after} {options}.", answer)
+        yield _conversation(f"{before} {after} {_options(puzzle)}.", answer)
+
+
+def _walk(
+    rng: np.random.Generator,
+    level: Level,
+    part: Part,
+    folder: Path,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
+    """Yields options and what is known of the moves; the answer walks through the options."""
+    for puzzle in random_puzzles(rng, level, part):
+        before, after, _, *reasons = read_and_reason(puzzle)
+        known = reasons[:-1] if len(puzzle.steps) == 1 else [before, after]
+        walk = reasons[-1:] if len(puzzle.steps) == 1 else reasons
+        answer = f"{' '.join(walk)} The answer is {puzzle.answer}."
+        yield _conversation(f"{' '.join(known)} {_options(puzzle)}.", answer)
+
+
+def _options(puzzle: Puzzle) -> str:
+    return ", ".join(
+        f"{letter} {show_option(puzzle.initial, moves)}" for letter, moves in puzzle.options.items()
+    )
 
 
 def _conversation(question: str, answer: str, **fields: Any) -> dict[str, Any]:
@@ -162,4 +180,5 @@ _ROWS: Mapping[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "draw": _draw,
     "move": _move,
     "reason": _reason,
+    "walk": _walk,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from mathcanvas_lightning.blockmoving.checking import CHECKS, chances, check_answer
+from mathcanvas_lightning.blockmoving.checking import CHECKS, TASK_FIELDS, chances, check_answer
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.credit import wilson_interval
@@ -91,6 +91,8 @@ def _read_task(tasks: Path, uid: str) -> Mapping[str, Any]:
     path = tasks / uid / "data.json"
     try:
         task: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := TASK_FIELDS - task.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         return task
     except (OSError, ValueError) as error:
         raise InputError(
