@@ -61,7 +61,7 @@ def run_tool() -> RunTool:
     def run(name: str, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=240, check=False, **options
+            command, capture_output=True, text=True, timeout=900, check=False, **options
         )
 
     return run

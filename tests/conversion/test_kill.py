@@ -80,7 +80,7 @@ def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path
     )
     wait_until(lambda: list(tmp_path.rglob("[!.]*.parquet")), process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130
     assert errors.startswith("interrupted")
     assert errors.count("\n") == 1
@@ -88,7 +88,7 @@ def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path
     assert folder_bytes(tmp_path) == straight
 
 
-def wait_until(condition, process, timeout_s: float = 60) -> None:
+def wait_until(condition, process, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert process is None or process.poll() is None, "the conversion ended too early"

@@ -169,7 +169,7 @@ def launch(ranks: int, **arguments: Any) -> None:
         )
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:

@@ -239,7 +239,7 @@ def test_storage_needs_no_torch() -> None:
         "import sys; import mathcanvas_lightning.storage.files; "
         "assert not {'torch', 'lightning', 's3fs', 'aiohttp'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
 
 
 # Servers
@@ -915,9 +915,9 @@ def run_children(method: str, storage: Storage, url: str, count: int) -> list[An
     ]
     for child in children:
         child.start()
-    found = [results.get(timeout=60) for _ in children]
+    found = [results.get(timeout=240) for _ in children]
     for child in children:
-        child.join(timeout=30)
+        child.join(timeout=300)
         assert child.exitcode == 0
     return found
 
@@ -989,7 +989,7 @@ def test_threads_share_a_storage(remote: Remote, table: pa.Table, storage_of: St
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(read_all, storage, remote.url, 2) for _ in range(4)]
         for job in jobs:
-            rows = [found.to_pylist() for found in job.result(timeout=60)]
+            rows = [found.to_pylist() for found in job.result(timeout=240)]
             assert rows == expected_rows(table)
 
 

@@ -38,7 +38,7 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("engine_lock")
 def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
     me = psutil.Process()
@@ -53,7 +53,7 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
             "served-model-name": "smol",
         },
         env={"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
-        start_timeout_s=240,
+        start_timeout_s=1200,
     )
     requests = [
         ask("sum", "What is 3+4?", max_tokens=24),

@@ -56,7 +56,7 @@ def echoing() -> Iterator[EngineProcess]:
 
 def gone(*pids: int) -> bool:
     """Whether processes end within a few seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(psutil.pid_exists(p) and _status(p) != psutil.STATUS_ZOMBIE for p in pids):
         if time.monotonic() > deadline:
             return False
