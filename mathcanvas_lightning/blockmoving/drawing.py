@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import cos, pi, sin
 
 from PIL import Image, ImageDraw, ImageFont
@@ -71,7 +71,8 @@ def draw_composite(
     return _draw_rows([initial, final], view_px, views)
 
 
-def all_visible(stack: Stack, views: Sequence[str] = VIEWS) -> bool:
+@lru_cache(maxsize=100_000)
+def all_visible(stack: Stack, views: tuple[str, ...] = VIEWS) -> bool:
     """Whether each block can be seen in at least one of the views."""
     visible: set[int] = set()
     for view in views:

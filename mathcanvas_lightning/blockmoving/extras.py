@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from mathcanvas_lightning.blockmoving.drawing import draw_composite, draw_state
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.parts import Part, random_puzzles
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle
+from mathcanvas_lightning.blockmoving.rules import Stack
 from mathcanvas_lightning.blockmoving.short import (
     read_and_reason,
     show_move,
@@ -168,8 +169,9 @@ def _conversation(question: str, answer: str, **fields: Any) -> dict[str, Any]:
     return {**fields, "conversations": turns}
 
 
-def _png(stack: Any, level: Level) -> bytes:
-    picture: Image.Image = draw_state(stack, view_px=level.view_px, views=level.views)
+@lru_cache(maxsize=10_000)
+def _png(stack: Stack, level: Level) -> bytes:
+    picture = draw_state(stack, view_px=level.view_px, views=level.views)
     file = io.BytesIO()
     picture.save(file, "png")
     return file.getvalue()

@@ -146,3 +146,32 @@ def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
         output = model(batch, **synthetic_inputs(batch, model.config))
         ids.append(int(model.language_model.lm_head(output.hidden_states[-1]).argmax()))
     return ids[-count:]
+
+
+def test_pretrained_weights_describe_a_picture_that_was_never_trained(tmp_path: Path) -> None:
+    from mathcanvas_lightning import BagelBackend, Sampling
+    from mathcanvas_lightning.blockmoving.drawing import draw_state
+    from mathcanvas_lightning.blockmoving.levels import LEVELS
+    from mathcanvas_lightning.blockmoving.parts import different_puzzles
+    from mathcanvas_lightning.blockmoving.short import show_stack
+    from mathcanvas_lightning.data.images.resize import ImageTransform
+
+    made = make_bagel(str(tmp_path / "base"), pretrained=True)
+    assert made.is_pretrained
+    bagel = BagelBackend(
+        str(tmp_path / "base"),
+        mode="understanding",
+        vae_transform=ImageTransform(max_image_size=96, min_image_size=48, image_stride=16),
+        vit_transform=ImageTransform(max_image_size=112, min_image_size=56, image_stride=14),
+    )
+    level = LEVELS[1]
+    for puzzle in different_puzzles(level, "test", 5, 3):
+        picture = draw_state(puzzle.final, view_px=level.view_px, views=level.views)
+        answer = bagel.reason(["Describe.", picture], sampling=Sampling(max_tokens=40))
+        assert answer.text == f"{show_stack(puzzle.final)}."
+
+
+def test_only_tiny_has_pretrained_weights(tmp_path: Path) -> None:
+    for options in ({"preset": "small"}, {"corpus": [__file__]}):
+        with pytest.raises(ConfigError, match="--pretrained"):
+            make_bagel(str(tmp_path / "model"), pretrained=True, **options)
