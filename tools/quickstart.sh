@@ -33,9 +33,9 @@ base_model() {
 }
 
 puzzles() {
-    local rows="${PUZZLES:-3000}"
+    local rows="${PUZZLES:-3600}"
     python tools/generate_blockmoving.py --level 1 --part train --output demo/source \
-        --num_tasks "$rows" --extra "walk=$((rows * 3)),reason=$rows,describe=$((rows / 2)),draw=$((rows * 2))"
+        --num_tasks "$rows" --extra "reason=$((rows * 2)),describe=$((rows / 2)),draw=$((rows * 2))"
     python tools/generate_blockmoving.py --level 1 --part validation --output demo/source_validation \
         --num_tasks 60 --seed 1
     python tools/generate_blockmoving.py --level 1 --part test --output demo/source_test \

@@ -26,7 +26,7 @@ from mathcanvas_lightning.blockmoving.short import (
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 
-KINDS = ("describe", "draw", "move", "reason", "walk")
+KINDS = ("describe", "draw", "move", "reason")
 DESCRIBE_PROMPT = "Describe."
 ROW_GROUP_ROWS = 256
 
@@ -60,8 +60,8 @@ def write_extras(
     """Writes the further data sets.
 
     Args:
-        folder: Gets describe/describe.jsonl, draw/draw_000.parquet, move/move_000.parquet,
-            reason/reason.jsonl and walk/walk.jsonl.
+        folder: Gets describe/describe.jsonl, draw/draw_000.parquet, move/move_000.parquet and
+            reason/reason.jsonl.
         level: Difficulty.
         part: Part of the stacks that may be shown.
         seed: Decides everything.
@@ -77,7 +77,7 @@ def write_extras(
             for row in islice(_ROWS[name](rng, level, part, target), count):
                 rows.append({"id": f"{name}_{len(rows)}", **row})
                 advance(1, "")
-        if name in ("describe", "reason", "walk"):
+        if name in ("describe", "reason"):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (target / f"{name}.jsonl").write_text(text, encoding="utf-8")
         else:
@@ -143,21 +143,6 @@ def _reason(
         yield _conversation(f"{before} {after} {_options(puzzle)}.", answer)
 
 
-def _walk(
-    rng: np.random.Generator,
-    level: Level,
-    part: Part,
-    folder: Path,  # noqa: ARG001
-) -> Iterator[dict[str, Any]]:
-    """Yields options and what is known of the moves; the answer walks through the options."""
-    for puzzle in random_puzzles(rng, level, part):
-        before, after, _, *reasons = read_and_reason(puzzle)
-        known = reasons[:-1] if len(puzzle.steps) == 1 else [before, after]
-        walk = reasons[-1:] if len(puzzle.steps) == 1 else reasons
-        answer = f"{' '.join(walk)} The answer is {puzzle.answer}."
-        yield _conversation(f"{' '.join(known)} {_options(puzzle)}.", answer)
-
-
 def _options(puzzle: Puzzle) -> str:
     return ", ".join(
         f"{letter} {show_option(puzzle.initial, moves)}" for letter, moves in puzzle.options.items()
@@ -182,5 +167,4 @@ _ROWS: Mapping[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "draw": _draw,
     "move": _move,
     "reason": _reason,
-    "walk": _walk,
 }

@@ -78,7 +78,7 @@ def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: list(tmp_path.rglob("[!.]*.parquet")), process)
+    wait_until(lambda: list(tmp_path.rglob(".tmp-*")), process)  # before the first shard is done
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130

@@ -15,6 +15,7 @@ import fsspec
 import pytest
 
 from mathcanvas_lightning import convert_cot, index_shards, inspect_shards, iter_examples
+from mathcanvas_lightning.conversion.sources import RENDER_MARK
 from mathcanvas_lightning.errors import InputError, OutputError
 from mathcanvas_lightning.storage.config import StorageConfig
 from tests.conftest import folder_bytes, png, read_jsonl
@@ -109,9 +110,12 @@ def test_missing_http_image_is_a_reject(web: str, puzzles: Path, tmp_path: Path)
 def test_failing_server_stops_the_conversion(
     workers: int, web: str, puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Handler, "broken", "task_40/")
+    records = json.loads((puzzles / SOURCE).read_text())[30:]
+    kept = next(r for r in records if r["pred"] == r["gt"] and RENDER_MARK not in r["cot_text"])
+    broken = f"task_{kept['task_id']}/"
+    monkeypatch.setattr(Handler, "broken", broken)
     options = {"samples_per_file": 10, "num_workers": workers}
-    with pytest.raises(InputError, match=r"task_40/.*storage failure"):
+    with pytest.raises(InputError, match=rf"{broken}.*storage failure"):
         convert_cot(f"{web}/{SOURCE}", str(tmp_path / "web"), **options)
     assert list((tmp_path / "web").glob("*.parquet"))
     assert not (tmp_path / "web" / "rejects.jsonl").exists()

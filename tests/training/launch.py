@@ -29,7 +29,7 @@ TRANSFORMS = {
     "vae_transform": {"max_image_size": 64, "min_image_size": 32},
     "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
 }
-TIMEOUT_S = 150
+TIMEOUT_S = 900
 
 
 class Journal(Callback):

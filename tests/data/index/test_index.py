@@ -199,7 +199,7 @@ def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     script.write_text(KILLED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(list((folder / INDEX_FOLDER).glob("part*.parquet"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.005)
