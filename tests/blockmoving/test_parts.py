@@ -50,7 +50,8 @@ def test_puzzles_differ_and_do_not_depend_on_the_number_of_tasks() -> None:
     assert len({(puzzle.initial, puzzle.final) for puzzle in long}) == 150
 
 
-def test_too_many_tasks_for_a_level() -> None:
+def test_too_many_tasks_for_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mathcanvas_lightning.blockmoving.parts.MAX_DRAWS", 60)
     with pytest.raises(ConfigError, match="no new puzzle after"):
         list(different_puzzles(LEVELS[1], "validation", 0, 5000))
 
