@@ -222,7 +222,7 @@ def predictions(report: "PredictionReport | None", console: Console) -> int:
         for kind, count in one.failures.most_common():
             console.print(f"failed: {kind}, {count:,} of {one.path}", markup=False)
         console.print(f"written: {one.output}", markup=False, soft_wrap=True)
-    console.print(f"{report.num_asked:,} requests in {report.seconds:,.1f} s")
+    console.print(f"{report.num_asked:,} asked in {report.seconds:,.1f} s")
     if report.num_failed:
         console.print("run the same command again to retry the failed requests")
         return INCOMPLETE
