@@ -57,6 +57,7 @@ def _make_ready(clone: Path) -> None:
     subprocess.run(["bash", "-c", mark], cwd=clone, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_commands_run_as_written(clone: Path) -> None:
     blocks = [block for page in GUIDES for block in BLOCK.findall((clone / page).read_text())]

@@ -68,6 +68,7 @@ def test_text_tells_the_stack_and_ends_with_the_prediction(puzzles: Path) -> Non
         assert len(pictures) + text.count("[render_result]") == 4
 
 
+@pytest.mark.slow
 def test_fractions(tmp_path: Path) -> None:
     report = generate_blockmoving(
         str(tmp_path), num_tasks=200, wrong_fraction=0.3, view_px=48, num_workers=2
@@ -118,6 +119,7 @@ def test_hidden_blocks_are_noticed() -> None:
     assert not all_visible(full.with_column(1, 1, (0, 9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

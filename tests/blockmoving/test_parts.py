@@ -19,6 +19,7 @@ def _pictures(folder: Path) -> set[bytes]:
     return {path.read_bytes() for path in folder.rglob("*.png")}
 
 
+@pytest.mark.slow
 def test_parts_share_no_picture(tmp_path: Path) -> None:
     pictures = {}
     for seed, part in enumerate(("train", "validation", "test")):
@@ -50,6 +51,7 @@ def test_puzzles_differ_and_do_not_depend_on_the_number_of_tasks() -> None:
     assert len({(puzzle.initial, puzzle.final) for puzzle in long}) == 150
 
 
+@pytest.mark.slow
 def test_too_many_tasks_for_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mathcanvas_lightning.blockmoving.parts.MAX_DRAWS", 60)
     with pytest.raises(ConfigError, match="no new puzzle after"):

@@ -88,6 +88,7 @@ def _assert_at_chance(num_right: float, num_puzzles: int, name: str) -> None:
     assert abs(num_right - CHANCE * num_puzzles) < NUM_DEVIATIONS * deviation, (name, num_right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_no_heuristic_on_the_text_beats_chance(number: int) -> None:
     for name, score in HEURISTICS.items():

@@ -41,6 +41,7 @@ def test_summary_is_the_first_line_of_the_docstring(name: str) -> None:
     assert COMMANDS[name].positional | COMMANDS[name].lists <= parameters.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 def test_help_shows_defaults_and_an_example(tool: str, run_tool: RunTool) -> None:
     done = run_tool(tool, "--help")
@@ -109,6 +110,7 @@ def test_shipped_configs_have_known_keys(config: Path, tmp_path: Path) -> None:
     assert main(["convert", "--config", str(config), "--input", "none", "--output", "none"]) == 1
 
 
+@pytest.mark.slow
 def test_exit_statuses(tmp_path: Path, run_tool: RunTool) -> None:
     (tmp_path / "a.png").write_bytes(png())
     record = {"task_id": 1, "gt": "A", "pred": "A", "cot_text": "<image>a.png</image> A."}

@@ -14,6 +14,7 @@ from mathcanvas_lightning.errors import ConfigError, OutputError
 from tests.conftest import RunTool
 
 
+@pytest.mark.slow
 def test_generated_format_passes_its_test_and_converts(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool(
         "generate_dataset_handler.py", "--name", "my_data", "--output", "my_data.py", cwd=tmp_path

@@ -34,6 +34,7 @@ def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, "--num_workers=2"], stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_shards", [0, 1, 4, 8])
 def test_resume_after_kill(
     num_shards: int, data: tuple[Path, dict[str, bytes]], tmp_path: Path

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, png
 
 NUM_RECORDS = 100_000
@@ -16,6 +18,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_records(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(64, 64))
     source = tmp_path / "x.json"

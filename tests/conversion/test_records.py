@@ -25,6 +25,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES), st.booleans(), st.booleans())
 def test_array_and_lines_hold_the_same(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], ascii_only: bool, mark: bool

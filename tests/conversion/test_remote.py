@@ -131,6 +131,7 @@ def test_missing_http_input(web: str, tmp_path: Path) -> None:
         convert_cot(f"{web}/none.json", str(tmp_path / "web"))
 
 
+@pytest.mark.slow
 def test_s3_in_and_out(bucket: tuple[str, FaultyProxy], few: Path, tmp_path: Path) -> None:
     bucket, proxy = bucket
     filesystem = fsspec.filesystem("s3", use_listings_cache=False)

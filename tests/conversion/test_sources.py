@@ -343,6 +343,7 @@ PLAIN = st.text(st.characters(codec="utf-8")).filter(lambda text: "<" not in tex
 PATHS = PLAIN.filter(lambda path: bool(path.strip()))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(PLAIN, PATHS)), PLAIN)
 def test_tags_round_trip(pieces: list[tuple[str, str]], end: str) -> None:
     text = "".join(f"{before}<image>{path}</image>" for before, path in pieces) + end

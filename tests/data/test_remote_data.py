@@ -63,6 +63,7 @@ def remote(tmp_path: Path, options: dict[str, Any], url: str = "s3://shards", **
     return module(config(url, name="set"), storage=storage, **{**defaults, **more})
 
 
+@pytest.mark.slow
 def test_packs_equal_those_of_local_shards(
     bucket: S3Server, wanted: list[str], tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_packs_equal_those_of_local_shards(
     assert [digest(batch) for batch in data.train_dataloader()] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -104,6 +106,7 @@ def test_recovers(
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(cut_after=100)], ids=["503", "cut"])
 def test_fails_with_the_name_of_the_object(

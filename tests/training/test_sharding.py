@@ -17,6 +17,8 @@ from mathcanvas_lightning.training.source import ModelSource
 from tests.data.make_rows import interleaved_row, interleaved_shards, t2i_shards, write_shards
 from tests.training.launch import TRANSFORMS, Run, difference, launch
 
+pytestmark = pytest.mark.slow
+
 # Adam divides by the root of the squared gradient. With a tiny eps, a gradient that is a rounding
 # error (such as that of a key's bias) would move its parameter by the full learning rate.
 ADAM = {"optimizer": {"lr": 1e-3, "eps": 1e-4}}

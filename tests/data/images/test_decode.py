@@ -79,6 +79,7 @@ def test_other_formats_are_refused(data: bytes) -> None:
     assert caught.value.reason == "image_unreadable"
 
 
+@pytest.mark.slow
 def test_globals_stay_unchanged() -> None:
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     with warnings.catch_warnings():

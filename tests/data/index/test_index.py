@@ -125,6 +125,7 @@ def test_changed_content_of_the_same_size_is_detected(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_index(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path / "a", 70, num_files=1, rows_per_group=1)
     one_process = build(folder)
@@ -193,6 +194,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     folder = interleaved_shards(tmp_path / "shards", 400, num_files=20, rows_per_group=2)
     script = tmp_path / "script.py"

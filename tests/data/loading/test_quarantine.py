@@ -93,6 +93,7 @@ def opened_before(
 DAMAGES = {corrupt_page: "read", truncate: "read", wrong_length: "length", bad_picture: "image"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_rows_are_listed_exactly(damage: DamageFunction, tmp_path: Path) -> None:

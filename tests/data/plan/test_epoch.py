@@ -41,6 +41,7 @@ def test_packs_hold_each_sample_once(lengths: list[int]) -> None:
         assert all(lengths[p] > room for pack in packs[number + 1 :] for p in pack)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     lengths=LENGTHS,
@@ -134,6 +135,7 @@ def test_validation_keeps_the_order_of_rows() -> None:
     assert sorted(row for pack in packs for row in pack) == list(range(30))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),

@@ -34,12 +34,14 @@ EXAMPLES = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(EXAMPLES, st.sampled_from(["json", "struct"]))
 def test_row_and_back(example: InterleavedExample, encoding: Any) -> None:
     row = row_from_example(example, encoding)
     assert example_from_row(row, place="here") == example
 
 
+@pytest.mark.slow
 @given(EXAMPLES)
 def test_struct_items_are_all_numbered(example: InterleavedExample) -> None:
     row = row_from_example(example, "struct")

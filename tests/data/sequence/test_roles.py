@@ -71,6 +71,7 @@ def as_elements(found: list[list[tuple[int, int]]], seed: int) -> Elements:
 FORMATS = st.sampled_from(["interleaved", "t2i", "edit", "vlm"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), row_format=FORMATS, seed=st.integers(0, 100))
 def test_lengths_equal_those_of_real_packs(
@@ -110,6 +111,7 @@ def blank(side: int) -> np.ndarray:
     return np.zeros((side, side, 3), np.uint8)
 
 
+@pytest.mark.slow
 @given(data=st.data(), row_format=st.sampled_from(["t2i", "edit"]), seed=st.integers(0, 1000))
 def test_random_choices_follow_the_format(
     data: st.DataObject, row_format: RowFormat, seed: int

