@@ -3,8 +3,8 @@
 # BlockMoving puzzles, converts them to shards, fine-tunes the base model that the package ships,
 # lets it answer held-out puzzles with texts and drawings, scores them, and shows all on one page. Then
 # a small real language model answers questions. All files are written to demo/.
-#   bash tools/quickstart.sh                 # about 5 minutes on two cores, without installing
-#   bash tools/quickstart.sh --from_scratch  # trains the base model too: under 20 minutes more
+#   bash tools/quickstart.sh                 # about 10 minutes on two cores, without installing
+#   bash tools/quickstart.sh --from_scratch  # trains the base model too: about 25 minutes more
 # For tests: STEPS, PUZZLES and HELD_OUT make everything smaller; LANGUAGE_MODEL=no skips the last part.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,7 +35,7 @@ base_model() {
 puzzles() {
     local rows="${PUZZLES:-3600}"
     python tools/generate_blockmoving.py --level 1 --part train --output demo/source \
-        --num_tasks "$rows" --extra "reason=$((rows * 2)),describe=$((rows / 2)),draw=$((rows * 2))"
+        --num_tasks "$rows" --extra "reason=$((rows * 3)),describe=$((rows / 2)),draw=$((rows * 2))"
     python tools/generate_blockmoving.py --level 1 --part validation --output demo/source_validation \
         --num_tasks 60 --seed 1
     python tools/generate_blockmoving.py --level 1 --part test --output demo/source_test \

@@ -11,7 +11,7 @@ import docstring_parser
 import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from mathcanvas_lightning.storage.shards import StorageConfig
+from mathcanvas_lightning.storage.config import StorageConfig
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
