@@ -11,7 +11,6 @@ import docstring_parser
 import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from mathcanvas_lightning.storage.config import StorageConfig
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
@@ -19,6 +18,7 @@ from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.loading.config import DataSettings, WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.storage.config import StorageConfig
 from tests.data.hashes import by_step, digest, uids
 from tests.data.make_rows import (
     config,
