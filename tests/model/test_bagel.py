@@ -141,12 +141,12 @@ def _trained() -> Bagel:
     return _MODELS["model"]
 
 
-@pytest.mark.parametrize(("name", "billions"), [("7b", 14.61), ("small", 0.0976), ("tiny", 0.0005)])
+@pytest.mark.parametrize(("name", "billions"), [("7b", 14.61), ("small", 0.0976), ("tiny", 0.00141)])
 def test_presets_have_their_sizes(name: str, billions: float) -> None:
     with torch.device("meta"):
         model = Bagel(BagelConfig.preset(name))
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count / 1e9 == pytest.approx(billions, rel=0.05 if name == "tiny" else 5e-4)
+    assert count / 1e9 == pytest.approx(billions, rel=5e-3 if name == "tiny" else 5e-4)
 
 
 def test_overrides() -> None:

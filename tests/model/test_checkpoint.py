@@ -130,7 +130,7 @@ def test_all_keys_that_do_not_match_are_listed(saved: Path) -> None:
     text = str(caught.value)
     assert "2 missing: connector.fc1.bias; llm2vae.weight" in text
     assert "1 unexpected: something.else" in text
-    assert "connector.fc2.weight: [3, 4] in the file, [64, 64] in the model" in text
+    assert "connector.fc2.weight: [3, 4] in the file, [128, 128] in the model" in text
 
 
 def test_tables_are_rebuilt_when_absent(saved: Path) -> None:

@@ -109,7 +109,7 @@ def test_default_path() -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="'both' is none of"):
+    with pytest.raises(ValueError, match="'both' is not one of"):
         Split(length=1, attention_mode="both")  # type: ignore[arg-type]
 
 
