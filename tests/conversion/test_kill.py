@@ -59,6 +59,7 @@ def test_resume_after_kill(
     assert folder_bytes(output) == straight
 
 
+@pytest.mark.slow
 def test_resume_after_several_kills(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
     for delay_s in (0.35, 0.6, 0.7, 0.8):

@@ -154,6 +154,7 @@ def test_same_steps_for_any_ranks_and_workers(ranks: int, workers: int, mixture:
     assert len(lengths) == 1
 
 
+@pytest.mark.slow
 def test_spawned_workers(shards: Path) -> None:
     wanted = [digest(b) for b in module(config(shards)).train_dataloader()]
     spawned = WorkerConfig(num_workers=1, start_method="spawn", prefetch_factor=1)

@@ -141,7 +141,9 @@ def _trained() -> Bagel:
     return _MODELS["model"]
 
 
-@pytest.mark.parametrize(("name", "billions"), [("7b", 14.61), ("small", 0.0976), ("tiny", 0.00141)])
+@pytest.mark.parametrize(
+    ("name", "billions"), [("7b", 14.61), ("small", 0.0976), ("tiny", 0.00141)]
+)
 def test_presets_have_their_sizes(name: str, billions: float) -> None:
     with torch.device("meta"):
         model = Bagel(BagelConfig.preset(name))
@@ -231,6 +233,7 @@ def test_rotary_positions_are_relative() -> None:
     torch.testing.assert_close(cos[..., :4], cos[..., 4:])
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same(model: Bagel) -> None:
     pytest.importorskip("torch._inductor")
     batch = synthetic_pack(PACKS["all"], CONFIG)

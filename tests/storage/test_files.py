@@ -451,6 +451,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_that_pass(
     name: str,
@@ -489,6 +490,7 @@ def test_faults_that_stay(
     assert storage.read_row_group(remote.url, 1, None).equals(group(table, 1))
 
 
+@pytest.mark.slow
 def test_each_try_is_one_request(
     remote: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:
@@ -706,6 +708,7 @@ def test_small_remote_files(remote: Remote, storage_of: StorageOf) -> None:
         storage.read_bytes(url)
 
 
+@pytest.mark.slow
 def test_remote_listing(remote: Remote, storage_of: StorageOf, tmp_path: Path) -> None:
     folder = f"names-{remote.kind}"
     for name in [*NAMES, *LEFT_OUT]:

@@ -373,6 +373,7 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ranks_share_and_agree(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png(40, 32))
     some = records(7, image="red.png")

@@ -462,6 +462,7 @@ class Listing(ResponseCallback):
             file.writelines(f"{one.response.uid}\n" for one in exchanges)
 
 
+@pytest.mark.slow
 def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
     here = "tests.generation.run.test_predict"
     source = write_lines(tmp_path / "questions.jsonl", records(10))
@@ -500,6 +501,7 @@ def count_to(path: str) -> Any:
     return iter(records(int(Path(path).stem)))
 
 
+@pytest.mark.slow
 def test_a_custom_reader_from_yaml(tmp_path: Path) -> None:
     config = run_file(
         tmp_path, {"class_path": "mathcanvas_lightning.EchoBackend"}, tmp_path / "6.number"
@@ -512,6 +514,7 @@ def test_a_custom_reader_from_yaml(tmp_path: Path) -> None:
     assert [one["model_answer"] for one in written] == [f"What is {n} + 1?" for n in range(6)]
 
 
+@pytest.mark.slow
 def test_failures_change_the_exit_status(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(12))
     backend = {"class_path": "tests.generation.fakes.Failing", "init_args": {"word": "1"}}
@@ -545,6 +548,7 @@ def wait_for_lines(folder: Path, num: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_killed_in_the_middle(tmp_path: Path, how: str) -> None:
     config = slow_run(tmp_path)
@@ -571,6 +575,7 @@ def test_killed_in_the_middle(tmp_path: Path, how: str) -> None:
 RANKS = {"devices": 2, "strategy": "ddp"}
 
 
+@pytest.mark.slow
 def test_ranks_share_the_records(tmp_path: Path) -> None:
     config = slow_run(tmp_path, 31, trainer=RANKS)
     done = run_command(config, cwd=ROOT)
@@ -586,6 +591,7 @@ def test_ranks_share_the_records(tmp_path: Path) -> None:
     assert done.stdout.count("31 asked") == 1
 
 
+@pytest.mark.slow
 def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path) -> None:
     config = slow_run(tmp_path, 60, trainer=RANKS)
     with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
@@ -604,6 +610,7 @@ def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path) -> None:
     assert all(one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl"))
 
 
+@pytest.mark.slow
 def test_child_ranks_end_with_their_parent(tmp_path: Path) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
     with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
@@ -616,6 +623,7 @@ def test_child_ranks_end_with_their_parent(tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_the_tool_and_the_command_write_the_same(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png())
     texts = write_lines(tmp_path / "texts.jsonl", records(5))

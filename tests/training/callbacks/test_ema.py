@@ -397,6 +397,7 @@ def sharded(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_in_shards(sharded: Path) -> None:
     found = torch.load(sharded / "found.pt", weights_only=True)
     close(found["ema"], found["hand"])
