@@ -1,5 +1,6 @@
 """Exported checkpoints give the outputs of the trained network, here and in vLLM."""
 
+import json
 import os
 import subprocess
 import sys
@@ -147,7 +148,13 @@ def test_files_match_the_source(trained: Trained, fresh: Path, tmp_path: Path) -
     export_checkpoint(str(trained[1]), output=str(tmp_path / "out"))
     ours, theirs = folder_bytes(tmp_path / "out"), folder_bytes(fresh)
     assert ours.keys() == theirs.keys()
-    assert {name for name in ours if ours[name] != theirs[name]} == {"ema.safetensors"}
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    assert changed == {"config.json", "ema.safetensors"}
+    before, after = (json.loads(files["config.json"]) for files in (theirs, ours))
+    assert before.pop("drawing_size") is None
+    width, height = after.pop("drawing_size")  # the size of the drawings in the training
+    assert width % 16 == height % 16 == 0 < width
+    assert before == after
     stored = load_file(tmp_path / "out" / "ema.safetensors")
     assert stored.keys() == load_file(fresh / "ema.safetensors").keys()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
