@@ -169,6 +169,7 @@ class BagelConfig:
         parts: dict[str, dict[str, Any]] = {"llm": {}, "vit": {}, "vae": {}}
         own: dict[str, Any] = {}
         for name, value in overrides.items():
+            value = tuple(value) if isinstance(value, list) else value  # as YAML has it
             prefix, _, rest = name.partition("_")
             if prefix in parts and rest in {f.name for f in fields(getattr(self, prefix))}:
                 parts[prefix][rest] = value
