@@ -74,7 +74,7 @@ def write_extras(
         target.mkdir(parents=True, exist_ok=True)
         with progress_bar(f"Generating {name}", count, show=progress) as advance:
             rows: list[dict[str, Any]] = []
-            for row in islice(_ROWS[name](rng, level, part, target), count):
+            for row in islice(_ROWS[name](random_puzzles(rng, level, part), level, target), count):
                 rows.append({"id": f"{name}_{len(rows)}", **row})
                 advance(1, "")
         if name in ("describe", "reason"):
@@ -89,11 +89,9 @@ def write_extras(
             )
 
 
-def _describe(
-    rng: np.random.Generator, level: Level, part: Part, folder: Path
-) -> Iterator[dict[str, Any]]:
+def _describe(puzzles: Iterator[Puzzle], level: Level, folder: Path) -> Iterator[dict[str, Any]]:
     """Yields pictures of questions, and every third time of one stack, with their cubes."""
-    for number, puzzle in enumerate(random_puzzles(rng, level, part)):
+    for number, puzzle in enumerate(puzzles):
         size: Any = {"view_px": level.view_px, "views": level.views}
         if number % 3:
             picture = draw_composite(puzzle.initial, puzzle.final, **size)
@@ -107,22 +105,20 @@ def _describe(
 
 
 def _draw(
-    rng: np.random.Generator,
+    puzzles: Iterator[Puzzle],
     level: Level,
-    part: Part,
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
-    for puzzle in random_puzzles(rng, level, part):
+    for puzzle in puzzles:
         yield {"image": _png(puzzle.final, level), "caption": f"{show_stack(puzzle.final)}."}
 
 
 def _move(
-    rng: np.random.Generator,
+    puzzles: Iterator[Puzzle],
     level: Level,
-    part: Part,
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
-    for puzzle in random_puzzles(rng, level, part):
+    for puzzle in puzzles:
         stacks = [puzzle.initial, *(step.after for step in puzzle.steps)]
         yield {
             "image_list": [_png(stack, level) for stack in stacks],
@@ -131,13 +127,12 @@ def _move(
 
 
 def _reason(
-    rng: np.random.Generator,
-    level: Level,
-    part: Part,
+    puzzles: Iterator[Puzzle],
+    level: Level,  # noqa: ARG001
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
     """Yields puzzles whose stacks are given in words."""
-    for puzzle in random_puzzles(rng, level, part):
+    for puzzle in puzzles:
         before, after, *reasons = read_and_reason(puzzle)
         answer = f"{' '.join(reasons)} The answer is {puzzle.answer}."
         yield _conversation(f"{before} {after} {_options(puzzle)}.", answer)

@@ -1,7 +1,7 @@
 """The difficulty of generated puzzles: five named levels and the long, three-view wording."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mathcanvas_lightning.blockmoving.drawing import COLOURS, VIEWS
@@ -119,6 +119,3 @@ def find_level(number: int | None) -> Level:
             "--level", found=str(number), wanted="1 to 5", remedy="Choose one of the levels."
         )
     return LEVELS[number]
-
-
-LEVEL_SETTINGS = frozenset(field.name for field in fields(Level))
