@@ -98,7 +98,7 @@ def run_command(config: Path, *words: str, **options: Any) -> subprocess.Complet
         command(config, *words),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
         **options,
     )
