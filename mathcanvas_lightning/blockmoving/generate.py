@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class _Settings:
     seed: int
     wrong_fraction: float
     unrendered_fraction: float
+    drawings: bool
 
 
 def generate_blockmoving(
@@ -80,6 +82,7 @@ def generate_blockmoving(
     num_views: int | None = None,
     view_px: int | None = None,
     wording: Wording | None = None,
+    drawings: bool = True,
     wrong_fraction: float | None = None,
     unrendered_fraction: float | None = None,
     num_workers: int | None = None,
@@ -101,6 +104,7 @@ def generate_blockmoving(
         num_views: 1 (from a corner) or 3 views in each picture; default: the level's.
         view_px: Side of one view, in pixels; default: the level's.
         wording: Chain of thought, short or long; default: the level's.
+        drawings: Show the picture of each step in the chain of thought.
         wrong_fraction: Share of samples with a wrong answer; default: 0.1 without a level, or 0.
         unrendered_fraction: Share with [render_result] for a picture; default: 0.05 or 0.
         num_workers: Processes; 0 uses this one; default: one for each usable core.
@@ -109,20 +113,27 @@ def generate_blockmoving(
     Raises:
         ConfigError: If the numbers do not fit together, or there are too few different puzzles.
     """
-    faults = (WRONG_FRACTION, UNRENDERED_FRACTION) if level is None else (0.0, 0.0)
-    numbers = {"size": size, "num_moves": num_moves, "view_px": view_px, "wording": wording}
-    blocks = {"min_blocks": min_blocks, "max_blocks": max_blocks}
-    views = None if num_views is None else VIEWS[:num_views]
+    looks = {"size": size, "view_px": view_px, "wording": wording}
+    blocks = {"min_blocks": min_blocks, "max_blocks": max_blocks, "num_moves": num_moves}
+    views = num_views and VIEWS[:num_views]
     settings = _Settings(
         folder=output,
-        level=find_level(level).with_settings(views=views, **numbers, **blocks),
+        level=find_level(level).with_settings(views=views, **looks, **blocks),
         part=part,
         seed=seed,
-        wrong_fraction=faults[0] if wrong_fraction is None else wrong_fraction,
-        unrendered_fraction=faults[1] if unrendered_fraction is None else unrendered_fraction,
+        wrong_fraction=_fraction(wrong_fraction, level, WRONG_FRACTION),
+        unrendered_fraction=_fraction(unrendered_fraction, level, UNRENDERED_FRACTION),
+        drawings=drawings,
     )
     _check(settings, num_tasks, num_views)
     return _generate(settings, num_tasks, parse_extras(extra), num_workers, progress)
+
+
+def _fraction(given: float | None, level: int | None, default: float) -> float:
+    """Returns a share of faulty samples; a level has none by default."""
+    if given is not None:
+        return given
+    return default if level is None else 0.0
 
 
 def _generate(
@@ -139,7 +150,7 @@ def _generate(
     return BlockMovingReport(
         source_file=os.fspath(folder / SOURCE_FILE),
         num_tasks=num_tasks,
-        num_images=num_tasks * (settings.level.num_moves + 1),
+        num_images=num_tasks * (settings.level.num_moves * settings.drawings + 1),
         num_wrong=num_wrong,
         num_unrendered=num_unrendered,
         extras=extras,
@@ -187,12 +198,8 @@ def _make_task(settings: _Settings, task: int, puzzle: Puzzle) -> dict[str, Any]
     draw_composite(puzzle.initial, puzzle.final, view_px=level.view_px, views=level.views).save(
         folder / "composite.png"
     )
-    pictures = []
-    for number, step in enumerate(puzzle.steps, start=1):
-        picture = draw_state(step.after, view_px=level.view_px, views=level.views)
-        picture.save(folder / f"step_{number}.png")
-        pictures.append(f"<image>{name}/step_{number}.png</image>")
-    if rng.random() < settings.unrendered_fraction:
+    pictures = _draw_steps(puzzle, level, folder) if settings.drawings else [""] * level.num_moves
+    if rng.random() < settings.unrendered_fraction and settings.drawings:
         pictures[int(rng.integers(len(pictures)))] = RENDER_MARK
     pred = puzzle.answer
     if rng.random() < settings.wrong_fraction:
@@ -202,6 +209,16 @@ def _make_task(settings: _Settings, task: int, puzzle: Puzzle) -> dict[str, Any]
     write = explain if level.wording == "long" else explain_short
     text = write(puzzle, pictures, answer=pred, composite=f"<image>{name}/composite.png</image>")
     return {"task_id": task, "gt": puzzle.answer, "pred": pred, "cot_text": text}
+
+
+def _draw_steps(puzzle: Puzzle, level: Level, folder: Path) -> list[str]:
+    """Draws the stack after each move; returns the image tags."""
+    tags = []
+    for number, step in enumerate(puzzle.steps, start=1):
+        picture = draw_state(step.after, view_px=level.view_px, views=level.views)
+        picture.save(folder / f"step_{number}.png")
+        tags.append(f"<image>{folder.name}/step_{number}.png</image>")
+    return tags
 
 
 def _task_file(puzzle: Puzzle, level: Level) -> dict[str, Any]:

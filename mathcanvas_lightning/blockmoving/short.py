@@ -75,14 +75,18 @@ def _change(puzzle: Puzzle, block: int) -> str:
 
 
 def _walk_moves(puzzle: Puzzle) -> list[str]:
-    """Names the one move, then compares it with each option up to the right one."""
+    """Names the one move, then compares it with each option up to the right one.
+
+    The move is repeated behind each option, so that a verdict compares words that stand together.
+    """
+    move = show_move(puzzle.steps[0])
     verdicts = []
     for letter, moves in puzzle.options.items():
         verdict = "yes" if letter == puzzle.answer else "no"
-        verdicts.append(f"{letter} {show_option(puzzle.initial, moves)} {verdict}")
+        verdicts.append(f"{letter} {show_option(puzzle.initial, moves)} is {move} {verdict}")
         if letter == puzzle.answer:
             break
-    return [f"The move is {show_move(puzzle.steps[0])}.", f"{', '.join(verdicts)}."]
+    return [f"The move is {move}.", f"{', '.join(verdicts)}."]
 
 
 def _walk_outcomes(puzzle: Puzzle) -> list[str]:

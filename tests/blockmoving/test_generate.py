@@ -68,6 +68,23 @@ def test_text_tells_the_stack_and_ends_with_the_prediction(puzzles: Path) -> Non
         assert len(pictures) + text.count("[render_result]") == 4
 
 
+@pytest.mark.parametrize("level", [1, 2, 5])
+def test_without_drawings_the_words_stay(tmp_path: Path, level: int) -> None:
+    texts = []
+    for drawings in (True, False):
+        folder = tmp_path / str(drawings)
+        report = generate_blockmoving(
+            str(folder), num_tasks=3, level=level, drawings=drawings, num_workers=0
+        )
+        assert report.num_images == len(list(folder.rglob("*.png")))
+        records = json.loads(Path(report.source_file).read_text())
+        texts.append([record["cot_text"] for record in records])
+    drawn, plain = texts
+    assert all(text.count("<image>") == 1 for text in plain)
+    picture = re.compile(r"\s*<image>task_\d+/step_\d+.png</image>\s*")
+    assert [picture.sub(" ", text).split() for text in drawn] == [t.split() for t in plain]
+
+
 @pytest.mark.slow
 def test_fractions(tmp_path: Path) -> None:
     report = generate_blockmoving(
