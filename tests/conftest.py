@@ -32,6 +32,16 @@ def golden_folder() -> Path:
     return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts the longest tests first, so that no process ends with them alone."""
+    items.sort(key=lambda item: -_time_limit(item))
+
+
+def _time_limit(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return float(item.config.getini("timeout") if mark is None else mark.args[0])
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of reference outputs."""

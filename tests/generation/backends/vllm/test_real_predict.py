@@ -29,6 +29,7 @@ from tests.generation.runs import predict, read_lines, run_command, run_file, wr
 from tests.generation.tiny_idefics3 import make_tiny_idefics3
 
 pytestmark = [*real_engine, *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS)]
+NUM_SUMS = 80
 MAX_TOKENS = 24
 WINDOW = 256
 
@@ -70,19 +71,19 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
     smollm2: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    source = write_lines(tmp_path / "sums.jsonl", arithmetic(200))
+    source = write_lines(tmp_path / "sums.jsonl", arithmetic(NUM_SUMS))
     output = tmp_path / "tool.jsonl"
     kill_in_the_middle(tool(smollm2, source, output), output)
     kept = [line["uid"] for line in journal_lines(output)]
-    assert 20 <= len(kept) < 200
+    assert 20 <= len(kept) < NUM_SUMS
     assert not output.exists()
     done = subprocess.run(
         tool(smollm2, source, output), capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"{200 - len(kept)} asked" in done.stdout
+    assert f"{NUM_SUMS - len(kept)} asked" in done.stdout
     counts = Counter(line["uid"] for line in journal_lines(output))
-    assert counts == {f"sums:{n}": 1 for n in range(200)}
+    assert counts == {f"sums:{n}": 1 for n in range(NUM_SUMS)}
 
     config = run_file(
         tmp_path,
@@ -96,7 +97,7 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
     done = run_command(config, *words, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     by_tool, by_command = read_lines(output), read_lines(tmp_path / "answers.jsonl")
-    assert [one["sample_index"] for one in by_tool] == list(range(200))
+    assert [one["sample_index"] for one in by_tool] == list(range(NUM_SUMS))
     assert by_tool == by_command
     assert len({one["model_answer"] for one in by_tool}) > 20
     report = score_responses(str(output), progress=False)
