@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains the demo's base model from nothing: describing pictures, drawing descriptions, single moves.
+# Trains the demo's base model from nothing: describing pictures, drawing descriptions, single moves,
+# comparing words.
 # The package ships the result (mathcanvas_lightning/demo/weights/tiny); everything goes to
 # demo/pretrain/. About 25 minutes of one core; the seeds decide everything.
 #   bash tools/pretrain_demo.sh --ship    # also replaces the weights in the package
@@ -13,9 +14,9 @@ generate() {
     python tools/generate_blockmoving.py --level "$level" --num_tasks 1 "$@"
 }
 generate --output demo/pretrain/source --part train --seed 0 \
-    --extra describe=10000,draw=10000,move=3000
+    --extra describe=10000,draw=10000,move=3000,compare=10000
 generate --output demo/pretrain/validation --part validation --seed 1 \
-    --extra describe=150,draw=150
+    --extra describe=150,draw=150,compare=150
 python tools/make_tiny_bagel.py --output demo/pretrain/new_bagel --preset tiny --seed 0
 mathcanvas fit --config configs/fit/demo_pretrain.yaml
 python tools/export_checkpoint.py demo/pretrain/run/checkpoints/last.ckpt \

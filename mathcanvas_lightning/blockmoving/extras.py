@@ -1,4 +1,4 @@
-"""Further data sets of the same world: describe, draw, move, and reason about stacks in words."""
+"""Further data sets of the same world: describe, draw, move, reason about words, compare words."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from mathcanvas_lightning.blockmoving.short import (
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 
-KINDS = ("describe", "draw", "move", "reason")
+KINDS = ("describe", "draw", "move", "reason", "compare")
 DESCRIBE_PROMPT = "Describe."
 ROW_GROUP_ROWS = 256
 
@@ -60,8 +60,8 @@ def write_extras(
     """Writes the further data sets.
 
     Args:
-        folder: Gets describe/describe.jsonl, draw/draw_000.parquet, move/move_000.parquet and
-            reason/reason.jsonl.
+        folder: Gets a folder for each data set: describe/describe.jsonl, reason/reason.jsonl and
+            compare/compare.jsonl; draw/draw_000.parquet and move/move_000.parquet.
         level: Difficulty.
         part: Part of the stacks that may be shown.
         seed: Decides everything.
@@ -77,7 +77,7 @@ def write_extras(
             for row in islice(_ROWS[name](random_puzzles(rng, level, part), level, target), count):
                 rows.append({"id": f"{name}_{len(rows)}", **row})
                 advance(1, "")
-        if name in ("describe", "reason"):
+        if name in ("describe", "reason", "compare"):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (target / f"{name}.jsonl").write_text(text, encoding="utf-8")
         else:
@@ -138,6 +138,21 @@ def _reason(
         yield _conversation(f"{before} {after} {_options(puzzle)}.", answer)
 
 
+def _compare(
+    puzzles: Iterator[Puzzle],
+    level: Level,  # noqa: ARG001
+    folder: Path,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
+    """Yields moves, each with whether it is the same word as a given one."""
+    for puzzle in puzzles:
+        given = show_move(puzzle.steps[0])
+        options = [show_option(puzzle.initial, moves) for moves in puzzle.options.values()]
+        words = " ".join(options).split()
+        verdicts = [f"{word} is {given} {'yes' if word == given else 'no'}" for word in words]
+        question = f"Compare {given} with {', '.join(words)}."
+        yield _conversation(question, f"Compared: {', '.join(verdicts)}.")
+
+
 def _options(puzzle: Puzzle) -> str:
     return ", ".join(
         f"{letter} {show_option(puzzle.initial, moves)}" for letter, moves in puzzle.options.items()
@@ -162,4 +177,5 @@ _ROWS: Mapping[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "draw": _draw,
     "move": _move,
     "reason": _reason,
+    "compare": _compare,
 }

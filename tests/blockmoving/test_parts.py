@@ -1,5 +1,6 @@
 """Training, validation and test share no picture; puzzles differ; the seed decides them."""
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -63,17 +64,19 @@ def test_extras_are_rows_that_training_reads(tmp_path: Path) -> None:
         str(tmp_path),
         num_tasks=1,
         level=3,
-        extra="describe=6,draw=5,move=4,reason=3",
+        extra="describe=6,draw=5,move=4,reason=3,compare=2",
         num_workers=0,
     )
-    assert report.extras == {"describe": 6, "draw": 5, "move": 4, "reason": 3}
+    assert report.extras == {"describe": 6, "draw": 5, "move": 4, "reason": 3, "compare": 2}
     describe = read_jsonl(tmp_path / "describe" / "describe.jsonl")
     reason = read_jsonl(tmp_path / "reason" / "reason.jsonl")
+    compare = read_jsonl(tmp_path / "compare" / "compare.jsonl")
     draw = pq.read_table(tmp_path / "draw").to_pylist()
     move = pq.read_table(tmp_path / "move").to_pylist()
     for name, row_format, rows in (
         ("describe", "vlm", describe),
         ("reason", "vlm", reason),
+        ("compare", "vlm", compare),
         ("draw", "t2i", draw),
         ("move", "edit", move),
     ):
@@ -81,6 +84,10 @@ def test_extras_are_rows_that_training_reads(tmp_path: Path) -> None:
         assert len({READERS[row_format](row, "here").uid for row in rows}) == len(rows)
     assert all((tmp_path / "describe" / row["image"]).is_file() for row in describe)
     assert all(len(row["image_list"]) == 3 for row in move)  # level 3 has two moves
+    for row in compare:
+        verdicts = re.findall(r"(\w+) is (\w+) (yes|no)", row["conversations"][1]["value"])
+        assert len(verdicts) == 8  # two moves of four options
+        assert all((word == given) == (verdict == "yes") for word, given, verdict in verdicts)
 
 
 @pytest.mark.parametrize("extra", ["draws=5", "draw", "draw=x", "draw=-1"])
