@@ -7,14 +7,17 @@ from typing import Any
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
-from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint, require_readable
+from mathcanvas_lightning.training.checkpoint.reading import read_about, require_readable
+from mathcanvas_lightning.training.checkpoint.resume import checkpoint_places, find_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomically
 
@@ -33,9 +36,10 @@ class MathCanvasCLI(LightningCLI):
         """Adds options and the sections of the callbacks."""
         parser.add_argument(
             "--auto_resume",
-            type=bool,
+            type=bool | str,
             default=True,
-            help="Resume from the last complete checkpoint below trainer.default_root_dir, if any.",
+            help="Resume from the last complete checkpoint of this run, if any: where its "
+            "ModelCheckpoint writes. Or a folder: resume from the last one below it.",
         )
         parser.add_argument(
             "--debug_batches",
@@ -89,10 +93,42 @@ class MathCanvasCLI(LightningCLI):
         """Finds the checkpoint to resume from, and sets how checkpoints are written."""
         config = self.config_init[self.subcommand]
         if config.ckpt_path is None and config.auto_resume:
-            config.ckpt_path = find_checkpoint(self.trainer.default_root_dir)
+            config.ckpt_path = self._find_checkpoint(config)
         if config.ckpt_path is not None:
-            require_readable(config.ckpt_path, isinstance(self.trainer.strategy, ShardedStrategy))
+            self._check_checkpoint(config.ckpt_path)
         save_atomically(self.trainer.strategy)
+
+    def before_validate(self) -> None:
+        """Checks the checkpoint to validate, if there is one."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path is not None:
+            self._check_checkpoint(config.ckpt_path, weights_only=True)
+
+    def _find_checkpoint(self, config: Any) -> str | None:
+        named = self.config[self.subcommand].trainer.default_root_dir is not None
+        places: list[Any] = (
+            [config.auto_resume]
+            if isinstance(config.auto_resume, str)
+            else checkpoint_places(self.trainer, root_is_named=named)
+        )
+        found = find_checkpoint(*places, need_record=isinstance(self.model, BagelModule))
+        if found is None and places:
+            listed = ", ".join(str(place) for place in places)
+            rank_zero_info(f"Starting at step 0: no checkpoint of this run in {listed}")
+        elif found is None:
+            rank_zero_info(
+                "Starting at step 0. This run can't be resumed by the same command: set "
+                "trainer.default_root_dir or the dirpath of ModelCheckpoint."
+            )
+        return found
+
+    def _check_checkpoint(self, path: str, *, weights_only: bool = False) -> None:
+        """Compares a checkpoint with the settings of this run, before any weights are loaded."""
+        is_ours = isinstance(self.model, BagelModule)
+        sharded = isinstance(self.trainer.strategy, ShardedStrategy)
+        require_readable(path, sharded, need_record=is_ours, weights_only=weights_only)
+        if is_ours and local_path(path).exists():
+            self.model.check_record(read_about(local_path(path)), str(path))
 
 
 def run_cli(args: Sequence[str]) -> None:

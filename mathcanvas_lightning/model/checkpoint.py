@@ -1,5 +1,6 @@
 """Reads and writes checkpoint directories in BAGEL-7B-MoT layout; every key is checked."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -38,6 +39,8 @@ TABLES = {
 """Fixed position table -> the field of `BagelConfig` that sets its side."""
 REOPEN_BYTES = 64 * 2**20
 """Reopen a memory-mapped file after reading this much, to release the pages read so far."""
+DIGEST_BYTES = 2**20
+"""Bytes at the start and the end of a weight file that its digest covers."""
 VLLM_CORRECTS_VIT_LAYERS = 27
 """vLLM drops the last ViT layer by itself only if the config has this many."""
 MAX_LISTED = 20
@@ -63,6 +66,18 @@ class WeightFiles:
                 with safe_open(file, "pt") as opened:
                     for name in group:
                         yield name, opened.get_tensor(name)
+
+    def digest(self) -> str:
+        """Digest of the names, shapes, file sizes, and of the first and last bytes of each file."""
+        found = hashlib.sha256(json.dumps(sorted(self.shapes.items())).encode())
+        for file in sorted(set(self.files.values())):
+            size = file.stat().st_size
+            found.update(str(size).encode())
+            with file.open("rb") as opened:
+                found.update(opened.read(DIGEST_BYTES))
+                opened.seek(max(0, size - DIGEST_BYTES))
+                found.update(opened.read(DIGEST_BYTES))
+        return found.hexdigest()
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[str]]:
         group: list[str] = []

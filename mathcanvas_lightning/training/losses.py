@@ -112,5 +112,5 @@ def token_accuracy(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = 10
     """
     correct = torch.zeros((), device=hidden.device)
     for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-        correct += ((states @ head.T).argmax(dim=-1) == wanted).sum()
+        correct += ((states.to(head.dtype) @ head.T).argmax(dim=-1) == wanted).sum()
     return correct

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import LoRASettings, add_lora
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.checkpoint import config_for_weights, find_weights
+from mathcanvas_lightning.model.checkpoint import TABLES, config_for_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
 
@@ -46,6 +47,12 @@ class ModelSource:
         stored = BagelConfig.from_directory(self.checkpoint)
         return config_for_weights(stored, find_weights(self.checkpoint)).override(**self.overrides)
 
+    def digest(self) -> str:
+        """Digest of the initial weights, from a small part of their files."""
+        if self.checkpoint is None:
+            return f"random weights of seed {self.seed}"
+        return find_weights(self.checkpoint).digest()
+
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class FreezeConfig:
@@ -59,26 +66,6 @@ class FreezeConfig:
     """Freeze the connector between image encoder and decoder."""
     und: bool = False
     """Freeze the understanding expert and everything that feeds it, as in the published stage 1."""
-
-
-def load_network(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Bagel:
-    """Builds the network on one device.
-
-    Args:
-        source: Checkpoint or preset.
-        dtype: Type of the parameters.
-        device: Device of the parameters.
-
-    Returns:
-        The network; nothing is frozen yet.
-    """
-    if source.checkpoint is not None:
-        return Bagel.from_checkpoint(
-            source.checkpoint, dtype=dtype, device=device, seed=source.seed, **source.overrides
-        )
-    model = Bagel.empty(source.config(), dtype=dtype, device=device)
-    model.reset_parameters(source.seed)
-    return model
 
 
 def load_vae(source: ModelSource, dtype: torch.dtype, device: torch.device) -> LatentVAE:
@@ -119,3 +106,34 @@ def choose_trainable(model: Bagel, freeze: FreezeConfig, lora: LoRASettings | No
         add_lora(model, lora)
     else:
         model.freeze(llm=freeze.llm, vit=freeze.vit, connector=freeze.connector, und=freeze.und)
+
+
+def frozen_names(model: Bagel) -> tuple[str, ...]:
+    """Lists the frozen parameters, without the fixed position tables, which are never trained."""
+    return tuple(
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and name not in TABLES
+    )
+
+
+def leave_out_frozen(module: nn.Module) -> None:
+    """Leaves the weights named in `module.left_out` out of a module's state dict.
+
+    They are equal to the initial weights, so that a checkpoint doesn't need them. A state dict that
+    has them can be loaded, too.
+
+    Args:
+        module: A module with the network as `model`.
+    """
+
+    def drop(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:  # noqa: ARG001
+        for name in module.left_out:
+            state.pop(f"{prefix}model.{name}", None)
+
+    def accept(module: Any, keys: Any) -> None:
+        left_out = {f"model.{name}" for name in module.left_out}
+        keys.missing_keys[:] = [name for name in keys.missing_keys if name not in left_out]
+
+    module.register_state_dict_post_hook(drop)
+    module.register_load_state_dict_post_hook(accept)
