@@ -7,11 +7,13 @@ from typing import Any
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
@@ -51,6 +53,26 @@ class MathCanvasCLI(LightningCLI):
             parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
             parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the configuration.
+
+        Args:
+            parser: The parser.
+            args: The arguments.
+
+        Raises:
+            ConfigError: If the seed is out of range.
+        """
+        super().parse_arguments(parser, args)
+        seed = self.config[self.subcommand].seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise ConfigError(
+                "seed_everything",
+                found=str(seed),
+                wanted="0 or more, below 2^32",
+                remedy="Choose another seed.",
+            )
+
     def before_instantiate_classes(self) -> None:
         """Sets the accumulation if it follows from data.packs_per_step and the number of ranks."""
         config = self.config[self.subcommand]
@@ -60,8 +82,21 @@ class MathCanvasCLI(LightningCLI):
             config.trainer.accumulate_grad_batches = packs // ranks
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and Trainer, and passes the model's geometry and folder to the data."""
-        super().instantiate_classes()
+        """Makes model, data and Trainer, and passes the model's geometry and folder to the data.
+
+        Raises:
+            ConfigError: If a package is missing, such as that of a logger.
+        """
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "trainer",
+                found=f"a class whose package is missing ({_first_line(error)})",
+                wanted="an installed package",
+                remedy="Install it (for a logger: pip install tensorboard, or wandb), or leave the "
+                "class out.",
+            ) from error
         if isinstance(self.model, BagelModule) and isinstance(
             self.datamodule, MathCanvasDataModule
         ):
@@ -75,6 +110,9 @@ class MathCanvasCLI(LightningCLI):
 
         Returns:
             The Trainer.
+
+        Raises:
+            ConfigError: If Lightning refuses an option.
         """
         config = self.config_init[self.subcommand]
         listed = kwargs.get("callbacks", config.trainer.callbacks) or []
@@ -87,7 +125,10 @@ class MathCanvasCLI(LightningCLI):
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
             changed["enable_model_summary"] = False  # ours replaces it
-        return super().instantiate_trainer(**changed)
+        try:
+            return super().instantiate_trainer(**changed)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise _refused(error) from error
 
     def before_fit(self) -> None:
         """Finds the checkpoint to resume from, and sets how checkpoints are written."""
@@ -136,25 +177,44 @@ def run_cli(args: Sequence[str]) -> None:
 
     Args:
         args: The subcommand and its options.
+
+    Raises:
+        ConfigError: If settings contradict each other.
     """
     leave_process_group_at_exit()
-    MathCanvasCLI(
-        BagelModule,
-        MathCanvasDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
-            "reload_dataloaders_every_n_epochs": 1,
-            "use_distributed_sampler": False,
-            "callbacks": [StopOnSignal()],
-        },
-        parser_kwargs={"prog": "mathcanvas"},
-        args=None if list(args) == sys.argv[1:] else list(args),
+    try:
+        MathCanvasCLI(
+            BagelModule,
+            MathCanvasDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "reload_dataloaders_every_n_epochs": 1,
+                "use_distributed_sampler": False,
+                "callbacks": [StopOnSignal()],
+            },
+            parser_kwargs={"prog": "mathcanvas"},
+            args=None if list(args) == sys.argv[1:] else list(args),
+        )
+    except MisconfigurationException as error:
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> ConfigError:
+    return ConfigError(
+        "trainer",
+        found=f"options that Lightning refuses ({' '.join(str(error).split())})",
+        wanted="options of lightning.pytorch.Trainer that fit together",
+        remedy="Change them in the YAML or on the command line.",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _argument(config: Any, section: str, name: str) -> Any:

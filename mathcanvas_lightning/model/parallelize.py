@@ -1,4 +1,4 @@
-"""Builds the network: number types, sharding (FSDP2, HSDP), activation checkpointing, compilation."""
+"""Builds the network: number types, FSDP2 and HSDP, activation checkpointing, compilation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def build_network(
     prepare: Callable[[Bagel], None],
     seed: int,
 ) -> Bagel:
-    """Builds the network without a temporary copy: complete on one device, or on each rank its shards.
+    """Builds the network without a temporary copy: complete, or on each rank its shards.
 
     Args:
         config: Sizes of the model.

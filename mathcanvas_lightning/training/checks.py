@@ -1,10 +1,14 @@
 """Checks of a run's settings before any weights are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import BagelConfig
@@ -14,6 +18,17 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.training.module import BagelModule
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+REPLACED: Mapping[type[Callback], tuple[str, str]] = {
+    StochasticWeightAveraging: (  # it copies the module before the network is built
+        "the moving average of this library",
+        "Set model.ema, such as {decay: 0.995}",
+    ),
+    GradientAccumulationScheduler: (  # the data plan whole steps
+        "the same number of packs in each step",
+        "Set data.packs_per_step",
+    ),
+}
+"""Callback that can't be used -> what is wanted instead, and how to get it."""
 METRICS = (
     "epoch",
     "step",
@@ -79,13 +94,15 @@ def check_trainer(trainer: Trainer) -> None:
             remedy="Set the number types in the model: model.compute_dtype and model.frozen_dtype "
             "bfloat16, with model.param_dtype float32 as master weights.",
         )
-    if any(isinstance(found, StochasticWeightAveraging) for found in _callbacks(trainer)):
-        raise ConfigError(
-            "trainer.callbacks",
-            found="StochasticWeightAveraging, which copies the network before it is loaded",
-            wanted="the moving average of this library",
-            remedy="Set model.ema, such as {decay: 0.995}, and leave the callback out.",
-        )
+    for callback in _callbacks(trainer):
+        for kind, (wanted, remedy) in REPLACED.items():
+            if isinstance(callback, kind):
+                raise ConfigError(
+                    "trainer.callbacks",
+                    found=type(callback).__name__,
+                    wanted=wanted,
+                    remedy=f"{remedy}, and leave the callback out.",
+                )
 
 
 def check_monitors(trainer: Trainer, module: "BagelModule", validation: Sequence[str]) -> None:

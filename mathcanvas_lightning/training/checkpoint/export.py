@@ -15,9 +15,9 @@ from mathcanvas_lightning.model.checkpoint import (
     WeightFiles,
     audit_weights,
     find_weights,
-    write_checkpoint,
 )
 from mathcanvas_lightning.model.config import LLM_FILE, BagelConfig
+from mathcanvas_lightning.model.saving import write_checkpoint
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
 from mathcanvas_lightning.training.checkpoint.weights import (
     NetworkWeights,
