@@ -18,6 +18,7 @@ from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
+from mathcanvas_lightning.training.callbacks.totals import EndSummary, ProgressLines
 from mathcanvas_lightning.training.checkpoint.reading import read_about, require_readable
 from mathcanvas_lightning.training.checkpoint.resume import checkpoint_places, find_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
@@ -27,6 +28,8 @@ MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
     "pictures": PictureLogger,
+    "totals": EndSummary,
+    "progress": ProgressLines,
 }
 """Config section -> callback of every run; a section set to null removes its callback."""
 
@@ -123,6 +126,9 @@ class MathCanvasCLI(LightningCLI):
         if config.debug_batches:
             callbacks.append(DebugBatches(config.debug_batches))
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
+        has_lines = any(isinstance(c, ProgressLines) and c.is_needed for c in callbacks)
+        if has_lines and config.trainer.enable_progress_bar is None:
+            changed["enable_progress_bar"] = False  # it would fill a log file
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
             changed["enable_model_summary"] = False  # ours replaces it
         try:

@@ -149,7 +149,7 @@ def build_network(
         _load_shards(model, checkpoint_folder)
     state = model.state_dict()
     for name, value in adapters.items():
-        _fill(state[name], value)
+        fill(state[name], value)
     return model
 
 
@@ -166,7 +166,7 @@ def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> d
             expanded = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
             setattr(module, name, nn.Parameter(expanded, weight.requires_grad))
     prepare(model)
-    adapters = {n: p.detach() for n, p in model.named_parameters() if _is_adapter(n)}
+    adapters = {n: p.detach() for n, p in model.named_parameters() if is_adapter(n)}
     model.to(device="meta")
     return adapters
 
@@ -193,16 +193,16 @@ def _initialize_shards(model: Bagel, config: BagelConfig, seed: int) -> None:
     whole.reset_parameters(seed)
     values = whole.state_dict()
     for name, target in model.state_dict().items():
-        if (source := _base_name(name)) in values:
-            _fill(target, values[source])
+        if (source := base_name(name)) in values:
+            fill(target, values[source])
 
 
 @torch.no_grad()
 def _load_shards(model: Bagel, folder: str) -> None:
     """Loads weights; of each tensor, reads only the rows that this rank holds."""
     weights = find_weights(folder)
-    targets = {_base_name(name): tensor for name, tensor in model.state_dict().items()}
-    targets = {name: tensor for name, tensor in targets.items() if not _is_adapter(name)}
+    targets = {base_name(name): tensor for name, tensor in model.state_dict().items()}
+    targets = {name: tensor for name, tensor in targets.items() if not is_adapter(name)}
     audit_weights(
         {name: tuple(tensor.shape) for name, tensor in targets.items()}, weights, folder, model
     )
@@ -210,13 +210,13 @@ def _load_shards(model: Bagel, folder: str) -> None:
     for name, target in targets.items():
         if weights.shapes.get(name) == tuple(target.shape):
             with safe_open(weights.files[name], "pt") as file:
-                _fill(target, file.get_slice(name))
+                fill(target, file.get_slice(name))
         else:
             assert name in TABLES
-            _fill(target, tables[name])
+            fill(target, tables[name])
 
 
-def _fill(target: Tensor, source: Any) -> None:
+def fill(target: Tensor, source: Any) -> None:
     """Copies this rank's rows of a tensor or of a safetensors slice."""
     if not isinstance(target, DTensor):
         target.copy_(source[:])
@@ -230,9 +230,11 @@ def _fill(target: Tensor, source: Any) -> None:
         target.to_local().copy_(source[first : first + rows])
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
     return ".lora_" in name
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
+    """Published name of a parameter that may have an adapter."""
     return name.replace(".base_layer", "")

@@ -14,15 +14,14 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
-from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.bagel import Bagel, BagelOutput
 from mathcanvas_lightning.model.parallelize import Parallelism, build_network
 from mathcanvas_lightning.model.vae import LatentVAE
-from mathcanvas_lightning.training.by_dataset import COLUMNS, dataset_metrics, dataset_sums
 from mathcanvas_lightning.training.callbacks.ema import EMAConfig, EMAValidation, EMAWeights
 from mathcanvas_lightning.training.checkpoint.plain import readable
 from mathcanvas_lightning.training.checkpoint.record import RECORD_KEY, RunRecord
+from mathcanvas_lightning.training.checkpoint.weights import load_run_weights
 from mathcanvas_lightning.training.checks import (
     VALIDATION_METRICS,
     check_data,
@@ -31,15 +30,24 @@ from mathcanvas_lightning.training.checks import (
 )
 from mathcanvas_lightning.training.gradients import Gradients, SkippedSteps
 from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
-from mathcanvas_lightning.training.losses import LossConfig, LossTerms, loss_terms, token_accuracy
+from mathcanvas_lightning.training.losses import (
+    DATASET_COLUMNS,
+    LossConfig,
+    LossTerms,
+    dataset_metrics,
+    dataset_sums,
+    loss_terms,
+    token_accuracy,
+)
 from mathcanvas_lightning.training.numeric import NumericConfig, NumericSettings
 from mathcanvas_lightning.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
     apply_settings,
-    count_steps,
     make_optimizer,
     make_schedule,
+    part_rates,
+    require_steps,
 )
 from mathcanvas_lightning.training.settings import make_record
 from mathcanvas_lightning.training.source import (
@@ -104,7 +112,7 @@ class BagelModule(LightningModule):
         self._frozen: dict[str, LatentVAE] = {}  # not a submodule, so not in checkpoints
         self.validation_metrics = torch.nn.ModuleDict()
         self._losses: Tensor | None = None  # sums of this rank: loss, ce, mse, then by data set
-        self._by_dataset: Tensor | float = 0.0  # [data sets, COLUMNS] since the last log entry
+        self._by_dataset: Tensor | float = 0.0  # [data sets, columns] since the last log entry
         self._skipped = SkippedSteps(self.numeric.max_skipped_steps)
         self._is_resumed = False
 
@@ -160,7 +168,10 @@ class BagelModule(LightningModule):
             prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
             seed=self.source.seed,
         )
-        self.left_out = frozen_names(self.model)
+        if self.source.weights is None:
+            self.left_out = frozen_names(self.model)
+        else:
+            load_run_weights(self.model, self.source.weights, average=self.source.average)
         if self.ema_config is not None:
             on_cpu = self.ema_config.on_cpu or self.parallelism.cpu_offload
             self.ema_weights = EMAWeights(self.network, replace(self.ema_config, on_cpu=on_cpu))
@@ -302,7 +313,7 @@ class BagelModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Makes AdamW and its schedule."""
         optimizer = make_optimizer(self.network, self.optimizer_config)
-        schedule = make_schedule(optimizer, self.schedule_config, self._total_steps())
+        schedule = make_schedule(optimizer, self.schedule_config, require_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -327,7 +338,7 @@ class BagelModule(LightningModule):
         self._losses = None
         for name, loss in zip(("loss", "ce", "mse"), sums[:3], strict=True):
             self.log(f"train/{name}", loss, prog_bar=name != "loss")
-        self._by_dataset = self._by_dataset + sums[3:].view(-1, len(COLUMNS))
+        self._by_dataset = self._by_dataset + sums[3:].view(-1, len(DATASET_COLUMNS))
         if (self.trainer.global_step + 1) % max(1, vars(self.trainer)["log_every_n_steps"]) == 0:
             self.log_dict(dataset_metrics(self._by_dataset, self._dataset_names()))
             self._by_dataset = 0.0
@@ -340,7 +351,7 @@ class BagelModule(LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: Optimizer,  # noqa: ARG002
+        optimizer: Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
@@ -351,6 +362,7 @@ class BagelModule(LightningModule):
         norms = gradients.norms()
         self.log("train/grad_norm", norms["total"])
         self.log_dict({f"grad_norm/{part}": n for part, n in norms.items() if part != "total"})
+        self.log_dict(part_rates(optimizer, self.optimizer_config))
         scales_loss = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if not scales_loss and self._skipped.check(norms["total"], self.trainer.global_step):
             gradients.drop()
@@ -375,17 +387,6 @@ class BagelModule(LightningModule):
     def _metrics(self, dataloader_idx: int) -> Mapping[str, MeanMetric]:
         found: Any = list(self.validation_metrics.values())[dataloader_idx]
         return dict(found.items())
-
-    def _total_steps(self) -> int:
-        steps = count_steps(self.trainer)
-        if steps is None:
-            raise ConfigError(
-                "schedule.total_steps",
-                found="a run of unlimited length",
-                wanted="the number of steps",
-                remedy="Set trainer.max_steps, trainer.max_epochs or schedule.total_steps.",
-            )
-        return max(1, steps)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         types = {self.precision.params, self.precision.frozen, self.precision.compute}

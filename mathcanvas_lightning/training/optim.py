@@ -197,6 +197,18 @@ def apply_settings(
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
+def part_rates(optimizer: Optimizer, config: OptimizerConfig) -> dict[str, float]:
+    """Present learning rates of the parts that have one of their own, by the name to log.
+
+    Args:
+        optimizer: The optimizer of `make_optimizer`, with a schedule.
+        config: Settings of AdamW.
+    """
+    group = optimizer.param_groups[0]
+    factor = float(group["lr"]) / float(group["initial_lr"])
+    return {f"lr/{part}": lr * factor for part, lr in config.part_lr.items()}
+
+
 def make_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
     """Makes the learning rate scheduler, to be stepped once per optimizer step.
 
@@ -249,6 +261,29 @@ def count_steps(trainer: Trainer) -> int | None:
     if trainer.max_epochs in (None, -1) or not hasattr(data, "total_steps"):
         return None
     return int(data.total_steps(trainer.max_epochs))
+
+
+def require_steps(trainer: Trainer) -> int:
+    """Counts the optimizer steps of a run, as `count_steps`.
+
+    Args:
+        trainer: A Trainer that starts to fit.
+
+    Returns:
+        The number of steps, at least 1.
+
+    Raises:
+        ConfigError: If the run has no end.
+    """
+    steps = count_steps(trainer)
+    if steps is None:
+        raise ConfigError(
+            "schedule.total_steps",
+            found="a run of unlimited length",
+            wanted="the number of steps",
+            remedy="Set trainer.max_steps, trainer.max_epochs or schedule.total_steps.",
+        )
+    return max(1, steps)
 
 
 def _parameters(groups: Iterable[dict[str, Any]]) -> Iterable[nn.Parameter]:

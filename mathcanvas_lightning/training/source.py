@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.model.adapters import LoRASettings, add_lora
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, config_for_weights, find_weights
@@ -25,6 +26,11 @@ class ModelSource:
     """Size of a randomly initialized network (tiny, small, 7b), instead of a checkpoint."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Model settings to change, such as llm_num_hidden_layers; see `BagelConfig.override`."""
+    weights: str | None = None
+    """A .ckpt of an earlier run, whose weights replace the initial ones; its optimizer state and
+    position are not used."""
+    average: bool = False
+    """Take the moving averages of `weights`, where it has them."""
     seed: int = 0
     """Random seed of initialized weights."""
 
@@ -33,7 +39,15 @@ class ModelSource:
 
         Raises:
             ConfigError: If not exactly one of checkpoint and preset is set.
+            InputError: If there is no file `weights`.
         """
+        if self.weights is not None and not local_path(self.weights).exists():
+            raise InputError(
+                "model.source.weights",
+                found=f"nothing at {self.weights}",
+                wanted="a .ckpt of an earlier run",
+                remedy="Check the path.",
+            )
         if (self.checkpoint is None) == (self.preset is None):
             raise ConfigError(
                 "model.source",

@@ -14,9 +14,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, DataError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import WeightFiles, find_weights
+from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter
 from mathcanvas_lightning.training.callbacks.ema import stored_name
 from mathcanvas_lightning.training.checkpoint.reading import METADATA_FILE
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
@@ -253,3 +255,37 @@ def _damaged(path: Path, found: str) -> DataError:
         wanted="a complete checkpoint of mathcanvas fit",
         remedy="Give another checkpoint of the run; a truncated one can't be used.",
     )
+
+
+def load_run_weights(network: Bagel, path: str, *, average: bool) -> None:
+    """Copies the weights of an earlier run into a network; adapters of that run are merged.
+
+    Args:
+        network: The network, complete or sharded, with or without adapters.
+        path: A .ckpt of the run.
+        average: Take the moving averages, for the weights that have one.
+
+    Raises:
+        ConfigError: If the checkpoint is of another network, or has no averages.
+        DataError: If it is damaged, or its frozen weights are not at hand.
+        InputError: If it doesn't exist.
+    """
+    saved = open_checkpoint(local_path(path))
+    record = RunRecord.from_checkpoint(saved.about, path)
+    folder = None if record.checkpoint is None else local_path(record.checkpoint)
+    initial = initial_weights(record, folder, path)
+    weights = NetworkWeights(saved, record, initial, average=average, place=path)
+    shapes = published_shapes(record)
+    targets = {base_name(n): t for n, t in network.state_dict().items() if not is_adapter(n)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in targets.items()}
+    if shapes != wanted:
+        differing = sorted(n for n in shapes.keys() | wanted if shapes.get(n) != wanted.get(n))
+        raise ConfigError(
+            "model.source.weights",
+            found=f"{path} of another network: {', '.join(differing[:3])}",
+            wanted="weights of the network of model.source",
+            remedy="Set source.checkpoint or source.preset, and overrides, as in that run.",
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            fill(target, weights[name])

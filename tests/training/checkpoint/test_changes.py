@@ -68,13 +68,23 @@ def fit(
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "default_root_dir": folder,
-            "callbacks": list(callbacks),
+            "callbacks": [*callbacks, SaveLast(folder / "last.ckpt")],
             **options,
         }
     )
     trainer.fit(model, data, ckpt_path=resume)
-    trainer.save_checkpoint(folder / "last.ckpt")
     return trainer
+
+
+class SaveLast(Callback):
+    """Saves after the last step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == trainer.max_steps and not trainer.fit_loop._should_accumulate():
+            trainer.save_checkpoint(self.path)
 
 
 def base(**options: Any) -> BagelModule:
