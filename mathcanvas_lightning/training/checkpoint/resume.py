@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
@@ -32,8 +33,8 @@ def checkpoint_places(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
             working folder, which may hold other runs.
 
     Returns:
-        The folders of the savers, and the file that is written after a signal. A logger's folder
-        has one for each start of the run, so all of them are listed.
+        The folders of the savers, and the file that is written after a signal. A logger that
+        numbers its versions has a folder for each start of the run: all of them are listed.
     """
     root = Path(trainer.default_root_dir)
     places = [Path(s.dirpath) for s in trainer.checkpoint_callbacks if getattr(s, "dirpath", None)]
@@ -45,9 +46,18 @@ def checkpoint_places(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
         if logger is None:
             places.append(root / "checkpoints")
         else:
-            runs = base / str(logger.name)
-            places += [runs / "checkpoints", *sorted(runs.glob("*/checkpoints"))]
+            places += _of_logger(base / str(logger.name), logger)
     return [*places, root / STOPPED_FILE] if root_is_named else places
+
+
+def _of_logger(folder: Path, logger: Logger) -> list[Path]:
+    """Checkpoint folders below a logger's folder: of its version, or of all numbered ones."""
+    # Its property `version` would choose a new number, or start the run of Weights & Biases.
+    version = next((v for k in ("_version", "_id") if (v := vars(logger).get(k)) is not None), None)
+    if version is None:
+        return sorted(folder.glob("version_*/checkpoints"))
+    name = f"version_{version}" if isinstance(version, int) else str(version)
+    return [folder / name / "checkpoints"]
 
 
 def find_checkpoint(*places: str | Path, need_record: bool = True) -> str | None:

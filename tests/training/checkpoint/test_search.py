@@ -104,7 +104,12 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = tmp_path / "logs" / "curves"
     for version in ("version_0", "version_1"):
         (logs / version / "checkpoints").mkdir(parents=True)
-    found = [logs / "checkpoints", *sorted(logs.glob("*/checkpoints"))]
+    (logs / "other" / "checkpoints").mkdir(parents=True)
+    found = sorted(logs.glob("version_*/checkpoints"))
+    for version, folder in (("mine", "mine"), (3, "version_3"), ("", "")):
+        one = trainer(None, logger=CSVLogger(tmp_path / "logs", name="curves", version=version))
+        wanted = [logs / folder / "checkpoints"]
+        assert checkpoint_places(one, root_is_named=False) == wanted
     logger = CSVLogger(tmp_path / "logs", name="curves")
     assert checkpoint_places(trainer(None, logger=logger), root_is_named=False) == found
     mixed = trainer(root, own, ModelCheckpoint(every_n_train_steps=7), logger=logger)
