@@ -173,7 +173,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def teardown(self) -> None:
         """Completes the last checkpoint also after an error, then releases everything."""
         if self._saver is not None:
-            self._saver.finish_alone(is_first=self.is_global_zero)
+            self._saver.close()
         super().teardown()
 
     def load_checkpoint(
@@ -228,15 +228,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _finish_saving(self) -> None:
         saver = self._saver
-        if saver is None or saver.pending is None:
-            return
-        temporary, target = saver.pending.temporary, saver.pending.target
-        problem = self._any_problem(saver.wait)
-        if problem is None:
-            problem = self._any_problem(lambda: move_over(temporary, target), only_first=True)
-        if problem is None:
-            saver.run_deferred()
-        self._raise_problem(problem, temporary, target)
+        if saver is not None and saver.pending is not None:
+            temporary, target = saver.pending.temporary, saver.pending.target
+            self._raise_problem(self._any_problem(saver.wait), temporary, target)
 
     def _raise_problem(self, problem: str | None, temporary: Path, target: Path) -> None:
         if problem is None:

@@ -164,6 +164,8 @@ class Run:
     ranks: int = 1
     replicas: int | None = None
     """Number of replicas; None runs without a strategy."""
+    async_save: bool = False
+    """Write checkpoints in the background."""
     steps: int = 20
     save_every: int | None = None
     resume: Path | None = None
@@ -241,7 +243,8 @@ class Run:
         }
         if self.replicas is not None:
             shards = self.ranks // self.replicas
-            init = {"replicas": self.replicas, "shards": shards}
+            init: dict[str, Any] = {"replicas": self.replicas, "shards": shards}
+            init["async_save"] = self.async_save
             options["strategy"] = {"class_path": STRATEGY, "init_args": init}
         return options
 

@@ -1,10 +1,12 @@
 """Writes sharded checkpoints in the background (torch's dcp.async_save)."""
 
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,20 +26,27 @@ class PendingSave:
     """Folder that is written."""
     target: Path
     """Folder that it becomes when it is complete."""
+    about: dict[str, Any]
+    """Everything but the tensors."""
     written: "Future[Any]"
-    """Done when all ranks have written their parts."""
+    """Done on rank 0 when all ranks have written their parts."""
 
 
 class BackgroundSaver:
     """Writes one checkpoint at a time while the training continues.
 
-    Changes that depend on the new checkpoint (links, the removal of an older one) are deferred
-    until it is complete, so that a kill at any moment leaves an earlier checkpoint.
+    Rank 0 gives a checkpoint its name as soon as all ranks have written their parts. Changes that
+    depend on it (links, the removal of an older one) are made after that, so that a kill at any
+    moment leaves an earlier checkpoint.
     """
 
     def __init__(self) -> None:
         self.pending: PendingSave | None = None
+        self._completed: Future[None] | None = None
         self._deferred: list[Callable[[], object]] = []
+        self._is_writing = False
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._group: ProcessGroup | None = None
         self._stager: DefaultStager | None = None
 
@@ -61,8 +70,6 @@ class BackgroundSaver:
         state = {"state_dict": checkpoint.pop("state_dict")}
         for number, moments in enumerate(checkpoint.pop("optimizer_states", [])):
             state[f"optimizer_{number}"] = moments
-        if is_first:
-            torch.save(checkpoint, temporary / METADATA_FILE)
         written = async_save(
             state,
             checkpoint_id=temporary,
@@ -70,55 +77,69 @@ class BackgroundSaver:
             async_stager=self._stager,
         )
         assert isinstance(written, Future)
-        self.pending = PendingSave(temporary=temporary, target=target, written=written)
+        self.pending = PendingSave(
+            temporary=temporary, target=target, about=checkpoint, written=written
+        )
+        self._is_writing = True
+        self._completed = self._thread.submit(self._complete, self.pending, is_first)
 
     def wait(self) -> None:
-        """Waits until the checkpoint is written; raises what writing it raised."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.written.result()
+        """Waits until the checkpoint is complete; raises what writing it raised."""
+        completed, self._completed, self.pending = self._completed, None, None
+        if completed is not None:
+            completed.result()
 
     def after_save(self, change: Callable[[], object]) -> None:
-        """Makes a change now, or when the checkpoint that is being written is complete."""
-        if self.pending is None:
-            change()
-        else:
-            self._deferred.append(change)
+        """Makes a change now, or when the checkpoint that is being written is complete.
 
-    def run_deferred(self) -> None:
-        """Makes the changes that had to wait."""
-        changes, self._deferred = self._deferred, []
-        for change in changes:
-            change()
+        Args:
+            change: Called on every rank, without communication.
+        """
+        with self._lock:
+            if self._is_writing:
+                self._deferred.append(change)
+                return
+        change()
 
     def defer_links(self, savers: Iterable[Any]) -> None:
         """Makes the links of `ModelCheckpoint(save_last="link")` wait, too."""
         for saver in savers:
-            link = getattr(type(saver), "_link_checkpoint", None)
-            if link is not None:
+            if link := getattr(type(saver), "_link_checkpoint", None):
                 saver._link_checkpoint = partial(self._link_later, link)
 
-    def finish_alone(self, *, is_first: bool) -> None:
+    def close(self) -> None:
         """Completes a checkpoint without communication, after an error or at the end.
 
-        On rank 0, writing is done only when all ranks have written their parts.
-
-        Args:
-            is_first: Whether this is rank 0.
+        An error while writing is not raised: the one that ended the run is to be reported.
         """
-        pending = self.pending
-        if pending is not None:
-            try:
-                self.wait()
-            except Exception:  # noqa: S110 - the error that ended the run is the one to report
-                pass
-            else:
-                if is_first:
-                    move_over(pending.temporary, pending.target)
-        self._deferred = []
+        if self._completed is not None:
+            self._completed.exception()
+        self._completed = self.pending = None
         if self._stager is not None:
             self._stager.close()
             self._stager = None
 
-    def _link_later(self, link: Callable[..., object], *args: Any) -> None:
-        self.after_save(lambda: link(*args))
+    def _complete(self, pending: PendingSave, is_first: bool) -> None:
+        try:
+            pending.written.result()
+            if is_first:
+                torch.save(pending.about, pending.temporary / METADATA_FILE)
+                move_over(pending.temporary, pending.target)
+        except BaseException:
+            with self._lock:
+                self._is_writing, self._deferred = False, []
+            raise
+        with self._lock:
+            self._is_writing = False
+            changes, self._deferred = self._deferred, []
+        for change in changes:
+            change()
+
+    def _link_later(
+        self, link: Callable[..., object], trainer: Any, filepath: str, linkpath: str
+    ) -> None:
+        # Lightning's function ends with a barrier, which must not run in the thread.
+        alone = SimpleNamespace(
+            is_global_zero=trainer.is_global_zero, strategy=SimpleNamespace(barrier=lambda: None)
+        )
+        self.after_save(lambda: link(alone, filepath, linkpath))
