@@ -7,8 +7,8 @@ from typing import Any
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.common.paths import local_path

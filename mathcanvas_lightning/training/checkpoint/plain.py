@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 _LEAVES = (bool, int, float, complex, str, bytes)
@@ -83,8 +83,10 @@ def plain(value: Any) -> Any:
         return _like(value, dict(pairs))
     if type(value) in (list, tuple, set):
         return type(value)(plain(inner) for inner in value)
-    if isinstance(value, _LEAVES):  # a subclass of a plain type
-        return next(kind(value) for kind in _LEAVES if isinstance(value, kind))
+    for kind in _LEAVES:
+        if isinstance(value, kind):  # a subclass of a plain type
+            convert: Any = kind
+            return convert(value)
     return _checked(value)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import local_path
