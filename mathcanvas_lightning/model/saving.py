@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from huggingface_hub.serialization import split_state_dict_into_shards_factory
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 

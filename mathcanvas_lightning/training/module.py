@@ -325,7 +325,7 @@ class BagelModule(LightningModule):
         self._losses, self._by_dataset = None, 0.0
         self._skipped = SkippedSteps(self.numeric.max_skipped_steps)
         if self._is_resumed:
-            [schedule] = [found.scheduler for found in self.trainer.lr_scheduler_configs]
+            schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
             [optimizer] = self.trainer.optimizers
             apply_settings(optimizer, schedule, self.network, self.optimizer_config)
         self._is_resumed = False

@@ -71,11 +71,16 @@ class EndSummary(Callback):
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.peak_flops = peak_flops
-        self._clear()
+        self._counts = Counts()
+        self._started: float | None = None
+        self._validation_s = self._validation_started = self._waited_before = 0.0
+        self._loader: Any = None
+        self._first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Resets the totals."""
-        self._clear()
+        self._counts, self._started, self._loader = Counts(), None, None
+        self._validation_s = self._waited_before = 0.0
         self._first_step = trainer.global_step
 
     def on_train_batch_start(
@@ -141,13 +146,6 @@ class EndSummary(Callback):
             mfu=counts.flops / training_s / (peak * trainer.world_size) if peak else None,
             peak_gib=peak_memory_gib(module.device),
         )
-
-    def _clear(self) -> None:
-        self._counts = Counts()
-        self._started: float | None = None
-        self._validation_s = self._validation_started = self._waited_before = 0.0
-        self._loader: Any = None
-        self._first_step = 0
 
 
 class ProgressLines(Callback):

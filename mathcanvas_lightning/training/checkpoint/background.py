@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import async_save
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from mathcanvas_lightning.training.checkpoint.reading import METADATA_FILE
 from mathcanvas_lightning.training.checkpoint.writing import move_over

@@ -37,7 +37,8 @@ def checkpoint_places(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
         numbers its versions has a folder for each start of the run: all of them are listed.
     """
     root = Path(trainer.default_root_dir)
-    places = [Path(s.dirpath) for s in trainer.checkpoint_callbacks if getattr(s, "dirpath", None)]
+    named = [getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks]
+    places = [Path(folder) for folder in named if folder]
     logger = trainer.loggers[0] if trainer.loggers else None
     base = Path((logger and logger.save_dir) or root)
     if not root_is_named and base.absolute() == root.absolute():
