@@ -290,7 +290,7 @@ def test_small_updates_of_adapters_are_kept(shards: Path, tmp_path: Path) -> Non
         pairs = [(w, before.found[n]) for n, w in weights(model).items() if ".lora_A." in n]
         return sum(int((w != b).sum()) for w, b in pairs) / sum(w.numel() for w, _ in pairs)
 
-    assert moved() > 0.95
+    assert moved() > 0.8  # the others have no gradient
     with pytest.warns(UserWarning, match="Train in float32"):
         assert moved(param_dtype="bfloat16") < 0.5
 
@@ -398,26 +398,38 @@ def test_norms_of_the_parts_and_clipping(algorithm: str, shards: Path, tmp_path:
         assert (norm if algorithm == "norm" else largest) == pytest.approx(limit, rel=1e-3)
 
 
+class Metrics(Callback):
+    """Keeps the training metrics of each step."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            found = trainer.logged_metrics.items()
+            self.found.append({k: float(v) for k, v in found if k.startswith("train/")})
+
+
 def test_losses_of_each_data_set(shards: Path, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path / "log", name="", version="")
     captions = config(t2i_shards(tmp_path / "t2i", 20), "t2i")
     data = training_data(config(shards, name="puzzles"), captions, packs_per_step=2)
-    trainer = train(
-        network(), data, tmp_path, accumulate=2, max_steps=4, logger=logger, log_every_n_steps=1
-    )
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-    for loss in ("ce", "mse"):
-        count = metrics[f"train/{loss}_tokens"]
-        sets = [name for name in ("puzzles", "t2i") if metrics[f"train/{name}/{loss}_tokens"]]
-        assert sum(metrics[f"train/{name}/{loss}_tokens"] for name in sets) == count
-        total = sum(
-            metrics[f"train/{n}/{loss}"] * metrics[f"train/{n}/{loss}_tokens"] for n in sets
-        )
-        assert total / count == pytest.approx(metrics[f"train/{loss}"], rel=1e-4)
-    assert metrics["train/t2i/ce_tokens"] == 0
-    assert metrics["train/t2i/mse_tokens"] > 0
-    assert metrics["train/puzzles/tokens"] > metrics["train/puzzles/ce_tokens"] > 0
-    assert "train/t2i/ce" not in metrics
+    steps = Metrics()
+    options = {"max_steps": 6, "logger": logger, "log_every_n_steps": 1, "callbacks": [steps]}
+    train(network(), data, tmp_path, accumulate=2, **options)
+    assert len(steps.found) == 6
+    for metrics in steps.found:
+        for loss in ("ce", "mse"):
+            sets = ("puzzles", "t2i")
+            counts = {name: metrics[f"train/{name}/{loss}_tokens"] for name in sets}
+            assert sum(counts.values()) == metrics[f"train/{loss}_tokens"]
+            total = sum(n * metrics[f"train/{name}/{loss}"] for name, n in counts.items() if n)
+            mean = total / sum(counts.values())
+            assert mean == pytest.approx(metrics[f"train/{loss}"], rel=1e-4)
+            assert all(n or f"train/{name}/{loss}" not in metrics for name, n in counts.items())
+        assert metrics["train/t2i/ce_tokens"] == 0
+        assert metrics["train/puzzles/tokens"] > metrics["train/puzzles/ce_tokens"] > 0
+    assert any(metrics["train/t2i/mse_tokens"] for metrics in steps.found)
 
 
 def test_learning_rates_of_parts(shards: Path, tmp_path: Path) -> None:

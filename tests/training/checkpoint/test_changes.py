@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mathcanvas_lightning.errors import ConfigError, DataError, MathCanvasError
-from mathcanvas_lightning.model.adapters import LoRASettings
+from mathcanvas_lightning.errors import ConfigError, DataError, InputError, MathCanvasError
+from mathcanvas_lightning.model.adapters import LoRASettings, absorb_lora
 from mathcanvas_lightning.training import module as module_file
 from mathcanvas_lightning.training.callbacks.ema import EMAConfig
 from mathcanvas_lightning.training.checkpoint.plain import NotPlainError, plain
@@ -338,3 +338,49 @@ def test_plain() -> None:
     for value in (object(), {"a": [lambda: None]}, np.array(["x"], dtype=object)):
         with pytest.raises(NotPlainError):
             plain(value)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_new_run_starts_from_the_weights_of_an_earlier_one(
+    average: bool, adapted: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Adapters are merged; the step is 0, and nothing is left out of the new checkpoints."""
+    earlier = base(lora=LORA, ema=EMAConfig(decay=0.5))
+    fit(earlier, tmp_path, shards, steps=3, resume=adapted)
+    source = ModelSource(
+        preset="tiny", overrides=SMALL, weights=str(tmp_path / "last.ckpt"), average=average
+    )
+    start = Start()
+    fit(base(source=source), tmp_path / "new", shards, start, steps=1)
+    assert earlier.ema_weights is not None
+    if average:
+        earlier.ema_weights.swap_in(earlier.network)
+    absorb_lora(earlier.network)
+    for name, tensor in weights(earlier).items():
+        torch.testing.assert_close(start.found[name], tensor, rtol=0, atol=1e-6)
+    adapters = Start()
+    fit(base(source=source, lora=LORA), tmp_path / "lora", shards, adapters, steps=1)
+    stored = torch.load(tmp_path / "lora" / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 1
+    assert stored[RECORD_KEY]["left_out"] == ()
+    resumed = base(source=source, lora=LORA)
+    fit(resumed, tmp_path / "again", shards, steps=2, resume=tmp_path / "lora" / "last.ckpt")
+
+
+class Start(Callback):
+    """Copies the weights at the start."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.found = weights(pl_module)
+
+
+def test_weights_that_do_not_fit(saved: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"source\.weights: found nothing at"):
+        ModelSource(preset="tiny", weights=str(tmp_path / "none.ckpt")).config()
+    other = {**SMALL, "llm_num_hidden_layers": 1}
+    model = base(source=ModelSource(preset="tiny", overrides=other, weights=str(saved)))
+    with pytest.raises(ConfigError, match=r"last\.ckpt of another network: language_model"):
+        fit(model, tmp_path, shards)
+    source = ModelSource(preset="tiny", overrides=SMALL, weights=str(saved), average=True)
+    with pytest.raises(ConfigError, match="no moving average"):
+        fit(base(source=source), tmp_path, shards)
