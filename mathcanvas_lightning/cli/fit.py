@@ -67,7 +67,7 @@ class MathCanvasCLI(LightningCLI):
             ConfigError: If the seed is out of range.
         """
         super().parse_arguments(parser, args)
-        seed = self.config[self.subcommand].seed_everything
+        seed = self.config[self.config.subcommand].seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise ConfigError(
                 "seed_everything",

@@ -1,13 +1,14 @@
 """BagelModule: the LightningModule that fine-tunes BAGEL on packed micro-batches."""
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -59,6 +60,8 @@ from mathcanvas_lightning.training.source import (
     load_vae,
 )
 from mathcanvas_lightning.training.strategy import device_mesh
+
+log = logging.getLogger(__name__)
 
 
 class BagelModule(LightningModule):
@@ -147,11 +150,12 @@ class BagelModule(LightningModule):
         if stage == "fit":
             check_monitors(self.trainer, self, sets)
             self.drawing_size = getattr(data, "drawing_size", None) or self.config.drawing_size
-        if stage == "fit" and self.param_dtype != torch.float32:
-            rank_zero_warn(
-                f"model.param_dtype {self.numeric.param_dtype}: the updates of most weights are "
-                "smaller than the rounding of this type and are lost. Train in float32; "
-                "frozen_dtype and compute_dtype may be bfloat16."
+        if stage == "fit" and self.param_dtype != torch.float32 and self.trainer.is_global_zero:
+            log.warning(
+                "model.param_dtype %s: most updates of weights are smaller than the rounding of "
+                "this type and are lost. Train in float32; frozen_dtype and compute_dtype may be "
+                "bfloat16.",
+                self.numeric.param_dtype,
             )
 
     def configure_model(self) -> None:

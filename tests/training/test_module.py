@@ -244,7 +244,6 @@ def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
     ("param_dtype", "compute_dtype"),
     [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
 )
-@pytest.mark.filterwarnings("ignore:model.param_dtype bfloat16")
 def test_dtypes(param_dtype: Any, compute_dtype: Any, shards: Path, tmp_path: Path) -> None:
     model = network(param_dtype=param_dtype, compute_dtype=compute_dtype)
     trainer = train(model, training_data(config(shards)), tmp_path)
@@ -278,7 +277,9 @@ def test_trained_in_float32_and_frozen_in_bfloat16(
     assert torch.isfinite(trainer.callback_metrics["val/val/ce"])
 
 
-def test_small_updates_of_adapters_are_kept(shards: Path, tmp_path: Path) -> None:
+def test_small_updates_of_adapters_are_kept(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In bfloat16, most steps of 1e-5 round away; see the warning about model.param_dtype."""
 
     def moved(**options: Any) -> float:
@@ -291,8 +292,8 @@ def test_small_updates_of_adapters_are_kept(shards: Path, tmp_path: Path) -> Non
         return sum(int((w != b).sum()) for w, b in pairs) / sum(w.numel() for w, _ in pairs)
 
     assert moved() > 0.8  # the others have no gradient
-    with pytest.warns(UserWarning, match="Train in float32"):
-        assert moved(param_dtype="bfloat16") < 0.5
+    assert moved(param_dtype="bfloat16") < 0.5
+    assert "Train in float32" in caplog.text
 
 
 class Weights(Callback):
@@ -426,7 +427,6 @@ def test_losses_of_each_data_set(shards: Path, tmp_path: Path) -> None:
             total = sum(n * metrics[f"train/{name}/{loss}"] for name, n in counts.items() if n)
             mean = total / sum(counts.values())
             assert mean == pytest.approx(metrics[f"train/{loss}"], rel=1e-4)
-            assert all(n or f"train/{name}/{loss}" not in metrics for name, n in counts.items())
         assert metrics["train/t2i/ce_tokens"] == 0
         assert metrics["train/puzzles/tokens"] > metrics["train/puzzles/ce_tokens"] > 0
     assert any(metrics["train/t2i/mse_tokens"] for metrics in steps.found)

@@ -34,6 +34,11 @@ class StepProfiler(PyTorchProfiler):
         repeat: int = 1,
         memory: bool = False,
     ) -> None:
+        steps = schedule(
+            wait=max(0, wait), warmup=max(0, warmup), active=max(1, active), repeat=max(1, repeat)
+        )
+        options: dict[str, Any] = {"schedule": steps, "profile_memory": memory}
+        super().__init__(dirpath, filename, **options)  # first, because __del__ needs it
         if min(wait, warmup) < 0 or min(active, repeat) < 1:
             raise ConfigError(
                 "StepProfiler",
@@ -41,6 +46,3 @@ class StepProfiler(PyTorchProfiler):
                 wanted="no negative number, and 1 or more of active and repeat",
                 remedy="Leave them out to use the defaults.",
             )
-        steps = schedule(wait=wait, warmup=warmup, active=active, repeat=repeat)
-        options: dict[str, Any] = {"schedule": steps, "profile_memory": memory}
-        super().__init__(dirpath, filename, **options)
