@@ -92,10 +92,13 @@ class MathCanvasCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:  # the parser wraps errors
+            missing = _missing_module(error)
+            if missing is None:
+                raise
             raise ConfigError(
                 "trainer",
-                found=f"a class whose package is missing ({_first_line(error)})",
+                found=f"a class whose package is missing ({missing})",
                 wanted="an installed package",
                 remedy="Install it (for a logger: pip install tensorboard, or wandb), or leave the "
                 "class out.",
@@ -219,8 +222,12 @@ def _refused(error: Exception) -> ConfigError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _missing_module(error: BaseException) -> str | None:
+    """Text of the error about a missing package among the causes of an error."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ModuleNotFoundError):
+        found = found.__cause__ or found.__context__
+    return None if found is None else str(found).strip().partition("\n")[0]
 
 
 def _argument(config: Any, section: str, name: str) -> Any:

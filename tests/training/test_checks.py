@@ -40,7 +40,7 @@ def callback(name: str, **arguments: Any) -> dict[str, Any]:
         ({"precision": "bf16-true"}, [], "trainer.precision: found bf16-true; wanted 32-true"),
         ({"precision": "16-true"}, [], "trainer.precision: found 16-true"),
         (
-            callback("StochasticWeightAveraging", swa_lrs=1e-3),
+            callback("StochasticWeightAveraging", swa_lrs=1e-3, device=None),
             [],
             "found StochasticWeightAveraging; wanted the moving average",
         ),
@@ -64,7 +64,11 @@ def callback(name: str, **arguments: Any) -> dict[str, Any]:
             [],
             "trainer: found options that Lightning refuses (`val_check_interval`",
         ),
-        ({"strategy": "fsdp"}, [], "trainer: found options that Lightning refuses (You selected"),
+        (
+            {"strategy": "fsdp"},
+            [],
+            "trainer: found options that Lightning refuses (The strategy `fsdp`",
+        ),
         ({}, ["--seed_everything=-1"], "seed_everything: found -1; wanted 0 or more"),
         (
             {"logger": MISSING},
