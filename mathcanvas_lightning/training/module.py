@@ -22,6 +22,7 @@ from mathcanvas_lightning.model.vae import LatentVAE
 from mathcanvas_lightning.training.callbacks.ema import EMAConfig, EMAValidation, EMAWeights
 from mathcanvas_lightning.training.checkpoint.plain import readable
 from mathcanvas_lightning.training.checkpoint.record import RECORD_KEY, RunRecord
+from mathcanvas_lightning.training.checkpoint.resume import skip_saved_step
 from mathcanvas_lightning.training.checkpoint.weights import load_run_weights
 from mathcanvas_lightning.training.checks import (
     VALIDATION_METRICS,
@@ -40,7 +41,11 @@ from mathcanvas_lightning.training.losses import (
     loss_terms,
     token_accuracy,
 )
-from mathcanvas_lightning.training.numeric import NumericConfig, NumericSettings
+from mathcanvas_lightning.training.numeric import (
+    PARAM_DTYPE_WARNING,
+    NumericConfig,
+    NumericSettings,
+)
 from mathcanvas_lightning.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
@@ -151,12 +156,7 @@ class BagelModule(LightningModule):
             check_monitors(self.trainer, self, sets)
             self.drawing_size = getattr(data, "drawing_size", None) or self.config.drawing_size
         if stage == "fit" and self.param_dtype != torch.float32 and self.trainer.is_global_zero:
-            log.warning(
-                "model.param_dtype %s: most updates of weights are smaller than the rounding of "
-                "this type and are lost. Train in float32; frozen_dtype and compute_dtype may be "
-                "bfloat16.",
-                self.numeric.param_dtype,
-            )
+            log.warning(PARAM_DTYPE_WARNING, self.numeric.param_dtype)
 
     def configure_model(self) -> None:
         """Loads the network: complete on one device, or on each rank its shards."""
@@ -332,6 +332,7 @@ class BagelModule(LightningModule):
             schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
             [optimizer] = self.trainer.optimizers
             apply_settings(optimizer, schedule, self.network, self.optimizer_config)
+            skip_saved_step(self.trainer)
         self._is_resumed = False
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002

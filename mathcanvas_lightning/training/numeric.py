@@ -10,6 +10,10 @@ from mathcanvas_lightning.model.parallelize import Precision
 
 DTypeName = Literal["float32", "bfloat16"]
 DTYPES: dict[DTypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PARAM_DTYPE_WARNING = (
+    "model.param_dtype %s: most updates of weights are smaller than the rounding of this type and "
+    "are lost. Train in float32; frozen_dtype and compute_dtype may be bfloat16."
+)
 
 
 class NumericSettings(TypedDict, total=False):

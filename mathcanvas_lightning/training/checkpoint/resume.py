@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -84,6 +85,19 @@ def find_checkpoint(*places: str | Path, need_record: bool = True) -> str | None
     step, _, path_of_last = max(found)
     rank_zero_info(f"Resuming from step {step}: {path_of_last}")
     return path_of_last
+
+
+def skip_saved_step(trainer: Trainer) -> None:
+    """Keeps `ModelCheckpoint` from saving the step again from which a run has resumed.
+
+    With accumulation it would do so after the next micro-batch, in the middle of a step.
+
+    Args:
+        trainer: A Trainer that starts to fit after it has restored a checkpoint.
+    """
+    for saver in trainer.checkpoint_callbacks:
+        if isinstance(saver, ModelCheckpoint):
+            saver._last_global_step_saved = trainer.global_step
 
 
 def candidates(places: Sequence[str | Path]) -> list[Path]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mathcanvas_lightning.errors import ConfigError, DataError, InputError, MathCanvasError
 from mathcanvas_lightning.model.adapters import LoRASettings, absorb_lora
@@ -170,6 +171,16 @@ def test_new_rate_betas_and_weight_decay_are_taken(
     assert "model.optimizer.lr 0.002 -> 0.0001" in said[0]
     assert "model.optimizer.betas [0.9, 0.95] -> [0.8, 0.9]" in said[0]
     assert "model.optimizer.weight_decay 0.1 -> 0.2" in said[0]
+
+
+def test_the_step_of_the_checkpoint_is_not_saved_again(
+    saved: Path, shards: Path, tmp_path: Path
+) -> None:
+    """With accumulation, its number is that of the first micro-batches after the resume, too."""
+    saver = ModelCheckpoint(tmp_path / "own", "{step}", every_n_train_steps=2, save_top_k=-1)
+    options = {"enable_checkpointing": True}
+    fit(base(), tmp_path, shards, saver, steps=4, resume=saved, **options)
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["step=4.ckpt"]
 
 
 def test_new_schedule_is_taken_at_once(
