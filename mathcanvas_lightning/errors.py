@@ -49,3 +49,7 @@ class StorageError(MathCanvasError):
 
 class WorkerError(MathCanvasError):
     """A worker process that ended before its work was finished."""
+
+
+class TrainingError(MathCanvasError):
+    """A training that has diverged."""

@@ -18,6 +18,7 @@ from tests.parity.packs import need
 
 FITS = sorted((ROOT / "configs" / "fit").glob("*.yaml"))
 PREDICTS = sorted((ROOT / "configs").glob("predict_*.yaml"))
+LOGGERS = sorted((ROOT / "configs" / "logger").glob("*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 MAKERS: dict[str, Any] = {
     "interleaved": interleaved_shards,
@@ -43,11 +44,30 @@ def test_fits_the_signatures(fit: Path, trainer: Path, capsys: pytest.CaptureFix
         main(["fit", "--config", str(fit), "--config", str(trainer), "--print_config"])
     assert ended.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    given = yaml.safe_load(fit.read_text())
-    assert (
-        printed["model"]["init_args"]["optimizer"]["lr"]
-        == given["model"]["init_args"]["optimizer"]["lr"]
-    )
+    given, model = yaml.safe_load(fit.read_text()), printed["model"]["init_args"]
+    rate = given["model"]["init_args"]["optimizer"]["lr"]
+    assert model["optimizer"]["lr"] == (rate if model["lora"] is None else 1e-4)
+    assert model["param_dtype"] == "float32"
+    assert model["frozen_dtype"] in (None, model["compute_dtype"])
+    resumable = [
+        saver["init_args"]
+        for saver in printed["trainer"]["callbacks"]
+        if saver["class_path"].endswith("ModelCheckpoint")
+        and not saver["init_args"]["save_weights_only"]
+    ]
+    assert [saver["save_top_k"] in (1, 2) for saver in resumable] == [True]
+
+
+@pytest.mark.parametrize("logger", LOGGERS, ids=lambda path: path.stem)
+def test_logger_fits_the_signatures(logger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ROOT / "configs" / "fit" / "stage2.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(fit), "--config", str(logger), "--print_config"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
+    given = yaml.safe_load(logger.read_text())["trainer"]["logger"]
+    assert printed["class_path"] == given["class_path"]
+    assert given["init_args"].items() <= printed["init_args"].items()
 
 
 @pytest.mark.parametrize("predict", PREDICTS, ids=lambda path: path.stem)

@@ -16,7 +16,6 @@ from mathcanvas_lightning.model.checkpoint import (
     find_weights,
     load_qwen2,
     load_weights,
-    write_checkpoint,
 )
 from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig, LLMConfig
 from mathcanvas_lightning.model.flow import add_noise
@@ -36,6 +35,7 @@ from mathcanvas_lightning.model.layers.basic import (
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
 from mathcanvas_lightning.model.layers.mot import DecoderLayer, LanguageModel
 from mathcanvas_lightning.model.layers.vit import ViTModel
+from mathcanvas_lightning.model.saving import write_checkpoint
 
 COMPONENTS = ("language_model", "vit_model", "connector", "time_embedder", "vae2llm", "llm2vae")
 

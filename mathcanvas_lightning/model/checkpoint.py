@@ -1,36 +1,23 @@
-"""Reads and writes checkpoint directories in BAGEL-7B-MoT layout; every key is checked."""
+"""Reads checkpoint directories in BAGEL-7B-MoT layout; every key is checked."""
 
+import hashlib
 import json
-import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from math import isqrt, prod
+from math import isqrt
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig
-from mathcanvas_lightning.model.vae import VAE_FILE
+from mathcanvas_lightning.model.config import GEN_SUFFIX, BagelConfig
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+"""Types of stored weights that can be loaded; others are quantized."""
 INDEX_FILE = "model.safetensors.index.json"
-PROCESSOR_FILE = "preprocessor_config.json"
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
 TABLES = {
     "latent_pos_embed.pos_embed": "max_latent_size",
     "vit_pos_embed.pos_embed": "vit_max_num_patch_per_side",
@@ -38,8 +25,8 @@ TABLES = {
 """Fixed position table -> the field of `BagelConfig` that sets its side."""
 REOPEN_BYTES = 64 * 2**20
 """Reopen a memory-mapped file after reading this much, to release the pages read so far."""
-VLLM_CORRECTS_VIT_LAYERS = 27
-"""vLLM drops the last ViT layer by itself only if the config has this many."""
+DIGEST_BYTES = 2**20
+"""Bytes at the start and the end of a weight file that its digest covers."""
 MAX_LISTED = 20
 """Maximum number of keys of one kind in an error."""
 
@@ -63,6 +50,18 @@ class WeightFiles:
                 with safe_open(file, "pt") as opened:
                     for name in group:
                         yield name, opened.get_tensor(name)
+
+    def digest(self) -> str:
+        """Digest of the names, shapes, file sizes, and of the first and last bytes of each file."""
+        found = hashlib.sha256(json.dumps(sorted(self.shapes.items())).encode())
+        for file in sorted(set(self.files.values())):
+            size = file.stat().st_size
+            found.update(str(size).encode())
+            with file.open("rb") as opened:
+                found.update(opened.read(DIGEST_BYTES))
+                opened.seek(max(0, size - DIGEST_BYTES))
+                found.update(opened.read(DIGEST_BYTES))
+        return found.hexdigest()
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[str]]:
         group: list[str] = []
@@ -94,8 +93,7 @@ def find_weights(path: str | Path) -> WeightFiles:
     if single is not None:
         found = [single]
     elif (folder / INDEX_FILE).is_file():
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        found = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        found = _indexed(folder / INDEX_FILE)
     else:
         raise DataError(
             str(folder),
@@ -109,8 +107,9 @@ def find_weights(path: str | Path) -> WeightFiles:
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dict
-                    files[name] = file
-                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+                    stored = opened.get_slice(name)
+                    files[name], shapes[name] = file, tuple(stored.get_shape())
+                    _require_float(file, name, stored.get_dtype())
         except (SafetensorError, OSError) as error:
             raise DataError(
                 str(file),
@@ -119,6 +118,30 @@ def find_weights(path: str | Path) -> WeightFiles:
                 remedy="Copy or download it again.",
             ) from None
     return WeightFiles(files, shapes)
+
+
+def _indexed(path: Path) -> list[Path]:
+    """Files that an index names."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return [path.parent / name for name in sorted(set(index["weight_map"].values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            str(path),
+            found=f"no index of weight files ({type(error).__name__}: {error})",
+            wanted='JSON with a "weight_map"',
+            remedy="Download it again; a Git LFS pointer is not the file itself.",
+        ) from None
+
+
+def _require_float(file: Path, name: str, dtype: str) -> None:
+    if dtype not in FLOAT_TYPES:
+        raise DataError(
+            str(file),
+            found=f"{name} of type {dtype}",
+            wanted=f"weights of type {', '.join(FLOAT_TYPES)}",
+            remedy="Quantized weights can't be loaded; take the original ones.",
+        )
 
 
 def config_for_weights(config: BagelConfig, weights: WeightFiles) -> BagelConfig:
@@ -231,114 +254,3 @@ def audit_weights(
             wanted=f"the {len(shapes)} keys of {type(model).__name__}",
             remedy="Check that the config files belong to these weights.",
         )
-
-
-def write_checkpoint(
-    state: Mapping[str, Tensor],
-    config: BagelConfig,
-    path: str | Path,
-    *,
-    dtype: torch.dtype,
-    source: str | Path | None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> None:
-    """Writes a directory that the reference, this library and vLLM read.
-
-    Args:
-        state: All weights, by their published names.
-        config: Sizes of the model.
-        path: Directory to write; created if absent.
-        dtype: Type of the stored weights.
-        source: Directory from which tokenizer and autoencoder are taken, if it has them: hard
-            links where the file system allows it, else copies.
-        shapes: Shapes of the weights, for a lazy `state`: each tensor is then computed only once.
-    """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in config.files().items():
-        if name == BAGEL_FILE:
-            content = _for_vllm(content)
-        _write_json(folder / name, content)
-    _write_json(folder / PROCESSOR_FILE, _processor(config))
-    write_safetensors(folder / WEIGHT_FILES[0], state, dtype, shapes)
-    # Without an index vLLM would read every safetensors file, also the autoencoder's.
-    _write_json(folder / INDEX_FILE, {"weight_map": dict.fromkeys(sorted(state), WEIGHT_FILES[0])})
-    if source is not None:
-        for name in (*TOKENIZER_FILES, VAE_FILE):
-            if Path(source, name).is_file():
-                _link_or_copy(Path(source, name), folder / name)
-
-
-def write_safetensors(
-    path: Path,
-    state: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> None:
-    """Writes tensors one by one, so that memory holds one converted tensor at a time.
-
-    `save_file` of safetensors converts all of them to bytes first.
-
-    Args:
-        path: File to write; it appears only when it is complete.
-        state: Tensors by name, on any device.
-        dtype: Type of the stored tensors.
-        shapes: Shapes by name; by default those of `state`.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    if shapes is None:
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-    for name, shape in shapes.items():
-        start, end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in shapes:
-            stored = state[name].detach().to(device="cpu", dtype=dtype).contiguous().flatten()
-            file.write(stored.view(torch.uint8).numpy().data)
-
-
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-def _for_vllm(content: dict[str, object]) -> dict[str, object]:
-    """Leaves out the last ViT layer in the config where vLLM does not do it by itself."""
-    vit = dict(content["vit_config"])  # type: ignore[call-overload]
-    if vit["num_hidden_layers"] != VLLM_CORRECTS_VIT_LAYERS:
-        vit["num_hidden_layers"] -= 1
-    return content | {"vit_config": vit}
-
-
-def _processor(config: BagelConfig) -> dict[str, object]:
-    side = config.vit.image_size
-    return {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "size": {"height": side, "width": side},
-    }
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    target.unlink(missing_ok=True)
-    with suppress(OSError):
-        os.link(source.resolve(), target)
-        return
-    shutil.copy2(source, target)

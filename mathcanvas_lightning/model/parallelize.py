@@ -1,4 +1,4 @@
-"""Sharding (FSDP2, HSDP), activation checkpointing and compilation of the network."""
+"""Builds the network: number types, FSDP2 and HSDP, activation checkpointing, compilation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from mathcanvas_lightning.model.adapters import has_lora
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
@@ -43,7 +44,9 @@ class Precision:
     """Number types of a network."""
 
     params: torch.dtype
-    """Type of the parameters, and so of gradients and optimizer state."""
+    """Type of the trained parameters, and so of gradients and optimizer state."""
+    frozen: torch.dtype | None = None
+    """Type of the frozen parameters; by default that of the trained ones."""
     compute: torch.dtype
     """Type of forward and backward."""
 
@@ -101,10 +104,10 @@ def shard(
         root.set_reduce_scatter_unused_params(True)
 
 
-def build_sharded(
+def build_network(
     config: BagelConfig,
     checkpoint_folder: str | None,
-    mesh: DeviceMesh,
+    mesh: DeviceMesh | None,
     *,
     device: torch.device,
     precision: Precision,
@@ -112,14 +115,14 @@ def build_sharded(
     prepare: Callable[[Bagel], None],
     seed: int,
 ) -> Bagel:
-    """Builds a sharded network; no rank ever holds more than its shards and one layer.
+    """Builds the network without a temporary copy: complete, or on each rank its shards.
 
     Args:
         config: Sizes of the model.
         checkpoint_folder: Directory with weights; None initializes them randomly.
-        mesh: A mesh with the dimensions "replicate" and "shard".
+        mesh: A mesh with the dimensions "replicate" and "shard"; None builds it on one device.
         device: Device of this rank.
-        precision: Types of the shards and of the computation.
+        precision: Types of the parameters and of the computation.
         parallelism: Activation checkpointing, compilation and offloading.
         prepare: Freezes parameters or adds adapters; called before sharding.
         seed: Random seed of initialized weights.
@@ -132,19 +135,21 @@ def build_sharded(
     """
     with torch.device("meta"):
         model = Bagel(config)
-    model.to(dtype=precision.params)
     adapters = _prepare_without_memory(model, prepare)
+    _set_dtypes(model, precision)
     checkpoint_activations(model, parallelism)
     compile_layers(model, parallelism)
-    shard(model, mesh, compute_dtype=precision.compute, parallelism=parallelism)
-    model.to_empty(device="cpu" if parallelism.cpu_offload else device)
+    if mesh is not None:
+        shard(model, mesh, compute_dtype=precision.compute, parallelism=parallelism)
+    on_host = mesh is not None and parallelism.cpu_offload
+    model.to_empty(device="cpu" if on_host else device)
     if checkpoint_folder is None:
-        _initialize_shards(model, config, precision.params, seed)
+        _initialize_shards(model, config, seed)
     else:
         _load_shards(model, checkpoint_folder)
     state = model.state_dict()
     for name, value in adapters.items():
-        _fill(state[name], value)
+        fill(state[name], value)
     return model
 
 
@@ -161,28 +166,43 @@ def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> d
             expanded = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
             setattr(module, name, nn.Parameter(expanded, weight.requires_grad))
     prepare(model)
-    adapters = {n: p.detach() for n, p in model.named_parameters() if _is_adapter(n)}
+    adapters = {n: p.detach() for n, p in model.named_parameters() if is_adapter(n)}
     model.to(device="meta")
     return adapters
 
 
+def _set_dtypes(model: Bagel, precision: Precision) -> None:
+    """Sets the types of trained and frozen parameters of a network on "meta".
+
+    The fixed position tables are never trained. Without adapters they have the type of the trained
+    parameters.
+    """
+    tables = set() if has_lora(model) else TABLES.keys()
+    for prefix, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            trained = parameter.requires_grad or f"{prefix}.{name}" in tables
+            dtype = precision.params if trained else precision.frozen or precision.params
+            typed = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+            setattr(module, name, typed)
+
+
 @torch.no_grad()
-def _initialize_shards(model: Bagel, config: BagelConfig, dtype: torch.dtype, seed: int) -> None:
+def _initialize_shards(model: Bagel, config: BagelConfig, seed: int) -> None:
     """Initializes as on one device, from a complete copy: only small models start untrained."""
-    whole = Bagel.empty(config, dtype=dtype, device="cpu")
+    whole = Bagel.empty(config, dtype=torch.float32, device="cpu")
     whole.reset_parameters(seed)
     values = whole.state_dict()
     for name, target in model.state_dict().items():
-        if (source := _base_name(name)) in values:
-            _fill(target, values[source])
+        if (source := base_name(name)) in values:
+            fill(target, values[source])
 
 
 @torch.no_grad()
 def _load_shards(model: Bagel, folder: str) -> None:
     """Loads weights; of each tensor, reads only the rows that this rank holds."""
     weights = find_weights(folder)
-    targets = {_base_name(name): tensor for name, tensor in model.state_dict().items()}
-    targets = {name: tensor for name, tensor in targets.items() if not _is_adapter(name)}
+    targets = {base_name(name): tensor for name, tensor in model.state_dict().items()}
+    targets = {name: tensor for name, tensor in targets.items() if not is_adapter(name)}
     audit_weights(
         {name: tuple(tensor.shape) for name, tensor in targets.items()}, weights, folder, model
     )
@@ -190,13 +210,13 @@ def _load_shards(model: Bagel, folder: str) -> None:
     for name, target in targets.items():
         if weights.shapes.get(name) == tuple(target.shape):
             with safe_open(weights.files[name], "pt") as file:
-                _fill(target, file.get_slice(name))
+                fill(target, file.get_slice(name))
         else:
             assert name in TABLES
-            _fill(target, tables[name])
+            fill(target, tables[name])
 
 
-def _fill(target: Tensor, source: Any) -> None:
+def fill(target: Tensor, source: Any) -> None:
     """Copies this rank's rows of a tensor or of a safetensors slice."""
     if not isinstance(target, DTensor):
         target.copy_(source[:])
@@ -210,9 +230,11 @@ def _fill(target: Tensor, source: Any) -> None:
         target.to_local().copy_(source[first : first + rows])
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
     return ".lora_" in name
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
+    """Published name of a parameter that may have an adapter."""
     return name.replace(".base_layer", "")

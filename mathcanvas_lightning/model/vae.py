@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -70,7 +71,16 @@ class LatentVAE(nn.Module):
             )
         with torch.device("meta"):
             vae = cls(config)
-        state = convert_ldm_vae_checkpoint(load_file(file), dict(vae.autoencoder.config))
+        try:
+            stored = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                str(file),
+                found=f"a damaged file ({error})",
+                wanted="a complete safetensors file",
+                remedy="Copy or download it again; a Git LFS pointer is not the file itself.",
+            ) from None
+        state = convert_ldm_vae_checkpoint(stored, dict(vae.autoencoder.config))
         try:
             vae.autoencoder.load_state_dict(state, assign=True)
         except RuntimeError as error:

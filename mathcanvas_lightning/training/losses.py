@@ -1,18 +1,22 @@
-"""Text and image losses, normalized by the token counts of the global step.
+"""Text and image losses, normalized by the token counts of the global step, and by data set.
 
 So the number of ranks and the accumulation do not change the loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mathcanvas_lightning.batch import LossTotals, PackedBatch
+from mathcanvas_lightning.batch import LossTotals, MicroBatch, PackedBatch
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.bagel import BagelOutput
 
+DATASET_COLUMNS = ("ce", "ce_tokens", "mse", "mse_tokens", "tokens")
+"""Sums of the cross entropy and its tokens, of the image loss and its tokens, and all tokens."""
 CEReduction = Literal["token", "square", "sample"]
 _POWERS: dict[CEReduction, int] = {"token": 0, "square": 1, "sample": 2}
 
@@ -112,5 +116,66 @@ def token_accuracy(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = 10
     """
     correct = torch.zeros((), device=hidden.device)
     for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-        correct += ((states @ head.T).argmax(dim=-1) == wanted).sum()
+        correct += ((states.to(head.dtype) @ head.T).argmax(dim=-1) == wanted).sum()
     return correct
+
+
+@torch.no_grad()
+def dataset_sums(
+    batch: MicroBatch, output: BagelOutput, target: Tensor, names: Sequence[str]
+) -> Tensor:
+    """Sums the losses and tokens of a micro-batch for each data set.
+
+    Args:
+        batch: The micro-batch.
+        output: Output of the network for it.
+        target: [M, P] target velocities.
+        names: Names of the data sets, in the same order on all ranks.
+
+    Returns:
+        [len(names), len(DATASET_COLUMNS)] float32 on the output's device.
+    """
+    device = output.ce.device
+    sums = torch.zeros(
+        len(names) + 1, len(DATASET_COLUMNS), device=device
+    )  # the last row is not used
+    if not names or batch.is_filler:
+        return sums[:-1]
+    numbers = {name: number for number, name in enumerate(names)}
+    of_sample = [numbers.get(sample.dataset, len(names)) for sample in batch.samples]
+    of_sample += [len(names)] * (len(batch.pack.sample_lens) - len(of_sample))
+    ends = torch.tensor(list(accumulate(batch.pack.sample_lens)), device=device)
+    owners = torch.tensor(of_sample, device=device)
+    mse = (output.velocities.float() - target.float()).square().mean(dim=-1)
+    for column, indexes, values in (
+        (0, batch.pack.ce_indexes, output.ce.float()),
+        (2, batch.pack.mse_indexes, mse),
+    ):
+        rows = owners[torch.bucketize(indexes, ends, right=True)]
+        sums[:, column].index_add_(0, rows, values)
+        sums[:, column + 1].index_add_(0, rows, torch.ones_like(values))
+    for row, sample in zip(of_sample, batch.samples, strict=False):
+        sums[row, 4] += 0 if sample.is_hole else sample.num_tokens
+    return sums[:-1]
+
+
+def dataset_metrics(sums: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Computes the values to log from sums over micro-batches, steps and ranks.
+
+    Args:
+        sums: Sums of `dataset_sums`.
+        names: Names of the data sets.
+
+    Returns:
+        `train/NAME/ce` and `train/NAME/mse`, mean losses of the data sets that had such tokens, and
+        the counts `train/NAME/ce_tokens`, `.../mse_tokens` and `.../tokens`.
+    """
+    found: dict[str, float] = {}
+    for name, row in zip(names, sums.tolist(), strict=True):
+        values = dict(zip(DATASET_COLUMNS, row, strict=True))
+        for loss in ("ce", "mse"):
+            total, count = values.pop(loss), values[f"{loss}_tokens"]
+            if count:
+                found[f"train/{name}/{loss}"] = total / count
+        found |= {f"train/{name}/{column}": value for column, value in values.items()}
+    return found

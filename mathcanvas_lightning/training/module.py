@@ -1,51 +1,72 @@
 """BagelModule: the LightningModule that fine-tunes BAGEL on packed micro-batches."""
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
-from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.bagel import Bagel, BagelOutput
-from mathcanvas_lightning.model.parallelize import (
-    Parallelism,
-    Precision,
-    build_sharded,
-    checkpoint_activations,
-    compile_layers,
-)
+from mathcanvas_lightning.model.parallelize import Parallelism, build_network
 from mathcanvas_lightning.model.vae import LatentVAE
 from mathcanvas_lightning.training.callbacks.ema import EMAConfig, EMAValidation, EMAWeights
+from mathcanvas_lightning.training.checkpoint.plain import readable
 from mathcanvas_lightning.training.checkpoint.record import RECORD_KEY, RunRecord
+from mathcanvas_lightning.training.checkpoint.resume import skip_saved_step
+from mathcanvas_lightning.training.checkpoint.weights import load_run_weights
+from mathcanvas_lightning.training.checks import (
+    VALIDATION_METRICS,
+    check_data,
+    check_monitors,
+    check_trainer,
+)
+from mathcanvas_lightning.training.gradients import Gradients, SkippedSteps
 from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
-from mathcanvas_lightning.training.losses import LossConfig, LossTerms, loss_terms, token_accuracy
-from mathcanvas_lightning.training.numeric import DTYPES, NumericConfig, NumericSettings
+from mathcanvas_lightning.training.losses import (
+    DATASET_COLUMNS,
+    LossConfig,
+    LossTerms,
+    dataset_metrics,
+    dataset_sums,
+    loss_terms,
+    token_accuracy,
+)
+from mathcanvas_lightning.training.numeric import (
+    PARAM_DTYPE_WARNING,
+    NumericConfig,
+    NumericSettings,
+)
 from mathcanvas_lightning.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
-    count_steps,
+    apply_settings,
     make_optimizer,
     make_schedule,
+    part_rates,
+    require_steps,
 )
+from mathcanvas_lightning.training.settings import make_record
 from mathcanvas_lightning.training.source import (
     FreezeConfig,
     ModelSource,
     choose_trainable,
-    load_network,
+    frozen_names,
+    leave_out_frozen,
     load_vae,
 )
 from mathcanvas_lightning.training.strategy import device_mesh
 
-VALIDATION_METRICS = ("ce", "accuracy", "mse")
+log = logging.getLogger(__name__)
 
 
 class BagelModule(LightningModule):
@@ -61,7 +82,8 @@ class BagelModule(LightningModule):
         parallelism: Activation checkpointing, compilation and offloading. Sharding is set by the
             Trainer's strategy.
         ema: Keep a moving average of the trained weights, and validate the average.
-        settings: Shift of the timesteps and number types; see `NumericSettings`.
+        settings: Number types, shift of the timesteps, and steps that may be skipped; see
+            `NumericSettings`.
     """
 
     def __init__(
@@ -79,23 +101,28 @@ class BagelModule(LightningModule):
         super().__init__()
         self.source = source
         self.loss_config = loss
-        self.optimizer_config = optimizer
+        self.optimizer_config = optimizer.with_lr(adapters=lora is not None)
         self.schedule_config = schedule
         self.freeze_config = freeze
         self.lora = lora
-        numeric = NumericConfig(**settings)
-        self.timestep_shift = numeric.timestep_shift
-        self.param_dtype = DTYPES[numeric.param_dtype]
-        self.compute_dtype = DTYPES[numeric.compute_dtype]
+        self.numeric = NumericConfig(**settings)
+        self.timestep_shift = self.numeric.timestep_shift
+        self.precision = self.numeric.precision
+        self.param_dtype, self.compute_dtype = self.precision.params, self.precision.compute
         self.parallelism = parallelism
         self.ema_config = ema
         self.ema_weights: EMAWeights | None = None
         self.config = source.config()
         self.drawing_size = self.config.drawing_size
         self.model: Bagel | None = None
+        self.left_out: tuple[str, ...] = ()  # frozen weights, which checkpoints leave out
+        leave_out_frozen(self)
         self._frozen: dict[str, LatentVAE] = {}  # not a submodule, so not in checkpoints
         self.validation_metrics = torch.nn.ModuleDict()
-        self._losses: Tensor | None = None  # [3] sums of loss, ce, mse of this rank
+        self._losses: Tensor | None = None  # sums of this rank: loss, ce, mse, then by data set
+        self._by_dataset: Tensor | float = 0.0  # [data sets, columns] since the last log entry
+        self._skipped = SkippedSteps(self.numeric.max_skipped_steps)
+        self._is_resumed = False
 
     @property
     def network(self) -> Bagel:
@@ -111,64 +138,44 @@ class BagelModule(LightningModule):
         return self._frozen["vae"]
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network match.
+        """Checks that Trainer, data and network match, before any weights are loaded.
 
         Args:
             stage: Stage of the Trainer.
 
         Raises:
-            ConfigError: If the patch sizes or the vocabulary of data and network differ.
+            ConfigError: If settings contradict each other.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
-        geometry = getattr(data, "geometry", None)
-        if geometry is not None and geometry != self.config.geometry:
-            raise ConfigError(
-                "data.geometry",
-                found=str(geometry),
-                wanted=f"the geometry of the network: {self.config.geometry}",
-                remedy="Leave it out on the command line; in Python, pass "
-                "BagelConfig.from_directory(checkpoint).geometry.",
-            )
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None and tokenizer.num_ids > self.config.llm.vocab_size:
-            raise ConfigError(
-                "data.tokenizer",
-                found=f"{tokenizer.num_ids} ids ({tokenizer.folder})",
-                wanted=f"at most the {self.config.llm.vocab_size} ids that the network embeds",
-                remedy="Leave it out to use the tokenizer of the network.",
-            )
-        if stage == "fit":
-            self.drawing_size = getattr(data, "drawing_size", None) or self.config.drawing_size
+        check_data(self.config, data)
+        sets = [found.datasets[0].config.label for found in getattr(data, "validation_data", ())]
         if stage in ("fit", "validate"):
-            sets = getattr(data, "validation_data", ())
-            self._make_metrics([found.datasets[0].config.label for found in sets])
+            check_trainer(self.trainer)
+            self._make_metrics(sets)
+        if stage == "fit":
+            check_monitors(self.trainer, self, sets)
+            self.drawing_size = getattr(data, "drawing_size", None) or self.config.drawing_size
+        if stage == "fit" and self.param_dtype != torch.float32 and self.trainer.is_global_zero:
+            log.warning(PARAM_DTYPE_WARNING, self.numeric.param_dtype)
 
     def configure_model(self) -> None:
         """Loads the network: complete on one device, or on each rank its shards."""
         if self.model is not None:
             return
-        mesh = device_mesh(self.trainer.strategy)
-        if mesh is not None:
-            self.model = build_sharded(
-                self.config,
-                self.source.checkpoint,
-                mesh,
-                device=self._root_device(),
-                precision=Precision(params=self.param_dtype, compute=self.compute_dtype),
-                parallelism=self.parallelism,
-                prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
-                seed=self.source.seed,
-            )
-            self._start_average()
-            return
-        model = load_network(self.source, self.param_dtype, self._root_device())
-        choose_trainable(model, self.freeze_config, self.lora)
-        checkpoint_activations(model, self.parallelism)
-        compile_layers(model, self.parallelism)
-        self.model = model
-        self._start_average()
-
-    def _start_average(self) -> None:
+        self.model = build_network(
+            self.config,
+            self.source.checkpoint,
+            device_mesh(self.trainer.strategy),
+            device=self.trainer.strategy.root_device,
+            precision=self.precision,
+            parallelism=self.parallelism,
+            prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
+            seed=self.source.seed,
+        )
+        if self.source.weights is None:
+            self.left_out = frozen_names(self.model)
+        else:
+            load_run_weights(self.model, self.source.weights, average=self.source.average)
         if self.ema_config is not None:
             on_cpu = self.ema_config.on_cpu or self.parallelism.cpu_offload
             self.ema_weights = EMAWeights(self.network, replace(self.ema_config, on_cpu=on_cpu))
@@ -178,29 +185,45 @@ class BagelModule(LightningModule):
         return [] if self.ema_config is None else [EMAValidation()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the record of this run."""
-        checkpoint[RECORD_KEY] = self._record().to_state()
+        """Adds the record of this run, and converts everything to types that can be read back."""
+        checkpoint[RECORD_KEY] = make_record(self).to_state()
+        converted = readable(checkpoint)
+        checkpoint.clear()
+        checkpoint.update(converted)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Checks that a checkpoint matches this run.
+        """Checks that a checkpoint matches this run, and tells which settings have changed.
 
         Raises:
-            ConfigError: If its network, adapters or moving average differ.
+            ConfigError: If its network, adapters, frozen parts or moving average differ.
             DataError: If it was not written by this class.
         """
         place = str((self._trainer and self._trainer.ckpt_path) or "checkpoint")
-        RunRecord.from_checkpoint(checkpoint, place).check(self._record(), place)
+        record = self.check_record(checkpoint, place)
+        self._is_resumed = True
+        if changes := record.changes(make_record(self)):
+            rank_zero_info(
+                "Settings that differ from those of the checkpoint, and are used from now on: "
+                + "; ".join(changes)
+            )
 
-    def _record(self) -> RunRecord:
-        return RunRecord(
-            config=replace(
-                self.config if self.model is None else self.model.config,
-                drawing_size=self.drawing_size,
-            ),
-            checkpoint=self.source.checkpoint,
-            lora=self.lora,
-            ema_decay=None if self.ema_config is None else self.ema_config.decay,
-        )
+    def check_record(self, checkpoint: Mapping[str, Any], place: str) -> RunRecord:
+        """Checks that this run can resume from a checkpoint; needs no weights.
+
+        Args:
+            checkpoint: The checkpoint; its tensors are not needed.
+            place: Its path, for errors.
+
+        Returns:
+            Its record.
+
+        Raises:
+            ConfigError: If its network, adapters, frozen parts or moving average differ.
+            DataError: If it was not written by this class.
+        """
+        record = RunRecord.from_checkpoint(checkpoint, place)
+        record.check(make_record(self), place)
+        return record
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Computes the loss of one micro-batch.
@@ -213,9 +236,11 @@ class BagelModule(LightningModule):
             The scaled loss. After Lightning divides by the accumulation and the strategy averages
             over ranks, the accumulated gradient is that of the global step.
         """
-        _, terms = self.run(batch)
+        (output, inputs), terms = self.run(batch)
         loss = terms.combined(self.loss_config)
         shares = torch.stack([loss, terms.ce, terms.mse]).detach()
+        by_dataset = dataset_sums(batch, output, inputs.target(batch.pack), self._dataset_names())
+        shares = torch.cat([shares, by_dataset.flatten()])
         self._losses = shares if self._losses is None else self._losses + shares
         self.log("train/ce_tokens", float(batch.step_totals.ce_tokens), batch_size=1)
         self.log("train/mse_tokens", float(batch.step_totals.mse_tokens), batch_size=1)
@@ -292,39 +317,70 @@ class BagelModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Makes AdamW and its schedule."""
         optimizer = make_optimizer(self.network, self.optimizer_config)
-        schedule = make_schedule(optimizer, self.schedule_config, self._total_steps())
+        schedule = make_schedule(optimizer, self.schedule_config, require_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Loads the autoencoder, so that missing files or memory show before the first step."""
+        assert self.vae is not None
+
     def on_train_start(self) -> None:
-        """Drops the losses of an unfinished step of an earlier fit."""
-        self._losses = None
+        """Drops the sums of an earlier fit; after a resume, applies the present settings."""
+        self._losses, self._by_dataset = None, 0.0
+        self._skipped = SkippedSteps(self.numeric.max_skipped_steps)
+        if self._is_resumed:
+            schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+            [optimizer] = self.trainer.optimizers
+            apply_settings(optimizer, schedule, self.network, self.optimizer_config)
+            skip_saved_step(self.trainer)
+        self._is_resumed = False
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002
         """Logs the losses of the step, summed over micro-batches and ranks."""
         assert self._losses is not None
-        losses = self.trainer.strategy.reduce(self._losses, reduce_op="sum")
+        sums = self.trainer.strategy.reduce(self._losses, reduce_op="sum")
+        assert isinstance(sums, Tensor)
         self._losses = None
-        for name, loss in zip(("loss", "ce", "mse"), losses, strict=True):
+        for name, loss in zip(("loss", "ce", "mse"), sums[:3], strict=True):
             self.log(f"train/{name}", loss, prog_bar=name != "loss")
+        self._by_dataset = self._by_dataset + sums[3:].view(-1, len(DATASET_COLUMNS))
+        if (self.trainer.global_step + 1) % max(1, vars(self.trainer)["log_every_n_steps"]) == 0:
+            self.log_dict(dataset_metrics(self._by_dataset, self._dataset_names()))
+            self._by_dataset = 0.0
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps the optimizer, then the average, so that checkpoints of this step have both."""
         super().optimizer_step(*args, **kwargs)
-        if self.ema_weights is not None:
+        if self.ema_weights is not None and not self._skipped.in_a_row:
             self.ema_weights.update(self.network)
 
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,  # noqa: ARG002 - always by norm
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips gradients by their norm over all ranks, and logs the norm."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        whole = getattr(norm, "full_tensor", lambda: norm)()
-        self.log("train/grad_norm", whole.detach())
+        """Logs the norms of the gradients and clips them; drops them if they are not finite."""
+        mesh = device_mesh(self.trainer.strategy)
+        group = None if mesh is None else mesh["shard"].get_group()
+        gradients = Gradients(self.network.named_parameters(), group, self.device)
+        norms = gradients.norms()
+        self.log("train/grad_norm", norms["total"])
+        self.log_dict({f"grad_norm/{part}": n for part, n in norms.items() if part != "total"})
+        self.log_dict(part_rates(optimizer, self.optimizer_config))
+        scales_loss = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not scales_loss and self._skipped.check(norms["total"], self.trainer.global_step):
+            gradients.drop()
+        elif gradient_clip_val is not None and gradient_clip_algorithm == "value":
+            gradients.clip_values(float(gradient_clip_val))
+        elif gradient_clip_val is not None:
+            gradients.clip_norm(float(gradient_clip_val), norms["total"])
+        self.log("train/skipped_steps", float(self._skipped.total))
+
+    def _dataset_names(self) -> list[str]:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        sets = getattr(data, "train_data", None)
+        return [] if sets is None else [found.config.label for found in sets.datasets]
 
     def _make_metrics(self, names: Sequence[str]) -> None:
         for name in names:
@@ -337,24 +393,8 @@ class BagelModule(LightningModule):
         found: Any = list(self.validation_metrics.values())[dataloader_idx]
         return dict(found.items())
 
-    def _total_steps(self) -> int:
-        steps = count_steps(self.trainer)
-        if steps is None:
-            raise ConfigError(
-                "schedule.total_steps",
-                found="a run of unlimited length",
-                wanted="the number of steps",
-                remedy="Set trainer.max_steps, trainer.max_epochs or schedule.total_steps.",
-            )
-        return max(1, steps)
-
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        if self.compute_dtype == self.param_dtype or self._is_sharded():
+        types = {self.precision.params, self.precision.frozen, self.precision.compute}
+        if len(types) == 1 or device_mesh(self.trainer.strategy) is not None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.compute_dtype)
-
-    def _is_sharded(self) -> bool:
-        return device_mesh(self.trainer.strategy) is not None
-
-    def _root_device(self) -> torch.device:
-        return self.trainer.strategy.root_device

@@ -1,4 +1,4 @@
-"""Numeric settings of a training: number types, and the shift of the timesteps."""
+"""Numeric settings of a training: number types, shift of the timesteps, steps to skip."""
 
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -6,9 +6,14 @@ from typing import Literal, TypedDict
 import torch
 
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.parallelize import Precision
 
 DTypeName = Literal["float32", "bfloat16"]
 DTYPES: dict[DTypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PARAM_DTYPE_WARNING = (
+    "model.param_dtype %s: most updates of weights are smaller than the rounding of this type and "
+    "are lost. Train in float32; frozen_dtype and compute_dtype may be bfloat16."
+)
 
 
 class NumericSettings(TypedDict, total=False):
@@ -17,36 +22,63 @@ class NumericSettings(TypedDict, total=False):
     Attributes:
         timestep_shift: Shift of the training timesteps towards noise (default: 2.0).
         param_dtype: Type of the trained weights and of their optimizer state (default: float32).
+        frozen_dtype: Type of the frozen weights (default: that of compute_dtype).
         compute_dtype: Type of forward and backward (default: float32). With bfloat16, float32
             weights serve as master copy.
+        max_skipped_steps: Optimizer steps in a row that may be skipped because a gradient is not
+            finite; one more ends the run (default: 10).
     """
 
     timestep_shift: float
     param_dtype: DTypeName
+    frozen_dtype: DTypeName | None
     compute_dtype: DTypeName
+    max_skipped_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumericConfig:
-    """Number types of a training, and the shift of its timesteps."""
+    """Number types of a training, the shift of its timesteps, and the steps it may skip."""
 
     timestep_shift: float = 2.0
     """Shift of the training timesteps towards noise; 1 does not shift."""
     param_dtype: DTypeName = "float32"
     """Type of the trained weights and of their optimizer state."""
+    frozen_dtype: DTypeName | None = None
+    """Type of the frozen weights; None takes that of the computation."""
     compute_dtype: DTypeName = "float32"
     """Type of forward and backward."""
+    max_skipped_steps: int = 10
+    """Optimizer steps in a row that may be skipped because a gradient is not finite."""
 
     def __post_init__(self) -> None:
-        """Checks the types.
+        """Checks the types and the number of steps.
 
         Raises:
-            ConfigError: If the computation is more precise than the weights.
+            ConfigError: If the computation is more precise than the weights, or the number of steps
+                is negative.
         """
-        if DTYPES[self.param_dtype].itemsize < DTYPES[self.compute_dtype].itemsize:
+        for name, dtype in (("weights", self.param_dtype), ("frozen weights", self.frozen_dtype)):
+            if dtype and DTYPES[dtype].itemsize < DTYPES[self.compute_dtype].itemsize:
+                raise ConfigError(
+                    "model.compute_dtype",
+                    found=f"{self.compute_dtype}, with {name} in {dtype}",
+                    wanted="no more precise than the weights",
+                    remedy="Use bfloat16 for both, or float32 weights.",
+                )
+        if self.max_skipped_steps < 0:
             raise ConfigError(
-                "model.compute_dtype",
-                found=f"{self.compute_dtype}, with weights in {self.param_dtype}",
-                wanted="no more precise than the weights",
-                remedy="Use bfloat16 for both, or float32 weights.",
+                "model.max_skipped_steps",
+                found=str(self.max_skipped_steps),
+                wanted="0 or more",
+                remedy="With 0, the first gradient that is not finite ends the run.",
             )
+
+    @property
+    def precision(self) -> Precision:
+        """The types of the network's parameters and of its computation."""
+        return Precision(
+            params=DTYPES[self.param_dtype],
+            frozen=DTYPES[self.frozen_dtype or self.compute_dtype],
+            compute=DTYPES[self.compute_dtype],
+        )

@@ -1,4 +1,4 @@
-"""Lightning strategy for FSDP2 and HSDP, and checkpoints that are written atomically."""
+"""Lightning strategy for FSDP2 and HSDP, with checkpoints that appear complete or not at all."""
 
 import shutil
 from collections.abc import Callable
@@ -6,25 +6,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
-from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX, written_whole
+from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
-from mathcanvas_lightning.errors import ConfigError, OutputError
-from mathcanvas_lightning.training.checkpoint.resume import (
+from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.training.checkpoint.background import BackgroundSaver
+from mathcanvas_lightning.training.checkpoint.reading import (
     check_same_model,
-    require_complete,
+    read_about,
     stored_shapes,
 )
+from mathcanvas_lightning.training.checkpoint.writing import (
+    AtomicCheckpointIO,
+    move_over,
+    reason,
+    remove_temporaries,
+    save_atomically,
+    save_error,
+)
 
-REPLACED_PREFIX = ".old-"
-SUFFIX = ".ckpt"
+__all__ = ["AtomicCheckpointIO", "ShardedStrategy", "device_mesh", "move_over", "save_atomically"]
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -33,14 +45,22 @@ class ShardedStrategy(ModelParallelStrategy):
     Args:
         replicas: Number of replicas of the sharded network: 1 for FSDP, one per machine for HSDP.
         shards: Number of ranks that share one replica; by default all ranks divided by replicas.
+        async_save: Write checkpoints while the training continues. This needs host memory for a
+            copy of what is saved. A checkpoint is finished before the next one is started, and at
+            the end of the run.
         kwargs: Arguments of `ModelParallelStrategy`.
     """
 
     def __init__(
-        self, replicas: int = 1, shards: int | Literal["auto"] = "auto", **kwargs: Any
+        self,
+        replicas: int = 1,
+        shards: int | Literal["auto"] = "auto",
+        async_save: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(data_parallel_size="auto", tensor_parallel_size=1, **kwargs)
         self.replicas, self.shards = replicas, shards
+        self._saver = BackgroundSaver() if async_save else None
 
     def setup_environment(self) -> None:
         """Starts the process group and makes the mesh.
@@ -66,6 +86,10 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         super().setup(trainer)
         assert self.model is not None
+        for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+            loop.inference_mode = False  # FSDP2 can't gather parameters in inference mode
+        if self._saver is not None:
+            self._saver.defer_links(trainer.checkpoint_callbacks)
         for optimizer in self.optimizers:
             get_optimizer_state_dict(self.model, optimizer)  # takes a step of size 0
             for state in optimizer.state.values():
@@ -102,18 +126,55 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             OutputError: On all ranks, if one of them can't write its part.
         """
+        self._finish_saving()
         target = Path(self.broadcast(str(filepath)))
         temporary = target.with_name(TEMPORARY_PREFIX + target.name)
         problem = self._any_problem(lambda: remove_temporaries(target.parent), only_first=True)
-        if problem is None:
+        if problem is None and self._saver is not None:
+            start = self._saver.start
+            problem = self._any_problem(
+                lambda: start(checkpoint, temporary, target, is_first=self.is_global_zero)
+            )
+            if problem is None:
+                return
+        elif problem is None:
             save = super().save_checkpoint
             problem = self._any_problem(lambda: save(checkpoint, temporary, storage_options))
         if problem is None:
             problem = self._any_problem(lambda: move_over(temporary, target), only_first=True)
-        if problem is not None:
-            if self.is_global_zero:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise _save_error(target, problem)
+        self._raise_problem(problem, temporary, target)
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """Removes a checkpoint; if one is being written, after that is complete."""
+        remove = super().remove_checkpoint
+        if self._saver is None:
+            remove(filepath)
+        else:
+            self._saver.after_save(lambda: remove(filepath))
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Collects the shards of the weights, without copying them to the host."""
+        assert self.model is not None
+        return get_model_state_dict(self.model, options=self._state_options())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Collects the shards of the optimizer's state, without copying them to the host."""
+        if not self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        assert self.model is not None
+        plain = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps it
+        return dict(get_optimizer_state_dict(self.model, plain, options=self._state_options()))
+
+    def on_train_end(self) -> None:
+        """Completes the last checkpoint."""
+        self._finish_saving()
+        super().on_train_end()
+
+    def teardown(self) -> None:
+        """Completes the last checkpoint also after an error, then releases everything."""
+        if self._saver is not None:
+            self._saver.close()
+        super().teardown()
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
@@ -132,9 +193,13 @@ class ShardedStrategy(ModelParallelStrategy):
             ConfigError: If it is of another network.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        require_complete(path)
-        assert self.lightning_module is not None
-        check_same_model(path, stored_shapes(path), self.lightning_module.state_dict())
+        about = read_about(path)
+        module: Any = self.lightning_module
+        if hasattr(module, "check_record"):
+            module.check_record(about, str(path))
+        left_out = {f"model.{name}" for name in getattr(module, "left_out", ())}
+        stored = {n: shape for n, shape in stored_shapes(path).items() if n not in left_out}
+        check_same_model(path, stored, module.state_dict())
         return super().load_checkpoint(path, weights_only)
 
     def _get_process_group_backend(self) -> str:
@@ -156,6 +221,24 @@ class ShardedStrategy(ModelParallelStrategy):
             )
         return shards
 
+    def _state_options(self) -> StateDictOptions:
+        # Writing shards copies them to the host one by one, or in the background all at once.
+        whole = not self._save_distributed_checkpoint
+        return StateDictOptions(full_state_dict=whole, cpu_offload=whole)
+
+    def _finish_saving(self) -> None:
+        saver = self._saver
+        if saver is not None and saver.pending is not None:
+            temporary, target = saver.pending.temporary, saver.pending.target
+            self._raise_problem(self._any_problem(saver.wait), temporary, target)
+
+    def _raise_problem(self, problem: str | None, temporary: Path, target: Path) -> None:
+        if problem is None:
+            return
+        if self.is_global_zero:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise save_error(target, problem)
+
     def _any_problem(self, work: Callable[[], object], *, only_first: bool = False) -> str | None:
         """Works on all ranks, or only the first; returns on all ranks the first problem of any."""
         problem = None
@@ -163,7 +246,7 @@ class ShardedStrategy(ModelParallelStrategy):
             if self.is_global_zero or not only_first:
                 work()
         except (OSError, RuntimeError, CheckpointException) as error:
-            problem = _reason(error)
+            problem = reason(error)
         problems: list[str | None] = [None] * self.world_size
         torch.distributed.all_gather_object(problems, problem)
         return next((found for found in problems if found), None)
@@ -172,82 +255,3 @@ class ShardedStrategy(ModelParallelStrategy):
 def device_mesh(strategy: Strategy) -> DeviceMesh | None:
     """Returns the mesh of a strategy that shards the network, None for other strategies."""
     return strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints of a single device atomically.
-
-    `TorchCheckpointIO` first copies the checkpoint in memory. Its temporary file may be on another
-    file system, from where it has to be copied.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        """Writes a file.
-
-        Args:
-            checkpoint: The checkpoint.
-            path: Path of the file.
-            storage_options: See `TorchCheckpointIO`; not used for local files.
-
-        Raises:
-            OutputError: If it can't be written.
-        """
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(target.parent)
-            with written_whole(target) as temporary:
-                torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:
-            raise _save_error(target, _reason(error)) from None
-
-
-def save_atomically(strategy: Strategy) -> None:
-    """Sets `AtomicCheckpointIO` on a strategy that has the default checkpoint plugin."""
-    if type(strategy.checkpoint_io) is TorchCheckpointIO:
-        strategy.checkpoint_io = AtomicCheckpointIO()
-
-
-def move_over(temporary: Path, target: Path) -> None:
-    """Replaces a folder by another one; at any moment the old or the new one exists."""
-    old = target.with_name(REPLACED_PREFIX + target.name)
-    if target.exists():
-        _remove(old)
-        target.rename(old)
-    temporary.rename(target)
-    _remove(old)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Removes the incomplete checkpoints of a run that was killed while saving."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*{SUFFIX}"):
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _reason(error: BaseException) -> str:
-    """Describes the first cause of an error: `CheckpointException` wraps those of other ranks."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return f"{type(error).__name__}: {error}"
-
-
-def _save_error(target: Path, problem: str) -> OutputError:
-    return OutputError(
-        str(target),
-        found=f"a checkpoint that could not be written ({problem})",
-        wanted="enough disk space and permission to write",
-        remedy="Free some space and run the same command again: it resumes from the last complete "
-        "checkpoint.",
-    )

@@ -226,6 +226,28 @@ def test_cross_entropy_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert token_cross_entropy(hidden[:0], weight, labels[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradient_of_the_head_is_summed_in_float32(
+    autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding the sum after every chunk would lose more with every further chunk."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(512, 16, generator=generator).bfloat16()
+    weight = torch.randn(30, 16, generator=generator).bfloat16()
+    labels = torch.randint(0, 30, (512,), generator=generator)
+    exact = weight.double().requires_grad_()
+    token_cross_entropy(hidden.double(), exact, labels).sum().backward()
+    assert exact.grad is not None
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 4 * 30)
+    given = (weight.float() if autocast else weight).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        token_cross_entropy(hidden, given, labels).sum().backward()
+    assert given.grad is not None
+    assert given.grad.dtype == given.dtype
+    error = (given.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 0.004  # half a unit of bfloat16 in each entry, or less
+
+
 def test_rotary_positions_are_relative() -> None:
     cos, sin = rotary_tables(torch.tensor([0, 5, 5000]), 8, 1e6)
     assert cos.shape == sin.shape == (3, 1, 8)

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.model import saving
 from mathcanvas_lightning.model.adapters import LoRASettings, add_lora
 from mathcanvas_lightning.model.bagel import COMPONENTS, Bagel
-from mathcanvas_lightning.model.checkpoint import write_safetensors
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.basic import sincos_table
+from mathcanvas_lightning.model.saving import write_safetensors
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE
 
@@ -101,6 +102,49 @@ def test_written_files_are_safetensors(tmp_path: Path) -> None:
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], state[name]) for name in state)
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_written_in_shards_with_an_index(
+    model: Bagel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of at most the given size that both our loader and transformers' index rule read."""
+    state = model.state_dict()
+    sizes = {name: tensor.numel() * 4 for name, tensor in state.items()}
+    limit = max(sizes.values()) + 1000
+    monkeypatch.setattr(saving, "MAX_SHARD_BYTES", limit)
+    model.save_checkpoint(tmp_path, dtype=torch.float32)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) >= sum(sizes.values()) // limit > 1
+    assert files[0] == f"ema-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == state.keys()
+    for file in files:
+        stored = load_file(tmp_path / file)
+        assert {name for name, f in index["weight_map"].items() if f == file} == stored.keys()
+        assert sum(tensor.nbytes for tensor in stored.values()) <= limit
+    loaded = load(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    monkeypatch.undo()
+    model.save_checkpoint(tmp_path, dtype=torch.float32)  # one file again; the others must go
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["ema.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "content", ["version https://git-lfs.github.com/spec/v1", "{}", "[]", '{"weight_map": 3}']
+)
+def test_damaged_index(content: str, saved: Path) -> None:
+    (saved / "ema.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(DataError, match=r"index\.json: found no index of weight files"):
+        load(saved)
+
+
+def test_quantized_weights_are_refused(model: Bagel, saved: Path) -> None:
+    state = load_file(saved / "ema.safetensors")
+    state["llm2vae.weight"] = state["llm2vae.weight"].to(torch.int8)
+    save_file(state, saved / "ema.safetensors")
+    with pytest.raises(DataError, match="weight of type I8"):
+        load(saved)
 
 
 def test_sharded_weights(model: Bagel, saved: Path) -> None:

@@ -30,6 +30,7 @@ TRANSFORMS = {
     "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
 }
 TIMEOUT_S = 900
+SAVE = torch.save
 
 
 class Journal(Callback):
@@ -58,6 +59,7 @@ class Journal(Callback):
 
     def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save = SAVE  # an earlier run of this process may have replaced it
         self.attempt = len(list(self.folder.glob(f"start.*.{trainer.global_rank}.jsonl")))
         self.write(trainer, "start", {"pid": os.getpid()})
         if self.watch_reads:
@@ -72,6 +74,7 @@ class Journal(Callback):
             save = torch.save
             torch.save = lambda *a, **k: (save(*a, **k), self._pause(trainer))
         if self.full_at == self.step + 1 and trainer.global_rank == trainer.world_size - 1:
+            _finish_earlier_save(trainer)
             torch.save = _full_disk
         self.write(
             trainer,
@@ -120,6 +123,13 @@ class Journal(Callback):
             file.write(json.dumps(line) + "\n")
 
 
+def _finish_earlier_save(trainer: Trainer) -> None:
+    """Waits for a checkpoint that is written in the background."""
+    saver = getattr(trainer.strategy, "_saver", None)
+    if saver is not None and saver._completed is not None:
+        saver._completed.result()
+
+
 def _full_disk(*args: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -164,6 +174,8 @@ class Run:
     ranks: int = 1
     replicas: int | None = None
     """Number of replicas; None runs without a strategy."""
+    async_save: bool = False
+    """Write checkpoints in the background."""
     steps: int = 20
     save_every: int | None = None
     resume: Path | None = None
@@ -241,7 +253,8 @@ class Run:
         }
         if self.replicas is not None:
             shards = self.ranks // self.replicas
-            init = {"replicas": self.replicas, "shards": shards}
+            init: dict[str, Any] = {"replicas": self.replicas, "shards": shards}
+            init["async_save"] = self.async_save
             options["strategy"] = {"class_path": STRATEGY, "init_args": init}
         return options
 

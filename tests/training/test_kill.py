@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,24 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
 from tests.data.make_rows import interleaved_shards
-from tests.training.launch import Rank, Run, difference, finish, launch, start
+from tests.training.launch import TIMEOUT_S, Rank, Run, difference, finish, launch, start
 
 pytestmark = pytest.mark.slow
 
 STEPS = 6
-KINDS = {"one file": (1, None), "sharded": (2, 1)}
-"""Ranks, replicas."""
+KINDS = {
+    "one file": (1, None, False),
+    "sharded": (2, 1, False),
+    "in the background": (2, 1, True),
+}
+"""Ranks, replicas, whether checkpoints are written in the background."""
 Make = Callable[..., Run]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Makes runs of one kind, and does the uninterrupted one."""
-    ranks, replicas = KINDS[request.param]
+    ranks, replicas, async_save = KINDS[request.param]
     folder = tmp_path_factory.mktemp("kill")
     rows = interleaved_shards(folder / "rows", 60)
 
@@ -36,6 +41,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             shards=[rows],
             ranks=ranks,
             replicas=replicas,
+            async_save=async_save,
             steps=STEPS,
             save_every=2,
             journal=journal,
@@ -45,10 +51,18 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return run
 
 
-def interrupt(run: Run, attempt: int, number: signal.Signals) -> list[Rank]:
-    """Starts a run, waits until it pauses, and sends a signal to all its processes."""
+def interrupt(
+    run: Run, attempt: int, number: signal.Signals, wanted: set[str] | None = None
+) -> list[Rank]:
+    """Starts a run, waits until it pauses, and sends a signal to all its processes.
+
+    Checkpoints that are written in the background appear meanwhile; `wanted` waits for them.
+    """
     processes = start(run.ranks, [run])
     run.wait_for_pause(attempt, processes)
+    deadline = time.monotonic() + TIMEOUT_S
+    while wanted is not None and names(run) != wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
     for process in processes:
         os.killpg(process.pid, number)
     return processes
@@ -74,7 +88,7 @@ def test_killed_again_and_again(make: Make) -> None:
         ({"step2.ckpt", "last.ckpt", ".tmp-step4.ckpt"}, "step2.ckpt"),
     ]
     for attempt, (wanted, last) in enumerate(found):
-        finish(interrupt(run, attempt, signal.SIGKILL), status=-signal.SIGKILL)
+        finish(interrupt(run, attempt, signal.SIGKILL, wanted), status=-signal.SIGKILL)
         assert names(run) == wanted
         path = find_checkpoint(run.folder)
         assert (path and Path(path).name) == last

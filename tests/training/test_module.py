@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch, PackedBatch
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, TrainingError
 from mathcanvas_lightning.model.adapters import LoRASettings
+from mathcanvas_lightning.model.checkpoint import TABLES
+from mathcanvas_lightning.model.parts import part_of
 from mathcanvas_lightning.training import module as module_file
+from mathcanvas_lightning.training.callbacks.ema import EMAConfig
 from mathcanvas_lightning.training.inputs import PackInputs, draw_inputs
 from mathcanvas_lightning.training.losses import LossConfig
 from mathcanvas_lightning.training.module import BagelModule
@@ -245,6 +249,222 @@ def test_dtypes(param_dtype: Any, compute_dtype: Any, shards: Path, tmp_path: Pa
     trainer = train(model, training_data(config(shards)), tmp_path)
     assert {p.dtype for p in model.network.parameters()} == {model.param_dtype}
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+FROZEN: tuple[dict[str, Any], ...] = (
+    {"lora": LoRASettings(parts=("und", "gen", "vit", "connector"), rank=2)},
+    {"freeze": FreezeConfig(und=True)},
+    {"freeze": FreezeConfig(llm=True)},
+    {"freeze": FreezeConfig(vit=True, connector=True)},
+)
+
+
+@pytest.mark.parametrize("options", FROZEN, ids=["lora", "und", "llm", "vit"])
+def test_trained_in_float32_and_frozen_in_bfloat16(
+    options: dict[str, Any], shards: Path, tmp_path: Path
+) -> None:
+    data = training_data(config(shards), validation=[config(shards, name="val")])
+    model = network(compute_dtype="bfloat16", **options)
+    trainer = train(model, data, tmp_path, max_steps=2, val_check_interval=2, limit_val_batches=1)
+    parameters = dict(model.network.named_parameters())
+    tables = {} if "lora" in options else TABLES
+    for name, parameter in parameters.items():
+        trained = parameter.requires_grad or name in tables
+        assert parameter.dtype == (torch.float32 if trained else torch.bfloat16), name
+    moments = trainer.optimizers[0].state.values()
+    assert {state["exp_avg"].dtype for state in moments} == {torch.float32}
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert torch.isfinite(trainer.callback_metrics["val/val/ce"])
+
+
+def test_small_updates_of_adapters_are_kept(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In bfloat16, most steps of 1e-5 round away; see the warning about model.param_dtype."""
+
+    def moved(**options: Any) -> float:
+        lora = LoRASettings(parts=("und", "gen"), rank=4)
+        optimizer = OptimizerConfig(lr=1e-5)
+        model = network(lora=lora, optimizer=optimizer, compute_dtype="bfloat16", **options)
+        before = Weights()
+        train(model, training_data(config(shards)), tmp_path, max_steps=4, callbacks=[before])
+        pairs = [(w, before.found[n]) for n, w in weights(model).items() if ".lora_A." in n]
+        return sum(int((w != b).sum()) for w, b in pairs) / sum(w.numel() for w, _ in pairs)
+
+    assert moved() > 0.8  # the others have no gradient
+    assert moved(param_dtype="bfloat16") < 0.5
+    assert "Train in float32" in caplog.text
+
+
+class Weights(Callback):
+    """Copies the weights at the start of the training."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.found = weights(pl_module)
+
+
+def test_default_learning_rates() -> None:
+    rates = [
+        network(optimizer=OptimizerConfig(lr=lr), lora=lora).optimizer_config.lr
+        for lr in (None, 3e-5)
+        for lora in (None, LoRASettings())
+    ]
+    assert rates == [1e-5, 1e-4, 3e-5, 3e-5]
+
+
+class Broken(Callback):
+    """Makes a gradient of some optimizer steps infinite, and copies weights after each step."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+        self.weights: list[dict[str, torch.Tensor]] = []
+        self.averages: list[torch.Tensor] = []
+
+    def on_after_backward(self, trainer: Any, pl_module: BagelModule) -> None:
+        if trainer.global_step in self.steps:
+            gradient = pl_module.network.llm2vae.weight.grad
+            assert gradient is not None
+            gradient[0, 0] = float("inf")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: BagelModule, *args: Any) -> None:
+        self.weights.append(weights(pl_module))
+        averages = pl_module.ema_weights
+        assert averages is not None
+        self.averages.append(torch.cat([p.detach().flatten() for p in averages.parameters()]))
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_gradients_that_are_not_finite_skip_the_step(
+    clip: float | None, shards: Path, tmp_path: Path
+) -> None:
+    broken = Broken(2, 3)
+    model = network(ema=EMAConfig(decay=0.5))
+    options = {"max_steps": 5, "callbacks": [broken], "gradient_clip_val": clip}
+    trainer = train(model, training_data(config(shards)), tmp_path, **options)
+    same = [
+        all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+        for before, after in pairwise(broken.weights)
+    ]
+    assert same == [False, True, True, False]
+    assert [torch.equal(a, b) for a, b in pairwise(broken.averages)] == same
+    assert trainer.callback_metrics["train/skipped_steps"] == 2
+    steps = {float(state["step"]) for state in trainer.optimizers[0].state.values()}
+    assert steps == {3.0}
+
+
+def test_too_many_skipped_steps_end_the_run(shards: Path, tmp_path: Path) -> None:
+    model = network(ema=EMAConfig(decay=0.5), max_skipped_steps=2)
+    data = training_data(config(shards))
+    with pytest.raises(TrainingError, match=r"step 5: found .* in 3 steps in a row"):
+        train(model, data, tmp_path, max_steps=9, callbacks=[Broken(0, 1, 3, 4, 5)])
+
+
+class Norms(Callback):
+    """Computes the norms of the gradients by torch, and keeps what was logged."""
+
+    def __init__(self) -> None:
+        self.wanted: list[float] = []
+        self.logged: list[dict[str, float]] = []
+        self.clipped: list[tuple[float, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        found = [p.grad for p in pl_module.network.parameters() if p.grad is not None]
+        self.wanted.append(float(torch.nn.utils.get_total_norm(found)))
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        found = [p.grad for p in pl_module.network.parameters() if p.grad is not None]
+        if found:
+            largest = max(float(gradient.abs().max()) for gradient in found)
+            self.clipped.append((float(torch.nn.utils.get_total_norm(found)), largest))
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        metrics = trainer.callback_metrics.items()
+        self.logged.append({name: float(v) for name, v in metrics if "grad_norm" in name})
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_norms_of_the_parts_and_clipping(algorithm: str, shards: Path, tmp_path: Path) -> None:
+    norms, limit = Norms(), 0.01
+    options = {"gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
+    train(network(), training_data(config(shards)), tmp_path, callbacks=[norms], **options)
+    parts = {"und", "gen", "vit", "connector", "head"}
+    for logged, wanted in zip(norms.logged, norms.wanted, strict=True):
+        assert logged.keys() == {"train/grad_norm", *(f"grad_norm/{part}" for part in parts)}
+        total = logged.pop("train/grad_norm")
+        assert total == pytest.approx(wanted, rel=1e-5)
+        assert total == pytest.approx(sum(v**2 for v in logged.values()) ** 0.5, rel=1e-5)
+        assert total > limit
+    assert len(norms.clipped) >= 2
+    for norm, largest in norms.clipped:
+        assert (norm if algorithm == "norm" else largest) == pytest.approx(limit, rel=1e-3)
+
+
+class Metrics(Callback):
+    """Keeps the training metrics of each step."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            found = trainer.logged_metrics.items()
+            self.found.append({k: float(v) for k, v in found if k.startswith("train/")})
+
+
+def test_losses_of_each_data_set(shards: Path, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "log", name="", version="")
+    captions = config(t2i_shards(tmp_path / "t2i", 20), "t2i")
+    data = training_data(config(shards, name="puzzles"), captions, packs_per_step=2)
+    steps = Metrics()
+    options = {"max_steps": 6, "logger": logger, "log_every_n_steps": 1, "callbacks": [steps]}
+    train(network(), data, tmp_path, accumulate=2, **options)
+    assert len(steps.found) == 6
+    for metrics in steps.found:
+        for loss in ("ce", "mse"):
+            sets = ("puzzles", "t2i")
+            counts = {name: metrics[f"train/{name}/{loss}_tokens"] for name in sets}
+            assert sum(counts.values()) == metrics[f"train/{loss}_tokens"]
+            total = sum(n * metrics[f"train/{name}/{loss}"] for name, n in counts.items() if n)
+            mean = total / sum(counts.values())
+            assert mean == pytest.approx(metrics[f"train/{loss}"], rel=1e-4)
+        assert metrics["train/t2i/ce_tokens"] == 0
+        assert metrics["train/puzzles/tokens"] > metrics["train/puzzles/ce_tokens"] > 0
+    assert any(metrics["train/t2i/mse_tokens"] for metrics in steps.found)
+
+
+def test_learning_rates_of_parts(shards: Path, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(lr=1e-3, part_lr={"vit": 1e-5, "head": 2e-3}, weight_decay=0.1)
+    model = network(optimizer=optimizer)
+    trainer = train(model, training_data(config(shards)), tmp_path, max_steps=1)
+    names = {id(p): name for name, p in model.network.named_parameters()}
+    for group in trainer.optimizers[0].param_groups:
+        for parameter in group["params"]:
+            part = part_of(names[id(parameter)])
+            assert group["lr"] == {"vit": 1e-5, "head": 2e-3}.get(part, 1e-3)
+            assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 else 0.0)
+    frozen = network(optimizer=optimizer, freeze=FreezeConfig(vit=True))
+    with pytest.raises(ConfigError, match="part_lr: found vit, without trained parameters"):
+        train(frozen, training_data(config(shards)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimizerConfig(lr=0), "optimizer.lr: found 0"),
+        (lambda: OptimizerConfig(part_lr={"text": 1e-5}), "found text; wanted parts"),
+        (lambda: OptimizerConfig(part_lr={"vit": -1.0}), "part_lr.vit: found -1.0"),
+        (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas"),
+        (lambda: ScheduleConfig(warmup_steps=-1), "warmup_steps: found -1"),
+        (lambda: NumericConfig(max_skipped_steps=-1), "max_skipped_steps"),
+        (
+            lambda: NumericConfig(frozen_dtype="bfloat16"),
+            "float32, with frozen weights in bfloat16",
+        ),
+    ],
+)
+def test_numbers_that_are_wrong(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_only_unfrozen_parameters_are_trained(shards: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.parallelize import Parallelism, Precision, build_sharded
+from mathcanvas_lightning.model.parallelize import Parallelism, Precision, build_network
 from mathcanvas_lightning.training.source import ModelSource
 from tests.data.make_rows import interleaved_row, interleaved_shards, t2i_shards, write_shards
 from tests.training.launch import TRANSFORMS, Run, difference, launch
@@ -181,7 +181,7 @@ def mesh() -> Iterator[DeviceMesh]:
 
 
 def build(folder: Path, mesh: DeviceMesh, **overrides: Any) -> dict[str, torch.Tensor]:
-    model = build_sharded(
+    model = build_network(
         ModelSource(checkpoint=str(folder), overrides=overrides).config(),
         str(folder),
         mesh,

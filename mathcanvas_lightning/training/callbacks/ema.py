@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.training.gradients import local_tensor
 
 CHUNK = 32
 """Number of tensors averaged at a time. Limits the copies that are needed if the dtype or device
@@ -112,7 +112,7 @@ class EMAWeights(nn.Module):
         """Yields name, average and weight; for sharded ones, the shards of this rank."""
         weights: Mapping[str, Tensor] = dict(network.named_parameters())
         for name, average in self.named_parameters():
-            yield name, _local(average), _local(weights[parameter_name(name)])
+            yield name, local_tensor(average), local_tensor(weights[parameter_name(name)])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Called when the Trainer moves the module to the device.
@@ -168,10 +168,3 @@ def _reshard(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, DTensor):
-        local: Tensor = tensor.to_local()
-        return local
-    return tensor

@@ -147,7 +147,7 @@ class ThroughputMonitor(Callback):
         _synchronise(pl_module.device)
         now = time.perf_counter()
         elapsed = max(now - self._started - self._paused, 1e-9)
-        everyone = self._reduced(trainer, pl_module.device)
+        everyone = summed(self._counts, trainer, pl_module.device)
         values = {
             "speed/samples_per_s": everyone.samples / elapsed,
             "memory/peak_gib": peak_memory_gib(pl_module.device),
@@ -157,8 +157,8 @@ class ThroughputMonitor(Callback):
             values["speed/mfu"] = everyone.flops / elapsed / (self._peak * trainer.world_size)
         if (waited := self._waited(trainer)) is not None:
             values["speed/data_wait"] = min(1.0, waited / elapsed)
-        if (capacity := _capacity(trainer)) is not None:
-            values["data/fill"] = everyone.tokens / (everyone.packs * capacity)
+        if (size := capacity(trainer)) is not None:
+            values["data/fill"] = everyone.tokens / (everyone.packs * size)
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
         pl_module.log(
             "speed/tokens_per_s",
@@ -168,14 +168,6 @@ class ThroughputMonitor(Callback):
             batch_size=1,
         )
         self._reset(trainer, now)
-
-    def _reduced(self, trainer: Trainer, device: torch.device) -> Counts:
-        """Sums the counts over all ranks."""
-        if trainer.world_size == 1:
-            return self._counts
-        own = torch.tensor(astuple(self._counts), dtype=torch.float64, device=device)
-        packs, samples, tokens, flops = trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        return Counts(packs=packs, samples=samples, tokens=tokens, flops=flops)
 
     def _waited(self, trainer: Trainer) -> float | None:
         """Seconds of waiting since the last reset; None for loaders that don't measure it."""
@@ -230,7 +222,23 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _capacity(trainer: Trainer) -> int | None:
+def summed(counts: Counts, trainer: Trainer, device: torch.device) -> Counts:
+    """Sums counts over all ranks.
+
+    Args:
+        counts: Counts of this rank.
+        trainer: The Trainer.
+        device: Device of the communication.
+    """
+    if trainer.world_size == 1:
+        return counts
+    own = torch.tensor(astuple(counts), dtype=torch.float64, device=device)
+    packs, samples, tokens, flops = trainer.strategy.reduce(own, reduce_op="sum").tolist()
+    return Counts(packs=packs, samples=samples, tokens=tokens, flops=flops)
+
+
+def capacity(trainer: Trainer) -> int | None:
+    """Tokens of a pack; None if the data have none."""
     budget = getattr(getattr(trainer, "datamodule", None), "budget", None)
     return None if budget is None else int(budget.max_num_tokens)
 

@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-log = logging.getLogger(__name__)
+from mathcanvas_lightning.training.checkpoint.resume import STOPPED_FILE
 
-STOPPED_FILE = "stopped.ckpt"
+log = logging.getLogger(__name__)
 
 
 class StopOnSignal(Callback):

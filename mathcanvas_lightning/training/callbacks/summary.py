@@ -48,6 +48,7 @@ def memory_estimate(
     parameters: int,
     trainable: int,
     param_dtype: torch.dtype,
+    frozen_dtype: torch.dtype | None = None,
     shards: int = 1,
     ema: bool = False,
     vae_parameters: int = 0,
@@ -58,7 +59,8 @@ def memory_estimate(
     Args:
         parameters: Number of parameters of the network.
         trainable: Number of trainable parameters.
-        param_dtype: Type of weights, gradients and moments.
+        param_dtype: Type of trained weights, gradients and moments.
+        frozen_dtype: Type of frozen weights; by default that of the trained ones.
         shards: Number of ranks that share one network.
         ema: Whether a float32 average of the weights is on the device.
         vae_parameters: Number of parameters of the autoencoder.
@@ -67,10 +69,11 @@ def memory_estimate(
     Returns:
         The bytes. Temporarily gathered layers and copies in the compute type are not included.
     """
-    share = -(-parameters // shards) * param_dtype.itemsize
     trained = -(-trainable // shards)
+    frozen = -(-parameters // shards) - trained
+    frozen_size = (frozen_dtype or param_dtype).itemsize
     return MemoryEstimate(
-        weights=share,
+        weights=trained * param_dtype.itemsize + frozen * frozen_size,
         gradients=trained * param_dtype.itemsize,
         moments=2 * trained * param_dtype.itemsize,
         ema=trained * torch.float32.itemsize if ema else 0,
@@ -156,7 +159,7 @@ def describe_run(trainer: Trainer, module: BagelModule) -> Iterator[tuple[str, s
     yield "weights", _source(module, trainer)
     yield (
         "number types",
-        f"parameters {_name(module.param_dtype)}, computing in " + _name(module.compute_dtype),
+        f"parameters {_types(module)}, computing in " + _name(module.compute_dtype),
     )
     replicas, shards = mesh_sizes(trainer)
     yield "devices", _devices(trainer, replicas, shards)
@@ -195,6 +198,13 @@ def _source(module: BagelModule, trainer: Trainer) -> str:
     )
     resumed = f"; resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
     return f"{found}{changed}{adapters}{resumed}"
+
+
+def _types(module: BagelModule) -> str:
+    frozen = module.precision.frozen
+    if frozen in (None, module.param_dtype) or not module.left_out:
+        return _name(module.param_dtype)
+    return f"{_name(module.param_dtype)}, frozen ones {_name(frozen)}"
 
 
 def _devices(trainer: Trainer, replicas: int, shards: int) -> str:
@@ -256,6 +266,7 @@ def _memory(module: BagelModule, shards: int) -> str:
         parameters=total.total,
         trainable=total.trainable,
         param_dtype=module.param_dtype,
+        frozen_dtype=module.precision.frozen,
         shards=shards,
         ema=has_average(module),
         vae_parameters=count_vae_parameters(module.config.vae),

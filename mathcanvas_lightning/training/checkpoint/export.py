@@ -1,51 +1,33 @@
 """Exports a run's checkpoint as a directory for this library, the reference and vLLM."""
 
-import pickle
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import ConfigError, DataError, InputError, OutputError
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import (
     WeightFiles,
     audit_weights,
     find_weights,
-    write_checkpoint,
 )
 from mathcanvas_lightning.model.config import LLM_FILE, BagelConfig
-from mathcanvas_lightning.training.callbacks.ema import stored_name
+from mathcanvas_lightning.model.saving import write_checkpoint
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
-from mathcanvas_lightning.training.checkpoint.resume import METADATA_FILE
-from mathcanvas_lightning.training.strategy import move_over
+from mathcanvas_lightning.training.checkpoint.weights import (
+    NetworkWeights,
+    initial_weights,
+    open_checkpoint,
+    published_shapes,
+)
+from mathcanvas_lightning.training.checkpoint.writing import move_over
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-STATE = "state_dict"
-NETWORK, AVERAGE = "model.", "ema_weights."
-"""Prefixes of names in a checkpoint: BagelModule's names of its parts."""
-BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
-READ_ERRORS = (
-    OSError,
-    RuntimeError,
-    KeyError,
-    ValueError,
-    EOFError,
-    pickle.UnpicklingError,
-    CheckpointException,
-)
-"""Errors that reading a damaged checkpoint raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +46,6 @@ class ExportReport:
     """Number of projections with merged adapters."""
     source: str | None
     """Directory with tokenizer and autoencoder; None if the run started from a preset."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedState:
-    """An open checkpoint whose tensors are read one at a time."""
-
-    about: Mapping[str, Any]
-    """Everything but the tensors."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shapes of the tensors, by name."""
-    read: Callable[[str], Tensor]
-    """Reads a tensor by name."""
 
 
 def export_checkpoint(
@@ -111,9 +81,10 @@ def export_checkpoint(
     """
     saved = open_checkpoint(local_path(checkpoint))
     record = RunRecord.from_checkpoint(saved.about, checkpoint)
-    weights = NetworkWeights(saved, record, average=ema, place=checkpoint)
-    _check_adapters(weights, merge_lora, checkpoint)
     folder = _source_folder(source or record.checkpoint, is_option=source is not None)
+    initial = initial_weights(record, folder, checkpoint)
+    weights = NetworkWeights(saved, record, initial, average=ema, place=checkpoint)
+    _check_adapters(weights, merge_lora, checkpoint)
     target = local_path(output).resolve()
     _check_output(target, overwrite, [local_path(checkpoint), *([folder] if folder else [])])
     _audit(weights, record, checkpoint, folder)
@@ -125,147 +96,6 @@ def export_checkpoint(
         num_averaged=len(weights.averaged),
         num_merged=len(weights.adapters),
         source=None if folder is None else str(folder),
-    )
-
-
-class NetworkWeights(Mapping[str, Tensor]):
-    """Lazy mapping from published names to the weights of the network.
-
-    Args:
-        saved: The checkpoint.
-        record: Record of its run.
-        average: Use the moving averages, for the weights that have one.
-        place: The checkpoint, for errors.
-
-    Raises:
-        ConfigError: If `average` is set and the checkpoint has no average.
-    """
-
-    def __init__(self, saved: SavedState, record: RunRecord, *, average: bool, place: str) -> None:
-        if average and not any(name.startswith(AVERAGE) for name in saved.shapes):
-            raise ConfigError(
-                "--ema",
-                found=f"no moving average in {place}",
-                wanted="a checkpoint of a run with model.ema",
-                remedy="Leave --ema out; set model.ema.decay in the next run.",
-            )
-        self._saved, self._average = saved, average
-        self._stored = {  # published name -> name in the checkpoint
-            name.replace(BASE, "."): name
-            for name in (n.removeprefix(NETWORK) for n in saved.shapes if n.startswith(NETWORK))
-            if LORA_A not in name and LORA_B not in name
-        }
-        self._scale = record.lora.alpha / record.lora.rank if record.lora is not None else 0.0
-        self.adapters = {  # published name of an adapted weight -> prefix of its adapter
-            name.removesuffix(LORA_A) + ".weight": name.removesuffix(LORA_A)
-            for name in (n.removeprefix(NETWORK) for n in saved.shapes)
-            if name.endswith(LORA_A)
-        }
-        self.shapes = {new: saved.shapes[NETWORK + old] for new, old in self._stored.items()}
-        self.averaged = [n for n in saved.shapes if average and n.startswith(AVERAGE)]
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._read(self._stored[name])
-        if name in self.adapters:
-            start = self.adapters[name]
-            lower, upper = self._read(start + LORA_A).float(), self._read(start + LORA_B).float()
-            tensor = tensor.float() + (upper @ lower) * self._scale
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def _read(self, name: str) -> Tensor:
-        averaged = AVERAGE + stored_name(name)
-        use = self._average and averaged in self._saved.shapes
-        return self._saved.read(averaged if use else NETWORK + name)
-
-
-def open_checkpoint(path: Path) -> SavedState:
-    """Opens a checkpoint without reading its tensors.
-
-    Args:
-        path: Path of a file, or of the folder of a sharded checkpoint.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        DataError: If it can't be read.
-        InputError: If it doesn't exist.
-    """
-    if not path.exists():
-        raise InputError(
-            str(path),
-            found="nothing",
-            wanted="a checkpoint of a run",
-            remedy="Checkpoints are below the run's trainer.default_root_dir, named *.ckpt.",
-        )
-    try:
-        return _open_folder(path) if path.is_dir() else _open_file(path)
-    except READ_ERRORS as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise _damaged(path, f"{type(error).__name__}: {reason}") from error
-
-
-def _open_file(path: Path) -> SavedState:
-    # weights_only: a checkpoint from elsewhere must not execute code.
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    state = content.pop(STATE) if isinstance(content, dict) and STATE in content else {}
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return SavedState(
-        about=content if isinstance(content, dict) else {}, shapes=shapes, read=state.__getitem__
-    )
-
-
-class _Reader(FileSystemReader):
-    """Reads the metadata once, instead of once per tensor."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._metadata: Metadata | None = None
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._metadata is None:
-            self._metadata = super().read_metadata(*args, **kwargs)
-        return self._metadata
-
-
-def _open_folder(path: Path) -> SavedState:
-    reader = _Reader(path)
-    tensors = {
-        name.removeprefix(f"{STATE}."): entry
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(f"{STATE}.") and isinstance(entry, TensorStorageMetadata)
-    }
-
-    def read(name: str) -> Tensor:
-        entry = tensors[name]
-        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about reading in a single process
-                load({f"{STATE}.{name}": tensor}, storage_reader=reader, no_dist=True)
-        except READ_ERRORS as error:
-            raise _damaged(path, f"{name}: {type(error).__name__}") from error
-        return tensor
-
-    return SavedState(
-        about=torch.load(path / METADATA_FILE, map_location="cpu", weights_only=True),
-        shapes={name: tuple(entry.size) for name, entry in tensors.items()},
-        read=read,
-    )
-
-
-def _damaged(path: Path, found: str) -> DataError:
-    return DataError(
-        str(path),
-        found=f"an unreadable checkpoint ({found})",
-        wanted="a complete checkpoint of mathcanvas fit",
-        remedy="Give another checkpoint of the run; a truncated one can't be used.",
     )
 
 
@@ -317,8 +147,7 @@ def _audit(weights: NetworkWeights, record: RunRecord, place: str, folder: Path 
     """Compares names and shapes with those of the network and of the source directory."""
     with torch.device("meta"):
         model = Bagel(record.config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    audit_weights(wanted, WeightFiles({}, weights.shapes), place, model)
+    audit_weights(published_shapes(record), WeightFiles({}, weights.shapes), place, model)
     if folder is not None:
         audit_weights(weights.shapes, find_weights(folder), str(folder), model)
 

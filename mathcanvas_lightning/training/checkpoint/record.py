@@ -1,7 +1,7 @@
 """Record of a run's settings in its checkpoints, as plain types."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from mathcanvas_lightning.errors import ConfigError, DataError
@@ -25,6 +25,16 @@ class RunRecord:
     """Settings of the adapters; None without adapters."""
     ema_decay: float | None
     """Decay of the moving average; None without one."""
+    freeze: Mapping[str, bool] | None = None
+    """Parts of the network -> whether they are frozen; None in checkpoints of older versions."""
+    seed: int = 0
+    """Random seed of initial weights that come from no checkpoint."""
+    left_out: tuple[str, ...] = ()
+    """Names of frozen weights that the checkpoint leaves out; they equal the initial ones."""
+    weights_digest: str | None = None
+    """Digest of the files with the initial weights, if some are left out."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Key -> value of further settings, which may change when the run is resumed."""
 
     def to_state(self) -> dict[str, Any]:
         """Converts the record to plain types."""
@@ -62,6 +72,11 @@ class RunRecord:
             checkpoint=state["checkpoint"],
             lora=None if lora is None else LoRASettings(**lora),
             ema_decay=state["ema_decay"],
+            freeze=state.get("freeze"),
+            seed=state.get("seed", 0),
+            left_out=tuple(state.get("left_out", ())),
+            weights_digest=state.get("weights_digest"),
+            settings=state.get("settings", {}),
         )
 
     def check(self, other: Self, place: str) -> None:
@@ -75,6 +90,8 @@ class RunRecord:
             ConfigError: If its network, adapters or moving average differ.
         """
         mine, theirs = self._decisive(), other._decisive()
+        if self.freeze is None:
+            theirs = {key: value for key, value in theirs.items() if not key.startswith("freeze.")}
         differing = sorted(k for k in mine.keys() | theirs if mine.get(k) != theirs.get(k))
         if differing:
             raise ConfigError(
@@ -82,8 +99,43 @@ class RunRecord:
                 found="weights of another network: "
                 + ", ".join(f"{key} {mine.get(key)}" for key in differing),
                 wanted=", ".join(f"{key} {theirs.get(key)}" for key in differing),
-                remedy="Use the settings of the run that wrote it, or leave the checkpoint out.",
+                remedy="Use the settings of the run that wrote it, or start a new run with another "
+                "trainer.default_root_dir (from its weights: model.source.weights).",
             )
+        self.check_initial_weights(other.weights_digest, place)
+
+    def check_initial_weights(self, digest: str | None, place: str) -> None:
+        """Checks that the frozen weights are those that the checkpoint leaves out.
+
+        Args:
+            digest: Digest of the weights that are at hand; None if it is not known.
+            place: The checkpoint, for errors.
+
+        Raises:
+            DataError: If they are other ones.
+        """
+        if self.left_out and digest and self.weights_digest and digest != self.weights_digest:
+            raise DataError(
+                place,
+                found=f"frozen weights that were left out, and other ones in {self.checkpoint}",
+                wanted="the weights from which the run started",
+                remedy="Restore that directory, or give another one with the same weights.",
+            )
+
+    def changes(self, other: Self) -> list[str]:
+        """Describes the settings that may differ between a checkpoint and the run that resumes it.
+
+        Args:
+            other: Record of the run that resumes.
+
+        Returns:
+            Lines like "model.optimizer.lr 0.002 -> 0.0001".
+        """
+        return [
+            f"{key} {value} -> {other.settings[key]}"
+            for key, value in sorted(self.settings.items())
+            if key in other.settings and other.settings[key] != value
+        ]
 
     def _decisive(self) -> dict[str, Any]:
         """Setting -> value, for settings that determine names, shapes or meaning of the weights."""
@@ -93,8 +145,18 @@ class RunRecord:
             lora = {"rank": self.lora.rank, "alpha": self.lora.alpha, "parts": parts}
             lora["pattern"] = pattern
         config = asdict(replace(self.config, timestep_shift=1.0, drawing_size=None))
-        nested = {"model": config, "lora": lora, "ema": self.ema_decay is not None}
-        return dict(_flat("", nested))
+        nested = {
+            "model": config,
+            "lora": lora,
+            "ema": self.ema_decay is not None,
+            "freeze": self.freeze or {},
+        }
+        return flatten(nested)
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flattens nested settings to dotted keys; tuples become lists, as a checkpoint stores them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in _flat("", settings)}
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:

@@ -1,194 +1,124 @@
-"""Finds the checkpoint from which a restarted run resumes, and checks that it is complete."""
+"""Finds the checkpoint from which a restarted run resumes."""
 
-import logging
-import pickle
-import zipfile
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.training.checkpoint.reading import (
+    require_complete,
+    require_readable,
+    require_resumable,
+)
 
-log = logging.getLogger(__name__)
+__all__ = ["checkpoint_places", "find_checkpoint", "require_complete", "require_readable"]
 
-METADATA_FILE = "meta.pt"
-"""File of a sharded checkpoint that holds everything but the tensors."""
-STATE_PREFIX = "state_dict."
-MAX_LISTED = 5
-"""Maximum number of weights in an error."""
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError)
+SUFFIX = ".ckpt"
+STOPPED_FILE = f"stopped{SUFFIX}"
+"""Checkpoint that a run writes when a signal stops it."""
 
 
-def find_checkpoint(root: str | Path) -> str | None:
-    """Finds the complete checkpoint with the most steps below a folder.
+def checkpoint_places(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
+    """Lists where the checkpoints of this run are written.
 
     Args:
-        root: The Trainer's root folder.
+        trainer: The Trainer of the run.
+        root_is_named: Whether the user has set the Trainer's root folder. Otherwise it is the
+            working folder, which may hold other runs.
 
     Returns:
-        Its path; None if there is no complete checkpoint. Incomplete ones are skipped.
+        The folders of the savers, and the file that is written after a signal. A logger that
+        numbers its versions has a folder for each start of the run: all of them are listed.
     """
-    candidates = [
-        path
-        for path in local_path(root).rglob("*.ckpt")
-        if not path.is_symlink() and not path.name.startswith(TEMPORARY_PREFIX)
-    ]
-    found = [
-        (step, path.stat().st_mtime, str(path))
-        for path in candidates
-        if (step := checkpoint_step(path)) is not None
-    ]
+    root = Path(trainer.default_root_dir)
+    named = [getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks]
+    places = [Path(folder) for folder in named if folder]
+    logger = trainer.loggers[0] if trainer.loggers else None
+    base = Path((logger and logger.save_dir) or root)
+    if not root_is_named and base.absolute() == root.absolute():
+        return places
+    if len(places) < max(1, len(trainer.checkpoint_callbacks)):
+        if logger is None:
+            places.append(root / "checkpoints")
+        else:
+            places += _of_logger(base / str(logger.name), logger)
+    return [*places, root / STOPPED_FILE] if root_is_named else places
+
+
+def _of_logger(folder: Path, logger: Logger) -> list[Path]:
+    """Checkpoint folders below a logger's folder: of its version, or of all numbered ones."""
+    # Its property `version` would choose a new number, or start the run of Weights & Biases.
+    version = next((v for k in ("_version", "_id") if (v := vars(logger).get(k)) is not None), None)
+    if version is None:
+        return sorted(folder.glob("version_*/checkpoints"))
+    name = f"version_{version}" if isinstance(version, int) else str(version)
+    return [folder / name / "checkpoints"]
+
+
+def find_checkpoint(*places: str | Path, need_record: bool = True) -> str | None:
+    """Finds the complete checkpoint with the most steps, and tells which ones are passed over.
+
+    Args:
+        places: Checkpoints, and folders that hold them at any depth; links are followed.
+        need_record: Take only checkpoints with the record of `BagelModule`.
+
+    Returns:
+        Its path; None if there is none from which a run can resume.
+    """
+    found = []
+    for path in candidates(places):
+        try:
+            step = require_resumable(path, need_record=need_record)
+        except MathCanvasError as error:
+            rank_zero_info(f"Passed over {path}: found {error.found}; wanted {error.wanted}.")
+        else:
+            found.append((step, path.stat().st_mtime, str(path)))
     if not found:
         return None
-    step, _, path = max(found)
-    log.info("resuming from step %d: %s", step, path)
-    return path
+    step, _, path_of_last = max(found)
+    rank_zero_info(f"Resuming from step {step}: {path_of_last}")
+    return path_of_last
 
 
-def checkpoint_step(path: Path) -> int | None:
-    """Reads the optimizer step of a checkpoint.
+def skip_saved_step(trainer: Trainer) -> None:
+    """Keeps `ModelCheckpoint` from saving the step again from which a run has resumed.
 
-    Args:
-        path: Path of a file, or of the folder of a sharded checkpoint.
-
-    Returns:
-        The step; None if the checkpoint is incomplete.
-    """
-    try:
-        return require_complete(path)
-    except DataError as error:
-        log.warning("skipped: %s", error)
-        return None
-
-
-def require_complete(path: Path) -> int:
-    """Checks that a checkpoint is complete, without reading tensors.
+    With accumulation it would do so after the next micro-batch, in the middle of a step.
 
     Args:
-        path: Path of a file, or of the folder of a sharded checkpoint.
-
-    Returns:
-        Its optimizer step.
-
-    Raises:
-        DataError: If it is incomplete or damaged.
+        trainer: A Trainer that starts to fit after it has restored a checkpoint.
     """
-    try:
-        problem = _missing_part(path) if path.is_dir() else None
-        if problem is None:
-            return int(_about(path)["global_step"])
-    except UNREADABLE as error:
-        problem = f"a damaged checkpoint ({type(error).__name__}: {error})"
-    raise DataError(
-        str(path),
-        found=problem,
-        wanted="a complete checkpoint",
-        remedy="Set another --ckpt_path, or remove it to resume from the last complete one.",
-    )
+    for saver in trainer.checkpoint_callbacks:
+        if isinstance(saver, ModelCheckpoint):
+            saver._last_global_step_saved = trainer.global_step
 
 
-def require_readable(path: str | Path, sharded: bool) -> None:
-    """Checks that a run can resume from a checkpoint.
+def candidates(places: Sequence[str | Path]) -> list[Path]:
+    """Lists checkpoint files and folders, each once, also if links lead to it."""
+    found: dict[Path, Path] = {}
+    paths = [path for place in places for path in _below(local_path(place))]
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), str(path))):
+        if path.exists() and not path.name.startswith(TEMPORARY_PREFIX):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
-    Args:
-        path: Path of the checkpoint. Keywords of Lightning, such as "last", are not checked.
-        sharded: Whether the run's strategy reads folders.
 
-    Raises:
-        DataError: If it is incomplete.
-        ConfigError: If it is a folder and the strategy reads only files.
-    """
-    found = local_path(path)
-    if not found.exists():
+def _below(place: Path) -> Iterator[Path]:
+    if place.name.endswith(SUFFIX):
+        yield place
         return
-    require_complete(found)
-    if found.is_dir() and not sharded:
-        raise ConfigError(
-            str(path),
-            found="a sharded checkpoint",
-            wanted="a single file, because this run is not sharded",
-            remedy="Resume with trainer.strategy.class_path: "
-            "mathcanvas_lightning.training.strategy.ShardedStrategy; one rank is enough.",
-        )
-
-
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes of a checkpoint's weights, by name."""
-    if not path.is_dir():
-        return {name: tuple(tensor.shape) for name, tensor in _about(path)["state_dict"].items()}
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    return {
-        name.removeprefix(STATE_PREFIX): tuple(about.size)
-        for name, about in stored.items()
-        if name.startswith(STATE_PREFIX) and isinstance(about, TensorStorageMetadata)
-    }
-
-
-def check_same_model(
-    place: str | Path, found: Mapping[str, tuple[int, ...]], model: Mapping[str, Tensor]
-) -> None:
-    """Compares the weights of a checkpoint with those of a model.
-
-    Args:
-        place: Path of the checkpoint, for errors.
-        found: Shapes of its weights, by name.
-        model: State dict of the model.
-
-    Raises:
-        ConfigError: If names or shapes differ.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.items()}
-    differing = [
-        f"{name} {_shown(found.get(name))} in the checkpoint, {_shown(wanted.get(name))} here"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
-    if differing:
-        more = len(differing) - MAX_LISTED
-        raise ConfigError(
-            str(place),
-            found="another model: "
-            + "; ".join(differing[:MAX_LISTED])
-            + (f"; and {more} more" if more > 0 else ""),
-            wanted="weights of the configured model",
-            remedy="Use the model settings of that run, or another trainer.default_root_dir.",
-        )
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
-
-
-def _about(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint without the values of its tensors."""
-    is_folder = path.is_dir()
-    about: dict[str, Any] = torch.load(
-        path / METADATA_FILE if is_folder else path,
-        map_location="meta",
-        mmap=not is_folder and zipfile.is_zipfile(path),
-        weights_only=True,
-    )
-    return about
-
-
-def _missing_part(path: Path) -> str | None:
-    """Describes the first missing or incomplete file of a sharded checkpoint."""
-    stored = FileSystemReader(path).read_metadata().storage_data or {}
-    sizes: dict[str, int] = {METADATA_FILE: 0}
-    for entry in stored.values():
-        end = entry.offset + entry.length
-        sizes[entry.relative_path] = max(sizes.get(entry.relative_path, 0), end)
-    for name, size in sorted(sizes.items()):
-        file = path / name
-        if not file.is_file():
-            return f"no file {name}"
-        if file.stat().st_size < size:
-            return f"a truncated {name}: {file.stat().st_size} of {size} bytes"
-    return None
+    seen: set[Path] = set()
+    for folder, folders, files in os.walk(place, followlinks=True):
+        if (real := Path(folder).resolve()) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, n) for n in (*folders, *files) if n.endswith(SUFFIX))
+        folders[:] = [name for name in folders if not name.endswith(SUFFIX)]

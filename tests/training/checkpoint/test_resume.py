@@ -13,6 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from mathcanvas_lightning.errors import DataError, OutputError
+from mathcanvas_lightning.model.checkpoint import TABLES
+from mathcanvas_lightning.training.checkpoint.reading import stored_shapes
 from mathcanvas_lightning.training.checkpoint.resume import (
     find_checkpoint,
     require_complete,
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 CUT, END = 6, 9
 ADAM = {"optimizer": {"lr": 1e-3, "eps": 1e-4}}  # see test_sharding.py
+LORA = {"parts": ["und", "gen"], "rank": 2}
 TOP = {"save_top_k": 2, "monitor": "step", "mode": "max"}
 
 
@@ -51,14 +54,18 @@ def runs(folder: Path) -> Runs:
             made[name] = Run(folder=folder / name, shards=[rows], ranks=ranks, **given)
         return made[name]
 
-    cut = make("cut_2").saved(CUT)
+    cut, lora = make("cut_2").saved(CUT), folder / "lora_cut_2" / "saved" / "step6.ckpt"
     launch(
         2,
-        make("straight_2", saver=TOP),
+        make("straight_2", saver=TOP, async_save=True),
         make("cut_2"),
         make("resumed_22", resume=cut),
         make("resumed_22_replicated", resume=cut, replicas=2),
         make("full_2", journal={"full_at": 6}),
+        make("full_2_background", journal={"full_at": 6}, async_save=True),
+        make("lora_cut_2", model={"lora": LORA, **ADAM}),
+        make("lora_straight_2", model={"lora": LORA, **ADAM}),
+        make("lora_resumed_2", model={"lora": LORA, **ADAM}, resume=lora),
     )
     launch(
         1,
@@ -86,6 +93,7 @@ def runs(folder: Path) -> Runs:
     [
         ("straight_2", "cut_2", "resumed_22", 0),
         ("straight_1", "cut_one_file", "resumed_one_file", 0),
+        ("lora_straight_2", "lora_cut_2", "lora_resumed_2", 0),
         ("straight_1", "cut_1", "resumed_11", 0),
         ("straight_1", "cut_1", "resumed_12", 1e-6),
         ("straight_1", "cut_2", "resumed_21", 1e-6),
@@ -125,7 +133,7 @@ def test_top_checkpoints_and_link(runs: Runs) -> None:
     assert require_complete(saved / "step6.ckpt") == 6
 
 
-@pytest.mark.parametrize("name", ["full_1", "full_2"])
+@pytest.mark.parametrize("name", ["full_1", "full_2", "full_2_background"])
 def test_full_disk(name: str, runs: Runs) -> None:
     run = runs(name)
     for rank in range(run.ranks):
@@ -142,7 +150,21 @@ def test_checkpoint_of_another_model(runs: Runs) -> None:
     error = runs("resumed_other").error()
     assert error.startswith("ConfigError")
     assert "step6.ckpt" in error
-    assert "lora_A" in error
+    assert "lora.rank None" in error
+    assert "lora.rank 2" in error
+
+
+def test_frozen_weights_are_left_out_of_shards(runs: Runs) -> None:
+    sizes = [
+        sum(path.stat().st_size for path in runs(name).saved(CUT).glob("*.distcp"))
+        for name in ("lora_cut_2", "cut_2")
+    ]
+    assert sizes[0] < sizes[1] / 10
+    trained = [name for name in stored_shapes(runs("lora_cut_2").saved(CUT)) if "lora" in name]
+    assert trained
+    assert {n for n in stored_shapes(runs("lora_cut_2").saved(CUT)) if "lora" not in n} == {
+        f"model.{name}" for name in TABLES
+    }
 
 
 def test_folder_without_sharding(runs: Runs) -> None:
@@ -253,6 +275,7 @@ def test_unused_parameters_can_be_resumed(tmp_path: Path) -> None:
         module = HalfUsed()
         trainer.fit(module, ckpt_path=resume)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        assert trainer.validate_loop.inference_mode is False  # FSDP2 gathers in no_grad only
         return {n: t.full_tensor().clone() for n, t in module.state_dict().items()}
 
     try:
