@@ -32,9 +32,14 @@ from mathcanvas_lightning.common.paths import (
     without_query,
 )
 from mathcanvas_lightning.common.progress import progress_bar
-from mathcanvas_lightning.data.images.decode import ImageError
-from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
-from mathcanvas_lightning.data.rows.source import RowGroup, Rows, RowSource, row_uid
+from mathcanvas_lightning.data.rows.left_out import (
+    ROW_ERRORS,
+    LeftOutRow,
+    row_boundary,
+    stage_of,
+)
+from mathcanvas_lightning.data.rows.readers import Element
+from mathcanvas_lightning.data.rows.source import RowGroup, Rows, RowSource, row_place, row_uid
 from mathcanvas_lightning.data.sequence.encode import measure
 from mathcanvas_lightning.data.sequence.roles import Ints
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
@@ -59,29 +64,6 @@ SCHEMA = pa.schema(
         "heights": pa.list_(pa.int32()),
     }
 )
-NO_SAMPLE = "no_sample"
-"""Stage of valid rows that are not training samples."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOutRow:
-    """A row that is not used for training."""
-
-    uid: str
-    path: str
-    """File of the row, without the query of a presigned URL."""
-    row_group: int
-    row: int
-    """Row number within the row group."""
-    stage: str
-    """`no_sample`, `too_long`, or the step that failed: `read`, `row`, `image`, `length`."""
-    error: str
-    """Description of the problem."""
-
-    @property
-    def place(self) -> str:
-        """Location for error messages."""
-        return f"{self.path}, row group {self.row_group}, row {self.row} (uid {self.uid})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +138,12 @@ class Scanner:
             def read_image(element: Element) -> bytes:
                 return self.source.read_image(element, path)
 
-            measured = measure(
-                sample, _tokenizer(self.tokenizer_folder), self.source.limits, read_image
-            )
-        except NoSampleError as error:
-            return _left_out(uid, group, row, NO_SAMPLE, error)
-        except DataError as error:
-            return _left_out(uid, group, row, "row", error)
-        except ImageError as error:
-            return _left_out(uid, group, row, "image", error)
+            with row_boundary(row_place(path, group, row)):
+                measured = measure(
+                    sample, _tokenizer(self.tokenizer_folder), self.source.limits, read_image
+                )
+        except ROW_ERRORS as error:
+            return _left_out(uid, group, row, stage_of(error), error)
         indexes = range(len(measured.elements))
         sizes = [measured.sizes_px.get(index, (0, 0)) for index in indexes]
         return {
@@ -349,7 +328,7 @@ def _left_out(uid: str, group: int, row: int, stage: str, error: Exception) -> d
         "row_group": group,
         "row": row,
         "stage": stage,
-        "problem": str(error),
+        "problem": str(error).encode(errors="backslashreplace").decode(),
         "roles": [],
         "steps": [],
         "text_tokens": [],

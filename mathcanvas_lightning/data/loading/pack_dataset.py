@@ -7,11 +7,15 @@ from torch.utils.data import Dataset
 
 from mathcanvas_lightning.batch import LossTotals, PackedBatch, SampleInfo, TokenGeometry
 from mathcanvas_lightning.common.paths import without_query
-from mathcanvas_lightning.data.images.decode import ImageError
-from mathcanvas_lightning.data.index.index import LeftOutRow
-from mathcanvas_lightning.data.loading.quarantine import BadRow
-from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
-from mathcanvas_lightning.data.rows.source import RowCache, RowSource
+from mathcanvas_lightning.data.rows.left_out import (
+    ROW_ERRORS,
+    LeftOutRow,
+    NoSampleError,
+    row_boundary,
+    stage_of,
+)
+from mathcanvas_lightning.data.rows.readers import Element
+from mathcanvas_lightning.data.rows.source import RowCache, Rows, RowSource, row_place
 from mathcanvas_lightning.data.sequence.encode import RowSettings, measure, prepare
 from mathcanvas_lightning.data.sequence.pack import PackItem, filler_pack, pack_samples
 from mathcanvas_lightning.data.sequence.rng import element_uniforms, hash64
@@ -67,7 +71,7 @@ class LoadedPack:
     pack: PackedBatch
     samples: tuple[SampleInfo, ...]
     image_seeds: tuple[int, ...]
-    bad: tuple[BadRow, ...]
+    bad: tuple[LeftOutRow, ...]
     """Unreadable rows; holes replace them in the pack."""
 
 
@@ -117,10 +121,10 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         items: list[PackItem] = []
         infos: list[SampleInfo] = []
         seeds: list[int] = []
-        bad: list[BadRow] = []
+        bad: list[LeftOutRow] = []
         for ref in task.samples:
             prepared = self._prepare(ref)
-            hole = isinstance(prepared, BadRow)
+            hole = isinstance(prepared, LeftOutRow)
             infos.append(
                 SampleInfo(
                     uid=ref.uid,
@@ -129,7 +133,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
                     is_hole=hole,
                 )
             )
-            if isinstance(prepared, BadRow):
+            if isinstance(prepared, LeftOutRow):
                 bad.append(prepared)
                 items.append(PackItem(hole_tokens=ref.length))
             else:
@@ -138,29 +142,27 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         pack = pack_samples(items, self._geometry, special, interpolate_positions=self._interpolate)
         return LoadedPack(task, pack, tuple(infos), tuple(seeds), tuple(bad))
 
-    def _prepare(self, ref: SampleRef) -> PackItem | BadRow:
-        try:
-            item, length = self._read(ref)
-        except NoSampleError as error:
-            return self._bad(ref, "row", f"no longer a training sample: {error}")
-        except ImageError as error:
-            return self._bad(ref, "image", str(error))
-        except _ReadError as error:
-            return self._bad(ref, "read", str(error))
-        except DataError as error:
-            return self._bad(ref, "row", str(error))
-        if length != ref.length:
-            message = f"{length} tokens, but {ref.length} in the index: build the index again"
-            return self._bad(ref, "length", message)
-        return item
-
-    def _read(self, ref: SampleRef) -> tuple[PackItem, int]:
-        reader = self._readers[ref.dataset]
-        source = reader.source
+    def _prepare(self, ref: SampleRef) -> PackItem | LeftOutRow:
+        source = self._readers[ref.dataset].source
         try:
             rows = self._cache.read(ref.dataset, source, ref.path, ref.row_group)
         except DataError as error:
-            raise _ReadError(str(error)) from None
+            return self._left_out(ref, "read", str(error))
+        try:
+            with row_boundary(row_place(ref.path, ref.row_group, ref.row)):
+                item, length = self._encode(ref, rows)
+        except NoSampleError as error:
+            return self._left_out(ref, "row", f"no longer a training sample: {error}")
+        except ROW_ERRORS as error:
+            return self._left_out(ref, stage_of(error), str(error))
+        if length != ref.length:
+            message = f"{length} tokens, but {ref.length} in the index: build the index again"
+            return self._left_out(ref, "length", message)
+        return item
+
+    def _encode(self, ref: SampleRef, rows: Rows) -> tuple[PackItem, int]:
+        reader = self._readers[ref.dataset]
+        source = reader.source
         sample = source.sample(rows, ref.path, ref.row_group, ref.row)
 
         def read_image(element: Element) -> bytes:
@@ -178,17 +180,13 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
             for element in item.vae_pixels
         ]
 
-    def _bad(self, ref: SampleRef, stage: str, error: str) -> BadRow:
-        row = LeftOutRow(
+    def _left_out(self, ref: SampleRef, stage: str, error: str) -> LeftOutRow:
+        return LeftOutRow(
             uid=ref.uid,
             path=without_query(ref.path),
             row_group=ref.row_group,
             row=ref.row,
             stage=stage,
             error=error,
+            dataset=self._readers[ref.dataset].name,
         )
-        return BadRow(self._readers[ref.dataset].name, row)
-
-
-class _ReadError(Exception):
-    """The row group can't be read."""

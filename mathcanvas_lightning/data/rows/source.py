@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.files import Storage
@@ -67,9 +68,10 @@ class RowSource:
             DataError: If they are damaged.
             StorageError: If the server fails.
         """
-        if self.row_format == "vlm":
-            return _Lines(_read_lines(self.storage.open(path), group))
-        return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
+        with row_boundary(f"{without_query(path)}, row group {group}"):
+            if self.row_format == "vlm":
+                return _Lines(_read_lines(self.storage.open(path), group))
+            return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
 
     def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
         """Decodes one row as a sample.
@@ -78,8 +80,9 @@ class RowSource:
             NoSampleError: If the row is not a training sample.
             DataError: If the row violates the format.
         """
-        place = f"{without_query(path)}, row group {group}, row {row}"
-        sample = READERS[self.row_format](rows.row(row, place), place)
+        place = row_place(path, group, row)
+        with row_boundary(place):
+            sample = READERS[self.row_format](rows.row(row, place), place)
         if sample.uid == place:  # without an id: a name that is equal on all machines
             return Sample(uid=row_uid(path, group, row), elements=sample.elements)
         return sample
@@ -157,9 +160,15 @@ class _Lines:
         )
 
 
+def row_place(path: str, group: int, row: int) -> str:
+    """Location of a row for error messages."""
+    return f"{without_query(path)}, row group {group}, row {row}"
+
+
 def row_uid(path: str, group: int, row: int) -> str:
     """Name of a row without an id: file name, row group, and number in the group."""
-    return f"{file_name(path)}:{group}:{row}"
+    name = file_name(path).encode(errors="backslashreplace").decode()  # a name may be no Unicode
+    return f"{name}:{group}:{row}"
 
 
 class RowCache:
