@@ -1,8 +1,9 @@
 """Data sets of a run: indexed, checked and ready for planning."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,10 @@ import numpy.typing as npt
 from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, build_index
+from mathcanvas_lightning.data.index.index import DatasetIndex, build_index
 from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
-from mathcanvas_lightning.data.loading.quarantine import TOO_LONG
 from mathcanvas_lightning.data.plan.epoch import PlannedDataset
+from mathcanvas_lightning.data.rows.left_out import TOO_LONG, LeftOutRow
 from mathcanvas_lightning.data.rows.readers import Role
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.encode import RowSettings
@@ -153,7 +154,7 @@ def load_dataset(
         index=index,
         rows=rows,
         planned=_plan_input(config, index, elements, rows, dropout),
-        left_out=(*index.left_out, *too_long),
+        left_out=tuple(replace(row, dataset=config.label) for row in (*index.left_out, *too_long)),
         fingerprint=f"{hash64(index.digest, asdict(config) | {'path': None}):x}",
     )
 
@@ -275,7 +276,7 @@ def _left_out_too_long(
     return [
         LeftOutRow(
             uid=str(index.uids[row]),
-            path=index.files[index.file_numbers[row]],
+            path=without_query(index.files[index.file_numbers[row]]),
             row_group=int(index.row_groups[row]),
             row=int(index.rows[row]),
             stage=TOO_LONG,
@@ -306,7 +307,16 @@ def _plan_input(
         row_groups=groups[rows],
         weight=config.weight,
         dropout=dropout,
+        digest=_digest(index, rows),
     )
+
+
+def _digest(index: DatasetIndex, rows: Ints) -> str:
+    """Hash of the contents of the shards and of the places of the used rows."""
+    found = hashlib.sha256(index.digest.encode())
+    for array in (index.file_numbers, index.row_groups, index.rows):
+        found.update(np.ascontiguousarray(array[rows], "<i8").data)
+    return found.hexdigest()
 
 
 def _select_rows(elements: Elements, keep: npt.NDArray[np.bool_]) -> Elements:

@@ -11,7 +11,7 @@ from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
-from mathcanvas_lightning.data.plan.position import LoaderProgress, Progress
+from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.errors import MathCanvasError
 
 
@@ -24,10 +24,10 @@ class PackLoader:
     Args:
         dataset: Builds packs.
         tasks: Returns the remaining tasks; called when the first batch is requested.
-        length: Number of micro-batches, those before a resumption included.
+        length: Number of micro-batches; of the training, that of its position.
         quarantine: Records unreadable rows.
         workers: Configuration of the worker processes.
-        progress: Counts the processed micro-batches.
+        position: Position of the training, which counts the processed micro-batches.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class PackLoader:
         length: int,
         quarantine: Quarantine,
         workers: WorkerConfig,
-        progress: Progress | None = None,
+        position: Position | None = None,
     ) -> None:
         self._dataset = dataset
         self._tasks = tasks
         self._length = length
         self._quarantine = quarantine
         self._workers = workers
-        self._progress = progress or LoaderProgress()
+        self._position = position
         self.waited_s = 0.0
         """Seconds that the training loop has waited for micro-batches."""
 
     def __len__(self) -> int:
-        return self._length
+        return self._length if self._position is None else self._position.length
 
     def __iter__(self) -> Iterator[MicroBatch]:
         requested = time.perf_counter()
@@ -66,9 +66,9 @@ class PackLoader:
                 epoch=loaded.task.epoch,
                 step=loaded.task.step,
             )
-            self._progress.batch_done()
+            if self._position is not None:
+                self._position.count_batch()
             requested = time.perf_counter()
-        self._progress.epoch_done()
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the data module saves the position; Lightning warns without this method."""
