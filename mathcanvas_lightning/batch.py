@@ -4,8 +4,11 @@ Shape letters: T packed tokens, X text tokens, L latent tokens, V ViT patches, P
 E tokens with text loss, M tokens with image loss.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -51,7 +54,38 @@ class TokenGeometry:
     """Side of the latent position table, in tokens."""
 
 
+ALIGNMENT_BYTES = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackLayout:
+    """What a forward pass needs to know of the tokens beside their contents.
+
+    It is made on the host, once for a pack, so that no step waits for the device. Tokens are in the
+    order of storage: texts, ViT patches, latents.
+    """
+
+    order: Tensor
+    """[T] int64, position in the sequence of each stored token."""
+    inverse: Tensor
+    """[T] int64, place in the storage of each token of the sequence."""
+    sample_ids: Tensor
+    """[T] int64, number of the token's sample."""
+    split_ids: Tensor
+    """[T] int64, number of the token's split."""
+    bidirectional: Tensor
+    """[T] bool, True in full and noise splits."""
+    noisy: Tensor
+    """[T] bool, True in noise splits."""
+    vit_image_ids: Tensor
+    """[V] int64, number of the ViT image of each patch."""
+    noisy_latents: Tensor
+    """[M] int64, numbers of the noisy ones among the L latent tokens."""
+    noisy_items: tuple[bool, ...]
+    """Whether each VAE item is noisy."""
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: the layout is cached
 class PackedBatch:
     """Samples packed into one sequence. Index tensors hold int64 positions in the sequence.
 
@@ -135,21 +169,144 @@ class PackedBatch:
         """[L] bool: whether a latent token belongs to a noisy image."""
         return torch.isfinite(self.timestep_logits)
 
+    @cached_property
+    def layout(self) -> PackLayout:
+        """The layout of the tokens; it moves with the batch, also to other processes."""
+        return _make_layout(self)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
-        """Copies the batch with all tensors to a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Copies the batch with all tensors to a device.
+
+        Args:
+            device: The device.
+            non_blocking: Don't wait for the copy; useful from page-locked memory only.
+
+        Returns:
+            The copy.
+        """
+
+        def copy(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        tensors = self._tensors()
+        buffer = _find_buffer(tensors)
+        if buffer is None:
+            return self._with([copy(tensor) for tensor in tensors])
+        return self._with(_views(copy(buffer), _parts(tensors)))
 
     def pin_memory(self) -> "PackedBatch":
-        """Copies the batch with all tensors to page-locked memory."""
-        return self._map(Tensor.pin_memory)
+        """Copies the batch with all tensors to one buffer of page-locked memory."""
+        tensors = self._tensors()
+        return self._with(_views(_one_buffer(tensors).pin_memory(), _parts(tensors)))
 
-    def _map(self, function: Any) -> "PackedBatch":
-        changed: dict[str, Any] = {}
-        for member in fields(self):
-            value = getattr(self, member.name)
-            if isinstance(value, Tensor):
-                changed[member.name] = function(value)
-        return replace(self, **changed, images=tuple(function(image) for image in self.images))
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As one buffer: torch sends each tensor to another process by a file descriptor.
+        tensors = self._tensors()
+        others = self._with([None] * len(tensors)).__dict__
+        return _rebuild, (_one_buffer(tensors), _parts(tensors), others)
+
+    def _tensors(self) -> list[Tensor]:
+        """All tensors, those of the layout included if it was made."""
+        layout = self.__dict__.get("layout")
+        return [
+            *(getattr(self, name) for name in _tensor_fields(PackedBatch)),
+            *self.images,
+            *(getattr(layout, name) for name in _tensor_fields(PackLayout) if layout),
+        ]
+
+    def _with(self, tensors: Sequence[Any]) -> "PackedBatch":
+        """The same batch with other tensors, in the order of `_tensors`."""
+        rest = iter(tensors)
+        members: dict[str, Any] = dict(zip(_tensor_fields(PackedBatch), rest, strict=False))
+        members["images"] = tuple(next(rest) for _ in self.images)
+        if "layout" in self.__dict__:
+            found = dict(zip(_tensor_fields(PackLayout), rest, strict=True))
+            members["layout"] = replace(self.layout, **found)
+        return _rebuild_with(self.__dict__ | members)
+
+
+Part = tuple[int, torch.dtype, tuple[int, ...]]
+"""First byte of a tensor in a buffer, its type and its shape."""
+
+
+@cache
+def _tensor_fields(kind: type) -> tuple[str, ...]:
+    return tuple(member.name for member in fields(kind) if member.type is Tensor)
+
+
+def _rebuild_with(members: Mapping[str, Any]) -> PackedBatch:
+    """A batch from its members, which were checked before."""
+    batch = object.__new__(PackedBatch)
+    batch.__dict__.update(members)
+    return batch
+
+
+def _rebuild(buffer: Tensor, parts: Sequence[Part], others: Mapping[str, Any]) -> PackedBatch:
+    return _rebuild_with(others)._with(_views(buffer, parts))
+
+
+def _parts(tensors: Sequence[Tensor]) -> list[Part]:
+    """Places of tensors in one buffer, each at a multiple of `ALIGNMENT_BYTES`."""
+    sizes = [-(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for tensor in tensors]
+    starts = itertools.accumulate([0, *sizes])
+    return [(start, t.dtype, tuple(t.shape)) for start, t in zip(starts, tensors, strict=False)]
+
+
+def _one_buffer(tensors: Sequence[Tensor]) -> Tensor:
+    """The buffer that the tensors are views of, or a new one with their contents; uint8."""
+    buffer = _find_buffer(tensors)
+    if buffer is None:
+        parts = _parts(tensors)
+        buffer = torch.zeros(parts[-1][0] + tensors[-1].nbytes, dtype=torch.uint8)
+        for view, tensor in zip(_views(buffer, parts), tensors, strict=True):
+            view.copy_(tensor)
+    return buffer
+
+
+def _find_buffer(tensors: Sequence[Tensor]) -> Tensor | None:
+    storage = tensors[0].untyped_storage()
+    for tensor, (start, _, _) in zip(tensors, _parts(tensors), strict=True):
+        place = tensor.storage_offset() * tensor.itemsize, tensor.untyped_storage().data_ptr()
+        if place != (start, storage.data_ptr() or None) or not tensor.is_contiguous():
+            return None
+    return torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)
+
+
+def _views(buffer: Tensor, parts: Sequence[Part]) -> list[Tensor]:
+    return [
+        buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        for start, dtype, shape in parts
+    ]
+
+
+def _make_layout(pack: PackedBatch) -> PackLayout:
+    modes = [split.attention_mode for split in pack.splits]
+    split_lens = torch.tensor([split.length for split in pack.splits], dtype=torch.int64)
+    splits = torch.repeat_interleave(torch.arange(len(modes)), split_lens)
+    sample_lens = torch.tensor(pack.sample_lens, dtype=torch.int64)
+    samples = torch.repeat_interleave(torch.arange(len(sample_lens)), sample_lens)
+    vit_lens = torch.tensor(pack.vit_lens, dtype=torch.int64)
+    order = torch.cat([pack.text_indexes, pack.vit_indexes, pack.latent_indexes])
+    device = order.device
+    order = order.cpu()
+    bidirectional = torch.tensor([mode != "causal" for mode in modes], dtype=torch.bool)
+    noisy = torch.tensor([mode == "noise" for mode in modes], dtype=torch.bool)
+    is_noisy = pack.noisy_latents().cpu()
+    starts = [0, *itertools.accumulate(rows * columns for rows, columns in pack.latent_shapes)]
+    tensors = {
+        "order": order,
+        "inverse": torch.argsort(order),
+        "sample_ids": samples[order],
+        "split_ids": splits[order],
+        "bidirectional": bidirectional[splits][order],
+        "noisy": noisy[splits][order],
+        "vit_image_ids": torch.repeat_interleave(torch.arange(len(vit_lens)), vit_lens),
+        "noisy_latents": torch.nonzero(is_noisy)[:, 0],
+    }
+    return PackLayout(
+        **{name: tensor.to(device) for name, tensor in tensors.items()},
+        noisy_items=tuple(bool(is_noisy[start]) for start in starts[:-1]),
+    )
 
 
 def to_unit_range(levels: Tensor) -> Tensor:

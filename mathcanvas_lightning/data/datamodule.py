@@ -250,6 +250,24 @@ class MathCanvasDataModule(LightningDataModule):
             for data in self._validation
         ]
 
+    def transfer_batch_to_device(
+        self,
+        batch: MicroBatch,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> MicroBatch:
+        """Copies a micro-batch to the device, without waiting if it is page-locked.
+
+        Args:
+            batch: The micro-batch.
+            device: The device of the training.
+            dataloader_idx: Number of its loader.
+
+        Returns:
+            The copy.
+        """
+        return batch.to(device, non_blocking=True)
+
     def micro_batch(self, epoch: int, schedule: Schedule, step: int, slot: int) -> MicroBatch:
         """Builds one micro-batch of the training in this process.
 

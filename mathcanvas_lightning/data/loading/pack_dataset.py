@@ -1,7 +1,7 @@
 """Builds the tensors of planned packs, in worker processes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
@@ -73,6 +73,14 @@ class LoadedPack:
     image_seeds: tuple[int, ...]
     bad: tuple[LeftOutRow, ...]
     """Unreadable rows; holes replace them in the pack."""
+
+    def __post_init__(self) -> None:
+        """Makes the layout of the pack here, in the worker."""
+        _ = self.pack.layout
+
+    def pin_memory(self) -> "LoadedPack":
+        """Copies the tensors to page-locked memory; the DataLoader calls it."""
+        return replace(self, pack=self.pack.pin_memory())
 
 
 class PackDataset(Dataset[LoadedPack | MathCanvasError]):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mathcanvas_lightning.batch import Split
+from mathcanvas_lightning.batch import PackLayout, Split
 
 AttentionPath = Literal["dense", "sdpa", "flex"]
 MAX_SHORT_SPLITS = 128
@@ -79,6 +79,32 @@ def make_layout(
         "noisy": noisy[split_ids] if len(splits) else split_ids.bool(),
     }
     return TokenLayout(**{name: value.to(device) for name, value in layout.items()})
+
+
+def stored_layout(layout: PackLayout) -> TokenLayout:
+    """The layout of a pack's tokens in the order of storage."""
+    return TokenLayout(
+        sample_ids=layout.sample_ids,
+        sequence_indexes=layout.order,
+        split_ids=layout.split_ids,
+        bidirectional=layout.bidirectional,
+        noisy=layout.noisy,
+    )
+
+
+def full_layout(image_ids: Tensor) -> TokenLayout:
+    """The layout of the patches of several images, each of which attends to itself.
+
+    Args:
+        image_ids: [V] int64, number of the image of each patch.
+    """
+    return TokenLayout(
+        sample_ids=image_ids,
+        sequence_indexes=torch.arange(len(image_ids), device=image_ids.device),
+        split_ids=image_ids,
+        bidirectional=torch.ones_like(image_ids, dtype=torch.bool),
+        noisy=torch.zeros_like(image_ids, dtype=torch.bool),
+    )
 
 
 def attends(layout: TokenLayout, query: Tensor, key: Tensor) -> Tensor:
