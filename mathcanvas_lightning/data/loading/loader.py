@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.data.loading.config import WorkerConfig
+from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
 from mathcanvas_lightning.data.plan.position import Position
@@ -79,13 +80,14 @@ class PackLoader:
 
     def _loader(self, tasks: Iterator[PackTask]) -> DataLoader[LoadedPack | MathCanvasError]:
         workers = self._workers
+        num_workers = workers.num_workers or 0
         return DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=_TaskSampler(tasks),
-            num_workers=workers.num_workers or 0,
-            prefetch_factor=workers.prefetch_factor if workers.num_workers else None,
-            multiprocessing_context=workers.start_method if workers.num_workers else None,
+            sampler=_TaskSampler(with_wanted_rows(tasks, num_workers)),
+            num_workers=num_workers,
+            prefetch_factor=workers.prefetch_factor if num_workers else None,
+            multiprocessing_context=workers.start_method if num_workers else None,
             pin_memory=workers.pin_memory,
             generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )

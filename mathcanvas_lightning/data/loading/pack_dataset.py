@@ -1,9 +1,10 @@
 """Builds the tensors of planned packs, in worker processes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mathcanvas_lightning.batch import LossTotals, PackedBatch, SampleInfo, TokenGeometry
 from mathcanvas_lightning.common.paths import without_query
@@ -15,12 +16,17 @@ from mathcanvas_lightning.data.rows.left_out import (
     stage_of,
 )
 from mathcanvas_lightning.data.rows.readers import Element
-from mathcanvas_lightning.data.rows.source import RowCache, Rows, RowSource, row_place
+from mathcanvas_lightning.data.rows.row_cache import RowCache
+from mathcanvas_lightning.data.rows.source import Rows, RowSource, row_place
 from mathcanvas_lightning.data.sequence.encode import RowSettings, measure, prepare
 from mathcanvas_lightning.data.sequence.pack import PackItem, filler_pack, pack_samples
 from mathcanvas_lightning.data.sequence.rng import element_uniforms, hash64
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError, MathCanvasError
+
+RowGroupKey = tuple[int, str, int]
+CACHE_BYTES = 2 * 2**30
+"""Memory for rows that are needed soon, of all workers of a rank together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,11 @@ class SampleRef:
     length: int
     """Tokens in the pack."""
 
+    @property
+    def group(self) -> RowGroupKey:
+        """Data set, file and row group."""
+        return self.dataset, self.path, self.row_group
+
 
 @dataclass(frozen=True, slots=True)
 class PackTask:
@@ -50,6 +61,8 @@ class PackTask:
     step: int
     samples: tuple[SampleRef, ...]
     step_totals: LossTotals
+    wanted: Mapping[RowGroupKey, frozenset[int]] = field(default_factory=dict)
+    """Rows that the same worker will need soon, of the row groups of these samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         self._tokenizer = tokenizer
         self._geometry = geometry
         self._interpolate = interpolate_positions
-        self._cache = RowCache()
+        self._cache: RowCache | None = None  # made in the worker
 
     def __getitem__(self, task: PackTask) -> LoadedPack | MathCanvasError:
         """Builds a pack.
@@ -131,7 +144,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         seeds: list[int] = []
         bad: list[LeftOutRow] = []
         for ref in task.samples:
-            prepared = self._prepare(ref)
+            prepared = self._prepare(ref, task.wanted.get(ref.group, ()))
             hole = isinstance(prepared, LeftOutRow)
             infos.append(
                 SampleInfo(
@@ -150,10 +163,15 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         pack = pack_samples(items, self._geometry, special, interpolate_positions=self._interpolate)
         return LoadedPack(task, pack, tuple(infos), tuple(seeds), tuple(bad))
 
-    def _prepare(self, ref: SampleRef) -> PackItem | LeftOutRow:
+    def _prepare(self, ref: SampleRef, wanted: Collection[int]) -> PackItem | LeftOutRow:
         source = self._readers[ref.dataset].source
+        if self._cache is None:
+            worker = get_worker_info()
+            self._cache = RowCache(CACHE_BYTES // (1 if worker is None else worker.num_workers))
         try:
-            rows = self._cache.read(ref.dataset, source, ref.path, ref.row_group)
+            rows = self._cache.read(
+                ref.group, ref.row, wanted, partial(source.read, ref.path, ref.row_group)
+            )
         except DataError as error:
             return self._left_out(ref, "read", str(error))
         try:
