@@ -19,17 +19,18 @@ from mathcanvas_lightning.data.loading.config import (
     DataSettings,
     TokenBudget,
     WorkerConfig,
+    check_packs_per_step,
 )
 from mathcanvas_lightning.data.loading.loaded_dataset import (
     LoadedDataset,
     check_datasets,
     index_dataset,
     load_dataset,
+    warn_of_test_rows,
 )
 from mathcanvas_lightning.data.loading.loader import PackLoader
-from mathcanvas_lightning.data.loading.pack_dataset import DatasetReader, PackDataset, PackTask
-from mathcanvas_lightning.data.loading.packed_data import PackedData
-from mathcanvas_lightning.data.loading.quarantine import Quarantine
+from mathcanvas_lightning.data.loading.pack_dataset import PackTask
+from mathcanvas_lightning.data.loading.packed_data import PackedData, assemble
 from mathcanvas_lightning.data.plan.epoch import Plan
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.data.plan.schedule import Schedule
@@ -210,9 +211,14 @@ class MathCanvasDataModule(LightningDataModule):
             DataError: If a data set has no samples, or rows that are not allowed.
         """
         if stage in (None, "fit") and self.train_configs:
-            self._check_ranks()
+            check_packs_per_step(
+                self._count_packs_per_step(),
+                self.num_ranks,
+                None if self.trainer is None else self.trainer.accumulate_grad_batches,
+            )
             if self._train is None:
                 loaded = [self._load(config, self.dropout) for config in self.train_configs]
+                warn_of_test_rows(loaded)
                 self._train = self._plan_packs(loaded, shuffle=True)
         if stage in (None, "fit", "validate") and not self._validation:
             self._validation = tuple(
@@ -361,24 +367,15 @@ class MathCanvasDataModule(LightningDataModule):
             max_num_tokens=self.budget.max_num_tokens,
             shuffle=shuffle,
         )
-        readers = [
-            DatasetReader(data.config.label, data.source, data.settings, plan.stream(number))
-            for number, data in enumerate(loaded)
-        ]
-        dataset = PackDataset(
-            readers,
+        return assemble(
+            loaded,
+            plan,
             self.tokenizer,
             self.geometry,
             interpolate_positions=self.settings.interpolate_positions,
+            quarantine_file=self._quarantine_path(),
+            max_bad_fraction=self.settings.max_bad_fraction,
         )
-        quarantine = Quarantine(
-            self._quarantine_path(),
-            self.settings.max_bad_fraction,
-            sum(data.num_indexed for data in loaded),
-            {data.config.label: data.index.digest for data in loaded},
-        )
-        quarantine.add([row for data in loaded for row in data.left_out])
-        return PackedData(datasets=tuple(loaded), plan=plan, dataset=dataset, quarantine=quarantine)
 
     def _quarantine_path(self) -> Path:
         if self.settings.quarantine_file:
@@ -403,23 +400,3 @@ class MathCanvasDataModule(LightningDataModule):
             return self.packs_per_step
         accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         return self.num_ranks * accumulate
-
-    def _check_ranks(self) -> None:
-        packs, num_ranks = self._count_packs_per_step(), self.num_ranks
-        if packs < 1 or packs % num_ranks:
-            raise ConfigError(
-                "data.packs_per_step",
-                found=f"{packs}, on {num_ranks} ranks",
-                wanted=f"a multiple of {num_ranks}",
-                remedy="Choose a multiple: each rank takes the same number of packs per step.",
-            )
-        trainer: Any = self.trainer
-        if trainer is None:
-            return
-        if trainer.accumulate_grad_batches != packs // num_ranks:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches",
-                found=str(trainer.accumulate_grad_batches),
-                wanted=f"{packs // num_ranks}: packs_per_step {packs} on {num_ranks} ranks",
-                remedy="Set this value, or leave packs_per_step out.",
-            )

@@ -458,6 +458,16 @@ def test_a_sample_must_fit_into_a_pack() -> None:
         module(max_num_tokens=100, max_num_tokens_per_sample=101)
 
 
+@pytest.mark.parametrize("path", ["", "/train"])
+def test_training_on_test_rows_is_said(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test"):
+        interleaved_shards(tmp_path / "shards" / split, 4)
+    module(config(f"{tmp_path}/shards{path}"))
+    assert ("includes the folders test" in caplog.text) == (path == "")
+
+
 def test_images_too_large_for_the_model(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 2)
     large = ImageTransform(max_image_size=160, min_image_size=160)

@@ -1,6 +1,7 @@
 """Data sets of a run: indexed, checked and ready for planning."""
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import TokenGeometry
-from mathcanvas_lightning.common.paths import without_query
+from mathcanvas_lightning.common.paths import plain_path, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.index.index import DatasetIndex, build_index
 from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
@@ -24,7 +25,10 @@ from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.files import Storage
 
+logger = logging.getLogger(__name__)
+
 MAX_LISTED = 10
+HELD_OUT_FOLDERS = frozenset({"test", "val", "valid", "validation", "eval", "dev"})
 _DRAWN = (Role.DRAWN_IMAGE, Role.TARGET_IMAGE)
 MAX_COUNTED_IMAGES = 2**12 - 1
 """Maximum number of images per row in the size computation; it is stored in 12 bits of a key."""
@@ -183,6 +187,23 @@ def check_datasets(datasets: Sequence[LoadedDataset]) -> None:
                 f"({'; '.join(reasons[:3]) or 'its files are empty'})",
                 wanted=f"rows of the format {data.config.format}",
                 remedy="Check path and format, or leave the data set out.",
+            )
+
+
+def warn_of_test_rows(datasets: Sequence[LoadedDataset]) -> None:
+    """Warns if a data set to train on holds both training and test rows, as a folder of splits."""
+    for data in datasets:
+        root = without_query(plain_path(data.config.path)).rstrip("/")
+        inside = [file.removeprefix(root).strip("/").split("/") for file in data.index.files]
+        folders = {parts[0] for parts in inside if len(parts) > 1}
+        if "train" in folders and (held_out := sorted(folders & HELD_OUT_FOLDERS)):
+            logger.warning(
+                "%s: the data set %s to train on includes the folders %s; name %s/train to "
+                "leave them out",
+                root,
+                data.config.label,
+                ", ".join(held_out),
+                root,
             )
 
 

@@ -14,7 +14,7 @@ from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.files import PARQUET_SUFFIXES, Storage
 
 LINES_PER_GROUP = 64
 
@@ -39,9 +39,9 @@ class RowSource:
     limits: ImageLimits = dataclasses.field(default_factory=ImageLimits)
 
     @property
-    def suffix(self) -> str:
-        """Suffix of the data set's files."""
-        return ".jsonl" if self.row_format == "vlm" else ".parquet"
+    def suffix(self) -> str | tuple[str, ...]:
+        """Suffixes of the data set's files."""
+        return ".jsonl" if self.row_format == "vlm" else PARQUET_SUFFIXES
 
     def groups(self, path: str) -> list[RowGroup]:
         """The row groups of a file.
