@@ -222,11 +222,19 @@ class Storage:
         return self._remote if is_remote(path) else self._local
 
     def _call(self, path: str, action: Callable[[], T], detail: str = "") -> T:
-        """Calls a function that reads or writes a file; for a remote one, in several tries."""
+        """Calls a function that reads or writes a file, in several tries if need be."""
         if is_remote(path):
             return with_retries(self.config, f"{without_query(path)}{detail}", action)
-        with local_errors(f"{local_path(path)}{detail}"):
-            return action()
+        place = f"{local_path(path)}{detail}"
+
+        def attempt() -> T:
+            with local_errors(place):
+                return action()
+
+        try:
+            return attempt()
+        except OSError:  # a hiccup of the disk
+            return with_retries(self.config, place, attempt)
 
     def _find(self, path: str, suffix: str | tuple[str, ...]) -> list[Entry]:
         path = plain_path(path)

@@ -101,8 +101,9 @@ class WorkerConfig:
     divided by its ranks, at most 8."""
     prefetch_factor: int = 2
     """Packs that each process prefetches."""
-    pin_memory: bool = False
-    """Page-lock the tensors, for faster copies to a GPU."""
+    pin_memory: bool | None = None
+    """Page-lock the packs, so that they are copied to a GPU while it computes. None: if there is a
+    GPU."""
     start_method: str | None = None
     """How processes start: fork, forkserver or spawn; None for Python's default."""
 

@@ -88,7 +88,9 @@ class PackLoader:
             num_workers=num_workers,
             prefetch_factor=workers.prefetch_factor if num_workers else None,
             multiprocessing_context=workers.start_method if num_workers else None,
-            pin_memory=workers.pin_memory,
+            pin_memory=torch.cuda.is_available()
+            if workers.pin_memory is None
+            else workers.pin_memory,
             generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )
 
