@@ -81,6 +81,9 @@ class PackLoader:
     def _loader(self, tasks: Iterator[PackTask]) -> DataLoader[LoadedPack | MathCanvasError]:
         workers = self._workers
         num_workers = workers.num_workers or 0
+        pin_memory = workers.pin_memory
+        if pin_memory is None:
+            pin_memory = torch.cuda.is_available()
         return DataLoader(
             self._dataset,
             batch_size=None,
