@@ -182,9 +182,7 @@ class MathCanvasDataModule(LightningDataModule):
     @property
     def drawing_size(self) -> tuple[int, int] | None:
         """Most frequent (width, height) in pixels of the images to draw; None without any."""
-        sizes: Counter[tuple[int, int]] = Counter()
-        for data in self.train_data.datasets:
-            sizes += data.drawing_sizes()
+        sizes = sum((d.drawing_sizes() for d in self.train_data.datasets), Counter())
         return sizes.most_common(1)[0][0] if sizes else None
 
     def total_steps(self, max_epochs: int) -> int:

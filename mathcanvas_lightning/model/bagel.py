@@ -279,7 +279,9 @@ class Bagel(nn.Module):
         layout = batch.layout
         texts = self.language_model.model.embed_tokens(batch.text_ids)
         patches = self._embed_vit(
-            batch.vit_patches, batch.vit_position_ids, full_layout(layout.vit_image_ids)
+            batch.vit_patches,
+            batch.vit_position_ids,
+            full_layout(layout.vit_image_ids, layout.vit_blocks),
         )
         noised = add_noise(latents, noise, timesteps)
         gen = self.embed_latents(noised, timesteps, batch.latent_position_ids)
