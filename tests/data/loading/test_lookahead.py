@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.batch import LossTotals
@@ -72,6 +72,7 @@ def test_reads_of_a_row_group_in_an_epoch(rows_per_group: int) -> None:
     assert len(reads) / -(-len(lengths) // rows_per_group) < 9
 
 
+@settings(deadline=None)
 @given(
     packs=st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=6)),
     num_workers=st.integers(1, 4),
