@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK_TOKENS = 128
 """Side of a block of the attention mask."""
 NO_PAIRS, SOME_PAIRS, ALL_PAIRS = range(3)
+"""Values of `mask_blocks`."""
 AttentionMode = Literal["causal", "full", "noise"]
 """Attention within a split: "causal": to earlier tokens; "full" and "noise": to all tokens. Other
 splits can't attend to a "noise" split."""
@@ -179,16 +181,15 @@ def mask_blocks(
     within = same_split & bidirectional[starts][None]
     some = same_sample & (earlier | within | (same_split & (last[:, None] >= first[None])))
     all_ = same_sample & (earlier | within | (same_split & (first[:, None] >= last[None])))
-    blocks = starts // BLOCK_TOKENS
-    size = int(blocks[-1]) + 1
-    has = torch.nn.functional.one_hot(blocks, size).float()
-    some_pairs = has.T @ some.float() @ has > 0
-    not_all = has.T @ (~all_).float() @ has > 0
+    # Each block starts with a run; numpy reduces from one such run to the next.
+    of_block = torch.nonzero(starts % BLOCK_TOKENS == 0)[:, 0].numpy()
+    some_pairs, all_pairs = some.numpy(), all_.numpy()
+    for axis in (0, 1):
+        some_pairs = np.logical_or.reduceat(some_pairs, of_block, axis=axis)
+        all_pairs = np.logical_and.reduceat(all_pairs, of_block, axis=axis)
     if count % BLOCK_TOKENS:
-        not_all[-1] = not_all[:, -1] = True
-    found = some_pairs.to(torch.uint8)
-    found[some_pairs & ~not_all] = ALL_PAIRS
-    return found
+        all_pairs[-1] = all_pairs[:, -1] = False
+    return torch.from_numpy(some_pairs.astype(np.uint8) + all_pairs.astype(np.uint8))
 
 
 def _repeated(lengths: Sequence[int]) -> Tensor:

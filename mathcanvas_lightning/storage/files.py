@@ -1,6 +1,7 @@
 """The one way to files, local or remote: list, stat, read and write, with retries."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -197,7 +198,7 @@ class Storage:
                 size = status.size_bytes
                 source = fetch_row_group(read_range, metadata, size, row_group, columns)
             else:
-                source = pa.OSFile(str(local_path(path)))
+                source = pa.OSFile(os.fsencode(local_path(path)))
             with source:
                 return read_row_group(source, metadata, row_group, columns)
 
@@ -215,7 +216,7 @@ class Storage:
                 yield from table.to_batches(max_chunksize=batch_rows)
             return
         self.status(path)
-        with local_errors(path), pa.OSFile(str(local_path(path))) as source, parsing():
+        with local_errors(path), pa.OSFile(os.fsencode(local_path(path))) as source, parsing():
             yield from open_parquet(source).iter_batches(batch_size=batch_rows, use_threads=False)
 
     def _files(self, path: str) -> LocalFiles | RemoteFiles:
