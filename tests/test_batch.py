@@ -1,13 +1,24 @@
 """PackedBatch: consistent parts, moved together."""
 
 import dataclasses
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mathcanvas_lightning.batch import to_unit_range
+from mathcanvas_lightning.batch.layout import BLOCK_TOKENS
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.synthetic import synthetic_pack
+from mathcanvas_lightning.model.layers.attention import (
+    Attention,
+    dense_mask,
+    full_layout,
+    stored_layout,
+)
+from mathcanvas_lightning.model.synthetic import Kind, synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny")
 BATCH = synthetic_pack([["question", "clean", "vit", "answer", "noisy"], ["answer"]], CONFIG)
@@ -51,6 +62,58 @@ def test_noisy_latents() -> None:
 def test_inconsistent_parts_are_an_error(name: str) -> None:
     with pytest.raises(ValueError, match="found"):
         dataclasses.replace(BATCH, **{name: getattr(BATCH, name)[:-1]})
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    samples=st.lists(
+        st.lists(st.sampled_from(["question", "clean", "vit", "answer", "noisy"]), min_size=1),
+        min_size=1,
+        max_size=5,
+    ),
+    seed=st.integers(0, 9),
+)
+def test_blocks_of_the_mask(samples: list[list[Kind]], seed: int) -> None:
+    """They are those of the mask, token by token."""
+    sizes = {"text_tokens": (2, 200), "image_side": (2, 14)}
+    layout = synthetic_pack(samples, CONFIG, seed=seed, **sizes).layout
+    for token_layout, blocks in (
+        (stored_layout(layout), layout.blocks),
+        (full_layout(layout.vit_image_ids), layout.vit_blocks),
+    ):
+        mask = dense_mask(token_layout)
+        padded = torch.nn.functional.pad(mask, (0, -len(mask) % BLOCK_TOKENS) * 2)
+        count = len(padded) // BLOCK_TOKENS
+        pairs = padded.view(count, BLOCK_TOKENS, count, BLOCK_TOKENS).sum(dim=(1, 3))
+        wanted = (pairs > 0).to(torch.uint8) + (pairs == BLOCK_TOKENS**2).to(torch.uint8)
+        assert torch.equal(blocks, wanted)
+
+
+def test_attention_takes_the_blocks_of_the_host() -> None:
+    layout = stored_layout(BATCH.layout)
+    made = Attention(replace(layout, blocks=None), "flex")
+    given_blocks = Attention(layout, "flex")
+    assert torch.equal(made._block_mask.to_dense(), given_blocks._block_mask.to_dense())
+
+
+@pytest.mark.parametrize("has_layout", [False, True])
+def test_survives_pickling_in_one_buffer(has_layout: bool) -> None:
+    pack = dataclasses.replace(BATCH)
+    if has_layout:
+        assert len(pack.layout.order) == pack.sequence_length
+    found = pickle.loads(pickle.dumps(pack))
+    assert ("layout" in vars(found)) == has_layout
+    for member in dataclasses.fields(pack):
+        value, wanted = getattr(found, member.name), getattr(pack, member.name)
+        if isinstance(wanted, torch.Tensor):
+            assert torch.equal(value, wanted)
+            assert value.untyped_storage().data_ptr() == found.text_ids.untyped_storage().data_ptr()
+        elif member.name != "images":
+            assert value == wanted
+    assert all(map(torch.equal, found.images, pack.images))
+    assert torch.equal(found.layout.split_ids, pack.layout.split_ids)
+    assert found.layout.noisy_items == pack.layout.noisy_items
+    assert torch.equal(found.to("cpu").vit_patches, pack.vit_patches)
 
 
 def test_levels_map_to_the_unit_range() -> None:

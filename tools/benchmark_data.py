@@ -3,7 +3,8 @@
 1. Planning: synthetic rows, only their token counts; seconds to plan an epoch, and peak memory
    above the index, measured in a separate process.
 2. Fill: the plan and the greedy packer on the same lengths, and the rows that the greedy one drops.
-3. Packing: tokens per CPU second from real shards of line drawings, in this process, on one
+3. Reading: row groups, bytes and open files a pack, when packs are dealt out to workers.
+4. Packing: tokens per CPU second from real shards of line drawings, in this process, on one
    thread. First it checks that both make the same samples.
 Times are medians of runs; in packing the two alternate. Needs pandas, like the tests.
 
@@ -19,9 +20,11 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -40,11 +43,14 @@ from mathcanvas_lightning.batch import to_unit_range
 from mathcanvas_lightning.common.parallel import usable_cores
 from mathcanvas_lightning.data.datamodule import BAGEL_7B_GEOMETRY, MathCanvasDataModule
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.loading.config import DatasetConfig
-from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack
+from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
+from mathcanvas_lightning.data.loading.loader import PackLoader
+from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
+from mathcanvas_lightning.data.loading.pack_dataset import CACHE_BYTES, LoadedPack
 from mathcanvas_lightning.data.loading.packed_data import PackedData
 from mathcanvas_lightning.data.plan.epoch import Plan, PlannedDataset
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat
+from mathcanvas_lightning.data.rows.row_cache import RowCache
 from mathcanvas_lightning.data.sequence.roles import (
     MARKERS,
     NO_DROPOUT,
@@ -64,6 +70,11 @@ LONG_SAMPLE = 9_000  # tokens
 ROWS_PER_GROUP = 32
 CHECKED_ROWS = 8  # whose pixels are compared
 VAE, VIT = ImageTransform(), ImageTransform(image_stride=14)
+
+FINE_COLUMNS = (
+    *("seconds", "cpu_seconds", "index_s", "reads per pack", "MiB per pack", "MiB per sample"),
+    *("reads per row group", "open files per pack"),
+)
 
 Contents = dict[str, dict[str, Tensor]]
 """By sample, what it became."""
@@ -167,9 +178,11 @@ def make_case(case: Case, num_samples: int, seed: int) -> list[PlannedDataset]:
     return datasets
 
 
-def measure_planning(case: Case, num_samples: int, seed: int, repeats: int) -> dict[str, float]:
-    """Plans an epoch several times; for a process of its own."""
-    datasets = make_case(case, num_samples, seed)
+def measure_planning(
+    case: Case | None, num_samples: int, seed: int, repeats: int
+) -> dict[str, float]:
+    """Plans an epoch several times, of long rows without a case; for a process of its own."""
+    datasets = make_case(case, num_samples, seed) if case else [long_rows(num_samples, seed)]
     gc.collect()
     before = _resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak so far
@@ -209,14 +222,7 @@ def compare_fill(num_rows: int, seed: int) -> dict[str, dict[str, float]]:
 
 def fill_by_plan(lengths: Any, seed: int) -> dict[str, float]:
     """Packs of the plan; each row is one text of its length."""
-    columns = dict.fromkeys(("steps", "latent_tokens", "vit_tokens"), np.zeros(len(lengths), "i2"))
-    elements = Elements(
-        offsets=np.arange(len(lengths) + 1),
-        roles=np.full(len(lengths), Role.PROMPT_TEXT, np.int8),
-        text_tokens=(lengths - MARKERS).astype(np.int32),
-        **columns,
-    )
-    data = planned("rows", "interleaved", elements, None, NO_DROPOUT)
+    data = _texts(lengths)
     epoch = Plan([data], seed=seed, max_num_tokens=LIMITS.max_num_tokens).epoch(0)
     return {"fill": epoch.fill, "packs": epoch.num_packs, "samples": len(epoch.rows)}
 
@@ -227,6 +233,14 @@ def make_tokenizer(folder: Path, seed: int) -> Path:
     random = np.random.default_rng(seed)
     save_tokenizer(train_tokenizer([make_text(random).text for _ in range(50)], 1024), folder)
     return folder
+
+
+def find_tokenizer(options: argparse.Namespace, folder: Path) -> str:
+    """The folder of the tokenizer, made if none is named."""
+    made = folder / "tokenizer"
+    if options.tokenizer is None and not made.exists():
+        make_tokenizer(made, options.seed)
+    return str(options.tokenizer or made)
 
 
 def prepared(shards: Path, tokenizer: str, seed: int) -> PackedData:
@@ -303,7 +317,7 @@ def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, dict
     say(f"writing {options.rows:,} rows of pictures and text")
     shards = folder / "shards"
     write_rows(shards, options.rows, options.seed)
-    tokenizer = str(options.tokenizer or make_tokenizer(folder / "tokenizer", options.seed))
+    tokenizer = find_tokenizer(options, folder)
     started = time.process_time()
     data = prepared(shards, tokenizer, options.seed)
     index_seconds = time.process_time() - started
@@ -326,6 +340,68 @@ def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, dict
         figure["fill"] = figure["tokens"] / (figure["packs"] * LIMITS.max_num_tokens)
     figures["ours"]["index_s"] = index_seconds
     return figures
+
+
+def long_rows(num_rows: int, seed: int) -> PlannedDataset:
+    """Rows of one to five drawings of 3,400 tokens, which leave few ways to fill a pack."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 6, num_rows) * 3400 + random.integers(100, 1200, num_rows)
+    return _texts(lengths)
+
+
+def _texts(lengths: Any) -> PlannedDataset:
+    columns = dict.fromkeys(("steps", "latent_tokens", "vit_tokens"), np.zeros(len(lengths), "i2"))
+    elements = Elements(
+        offsets=np.arange(len(lengths) + 1),
+        roles=np.full(len(lengths), Role.PROMPT_TEXT, np.int8),
+        text_tokens=(lengths - MARKERS).astype(np.int32),
+        **columns,
+    )
+    return planned("rows", "interleaved", elements, None, NO_DROPOUT)
+
+
+def measure_reading(data: PackedData, num_workers: int) -> dict[str, float]:
+    """Reads the rows of an epoch as workers would, without building packs."""
+    caches = [RowCache(CACHE_BYTES // num_workers) for _ in range(num_workers)]
+    reads: Counter[tuple[int, str, int]] = Counter()
+    rows = packs = num_bytes = 0
+    tasks = data.tasks(0, data.plan.schedule(0, 1), 0, 1)
+    for number, task in enumerate(with_wanted_rows(tasks, num_workers)):
+        packs += 1
+        rows += len(task.samples)
+        for ref in task.samples:
+            source = data.datasets[ref.dataset].source
+
+            def read(wanted: Any, ref: Any = ref, source: Any = source) -> Any:
+                nonlocal num_bytes
+                reads[ref.group] += 1
+                found = source.storage.metadata(ref.path).row_group(ref.row_group)
+                num_bytes += sum(
+                    found.column(n).total_compressed_size for n in range(found.num_columns)
+                )
+                return source.read(ref.path, ref.row_group, wanted)
+
+            cache = caches[number % num_workers]
+            cache.read(ref.group, ref.row, task.wanted[ref.group], read)
+    return {
+        "packs": packs,
+        "reads per pack": sum(reads.values()) / packs,
+        "MiB per pack": num_bytes / packs / 2**20,
+        "MiB per sample": num_bytes / rows / 2**20,
+        "reads per row group": sum(reads.values()) / len(reads),
+        "open files per pack": count_open_files(data),
+    }
+
+
+def count_open_files(data: PackedData, num_packs: int = 8) -> float:
+    """Open files of this process for each pack that a worker has sent."""
+    tasks = islice(data.tasks(0, data.plan.schedule(0, 1), 0, 1), num_packs)
+    workers = WorkerConfig(num_workers=1)
+    loader = iter(PackLoader(data.dataset, lambda: tasks, num_packs, data.quarantine, workers))
+    kept = [next(loader)]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept += loader
+    return (len(list(Path("/proc/self/fd").iterdir())) - before) / max(1, len(kept) - 1)
 
 
 def say(stage: str) -> None:
@@ -352,7 +428,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     figures: dict[str, dict[str, dict[str, float]]] = {"planning": {}}
-    for name, case in CASES.items():
+    cases: dict[str, Case | None] = {**CASES, "long rows": None}
+    for name, case in cases.items():
         say(f"planning {options.plan_rows:,} samples, {name}")
         task = (case, options.plan_rows, options.seed, options.repeats)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -361,6 +438,9 @@ def main() -> None:
     figures["fill"] = compare_fill(min(options.plan_rows, MAX_GREEDY_ROWS), options.seed)
     with tempfile.TemporaryDirectory() as folder:
         figures["packing"] = measure_packing(options, Path(folder))
+        say("reading as 1 and as 8 workers")
+        data = prepared(Path(folder, "shards"), find_tokenizer(options, Path(folder)), options.seed)
+        figures["reading"] = {f"{n} workers": measure_reading(data, n) for n in (1, 8)}
     ours, baseline = (figures["packing"][name]["tokens_per_cpu_s"] for name in ("ours", "baseline"))
     show(figures, ours / baseline)
     if options.json:
@@ -380,9 +460,10 @@ def show(figures: dict[str, dict[str, dict[str, float]]], ratio: float) -> None:
     titles = {
         "planning": f"plan of an epoch, packs of {LIMITS.max_num_tokens:,} tokens",
         "fill": f"the same samples, by plan and greedily; long: {LONG_SAMPLE:,} tokens or more",
+        "reading": "reading an epoch, packs dealt out to workers",
         "packing": f"packing, one thread: ours is {ratio:.2f} times as fast",
     }
-    styles = {"fill": "{:.2%}"} | dict.fromkeys(("seconds", "cpu_seconds", "index_s"), "{:.2f}")
+    styles = {"fill": "{:.2%}"} | dict.fromkeys(FINE_COLUMNS, "{:.2f}")
     for stage, rows in figures.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         table = Table("", *(column.replace("_", " ") for column in columns), title=titles[stage])

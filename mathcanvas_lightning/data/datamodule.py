@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
@@ -18,19 +19,20 @@ from mathcanvas_lightning.data.loading.config import (
     DataSettings,
     TokenBudget,
     WorkerConfig,
+    check_packs_per_step,
 )
 from mathcanvas_lightning.data.loading.loaded_dataset import (
     LoadedDataset,
     check_datasets,
     index_dataset,
     load_dataset,
+    warn_of_test_rows,
 )
 from mathcanvas_lightning.data.loading.loader import PackLoader
-from mathcanvas_lightning.data.loading.pack_dataset import DatasetReader, PackDataset, PackTask
-from mathcanvas_lightning.data.loading.packed_data import PackedData
-from mathcanvas_lightning.data.loading.quarantine import BadRow, Quarantine
+from mathcanvas_lightning.data.loading.pack_dataset import PackTask
+from mathcanvas_lightning.data.loading.packed_data import PackedData, assemble
 from mathcanvas_lightning.data.plan.epoch import Plan
-from mathcanvas_lightning.data.plan.position import LoaderProgress, Position, TrainerProgress
+from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.data.plan.schedule import Schedule
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.rng import hash64
@@ -168,27 +170,28 @@ class MathCanvasDataModule(LightningDataModule):
     def position(self) -> Position:
         """Position of the training in its plan."""
         if self._position is None:
-            trainer = self.trainer
             self._position = Position(
                 self.plan,
                 self.fingerprint,
-                LoaderProgress() if trainer is None else TrainerProgress(trainer),
                 packs_per_step=self._count_packs_per_step(),
                 num_ranks=self.num_ranks,
+                trainer=self.trainer,
             )
         return self._position
 
     @property
     def drawing_size(self) -> tuple[int, int] | None:
         """Most frequent (width, height) in pixels of the images to draw; None without any."""
-        sizes: Counter[tuple[int, int]] = Counter()
-        for data in self.train_data.datasets:
-            sizes += data.drawing_sizes()
+        sizes = sum((d.drawing_sizes() for d in self.train_data.datasets), Counter())
         return sizes.most_common(1)[0][0] if sizes else None
 
     def total_steps(self, max_epochs: int) -> int:
         """Exact number of optimizer steps of a run; epochs differ by a few steps."""
-        return self.plan.total_steps(max_epochs)
+        return self.plan.total_steps(max_epochs, self._count_packs_per_step())
+
+    def schedule(self, epoch: int) -> Schedule:
+        """The optimizer steps of an epoch of the training."""
+        return self.plan.schedule(epoch, self._count_packs_per_step())
 
     def prepare_data(self) -> None:
         """Builds missing indexes, on one process of each machine."""
@@ -205,47 +208,69 @@ class MathCanvasDataModule(LightningDataModule):
             ConfigError: If settings contradict each other or the data.
             DataError: If a data set has no samples, or rows that are not allowed.
         """
-        if stage in (None, "fit") and self.train_configs and self._train is None:
-            self._check_ranks()
-            loaded = [self._load(config, self.dropout) for config in self.train_configs]
-            self._train = self._plan_packs(loaded, shuffle=True)
+        if stage in (None, "fit") and self.train_configs:
+            check_packs_per_step(
+                self._count_packs_per_step(),
+                self.num_ranks,
+                None if self.trainer is None else self.trainer.accumulate_grad_batches,
+            )
+            if self._train is None:
+                loaded = [self._load(config, self.dropout) for config in self.train_configs]
+                warn_of_test_rows(loaded)
+                self._train = self._plan_packs(loaded, shuffle=True)
         if stage in (None, "fit", "validate") and not self._validation:
             self._validation = tuple(
                 self._plan_packs([self._load(config, NO_DROPOUT)], shuffle=False)
                 for config in self.validation_configs
             )
-        self._position = None  # the Trainer may have changed
+        if self.trainer is None or not self._follows_trainer():
+            self._position = None
         self._set_up_trainer(self.trainer)
 
     def train_dataloader(self) -> PackLoader:
         """This rank's micro-batches of the current epoch."""
         data, position = self.train_data, self.position
+        if getattr(self.trainer, "overfit_batches", 0):
+            return self._repeating_loader(data, self.schedule(0))
         length = position.prepare()
 
         def tasks() -> Iterator[PackTask]:
             begun = position.begin()
             if begun is None:
                 return iter(())
-            state, schedule = begun
+            start, schedule = begun
             return data.tasks(
-                state.epoch, schedule, self.rank, self.num_ranks, first_step=state.step
+                start.epoch, schedule, self.rank, self.num_ranks, first_step=start.step
             )
 
         return PackLoader(
-            data.dataset, tasks, length, data.quarantine, self._worker_share(), position.progress
+            data.dataset, tasks, length, data.quarantine, self._worker_share(), position
         )
 
     def val_dataloader(self) -> list[PackLoader]:
         """This rank's micro-batches of each validation set, the same in every epoch."""
-        loaders = []
-        for data in self._validation:
-            schedule = data.plan.schedule(0)
-            tasks = partial(data.tasks, 0, schedule, self.rank, self.num_ranks)
-            length = schedule.num_steps
-            loaders.append(
-                PackLoader(data.dataset, tasks, length, data.quarantine, self._worker_share())
-            )
-        return loaders
+        return [
+            self._repeating_loader(data, data.plan.schedule(0, self.num_ranks))
+            for data in self._validation
+        ]
+
+    def transfer_batch_to_device(
+        self,
+        batch: MicroBatch,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> MicroBatch:
+        """Copies a micro-batch to the device, without waiting if it is page-locked.
+
+        Args:
+            batch: The micro-batch.
+            device: The device of the training.
+            dataloader_idx: Number of its loader.
+
+        Returns:
+            The copy.
+        """
+        return batch.to(device, non_blocking=True)
 
     def micro_batch(self, epoch: int, schedule: Schedule, step: int, slot: int) -> MicroBatch:
         """Builds one micro-batch of the training in this process.
@@ -284,9 +309,28 @@ class MathCanvasDataModule(LightningDataModule):
             "packing": (budget.max_num_tokens, budget.max_num_tokens_per_sample),
             "dropout": self.dropout,
             "geometry": (self.geometry, self.settings.interpolate_positions),
+            "order of data.train": [data.config.label for data in self.train_data.datasets],
+            "image_limits": self.settings.image_limits,
+            "numpy": np.__version__,
             **{f"data set {d.config.label}": d.fingerprint for d in self.train_data.datasets},
         }
         return {name: f"{hash64(part) & 0xFFFFFFFF:08x}" for name, part in parts.items()}
+
+    def _repeating_loader(self, data: PackedData, schedule: Schedule) -> PackLoader:
+        """The micro-batches of the first epoch, the same in every iteration."""
+        tasks = partial(data.tasks, 0, schedule, self.rank, self.num_ranks)
+        length = schedule.num_steps * schedule.packs_per_step // self.num_ranks
+        return PackLoader(data.dataset, tasks, length, data.quarantine, self._worker_share())
+
+    def _follows_trainer(self) -> bool:
+        """Whether the position is that of the current Trainer."""
+        position = self._position
+        return (
+            position is not None
+            and position.trainer is self.trainer
+            and position.packs_per_step == self._count_packs_per_step()
+            and position.num_ranks == self.num_ranks
+        )
 
     def _set_up_trainer(self, trainer: Any) -> None:
         if trainer is None:
@@ -319,27 +363,17 @@ class MathCanvasDataModule(LightningDataModule):
             [data.planned for data in loaded],
             seed=self.seed,
             max_num_tokens=self.budget.max_num_tokens,
-            packs_per_step=self._count_packs_per_step() if shuffle else self.num_ranks,
             shuffle=shuffle,
         )
-        readers = [
-            DatasetReader(data.config.label, data.source, data.settings, plan.stream(number))
-            for number, data in enumerate(loaded)
-        ]
-        dataset = PackDataset(
-            readers,
+        return assemble(
+            loaded,
+            plan,
             self.tokenizer,
             self.geometry,
             interpolate_positions=self.settings.interpolate_positions,
+            quarantine_file=self._quarantine_path(),
+            max_bad_fraction=self.settings.max_bad_fraction,
         )
-        quarantine = Quarantine(
-            self._quarantine_path(),
-            self.settings.max_bad_fraction,
-            sum(data.num_indexed for data in loaded),
-            {data.config.label: data.index.digest for data in loaded},
-        )
-        quarantine.add([BadRow(d.config.label, row) for d in loaded for row in d.left_out])
-        return PackedData(datasets=tuple(loaded), plan=plan, dataset=dataset, quarantine=quarantine)
 
     def _quarantine_path(self) -> Path:
         if self.settings.quarantine_file:
@@ -364,23 +398,3 @@ class MathCanvasDataModule(LightningDataModule):
             return self.packs_per_step
         accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         return self.num_ranks * accumulate
-
-    def _check_ranks(self) -> None:
-        packs, num_ranks = self._count_packs_per_step(), self.num_ranks
-        if packs < 1 or packs % num_ranks:
-            raise ConfigError(
-                "data.packs_per_step",
-                found=f"{packs}, on {num_ranks} ranks",
-                wanted=f"a multiple of {num_ranks}",
-                remedy="Choose a multiple: each rank takes the same number of packs per step.",
-            )
-        trainer: Any = self.trainer
-        if trainer is None:
-            return
-        if trainer.accumulate_grad_batches != packs // num_ranks:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches",
-                found=str(trainer.accumulate_grad_batches),
-                wanted=f"{packs // num_ranks}: packs_per_step {packs} on {num_ranks} ranks",
-                remedy="Set this value, or leave packs_per_step out.",
-            )

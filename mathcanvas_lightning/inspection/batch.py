@@ -70,7 +70,7 @@ def inspect_batch(
     data.prepare_data()
     data.setup("fit")
     plan = data.plan
-    schedule = plan.schedule(epoch, data.position.packs_per_step)
+    schedule = data.schedule(epoch)
     _check_range(step, schedule.num_steps, "step")
     _check_range(slot, schedule.packs_per_step, "slot")
     batch = data.micro_batch(epoch, schedule, step, slot)

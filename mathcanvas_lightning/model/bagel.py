@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mathcanvas_lightning.batch import PackedBatch, make_splits, to_unit_range
+from mathcanvas_lightning.batch import PackedBatch, to_unit_range
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.checkpoint import (
     TABLES,
@@ -24,7 +24,8 @@ from mathcanvas_lightning.model.layers.attention import (
     AttentionPath,
     TokenLayout,
     default_path,
-    make_layout,
+    full_layout,
+    stored_layout,
 )
 from mathcanvas_lightning.model.layers.basic import (
     Connector,
@@ -275,20 +276,25 @@ class Bagel(nn.Module):
             (possibly zero), also from a pack without images or without text loss.
         """
         # und tokens first, then gen tokens, so that each expert works on one contiguous block.
-        order = torch.cat([batch.text_indexes, batch.vit_indexes, batch.latent_indexes])
-        layout = make_layout(batch.sample_lens, batch.splits, order.device).sorted_by(order)
+        layout = batch.layout
         texts = self.language_model.model.embed_tokens(batch.text_ids)
-        patches = self.embed_vit(batch.vit_patches, batch.vit_position_ids, batch.vit_lens)
+        patches = self._embed_vit(
+            batch.vit_patches,
+            batch.vit_position_ids,
+            full_layout(layout.vit_image_ids, layout.vit_blocks),
+        )
         noised = add_noise(latents, noise, timesteps)
         gen = self.embed_latents(noised, timesteps, batch.latent_position_ids)
         und = torch.cat([texts, patches])
         llm = self.config.llm
-        tables = rotary_tables(batch.position_ids[order], llm.head_dim, llm.rope_theta)
+        tables = rotary_tables(batch.position_ids[layout.order], llm.head_dim, llm.rope_theta)
         rotary = zip(*(table.split([len(und), len(gen)]) for table in tables), strict=True)
         hidden = torch.cat(
-            self.language_model.model(und, gen, tuple(rotary), self._attention(layout))
+            self.language_model.model(
+                und, gen, tuple(rotary), self._attention(stored_layout(layout))
+            )
         )
-        hidden = hidden[torch.argsort(order)]
+        hidden = hidden[layout.inverse]
         return BagelOutput(
             hidden_states=hidden,
             ce=token_cross_entropy(
@@ -308,8 +314,12 @@ class Bagel(nn.Module):
         Returns:
             [V, D].
         """
-        splits = make_splits(lens, ["full"] * len(lens))
-        attention = self._attention(make_layout(lens, splits, patches.device))
+        counts = torch.tensor(lens, dtype=torch.int64)
+        images = torch.repeat_interleave(torch.arange(len(lens)), counts)
+        return self._embed_vit(patches, position_ids, full_layout(images.to(patches.device)))
+
+    def _embed_vit(self, patches: Tensor, position_ids: Tensor, layout: TokenLayout) -> Tensor:
+        attention = self._attention(layout)
         features = self.vit_model.vision_model(to_unit_range(patches), position_ids, attention)
         embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
         return embedded

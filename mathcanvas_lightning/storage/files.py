@@ -1,11 +1,12 @@
 """The one way to files, local or remote: list, stat, read and write, with retries."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
@@ -23,6 +24,7 @@ from mathcanvas_lightning.common.paths import (
     without_query,
 )
 from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.storage.block_file import BLOCK_BYTES, BlockFile
 from mathcanvas_lightning.storage.cache import ShardCache, entry_name
 from mathcanvas_lightning.storage.config import Entry, FileStatus, StorageConfig
 from mathcanvas_lightning.storage.local_files import LocalFiles, local_errors
@@ -44,7 +46,8 @@ from mathcanvas_lightning.storage.retry import (
     with_retries,
 )
 
-MAX_OPEN_FILES, MAX_FOOTERS, MAX_STATUSES = 8, 256, 4096
+MAX_OPEN_FILES, MAX_BLOCKS, MAX_FOOTERS, MAX_STATUSES = 8, 8, 256, 4096
+PARQUET_SUFFIXES = (".parquet", ".pq")
 NUM_STATUS_THREADS = 16
 T = TypeVar("T")
 K = TypeVar("K")
@@ -72,6 +75,7 @@ class Storage:
         self._statuses: dict[str, FileStatus] = {}
         self._footers: dict[Version, pq.FileMetaData] = {}
         self._whole: dict[Version, pa.NativeFile] = {}
+        self._blocks: dict[tuple[str, FileStatus, int], bytes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.config,)
@@ -80,20 +84,24 @@ class Storage:
         """The entries of one folder, without hidden ones, in no particular order."""
         return self._call(path, lambda: self._files(path).list_folder(path))
 
-    def list_files(self, path: str, *, suffix: str = ".parquet") -> list[str]:
+    def list_files(
+        self, path: str, *, suffix: str | tuple[str, ...] = PARQUET_SUFFIXES
+    ) -> list[str]:
         """The files below a folder, ordered by folder and by the numbers in their names.
 
         Args:
             path: Searched with all folders below it, links to folders included; hidden names are
                 skipped. A file gives itself.
-            suffix: End of the names to find.
+            suffix: Ends of the names to find, in small letters; capitals are found too.
 
         Raises:
             DataError: If there is none.
         """
         return [entry.path for entry in self._find(path, suffix)]
 
-    def list_statuses(self, path: str, *, suffix: str = ".parquet") -> dict[str, FileStatus]:
+    def list_statuses(
+        self, path: str, *, suffix: str | tuple[str, ...] = PARQUET_SUFFIXES
+    ) -> dict[str, FileStatus]:
         """Like `list_files`, with size and version of each; later reads are of this version."""
         entries = self._find(path, suffix)
         unknown = [e.path for e in entries if e.status is None or not e.status.version]
@@ -129,9 +137,11 @@ class Storage:
         raise FileTooLargeError(place, found=found, wanted="a small file", remedy=remedy)
 
     def open(self, path: str) -> BinaryIO:
-        """Opens a file for reading; a remote one is read into memory."""
+        """Opens a file for reading; of a remote one, blocks are read through the cache."""
         if is_remote(path):
-            return BytesIO(self.read_bytes(path))
+            status = self._statuses.get(path) or self.status(path)
+            blocks = BlockFile(partial(self._read_block, path), status.size_bytes)
+            return cast("BinaryIO", BufferedReader(blocks, BLOCK_BYTES))
         return self._call(path, lambda: self._local.open(path))
 
     @contextlib.contextmanager
@@ -188,7 +198,7 @@ class Storage:
                 size = status.size_bytes
                 source = fetch_row_group(read_range, metadata, size, row_group, columns)
             else:
-                source = pa.OSFile(str(local_path(path)))
+                source = pa.OSFile(os.fsencode(local_path(path)))
             with source:
                 return read_row_group(source, metadata, row_group, columns)
 
@@ -206,24 +216,37 @@ class Storage:
                 yield from table.to_batches(max_chunksize=batch_rows)
             return
         self.status(path)
-        with local_errors(path), pa.OSFile(str(local_path(path))) as source, parsing():
+        with local_errors(path), pa.OSFile(os.fsencode(local_path(path))) as source, parsing():
             yield from open_parquet(source).iter_batches(batch_size=batch_rows, use_threads=False)
 
     def _files(self, path: str) -> LocalFiles | RemoteFiles:
         return self._remote if is_remote(path) else self._local
 
     def _call(self, path: str, action: Callable[[], T], detail: str = "") -> T:
-        """Calls a function that reads or writes a file; for a remote one, in several tries."""
+        """Calls a function that reads or writes a file, in several tries if need be."""
         if is_remote(path):
             return with_retries(self.config, f"{without_query(path)}{detail}", action)
-        with local_errors(f"{local_path(path)}{detail}"):
-            return action()
+        place = f"{local_path(path)}{detail}"
 
-    def _find(self, path: str, suffix: str) -> list[Entry]:
+        def attempt() -> T:
+            with local_errors(place):
+                return action()
+
+        try:
+            return attempt()
+        except OSError:  # a hiccup of the disk
+            return with_retries(self.config, place, attempt)
+
+    def _find(self, path: str, suffix: str | tuple[str, ...]) -> list[Entry]:
         path = plain_path(path)
+
+        def fits(name: str) -> bool:
+            return without_query(name).lower().endswith(suffix)
+
         # On a web server, folders are pages of links and look like files.
-        may_be_file = not is_http(path) or without_query(path).endswith(suffix)
-        found, status, files = f"no {suffix} file", None, []
+        may_be_file = not is_http(path) or fits(path)
+        kinds = suffix if isinstance(suffix, str) else " or ".join(suffix)
+        found, status, files = f"no {kinds} file", None, []
         try:
             if may_be_file:
                 status = self._call(path, lambda: self._files(path).find_status(path))
@@ -232,7 +255,7 @@ class Storage:
         else:
             if status is not None:
                 return [Entry(path=path, is_folder=False, status=status)]
-            files = [entry for entry in self._walk(path, ()) if entry.path.endswith(suffix)]
+            files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         if not files:
             remedy = "Make them with tools/convert_cot_to_parquet.py."
             place = without_query(path)
@@ -249,6 +272,25 @@ class Storage:
                 yield from self._walk(entry.path, (*above, real))
             else:
                 yield entry
+
+    def _read_block(self, path: str, number: int) -> bytes:
+        """Reads one block of a remote file, in several tries; the last ones stay in memory."""
+
+        def attempt() -> bytes:
+            status = self._statuses.get(path) or self._ask_status(path)
+            start = number * BLOCK_BYTES
+            end = min(start + BLOCK_BYTES, status.size_bytes)
+            key = (path, status, number)
+            if key not in self._blocks and start < end:
+                try:
+                    block = self._read_range(path, status, start, end)
+                except IncompleteReadError:
+                    self._statuses.pop(path, None)  # the file may have been replaced
+                    raise
+                _remember(self._blocks, key, block, MAX_BLOCKS)
+            return self._blocks.get(key, b"")
+
+        return self._call(path, attempt)
 
     def _read_shard(
         self, path: str, read: Callable[[FileStatus, pq.FileMetaData], T], detail: str = ""

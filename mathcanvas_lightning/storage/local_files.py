@@ -9,7 +9,13 @@ from typing import BinaryIO
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import Entry, FileStatus
-from mathcanvas_lightning.storage.retry import ContentError, damaged_file, missing_file, not_a_file
+from mathcanvas_lightning.storage.retry import (
+    HICCUPS,
+    ContentError,
+    damaged_file,
+    missing_file,
+    not_a_file,
+)
 
 
 class LocalFiles:
@@ -57,7 +63,10 @@ class LocalFiles:
 
 @contextlib.contextmanager
 def local_errors(place: str) -> Iterator[None]:
-    """Raises a `DataError` that names the place for any failure to read."""
+    """Raises a `DataError` that names the place for a file that can't be read.
+
+    An `OSError` that says nothing about the file passes, see `HICCUPS`.
+    """
     try:
         yield
     except ContentError as error:
@@ -65,6 +74,8 @@ def local_errors(place: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(place) from None
     except OSError as error:
+        if error.errno in HICCUPS:
+            raise
         found = f"something that can't be read ({error.strerror or error})"
         remedy = "Check its permissions and its disk."
         raise DataError(place, found=found, wanted="a readable file", remedy=remedy) from None

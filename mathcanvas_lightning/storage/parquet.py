@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile
 
-from mathcanvas_lightning.storage.retry import ContentError
+from mathcanvas_lightning.storage.retry import HICCUPS, ContentError
 
 TAIL_BYTES = 2**16
 """Most footers are shorter than this."""
@@ -24,6 +24,8 @@ def parsing() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in HICCUPS:
+            raise
         raise ContentError(str(error)) from error
 
 

@@ -1,5 +1,6 @@
 """Retries for remote requests, and the errors that remain after them."""
 
+import errno
 import logging
 import re
 from collections.abc import Callable
@@ -18,6 +19,13 @@ FINAL = (
     *(TypeError, NameError, ImportError, MathCanvasError),
 )
 """Failures that no retry can fix."""
+HICCUPS = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EBUSY),
+        *(errno.EINTR, errno.ENOMEM, errno.ENOLCK, errno.ETIMEDOUT, errno.ECONNRESET),
+    }
+)
+"""Errors of a disk or a network disk that say nothing about the file; a retry may fix them."""
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\")]*")
 T = TypeVar("T")
 

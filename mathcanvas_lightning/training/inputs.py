@@ -24,7 +24,7 @@ class PackInputs:
 
     def target(self, pack: PackedBatch) -> Tensor:
         """Returns the target velocities at the noisy latents, [M, P]."""
-        noisy = pack.noisy_latents()
+        noisy = pack.layout.noisy_latents
         return velocity_target(self.latents[noisy], self.noise[noisy])
 
 
@@ -66,11 +66,11 @@ def _draw_noise(
     pack: PackedBatch, latents: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
     noise = torch.zeros_like(latents)
-    noisy = pack.noisy_latents().tolist()
+    items = zip(pack.latent_shapes, pack.latent_image_ids, pack.layout.noisy_items, strict=True)
     start = 0
-    for (rows, columns), image in zip(pack.latent_shapes, pack.latent_image_ids, strict=True):
+    for (rows, columns), image, is_noisy in items:
         end = start + rows * columns
-        if noisy[start]:
+        if is_noisy:
             noise[start:end].normal_(generator=generators[image])
         start = end
     return noise

@@ -11,14 +11,19 @@ import docstring_parser
 import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Trainer
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.loading.config import DataSettings, WorkerConfig
+from mathcanvas_lightning.data.plan import epoch as epoch_module
+from mathcanvas_lightning.data.plan.position import EXPLAINING
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.config import StorageConfig
+from tests.conftest import png
 from tests.data.hashes import by_step, digest, uids
 from tests.data.make_rows import (
     config,
@@ -209,7 +214,7 @@ def test_changing_packs_per_step_within_an_epoch(shards: Path) -> None:
 def test_state_is_small_and_plain(shards: Path) -> None:
     data = module(config(shards))
     state = data.state_dict()
-    assert len(json.dumps(state)) < 400
+    assert len(json.dumps(state)) < 500
     list(data.train_dataloader())
     assert data.state_dict() == {**state, "epoch": 1}
 
@@ -237,6 +242,94 @@ def test_resuming_with_other_data(tmp_path: Path) -> None:
         module(config(folder)).load_state_dict(state)
     with pytest.raises(ConfigError, match="version 0"):
         module(config(folder)).load_state_dict({**state, "version": 0})
+
+
+def test_resuming_with_reordered_data_sets(tmp_path: Path) -> None:
+    sets = [config(interleaved_shards(tmp_path / name, 30)) for name in "ab"]
+    data = module(*sets, packs_per_step=2)
+    states = [data.state_dict()]
+    list(itertools.islice(data.train_dataloader(), 7))
+    states.append(data.state_dict())
+    for state in states:
+        module(*sets, packs_per_step=2).load_state_dict(state)
+        with pytest.raises(ConfigError, match=r"differs in: order of data\.train;"):
+            module(*reversed(sets), packs_per_step=2).load_state_dict(state)
+
+
+def test_resuming_with_other_image_limits(tmp_path: Path) -> None:
+    rows = [interleaved_row(n) for n in range(30)]
+    for row in rows[::5]:
+        row["question_images"][0]["bytes"] = png(200, 200, "red")
+    folder = config(write_shards(tmp_path / "set", rows))
+    options = {"max_bad_fraction": 1.0, "quarantine_file": str(tmp_path / "left_out.jsonl")}
+    data = module(folder, **options)
+    list(itertools.islice(data.train_dataloader(), 5))
+    state = data.state_dict()
+    assert state["step"] == 4
+    unchanged = module(folder, image_limits=ImageLimits(max_pixels=10**6), **options)
+    unchanged.load_state_dict(state)  # other limits, but the same rows
+    with pytest.raises(ConfigError, match="differs in: image_limits;"):
+        module(folder, image_limits=ImageLimits(max_pixels=10**4), **options).load_state_dict(state)
+
+
+def test_a_plan_that_no_setting_explains_is_refused(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = module(config(shards))
+    list(itertools.islice(data.train_dataloader(), 3))
+    state = data.state_dict()
+    monkeypatch.setattr(epoch_module, "KEPT_QUARTERS", 2)
+    monkeypatch.setattr(epoch_module, "WINDOW_ROWS", 10)  # as another version may have it
+    with pytest.raises(ConfigError, match="another version of this library or numpy"):
+        module(config(shards)).load_state_dict(state)
+
+
+def test_states_of_version_1_resume(shards: Path) -> None:
+    whole = list(module(config(shards), packs_per_step=2).train_dataloader())
+    data = module(config(shards), packs_per_step=2)
+    taken = list(itertools.islice(data.train_dataloader(), 5))[:-1]
+    state = data.state_dict()
+    topics = state["fingerprint"].items() - {(n, state["fingerprint"][n]) for n in EXPLAINING}
+    old = {name: state[name] for name in ("epoch", "segments", "packs_per_step", "step")}
+    resumed = module(config(shards), packs_per_step=2)
+    resumed.load_state_dict({**old, "version": 1, "fingerprint": dict(topics)})
+    rest = list(resumed.train_dataloader())
+    assert [digest(b) for b in [*taken, *rest]] == [digest(b) for b in whole]
+
+
+def test_epochs_in_a_plain_loop(shards: Path) -> None:
+    """Epochs differ in length; one loader yields them one after the other."""
+    data = module(config(shards), dropout=DropoutConfig(text=0.5, vit=0.5, vae=0.5))
+    loader = data.train_dataloader()
+    lengths = set()
+    for epoch in range(4):
+        found = list(loader)
+        lengths.add(len(found))
+        assert len(loader) == len(found)
+        assert {batch.epoch for batch in found} == {epoch}
+        assert sorted(uids(found)) == sorted(f"row{n}" for n in range(NUM_ROWS))
+    assert len(lengths) > 1
+    next(iter(loader))  # an iteration that is left starts its epoch again
+    assert sorted(uids(loader)) == sorted(f"row{n}" for n in range(NUM_ROWS))
+
+
+def test_the_steps_of_a_second_trainer(shards: Path) -> None:
+    data = module(config(shards))
+    for accumulate in (1, 4):
+        trainer = Trainer(
+            accelerator="cpu",
+            accumulate_grad_batches=accumulate,
+            logger=False,
+            enable_checkpointing=False,
+        )
+        trainer.datamodule = data
+        data.trainer = trainer
+        data.setup("fit")
+        assert data.position.packs_per_step == accumulate
+        assert data.total_steps(1) == -(-data.plan.num_packs(0) // accumulate)
+    data.packs_per_step = 3
+    with pytest.raises(ConfigError, match="accumulate_grad_batches"):
+        data.setup("fit")
 
 
 def test_state_within_an_accumulation(shards: Path) -> None:
@@ -363,6 +456,16 @@ def test_packs_per_step_that_is_not_a_multiple_of_ranks(shards: Path) -> None:
 def test_a_sample_must_fit_into_a_pack() -> None:
     with pytest.raises(ConfigError, match="max_num_tokens_per_sample"):
         module(max_num_tokens=100, max_num_tokens_per_sample=101)
+
+
+@pytest.mark.parametrize("path", ["", "/train"])
+def test_training_on_test_rows_is_said(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test"):
+        interleaved_shards(tmp_path / "shards" / split, 4)
+    module(config(f"{tmp_path}/shards{path}"))
+    assert ("includes the folders test" in caplog.text) == (path == "")
 
 
 def test_images_too_large_for_the_model(tmp_path: Path) -> None:

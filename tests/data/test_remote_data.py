@@ -8,7 +8,9 @@ import pytest
 
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.errors import StorageError
+from mathcanvas_lightning.storage import block_file, files
 from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.remote_files import RemoteFiles
 from tests.data.hashes import digest, uids
 from tests.data.make_rows import (
     config,
@@ -131,6 +133,28 @@ def test_conversations_over_http(ranges: bool, tmp_path: Path) -> None:
         data = module(config(f"{proxy.url}/talks.jsonl", "vlm"), storage=storage)
         assert sorted(uids(data.train_dataloader())) == [f"talk{n}" for n in range(6)]
         assert proxy.num_faults == 2
+
+
+def test_a_large_file_of_lines_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_file, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 4096)
+    path = vlm_file(tmp_path / "talks", 300)
+    fetched: list[tuple[int, int]] = []
+    read = RemoteFiles.read_range
+
+    def count(self: Any, url: str, start: int, end: int, status: Any) -> bytes:
+        fetched.append((start, end))
+        return read(self, url, start, end, status)
+
+    monkeypatch.setattr(RemoteFiles, "read_range", count)
+    with file_server(tmp_path / "talks") as url:
+        storage = StorageConfig(cache_dir=str(tmp_path / "cache"), backoff_s=0.01)
+        data = module(config(f"{url}/talks.jsonl", "vlm"), storage=storage)
+        assert len(uids(data.train_dataloader())) == 300
+    assert len(set(fetched)) == len(fetched)
+    assert sum(end - start for start, end in fetched) == path.stat().st_size
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -127,6 +127,89 @@ def test_resuming_with_other_packs_per_step(shards: Path, tmp_path: Path) -> Non
         assert sorted(trained[epoch]) == sorted(f"row{n}" for n in range(60))
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 3), (3, 4), (4, 2)])
+def test_a_step_is_never_mixed_from_two_steps_of_the_plan(
+    before: int, after: int, shards: Path, tmp_path: Path
+) -> None:
+    """Killed twice in an epoch, with another accumulation after the first time."""
+    trained: list[dict[str, Any]] = []
+    resume: Path | None = None
+    for part, (packs_per_step, stop) in enumerate([(before, 1), (after, 3), (after, None)]):
+        folder = tmp_path / str(part)
+        folder.mkdir()
+        options = {"packs_per_step": packs_per_step, "stop": stop, "resume": resume}
+        fit(shards, folder / "journal", epochs=1, **options)
+        steps: dict[int, list[int]] = {}
+        for line in read_jsonl(folder / "journal.0.jsonl"):
+            steps.setdefault(line["optimizer_step"], []).append(line["step"])
+            trained.append(line)
+        assert all(len(found) == packs_per_step for found in steps.values())
+        assert all(len(set(found)) == 1 for found in steps.values())
+        resume = checkpoint(folder, stop) if stop else None
+    found = sorted(uid for line in trained for uid in line["uids"])
+    assert found == sorted(f"row{n}" for n in range(60))
+
+
+@pytest.mark.parametrize("max_epochs", [-1, 3])
+@pytest.mark.parametrize("how", ["trainer.save_checkpoint", "at the end of the epoch"])
+def test_resuming_after_max_steps(
+    how: str, max_epochs: int, shards: Path, whole: Steps, tmp_path: Path
+) -> None:
+    """The last steps of an epoch are not skipped, though the Trainer takes it as complete."""
+    stops = (2, 3, 6, 7)
+    found: Steps = {}
+    resume: Path | None = None
+    for stop in stops:
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        saver = ModelCheckpoint(folder, "end", save_on_train_epoch_end=True, every_n_epochs=1)
+        trainer = fit(
+            shards,
+            folder / "journal",
+            packs_per_step=4,
+            resume=resume,
+            max_steps=stop,
+            epochs=max_epochs,
+            checkpoints=saver,
+        )
+        resume = folder / "end.ckpt"
+        if how == "trainer.save_checkpoint":
+            resume = folder / "saved.ckpt"
+            trainer.save_checkpoint(resume)
+        part = journal(folder)
+        assert not part.keys() & found.keys()
+        found |= part
+    assert found == until(whole, stops[-1])
+
+
+def test_going_on_with_the_same_trainer(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    trainer = fit(shards, tmp_path / "journal", packs_per_step=4, max_steps=3)
+    for max_steps in (5, 7):
+        trainer.fit_loop.epoch_loop.max_steps = max_steps
+        trainer.fit(trainer.lightning_module, trainer.datamodule)
+        assert journal(tmp_path) == until(whole, max_steps)
+
+
+def test_an_epoch_that_is_limited_ends_there(shards: Path, whole: Steps, tmp_path: Path) -> None:
+    """With limit_train_batches, each epoch has its first steps, before and after a stop."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    options = {"packs_per_step": 4, "limit_train_batches": 8}
+    fit(shards, first / "journal", stop=2, **options)
+    fit(shards, second / "journal", resume=checkpoint(first, 2), **options)
+    wanted = {key: value for key, value in whole.items() if key[1] < 2}
+    assert {**journal(first), **journal(second)} == wanted
+
+
+def test_overfitting_repeats_the_same_packs(shards: Path, tmp_path: Path) -> None:
+    fit(shards, tmp_path / "journal", packs_per_step=1, epochs=3, overfit_batches=2)
+    digests = [line["digest"] for line in read_jsonl(tmp_path / "journal.0.jsonl")]
+    assert len(digests) == 6
+    assert digests[:2] == digests[2:4] == digests[4:]
+    assert digests[0] != digests[1]
+
+
 def test_wrong_accumulation_is_an_error(shards: Path) -> None:
     from lightning.pytorch import Trainer
 

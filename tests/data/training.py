@@ -30,6 +30,7 @@ class Recorder(LightningModule):
         line = {
             "epoch": batch.epoch,
             "step": batch.step,
+            "optimizer_step": self.global_step,
             "uids": [sample.uid for sample in batch.samples],
             "digest": digest(batch),
         }
@@ -69,7 +70,7 @@ def fit(
     packs_per_step: int,
     ranks: int = 1,
     workers: int = 0,
-    epochs: int = 2,
+    epochs: int | None = None,
     stop: int | None = None,
     resume: Path | None = None,
     ask_for_steps: bool = False,
@@ -77,6 +78,7 @@ def fit(
     max_steps: int = -1,
     validate: bool = False,
     checkpoints: ModelCheckpoint | None = None,
+    **trainer_options: Any,
 ) -> Trainer:
     """Trains on shards and saves a checkpoint every `every` steps."""
     seed_everything(0, verbose=False)
@@ -102,7 +104,7 @@ def fit(
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        max_epochs=epochs if max_steps < 0 else None,
+        max_epochs=epochs or (2 if max_steps < 0 else -1),
         max_steps=max_steps,
         accumulate_grad_batches=packs_per_step // ranks,
         callbacks=callbacks,
@@ -111,6 +113,7 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=journal.parent,
+        **trainer_options,
     )
     rank_journal = journal.with_suffix(f".{trainer.global_rank}.jsonl")
     model = Recorder(rank_journal, ask_for_steps=ask_for_steps)

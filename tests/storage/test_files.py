@@ -1,6 +1,7 @@
 """Shards on local disks, S3 and HTTP servers, with all that goes wrong on the way."""
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.local_files import LocalFiles
 from mathcanvas_lightning.storage.parquet import fetch_row_group, read_footer, read_row_group
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
@@ -225,6 +227,30 @@ def test_writing_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         storage.remove("~/a/b.txt")
     assert not list((tmp_path / "a").iterdir())
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_a_hiccup_of_the_disk_is_no_damage(
+    failures: int, shard: tuple[Path, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is retried, then an error of the storage: no row is left out for it."""
+    path, table = shard
+    storage = Storage(StorageConfig(max_retries=3, backoff_s=0.0))
+    left = [failures]
+    read = LocalFiles.find_status
+
+    def fail(self: LocalFiles, name: str) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self, name)
+
+    monkeypatch.setattr(LocalFiles, "find_status", fail)
+    if failures == 1:
+        assert storage.metadata(str(path)).num_rows == table.num_rows
+    else:
+        with pytest.raises(StorageError, match=f"{path.name}.*Stale file handle"):
+            storage.metadata(str(path))
 
 
 def test_settings_are_checked() -> None:

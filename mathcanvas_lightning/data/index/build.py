@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, build_index
+from mathcanvas_lightning.data.index.index import DatasetIndex, build_index
+from mathcanvas_lightning.data.rows.left_out import LeftOutRow
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer

@@ -32,9 +32,14 @@ from mathcanvas_lightning.common.paths import (
     without_query,
 )
 from mathcanvas_lightning.common.progress import progress_bar
-from mathcanvas_lightning.data.images.decode import ImageError
-from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
-from mathcanvas_lightning.data.rows.source import RowGroup, Rows, RowSource, row_uid
+from mathcanvas_lightning.data.rows.left_out import (
+    ROW_ERRORS,
+    LeftOutRow,
+    row_boundary,
+    stage_of,
+)
+from mathcanvas_lightning.data.rows.readers import Element
+from mathcanvas_lightning.data.rows.source import RowGroup, Rows, RowSource, row_place, row_uid
 from mathcanvas_lightning.data.sequence.encode import measure
 from mathcanvas_lightning.data.sequence.roles import Ints
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
@@ -44,6 +49,8 @@ from mathcanvas_lightning.storage.config import FileStatus
 FORMAT_VERSION = 1
 INDEX_FOLDER = ".mathcanvas_index"
 METADATA_KEY = b"mathcanvas_index"
+MAX_NAME_LENGTH = 40
+"""Characters of a shard's name in that of its sidecar; the name may be as long as it can be."""
 GROUPS_PER_TASK = 16
 SCHEMA = pa.schema(
     {
@@ -59,29 +66,6 @@ SCHEMA = pa.schema(
         "heights": pa.list_(pa.int32()),
     }
 )
-NO_SAMPLE = "no_sample"
-"""Stage of valid rows that are not training samples."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOutRow:
-    """A row that is not used for training."""
-
-    uid: str
-    path: str
-    """File of the row, without the query of a presigned URL."""
-    row_group: int
-    row: int
-    """Row number within the row group."""
-    stage: str
-    """`no_sample`, `too_long`, or the step that failed: `read`, `row`, `image`, `length`."""
-    error: str
-    """Description of the problem."""
-
-    @property
-    def place(self) -> str:
-        """Location for error messages."""
-        return f"{self.path}, row group {self.row_group}, row {self.row} (uid {self.uid})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +140,12 @@ class Scanner:
             def read_image(element: Element) -> bytes:
                 return self.source.read_image(element, path)
 
-            measured = measure(
-                sample, _tokenizer(self.tokenizer_folder), self.source.limits, read_image
-            )
-        except NoSampleError as error:
-            return _left_out(uid, group, row, NO_SAMPLE, error)
-        except DataError as error:
-            return _left_out(uid, group, row, "row", error)
-        except ImageError as error:
-            return _left_out(uid, group, row, "image", error)
+            with row_boundary(row_place(path, group, row)):
+                measured = measure(
+                    sample, _tokenizer(self.tokenizer_folder), self.source.limits, read_image
+                )
+        except ROW_ERRORS as error:
+            return _left_out(uid, group, row, stage_of(error), error)
         indexes = range(len(measured.elements))
         sizes = [measured.sizes_px.get(index, (0, 0)) for index in indexes]
         return {
@@ -211,11 +192,11 @@ def build_index(
     found = source.storage.list_statuses(path, suffix=source.suffix)
     files = list(found)
     root = parent_folder(path) if files == [path] else without_query(path).rstrip("/")
-    home = local_path(index_dir) if index_dir else _index_home(root)
-    home.mkdir(parents=True, exist_ok=True)
-    sidecars = [_Sidecar(file, found[file], root, home, source, tokenizer) for file in files]
+    homes = _index_homes(root, index_dir)
+    sidecars = [_Sidecar(file, found[file], root, homes, source, tokenizer) for file in files]
     if not all(sidecar.is_current() for sidecar in sidecars):
-        with FileLock(home / ".lock"):
+        homes[0].mkdir(parents=True, exist_ok=True)
+        with FileLock(homes[0] / ".lock"):
             stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
             if stale:
                 _scan_all(stale, Scanner(source, tokenizer.folder), num_workers, progress)
@@ -223,14 +204,14 @@ def build_index(
 
 
 class _Sidecar:
-    """The index file of one shard."""
+    """The index file of one shard: in the folder to write to, or in another one."""
 
     def __init__(
         self,
         path: str,
         status: FileStatus,
         root: str,
-        home: Path,
+        homes: Sequence[Path],
         source: RowSource,
         tokenizer: TextTokenizer,
     ) -> None:
@@ -244,29 +225,37 @@ class _Sidecar:
         }
         inside = posixpath.relpath(without_query(path), root or ".")
         name = f"{inside}\n{json.dumps(settings, sort_keys=True)}"
-        tag = hashlib.sha256(name.encode()).hexdigest()[:16]
-        self.target = home / f"{file_name(path)}.{tag}.parquet"
+        tag = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+        shown = file_name(path)[:MAX_NAME_LENGTH].encode(errors="replace").decode()
+        file = f"{shown}.{tag}.parquet"
+        self._candidates = [home / file for home in homes]
+        self.target = self._candidates[0]
 
     def is_current(self) -> bool:
         """Whether it exists for this version of the shard."""
-        known = _read_metadata(self.target)
-        return known is not None and (known["size_bytes"], known["version"]) == (
-            self.status.size_bytes,
-            self.status.version,
-        )
+        wanted = (self.status.size_bytes, self.status.version)
+        for target in self._candidates:
+            known = _read_metadata(target)
+            if known is not None and (known["size_bytes"], known["version"]) == wanted:
+                self.target = target
+                return True
+        return False
 
     def is_fresh(self) -> bool:
         """Whether the file exists and matches the current shard; updates its version if so."""
         if self.is_current():
             return True
-        known = _read_metadata(self.target)
-        if known is None or known["size_bytes"] != self.status.size_bytes:
+        if is_remote(self.path):
             return False
-        if is_remote(self.path) or known["digest"] != self.digest():
-            return False
-        # Touched or copied with the same content: store the new version, so it is hashed only once.
-        self.write(pq.read_table(self.target), known["digest"])
-        return True
+        for target in self._candidates:
+            known = _read_metadata(target)
+            if known is None or known["size_bytes"] != self.status.size_bytes:
+                continue
+            if known["digest"] == self.digest():
+                # Touched or copied: store the new version, so that it is hashed only once.
+                self.write(pq.read_table(target), known["digest"])
+                return True
+        return False
 
     def digest(self) -> str:
         """Hash of the contents; for a remote shard, of its size and version."""
@@ -276,7 +265,8 @@ class _Sidecar:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, table: pa.Table, digest: str) -> None:
-        """Writes the file, with the version of the shard."""
+        """Writes the file to the first folder, with the version of the shard."""
+        self.target = self._candidates[0]
         about = {
             "size_bytes": self.status.size_bytes,
             "version": self.status.version,
@@ -349,7 +339,7 @@ def _left_out(uid: str, group: int, row: int, stage: str, error: Exception) -> d
         "row_group": group,
         "row": row,
         "stage": stage,
-        "problem": str(error),
+        "problem": str(error).encode(errors="backslashreplace").decode(),
         "roles": [],
         "steps": [],
         "text_tokens": [],
@@ -378,10 +368,17 @@ def _read_metadata(target: Path) -> Mapping[str, Any] | None:
     return about
 
 
-def _index_home(root: str) -> Path:
-    if not is_remote(root) and os.access(local_path(root), os.W_OK):
-        return local_path(root) / INDEX_FOLDER
-    return user_cache() / "index" / hashlib.sha256(root.encode()).hexdigest()[:16]
+def _index_homes(root: str, index_dir: str | None) -> list[Path]:
+    """The folder to write sidecars to, then others where they may be."""
+    beside = None if is_remote(root) else local_path(root) / INDEX_FOLDER
+    if index_dir:
+        home = local_path(index_dir)
+    elif beside and os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        home = beside
+    else:
+        tag = hashlib.sha256(root.encode(errors="surrogateescape")).hexdigest()[:16]
+        home = user_cache() / "index" / tag
+    return [home, *([beside] if beside and beside != home else [])]
 
 
 @cache

@@ -101,8 +101,9 @@ class WorkerConfig:
     divided by its ranks, at most 8."""
     prefetch_factor: int = 2
     """Packs that each process prefetches."""
-    pin_memory: bool = False
-    """Page-lock the tensors, for faster copies to a GPU."""
+    pin_memory: bool | None = None
+    """Page-lock the packs, so that they are copied to a GPU while it computes. None: if there is a
+    GPU."""
     start_method: str | None = None
     """How processes start: fork, forkserver or spawn; None for Python's default."""
 
@@ -154,3 +155,31 @@ class DataSettings:
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     storage: StorageConfig = field(default_factory=StorageConfig)
     progress: bool = True
+
+
+def check_packs_per_step(packs_per_step: int, num_ranks: int, accumulate: int | None) -> None:
+    """Checks that ranks and accumulation make up a step.
+
+    Args:
+        packs_per_step: Packs of an optimizer step.
+        num_ranks: Number of ranks.
+        accumulate: The Trainer's accumulate_grad_batches; None without a Trainer.
+
+    Raises:
+        ConfigError: If they don't.
+    """
+    if packs_per_step < 1 or packs_per_step % num_ranks:
+        raise ConfigError(
+            "data.packs_per_step",
+            found=f"{packs_per_step}, on {num_ranks} ranks",
+            wanted=f"a multiple of {num_ranks}",
+            remedy="Choose a multiple: each rank takes the same number of packs per step.",
+        )
+    per_rank = packs_per_step // num_ranks
+    if accumulate not in (None, per_rank):
+        raise ConfigError(
+            "trainer.accumulate_grad_batches",
+            found=str(accumulate),
+            wanted=f"{per_rank}: packs_per_step {packs_per_step} on {num_ranks} ranks",
+            remedy="Set this value, or leave packs_per_step out.",
+        )

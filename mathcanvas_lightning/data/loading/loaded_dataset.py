@@ -1,19 +1,21 @@
 """Data sets of a run: indexed, checked and ready for planning."""
 
+import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import TokenGeometry
-from mathcanvas_lightning.common.paths import without_query
+from mathcanvas_lightning.common.paths import plain_path, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.index.index import DatasetIndex, LeftOutRow, build_index
+from mathcanvas_lightning.data.index.index import DatasetIndex, build_index
 from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
-from mathcanvas_lightning.data.loading.quarantine import TOO_LONG
 from mathcanvas_lightning.data.plan.epoch import PlannedDataset
+from mathcanvas_lightning.data.rows.left_out import TOO_LONG, LeftOutRow
 from mathcanvas_lightning.data.rows.readers import Role
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.encode import RowSettings
@@ -23,7 +25,10 @@ from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.files import Storage
 
+logger = logging.getLogger(__name__)
+
 MAX_LISTED = 10
+HELD_OUT_FOLDERS = frozenset({"test", "val", "valid", "validation", "eval", "dev"})
 _DRAWN = (Role.DRAWN_IMAGE, Role.TARGET_IMAGE)
 MAX_COUNTED_IMAGES = 2**12 - 1
 """Maximum number of images per row in the size computation; it is stored in 12 bits of a key."""
@@ -153,7 +158,7 @@ def load_dataset(
         index=index,
         rows=rows,
         planned=_plan_input(config, index, elements, rows, dropout),
-        left_out=(*index.left_out, *too_long),
+        left_out=tuple(replace(row, dataset=config.label) for row in (*index.left_out, *too_long)),
         fingerprint=f"{hash64(index.digest, asdict(config) | {'path': None}):x}",
     )
 
@@ -182,6 +187,23 @@ def check_datasets(datasets: Sequence[LoadedDataset]) -> None:
                 f"({'; '.join(reasons[:3]) or 'its files are empty'})",
                 wanted=f"rows of the format {data.config.format}",
                 remedy="Check path and format, or leave the data set out.",
+            )
+
+
+def warn_of_test_rows(datasets: Sequence[LoadedDataset]) -> None:
+    """Warns if a data set to train on holds both training and test rows, as a folder of splits."""
+    for data in datasets:
+        root = without_query(plain_path(data.config.path)).rstrip("/")
+        inside = [file.removeprefix(root).strip("/").split("/") for file in data.index.files]
+        folders = {parts[0] for parts in inside if len(parts) > 1}
+        if "train" in folders and (held_out := sorted(folders & HELD_OUT_FOLDERS)):
+            logger.warning(
+                "%s: the data set %s to train on includes the folders %s; name %s/train to "
+                "leave them out",
+                root,
+                data.config.label,
+                ", ".join(held_out),
+                root,
             )
 
 
@@ -275,7 +297,7 @@ def _left_out_too_long(
     return [
         LeftOutRow(
             uid=str(index.uids[row]),
-            path=index.files[index.file_numbers[row]],
+            path=without_query(index.files[index.file_numbers[row]]),
             row_group=int(index.row_groups[row]),
             row=int(index.rows[row]),
             stage=TOO_LONG,
@@ -306,7 +328,16 @@ def _plan_input(
         row_groups=groups[rows],
         weight=config.weight,
         dropout=dropout,
+        digest=_digest(index, rows),
     )
+
+
+def _digest(index: DatasetIndex, rows: Ints) -> str:
+    """Hash of the contents of the shards and of the places of the used rows."""
+    found = hashlib.sha256(index.digest.encode())
+    for array in (index.file_numbers, index.row_groups, index.rows):
+        found.update(np.ascontiguousarray(array[rows], "<i8").data)
+    return found.hexdigest()
 
 
 def _select_rows(elements: Elements, keep: npt.NDArray[np.bool_]) -> Elements:

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.data.loading.config import WorkerConfig
+from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
-from mathcanvas_lightning.data.plan.position import LoaderProgress, Progress
+from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.errors import MathCanvasError
 
 
@@ -24,10 +25,10 @@ class PackLoader:
     Args:
         dataset: Builds packs.
         tasks: Returns the remaining tasks; called when the first batch is requested.
-        length: Number of micro-batches, those before a resumption included.
+        length: Number of micro-batches; of the training, that of its position.
         quarantine: Records unreadable rows.
         workers: Configuration of the worker processes.
-        progress: Counts the processed micro-batches.
+        position: Position of the training, which counts the processed micro-batches.
     """
 
     def __init__(
@@ -37,19 +38,19 @@ class PackLoader:
         length: int,
         quarantine: Quarantine,
         workers: WorkerConfig,
-        progress: Progress | None = None,
+        position: Position | None = None,
     ) -> None:
         self._dataset = dataset
         self._tasks = tasks
         self._length = length
         self._quarantine = quarantine
         self._workers = workers
-        self._progress = progress or LoaderProgress()
+        self._position = position
         self.waited_s = 0.0
         """Seconds that the training loop has waited for micro-batches."""
 
     def __len__(self) -> int:
-        return self._length
+        return self._length if self._position is None else self._position.length
 
     def __iter__(self) -> Iterator[MicroBatch]:
         requested = time.perf_counter()
@@ -66,9 +67,9 @@ class PackLoader:
                 epoch=loaded.task.epoch,
                 step=loaded.task.step,
             )
-            self._progress.batch_done()
+            if self._position is not None:
+                self._position.count_batch()
             requested = time.perf_counter()
-        self._progress.epoch_done()
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the data module saves the position; Lightning warns without this method."""
@@ -79,14 +80,20 @@ class PackLoader:
 
     def _loader(self, tasks: Iterator[PackTask]) -> DataLoader[LoadedPack | MathCanvasError]:
         workers = self._workers
+        num_workers = workers.num_workers or 0
+        pin_memory = workers.pin_memory
+        if pin_memory is None:
+            pin_memory = torch.cuda.is_available()
         return DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=_TaskSampler(tasks),
-            num_workers=workers.num_workers or 0,
-            prefetch_factor=workers.prefetch_factor if workers.num_workers else None,
-            multiprocessing_context=workers.start_method if workers.num_workers else None,
-            pin_memory=workers.pin_memory,
+            sampler=_TaskSampler(with_wanted_rows(tasks, num_workers)),
+            num_workers=num_workers,
+            prefetch_factor=workers.prefetch_factor if num_workers else None,
+            multiprocessing_context=workers.start_method if num_workers else None,
+            pin_memory=torch.cuda.is_available()
+            if workers.pin_memory is None
+            else workers.pin_memory,
             generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )
 

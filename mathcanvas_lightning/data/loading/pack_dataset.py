@@ -1,22 +1,32 @@
 """Builds the tensors of planned packs, in worker processes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mathcanvas_lightning.batch import LossTotals, PackedBatch, SampleInfo, TokenGeometry
 from mathcanvas_lightning.common.paths import without_query
-from mathcanvas_lightning.data.images.decode import ImageError
-from mathcanvas_lightning.data.index.index import LeftOutRow
-from mathcanvas_lightning.data.loading.quarantine import BadRow
-from mathcanvas_lightning.data.rows.readers import Element, NoSampleError
-from mathcanvas_lightning.data.rows.source import RowCache, RowSource
+from mathcanvas_lightning.data.rows.left_out import (
+    ROW_ERRORS,
+    LeftOutRow,
+    NoSampleError,
+    row_boundary,
+    stage_of,
+)
+from mathcanvas_lightning.data.rows.readers import Element
+from mathcanvas_lightning.data.rows.row_cache import RowCache
+from mathcanvas_lightning.data.rows.source import Rows, RowSource, row_place
 from mathcanvas_lightning.data.sequence.encode import RowSettings, measure, prepare
 from mathcanvas_lightning.data.sequence.pack import PackItem, filler_pack, pack_samples
 from mathcanvas_lightning.data.sequence.rng import element_uniforms, hash64
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError, MathCanvasError
+
+RowGroupKey = tuple[int, str, int]
+CACHE_BYTES = 2 * 2**30
+"""Memory for rows that are needed soon, of all workers of a rank together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,11 @@ class SampleRef:
     length: int
     """Tokens in the pack."""
 
+    @property
+    def group(self) -> RowGroupKey:
+        """Data set, file and row group."""
+        return self.dataset, self.path, self.row_group
+
 
 @dataclass(frozen=True, slots=True)
 class PackTask:
@@ -46,6 +61,8 @@ class PackTask:
     step: int
     samples: tuple[SampleRef, ...]
     step_totals: LossTotals
+    wanted: Mapping[RowGroupKey, frozenset[int]] = field(default_factory=dict)
+    """Rows that the same worker will need soon, of the row groups of these samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +84,16 @@ class LoadedPack:
     pack: PackedBatch
     samples: tuple[SampleInfo, ...]
     image_seeds: tuple[int, ...]
-    bad: tuple[BadRow, ...]
+    bad: tuple[LeftOutRow, ...]
     """Unreadable rows; holes replace them in the pack."""
+
+    def __post_init__(self) -> None:
+        """Makes the layout of the pack here, in the worker."""
+        _ = self.pack.layout
+
+    def pin_memory(self) -> "LoadedPack":
+        """Copies the tensors to page-locked memory; the DataLoader calls it."""
+        return replace(self, pack=self.pack.pin_memory())
 
 
 class PackDataset(Dataset[LoadedPack | MathCanvasError]):
@@ -93,7 +118,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         self._tokenizer = tokenizer
         self._geometry = geometry
         self._interpolate = interpolate_positions
-        self._cache = RowCache()
+        self._cache: RowCache | None = None  # made in the worker
 
     def __getitem__(self, task: PackTask) -> LoadedPack | MathCanvasError:
         """Builds a pack.
@@ -117,10 +142,10 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         items: list[PackItem] = []
         infos: list[SampleInfo] = []
         seeds: list[int] = []
-        bad: list[BadRow] = []
+        bad: list[LeftOutRow] = []
         for ref in task.samples:
-            prepared = self._prepare(ref)
-            hole = isinstance(prepared, BadRow)
+            prepared = self._prepare(ref, task.wanted.get(ref.group, ()))
+            hole = isinstance(prepared, LeftOutRow)
             infos.append(
                 SampleInfo(
                     uid=ref.uid,
@@ -129,7 +154,7 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
                     is_hole=hole,
                 )
             )
-            if isinstance(prepared, BadRow):
+            if isinstance(prepared, LeftOutRow):
                 bad.append(prepared)
                 items.append(PackItem(hole_tokens=ref.length))
             else:
@@ -138,29 +163,32 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         pack = pack_samples(items, self._geometry, special, interpolate_positions=self._interpolate)
         return LoadedPack(task, pack, tuple(infos), tuple(seeds), tuple(bad))
 
-    def _prepare(self, ref: SampleRef) -> PackItem | BadRow:
+    def _prepare(self, ref: SampleRef, wanted: Collection[int]) -> PackItem | LeftOutRow:
+        source = self._readers[ref.dataset].source
+        if self._cache is None:
+            worker = get_worker_info()
+            self._cache = RowCache(CACHE_BYTES // (1 if worker is None else worker.num_workers))
         try:
-            item, length = self._read(ref)
-        except NoSampleError as error:
-            return self._bad(ref, "row", f"no longer a training sample: {error}")
-        except ImageError as error:
-            return self._bad(ref, "image", str(error))
-        except _ReadError as error:
-            return self._bad(ref, "read", str(error))
+            rows = self._cache.read(
+                ref.group, ref.row, wanted, partial(source.read, ref.path, ref.row_group)
+            )
         except DataError as error:
-            return self._bad(ref, "row", str(error))
+            return self._left_out(ref, "read", str(error))
+        try:
+            with row_boundary(row_place(ref.path, ref.row_group, ref.row)):
+                item, length = self._encode(ref, rows)
+        except NoSampleError as error:
+            return self._left_out(ref, "row", f"no longer a training sample: {error}")
+        except ROW_ERRORS as error:
+            return self._left_out(ref, stage_of(error), str(error))
         if length != ref.length:
             message = f"{length} tokens, but {ref.length} in the index: build the index again"
-            return self._bad(ref, "length", message)
+            return self._left_out(ref, "length", message)
         return item
 
-    def _read(self, ref: SampleRef) -> tuple[PackItem, int]:
+    def _encode(self, ref: SampleRef, rows: Rows) -> tuple[PackItem, int]:
         reader = self._readers[ref.dataset]
         source = reader.source
-        try:
-            rows = self._cache.read(ref.dataset, source, ref.path, ref.row_group)
-        except DataError as error:
-            raise _ReadError(str(error)) from None
         sample = source.sample(rows, ref.path, ref.row_group, ref.row)
 
         def read_image(element: Element) -> bytes:
@@ -178,17 +206,13 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
             for element in item.vae_pixels
         ]
 
-    def _bad(self, ref: SampleRef, stage: str, error: str) -> BadRow:
-        row = LeftOutRow(
+    def _left_out(self, ref: SampleRef, stage: str, error: str) -> LeftOutRow:
+        return LeftOutRow(
             uid=ref.uid,
             path=without_query(ref.path),
             row_group=ref.row_group,
             row=ref.row,
             stage=stage,
             error=error,
+            dataset=self._readers[ref.dataset].name,
         )
-        return BadRow(self._readers[ref.dataset].name, row)
-
-
-class _ReadError(Exception):
-    """The row group can't be read."""

@@ -1,13 +1,21 @@
 """Planned data sets, and the tasks of each rank's workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.data.loading.loaded_dataset import LoadedDataset
-from mathcanvas_lightning.data.loading.pack_dataset import PackDataset, PackTask, SampleRef
+from mathcanvas_lightning.data.loading.pack_dataset import (
+    DatasetReader,
+    PackDataset,
+    PackTask,
+    SampleRef,
+)
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
 from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +71,45 @@ class PackedData:
             visit=int(planned.visits[sample]),
             length=int(planned.lengths[sample]),
         )
+
+
+def assemble(
+    loaded: Sequence[LoadedDataset],
+    plan: Plan,
+    tokenizer: TextTokenizer,
+    geometry: TokenGeometry,
+    *,
+    interpolate_positions: bool,
+    quarantine_file: Path,
+    max_bad_fraction: float,
+) -> PackedData:
+    """Joins data sets, their plan and what builds their packs; lists the rows that are left out.
+
+    Args:
+        loaded: The data sets.
+        plan: Plan of these data sets.
+        tokenizer: Tokenizer of the texts.
+        geometry: Patch sizes and position tables of the model.
+        interpolate_positions: See `pack_samples`.
+        quarantine_file: See `Quarantine`.
+        max_bad_fraction: See `Quarantine`.
+
+    Returns:
+        All of it.
+
+    Raises:
+        DataError: If more rows are damaged than allowed.
+    """
+    readers = [
+        DatasetReader(data.config.label, data.source, data.settings, plan.stream(number))
+        for number, data in enumerate(loaded)
+    ]
+    dataset = PackDataset(readers, tokenizer, geometry, interpolate_positions=interpolate_positions)
+    quarantine = Quarantine(
+        quarantine_file,
+        max_bad_fraction,
+        sum(data.num_indexed for data in loaded),
+        {data.config.label: data.index.digest for data in loaded},
+    )
+    quarantine.add([row for data in loaded for row in data.left_out])
+    return PackedData(datasets=tuple(loaded), plan=plan, dataset=dataset, quarantine=quarantine)

@@ -74,25 +74,34 @@ class _Pool:
         chosen = pair or chosen
         if least <= self._slack:
             return chosen
+        lengths = self.lengths
         for first in range(longest, -1, -max(1, longest // NUM_TRIPLES)):
-            rest = free - self.lengths[first]
-            second = bisect_right(self.lengths, rest, 0, first) - 1
+            rest = free - lengths[first]
+            second = bisect_right(lengths, rest, 0, first) - 1
             gap, pair = self._pair(rest, second, NUM_TRIPLES, least)
             if pair:
                 least, chosen = gap, (first, *pair)
                 if least <= self._slack:
                     break
+            # The three longest fit together: with a shorter first one, they leave more.
+            if second > 0 and second == first - 1 and lengths[second - 1] + lengths[second] <= rest:
+                break
         return chosen
 
     def _pair(self, free: int, longest: int, tries: int, least: int) -> tuple[int, tuple[int, ...]]:
         """The smallest free space, and the two samples that leave it if it is below `least`."""
-        lengths = self.lengths
+        lengths, slack = self.lengths, self._slack
         chosen: tuple[int, ...] = ()
         for first in range(longest, 0, -max(1, longest // tries)):
             rest = free - lengths[first]
             second = bisect_right(lengths, rest, 0, first) - 1
-            if second >= 0 and rest - lengths[second] < least:
-                least, chosen = rest - lengths[second], (first, second)
-                if least <= self._slack:
+            if second < 0:
+                continue
+            gap = rest - lengths[second]
+            if gap < least:
+                least, chosen = gap, (first, second)
+                if gap <= slack:
                     break
+            if second == first - 1:  # the two longest fit together, shorter ones leave more
+                break
         return least, chosen

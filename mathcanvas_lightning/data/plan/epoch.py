@@ -3,17 +3,18 @@
 It does not depend on ranks, on workers, or on where a run was interrupted.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import LossTotals
 from mathcanvas_lightning.data.plan.bin_packing import fill_packs
-from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, Segment, schedule
+from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, schedule
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.sequence.rng import element_uniforms, generator, hash64
 from mathcanvas_lightning.data.sequence.roles import (
@@ -30,8 +31,10 @@ WINDOW_ROWS = 2_000
 """Samples that are packed together."""
 KEPT_QUARTERS = 3
 """Quarters of a window's packs that are kept; the samples of the rest move to the next window."""
+DIGEST_LENGTH = 16
 CHUNK_ROWS = 50_000
-"""Rows whose random numbers are in memory at a time."""
+CHUNK_ELEMENTS = 500_000
+"""Rows and elements whose random numbers are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class PlannedDataset:
     weight: float | None
     """Share of the samples, relative to the other weights; None: each row once per epoch."""
     dropout: DropoutConfig
+    digest: str = ""
+    """Hash of the contents and of which rows are used."""
 
     @property
     def num_rows(self) -> int:
@@ -57,7 +62,7 @@ class PlannedDataset:
         return len(self.row_groups)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: a property is cached
 class EpochPlan:
     """The packs of an epoch: [S] samples in order, [P] packs."""
 
@@ -76,6 +81,8 @@ class EpochPlan:
     """[P] end of each pack: one after its last sample."""
     capacity: int
     """Tokens that a pack may hold."""
+    source: str = ""
+    """Digest of the input of the plan."""
 
     @property
     def num_packs(self) -> int:
@@ -86,6 +93,14 @@ class EpochPlan:
     def fill(self) -> float:
         """Used share of the packs' capacity, 0 to 1."""
         return float(self.lengths.sum(dtype=np.int64)) / max(1, self.num_packs * self.capacity)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the input of the plan, and of which sample is in which pack."""
+        found = hashlib.sha256(f"{self.source} {self.epoch}".encode())
+        for array in (self.datasets, self.rows, self.visits, self.lengths, self.pack_ends):
+            found.update(np.ascontiguousarray(array, "<i8").data)
+        return found.hexdigest()[:DIGEST_LENGTH]
 
     def loss_totals(self, packs: Sequence[int]) -> LossTotals:
         """Denominators of the losses over some packs; fillers contribute nothing."""
@@ -107,7 +122,6 @@ class Plan:
         datasets: One or more data sets, none of them empty.
         seed: Seed of the order and of all random numbers.
         max_num_tokens: Capacity of a pack, in tokens; no row is longer.
-        packs_per_step: B, packs of an optimizer step.
         shuffle: False keeps rows and packs in order, as for validation.
     """
 
@@ -117,13 +131,11 @@ class Plan:
         *,
         seed: int,
         max_num_tokens: int,
-        packs_per_step: int = 1,
         shuffle: bool = True,
     ) -> None:
         self.datasets = tuple(datasets)
         self.seed = seed
         self.max_num_tokens = max_num_tokens
-        self.packs_per_step = packs_per_step
         self.shuffle = shuffle
         self.quotas = _quotas(self.datasets)
         self.epoch = lru_cache(maxsize=2)(self._epoch)
@@ -135,31 +147,42 @@ class Plan:
             self._num_packs[epoch] = self.epoch(epoch).num_packs
         return self._num_packs[epoch]
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the data sets, in their order, and the settings of the plan."""
+        datasets = [
+            (d.name, d.row_format, d.num_rows, d.weight, d.dropout, d.digest) for d in self.datasets
+        ]
+        described = repr((self.seed, self.max_num_tokens, self.shuffle, datasets))
+        return hashlib.sha256(described.encode()).hexdigest()[:DIGEST_LENGTH]
+
     def schedule(
-        self, epoch: int, packs_per_step: int | None = None, segments: Sequence[Segment] = ()
+        self, epoch: int, packs_per_step: int, segments: Sequence[tuple[int, int]] = ()
     ) -> Schedule:
         """The steps of an epoch.
 
         Args:
             epoch: Epoch, from 0.
-            packs_per_step: Packs of an optimizer step; by default those of the plan.
-            segments: Parts of the epoch that were done with other numbers of packs per step.
+            packs_per_step: B, packs of an optimizer step.
+            segments: Parts of the epoch that were done with other numbers of packs per step:
+                (packs per step, steps).
 
         Returns:
             The remaining steps.
         """
-        return schedule(self.num_packs(epoch), segments, packs_per_step or self.packs_per_step)
+        return schedule(self.num_packs(epoch), segments, packs_per_step)
 
-    def total_steps(self, max_epochs: int) -> int:
+    def total_steps(self, max_epochs: int, packs_per_step: int) -> int:
         """Exact number of optimizer steps of a run; epochs differ by a few steps.
 
         Args:
             max_epochs: Number of epochs.
+            packs_per_step: B, packs of an optimizer step.
 
         Returns:
             The sum over its epochs.
         """
-        return sum(self.schedule(epoch).num_steps for epoch in range(max_epochs))
+        return sum(-(-self.num_packs(epoch) // packs_per_step) for epoch in range(max_epochs))
 
     def stream(self, dataset: int) -> int:
         """Key of the random numbers of a data set, see `element_uniforms`."""
@@ -188,38 +211,47 @@ class Plan:
             losses=losses[order],
             pack_ends=pack_ends,
             capacity=self.max_num_tokens,
+            source=self.digest,
         )
 
     def _visits(self, dataset: int, epoch: int, random: np.random.Generator) -> tuple[Ints, ...]:
         """Rows, visits, lengths and losses of one data set; row groups in random order."""
         data, quota = self.datasets[dataset], self.quotas[dataset]
         whole, rest = divmod(quota, data.num_rows)
-        parts = []
         num_visits = whole + (rest > 0)
-        for visit in range(num_visits):
-            number = epoch * num_visits + visit
-            order = _row_order(data.row_groups, random if self.shuffle else None)
-            if visit == whole:
-                chosen = _rotating_part(data.num_rows, epoch * rest, rest, self.seed)
-                order = order[chosen[order]]
-            visits = np.full(len(order), number, np.int64)
-            lengths, losses = self._measure(dataset, number)
-            parts.append((order.astype(np.int32), visits, lengths[order], losses[order]))
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        visits = epoch * num_visits + np.arange(num_visits)
+        rows = _row_orders(data.row_groups, num_visits, random if self.shuffle else None)
+        lengths, losses = self._measure(dataset, visits)
+        chosen = np.ones(rows.shape, bool)
+        if rest:
+            chosen[-1] = _rotating_part(data.num_rows, epoch * rest, rest, self.seed)[rows[-1]]
+        number, _ = np.nonzero(chosen)
+        rows = rows[chosen]
+        return rows.astype(np.int32), visits[number], lengths[number, rows], losses[number, rows]
 
-    def _measure(self, dataset: int, visit: int) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """[N] lengths and [N, 4] losses of all rows of a data set in one visit."""
+    def _measure(self, dataset: int, visits: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """[V, N] lengths and [V, N, 4] losses of all rows of a data set in V visits."""
         data = self.datasets[dataset]
-        lengths = np.empty(data.num_rows, np.int32)
-        losses = np.empty((data.num_rows, len(fields(LossTotals))), np.float32)
-        for start in range(0, data.num_rows, CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, data.num_rows)
-            chunk = data.elements.rows(start, stop)
-            uniforms = self._uniforms(dataset, visit, chunk, data.counters[start:stop])
-            roles = assign_roles(data.row_format, chunk, uniforms)
-            drop, drop_vit = find_dropped(roles, uniforms, data.dropout)
-            lengths[start:stop] = packed_lengths(chunk, roles, drop, drop_vit)
-            losses[start:stop] = loss_totals(chunk, roles, drop)
+        shape = (len(visits), data.num_rows)
+        lengths = np.empty(shape, np.int32)
+        losses = np.empty((*shape, len(fields(LossTotals))), np.float32)
+        for start, stop in _chunks(data.counters, data.elements):
+            chunk, counters = data.elements.rows(start, stop), data.counters[start:stop]
+            # A small data set is visited often: many of its visits make one chunk.
+            at_once = max(1, min(CHUNK_ROWS // (stop - start), CHUNK_ELEMENTS // len(chunk.roles)))
+            for first in range(0, len(visits), at_once):
+                some = visits[first : first + at_once]
+                repeated = chunk.repeated(len(some))
+                uniforms = np.concatenate(
+                    [self._uniforms(dataset, int(visit), chunk, counters) for visit in some]
+                )
+                roles = assign_roles(data.row_format, repeated, uniforms)
+                drop, drop_vit = find_dropped(roles, uniforms, data.dropout)
+                here = slice(first, first + len(some)), slice(start, stop)
+                found = packed_lengths(repeated, roles, drop, drop_vit)
+                lengths[here] = found.reshape(len(some), -1)
+                found_losses = loss_totals(repeated, roles, drop)
+                losses[here] = found_losses.reshape(len(some), stop - start, -1)
         return lengths, losses
 
     def _uniforms(self, dataset: int, visit: int, chunk: Elements, counters: Ints) -> np.ndarray:
@@ -236,29 +268,40 @@ class Plan:
 def _quotas(datasets: Sequence[PlannedDataset]) -> tuple[int, ...]:
     """Samples of each data set in an epoch.
 
-    Without weights: each row once. With weights: the shares are the weights, and the data set with
-    the smallest weight per row is visited once per epoch.
+    Without a weight: each row once. The shares of the data sets with weights are their weights, and
+    the one with the smallest weight per row is visited once per epoch.
     """
-    if all(data.weight is None for data in datasets):
-        return tuple(data.num_rows for data in datasets)
-    weights = [1.0 if data.weight is None else data.weight for data in datasets]
-    per_row = min(w / d.num_rows for w, d in zip(weights, datasets, strict=True))
+    per_row = min((d.weight / d.num_rows for d in datasets if d.weight is not None), default=1.0)
     return tuple(
-        max(d.num_rows, round(w / per_row)) for w, d in zip(weights, datasets, strict=True)
+        d.num_rows if d.weight is None else max(d.num_rows, round(d.weight / per_row))
+        for d in datasets
     )
 
 
-def _row_order(row_groups: Ints, random: np.random.Generator | None) -> Ints:
-    """All rows, group by group; the groups are shuffled."""
+def _chunks(counters: Ints, elements: Elements) -> Iterator[tuple[int, int]]:
+    """Splits rows by their number and by the span of their counters, which may have gaps."""
+    ends = counters + np.diff(elements.offsets)
+    start = 0
+    while start < len(counters):
+        stop = int(np.searchsorted(ends, counters[start] + CHUNK_ELEMENTS, side="right"))
+        stop = min(max(stop, start + 1), start + CHUNK_ROWS)
+        yield start, stop
+        start = stop
+
+
+def _row_orders(row_groups: Ints, num_visits: int, random: np.random.Generator | None) -> Ints:
+    """[V, N] all rows for each visit, group by group; the groups are shuffled."""
+    num_rows = len(row_groups)
+    within = np.arange(num_visits * num_rows) % num_rows
     if random is None:
-        return np.arange(len(row_groups))
+        return within.reshape(num_visits, num_rows)
     starts = np.flatnonzero(np.diff(row_groups, prepend=row_groups[0] - 1))
-    counts = np.diff(np.append(starts, len(row_groups)))
-    shuffled = random.permutation(len(starts))
+    counts = np.diff(np.append(starts, num_rows))
+    shuffled = np.stack([random.permutation(len(starts)) for _ in range(num_visits)])
     counts = counts[shuffled]
-    ends = np.cumsum(counts)
-    order: Ints = np.arange(len(row_groups)) + np.repeat(starts[shuffled] - (ends - counts), counts)
-    return order
+    before = np.cumsum(counts, axis=1) - counts
+    order: Ints = within + np.repeat(starts[shuffled] - before, counts.ravel())
+    return order.reshape(num_visits, num_rows)
 
 
 def _rotating_part(num_rows: int, start: int, count: int, seed: int) -> np.ndarray:

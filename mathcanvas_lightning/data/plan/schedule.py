@@ -17,16 +17,6 @@ FILLER = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A part of an epoch with a constant number of packs per step."""
-
-    packs_per_step: int
-    """B, packs of an optimizer step."""
-    steps: int
-    """Number of finished steps."""
-
-
-@dataclass(frozen=True, slots=True)
 class Schedule:
     """The remaining steps of an epoch, for a constant number of packs per step."""
 
@@ -74,28 +64,24 @@ class Schedule:
             for slot in range(rank, self.packs_per_step, num_ranks):
                 yield step, self.pack(step, slot)
 
-    def after(self, steps: int, packs_per_step: int) -> "Schedule":
-        """The remaining schedule after some steps, for another number of packs per step."""
+    def packs_after(self, steps: int) -> Ints:
+        """The packs that remain after some steps, in order."""
         taken = [pack for step in range(steps) for pack in self.step_packs(step)]
-        left = self.packs[~np.isin(self.packs, taken)]
-        return Schedule(left, packs_per_step)
+        return self.packs[~np.isin(self.packs, taken)]
 
 
-def schedule(num_packs: int, segments: Sequence[Segment], packs_per_step: int) -> Schedule:
-    """The schedule of an epoch that was started with other numbers of packs per step.
+def schedule(num_packs: int, segments: Sequence[tuple[int, int]], packs_per_step: int) -> Schedule:
+    """The schedule of an epoch, part of which may be done with other numbers of packs per step.
 
     Args:
         num_packs: Packs of the epoch.
-        segments: Finished parts of the epoch.
+        segments: Finished parts of the epoch: (packs per step, steps).
         packs_per_step: Packs of the steps that follow.
 
     Returns:
         The remaining steps.
     """
-    left = Schedule(np.arange(num_packs), packs_per_step)
-    for number, segment in enumerate(segments):
-        following = (
-            segments[number + 1].packs_per_step if number + 1 < len(segments) else packs_per_step
-        )
-        left = Schedule(left.packs, segment.packs_per_step).after(segment.steps, following)
-    return left
+    packs: Ints = np.arange(num_packs)
+    for packs_then, steps in segments:
+        packs = Schedule(packs, packs_then).packs_after(steps)
+    return Schedule(packs, packs_per_step)

@@ -9,14 +9,21 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import wraps
 from typing import Any, Literal
 
+from mathcanvas_lightning.data.rows.left_out import (
+    NoSampleError,
+    require_unicode,
+    row_boundary,
+)
 from mathcanvas_lightning.data.rows.schema import (
     CORE_COLUMNS,
     UID_COLUMNS,
     ImageSegment,
     Segment,
     example_from_row,
+    find_uid,
 )
 from mathcanvas_lightning.errors import DataError
 
@@ -69,13 +76,28 @@ class Sample:
     """Elements in the order of the sequence; alternatives (captions, instructions) are adjacent."""
 
 
-class NoSampleError(Exception):
-    """A valid row that is not a training sample; the text is the reason."""
-
-
 Reader = Callable[[Mapping[str, Any], str], Sample]
+MAX_STEPS = 2**15 - 1
+"""Maximum number of images of an edit; the index stores it in 16 bits."""
 
 
+def _checked(read: Reader) -> Reader:
+    """Lets a reader raise only errors of ours, and return only texts that can be stored."""
+
+    @wraps(read)
+    def checked(row: Mapping[str, Any], place: str) -> Sample:
+        with row_boundary(place):
+            sample = read(row, place)
+            require_unicode(sample.uid, place)
+            for element in sample.elements:
+                if isinstance(element.content, str):
+                    require_unicode(element.content, place)
+            return sample
+
+    return checked
+
+
+@_checked
 def read_interleaved(row: Mapping[str, Any], place: str) -> Sample:
     """Reads a question and its solution.
 
@@ -92,6 +114,7 @@ def read_interleaved(row: Mapping[str, Any], place: str) -> Sample:
     return Sample(uid=example.uid, elements=(*question, *solution))
 
 
+@_checked
 def read_t2i(row: Mapping[str, Any], place: str) -> Sample:
     """Reads a picture to draw from one of its captions.
 
@@ -104,15 +127,17 @@ def read_t2i(row: Mapping[str, Any], place: str) -> Sample:
         captions = _json(captions, place, "captions")
     if isinstance(captions, Mapping):
         captions = list(captions.values())
-    texts = [captions] if isinstance(captions, str) else list(captions)
+    texts = [captions] if isinstance(captions, str) else _list(captions, place, "captions")
     texts = [_text(text, place, "captions") for text in texts if text]
     if not texts:
-        raise NoSampleError("no caption")
+        has_column = "caption" in row or "captions" in row
+        raise NoSampleError("no caption" if has_column else "no column caption or captions")
     image = Element(Role.TARGET_IMAGE, _image(row.get("image"), place, "image"))
     elements = [Element(Role.PROMPT_TEXT, text) for text in texts]
     return Sample(uid=_uid(row, place), elements=(*elements, image))
 
 
+@_checked
 def read_edit(row: Mapping[str, Any], place: str) -> Sample:
     """Reads a chain of pictures, each edited from the previous one by an instruction.
 
@@ -120,17 +145,27 @@ def read_edit(row: Mapping[str, Any], place: str) -> Sample:
         NoSampleError: If there are fewer than two pictures.
         DataError: If the row violates the format.
     """
-    images = row.get("image_list") or ()
-    instructions = row.get("instruction_list") or ()
+    missing = [name for name in ("image_list", "instruction_list") if name not in row]
+    if missing:
+        raise _row_error(place, f"the columns {sorted(row)}", f"{' and '.join(missing)} too")
+    images = _list(row.get("image_list"), place, "image_list")
+    instructions = row.get("instruction_list")
+    if isinstance(instructions, str):
+        instructions = _json(instructions, place, "instruction_list")
+    instructions = _list(instructions, place, "instruction_list")
     if len(images) < 2:
         raise NoSampleError("fewer than two images")
+    if len(images) > MAX_STEPS:
+        raise _row_error(place, f"{len(images)} images", f"at most {MAX_STEPS}")
     if len(instructions) < len(images) - 1:
         found = f"{len(instructions)} instructions for {len(images)} images"
         raise _row_error(place, found, "an instruction for each image but the first")
     elements: list[Element] = []
     for step, image in enumerate(images):
         if step > 0:
-            choices = instructions[step - 1] or ()
+            choices = instructions[step - 1]
+            if not isinstance(choices, str):
+                choices = _list(choices, place, f"instruction_list[{step - 1}]")
             choices = [choices] if isinstance(choices, str) else choices
             texts = [_text(text, place, "instruction_list") for text in choices if text]
             if not texts:
@@ -141,6 +176,7 @@ def read_edit(row: Mapping[str, Any], place: str) -> Sample:
     return Sample(uid=_uid(row, place), elements=tuple(elements))
 
 
+@_checked
 def read_vlm(row: Mapping[str, Any], place: str) -> Sample:
     """Reads a conversation about pictures; its images are paths.
 
@@ -148,12 +184,14 @@ def read_vlm(row: Mapping[str, Any], place: str) -> Sample:
         NoSampleError: If there is no answer.
         DataError: If the row violates the format.
     """
-    paths = row.get("image") or ()
-    paths = [paths] if isinstance(paths, str) else list(paths)
-    turns = row.get("conversations") or ()
+    paths = row.get("image")
+    paths = [paths] if paths and isinstance(paths, str) else _list(paths or (), place, "image")
     elements: list[Element] = []
     remaining = iter(paths)
-    for turn in turns:
+    for number, turn in enumerate(_list(row.get("conversations"), place, "conversations")):
+        if not isinstance(turn, Mapping):
+            where = f"{place}, conversations[{number}]"
+            raise _row_error(where, f"{turn!r:.80}", "an object with from and value")
         speaker, text = turn.get("from"), _text(turn.get("value"), place, "conversations")
         if speaker == "gpt":
             elements.append(Element(Role.FIXED_ANSWER, text))
@@ -223,11 +261,19 @@ def _json(text: str, place: str, column: str) -> Mapping[str, Any] | Sequence[An
         return [text]
     if isinstance(value, Mapping | list | str):
         return [value] if isinstance(value, str) else value
-    raise _row_error(f"{place}, {column}", f"{text!r:.80}", "a JSON object or array of captions")
+    raise _row_error(f"{place}, {column}", f"{text!r:.80}", "a JSON object or array of texts")
+
+
+def _list(value: Any, place: str, column: str) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise _row_error(f"{place}, {column}", f"{value!r:.80}", "a list")
+    return value
 
 
 def _uid(row: Mapping[str, Any], place: str) -> str:
-    return next((str(row[name]) for name in UID_COLUMNS if row.get(name) is not None), place)
+    return find_uid(row) or place
 
 
 def _row_error(place: str, found: str, wanted: str) -> DataError:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.errors import DataError
 
 Scalar = str | int | float | bool | None
@@ -110,7 +111,18 @@ def example_from_row(row: Mapping[str, Any], *, place: str) -> InterleavedExampl
     Raises:
         DataError: If a column is missing or an interleave doesn't match its images.
     """
-    uid = next((str(row[name]) for name in UID_COLUMNS if row.get(name) is not None), place)
+    with row_boundary(place):
+        return _example(row, place)
+
+
+def find_uid(row: Mapping[str, Any]) -> str | None:
+    """The id of a row; None if it has none."""
+    values = (row.get(name) for name in UID_COLUMNS)
+    return next((str(value) for value in values if value is not None and value == value), None)
+
+
+def _example(row: Mapping[str, Any], place: str) -> InterleavedExample:
+    uid = find_uid(row) or place
     missing = [name for name in CORE_COLUMNS[1:] if name not in row]
     if missing:
         raise _row_error(place, uid, f"the columns {sorted(row)}", f"{missing} too")
@@ -122,10 +134,19 @@ def example_from_row(row: Mapping[str, Any], *, place: str) -> InterleavedExampl
         and name not in UID_COLUMNS
         and (value is None or isinstance(value, str | int | float | bool))
     }
-    answer = row["answer"]
-    return InterleavedExample(
-        uid=uid, answer="" if answer is None else str(answer), extras=extras, **sections
-    )
+    answer = _answer(row["answer"], place, uid)
+    return InterleavedExample(uid=uid, answer=answer, extras=extras, **sections)
+
+
+def _answer(value: Any, place: str, uid: str) -> str:
+    """An answer as text; the parts of a list are joined."""
+    if value is None or value != value:  # NaN: pandas writes it for a missing value
+        return ""
+    if isinstance(value, list):
+        return ", ".join(filter(None, (_answer(part, place, uid) for part in value)))
+    if isinstance(value, Mapping | bytes):
+        raise _row_error(f"{place}, answer", uid, f"{value!r:.80}", "a text or a number")
+    return str(value)
 
 
 def _items(segments: Sequence[Segment]) -> list[dict[str, Any]]:
@@ -156,7 +177,12 @@ def _numbered(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _read_section(
     row: Mapping[str, Any], section: str, place: str, uid: str
 ) -> tuple[Segment, ...]:
-    images = row[f"{section}_images"] or ()
+    images = row[f"{section}_images"]
+    if images is None:
+        images = ()
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        where = f"{place}, {section}_images"
+        raise _row_error(where, uid, f"{type(images).__name__}", "a list of images")
     column = f"{section}_interleave"
     items = _decode_interleave(row[column], f"{place}, {column}", uid)
     segments: list[Segment] = []
@@ -187,7 +213,7 @@ def _decode_interleave(value: Any, where: str, uid: str) -> Sequence[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _row_error(
                 where, uid, f"text that isn't JSON ({error})", "a JSON array"
             ) from None
@@ -199,8 +225,8 @@ def _decode_interleave(value: Any, where: str, uid: str) -> Sequence[Any]:
 
 
 def _image_index(value: Any, num_images: int, where: str, uid: str) -> int:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-    if not whole or not 0 <= int(value) < num_images:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < num_images or value != int(value):  # false for NaN
         raise _row_error(where, uid, f"index {value!r}", f"an index below {num_images} (images)")
     return int(value)
 

@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import posixpath
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -12,13 +11,12 @@ import pyarrow as pa
 
 from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.files import PARQUET_SUFFIXES, Storage
 
 LINES_PER_GROUP = 64
-CACHE_BYTES = 256 * 2**20
-"""Size of the row groups that a process keeps in memory; packs use rows of many groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +39,9 @@ class RowSource:
     limits: ImageLimits = dataclasses.field(default_factory=ImageLimits)
 
     @property
-    def suffix(self) -> str:
-        """Suffix of the data set's files."""
-        return ".jsonl" if self.row_format == "vlm" else ".parquet"
+    def suffix(self) -> str | tuple[str, ...]:
+        """Suffixes of the data set's files."""
+        return ".jsonl" if self.row_format == "vlm" else PARQUET_SUFFIXES
 
     def groups(self, path: str) -> list[RowGroup]:
         """The row groups of a file.
@@ -60,16 +58,23 @@ class RowSource:
             for group in range(metadata.num_row_groups)
         ]
 
-    def read(self, path: str, group: int) -> "Rows":
-        """Reads all rows of a group.
+    def read(self, path: str, group: int, rows: Collection[int] | None = None) -> "Rows":
+        """Reads rows of a group.
+
+        Args:
+            path: The file.
+            group: Number of the group.
+            rows: Rows to keep in memory; None for all.
 
         Raises:
             DataError: If they are damaged.
             StorageError: If the server fails.
         """
-        if self.row_format == "vlm":
-            return _Lines(_read_lines(self.storage.open(path), group))
-        return _Table(self.storage.read_row_group(path, group, COLUMNS[self.row_format]))
+        with row_boundary(f"{without_query(path)}, row group {group}"):
+            if self.row_format == "vlm":
+                return Lines.keep(_read_lines(self.storage.open(path), group), rows)
+            table = self.storage.read_row_group(path, group, COLUMNS[self.row_format])
+            return TableRows.keep(table, rows)
 
     def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
         """Decodes one row as a sample.
@@ -78,8 +83,9 @@ class RowSource:
             NoSampleError: If the row is not a training sample.
             DataError: If the row violates the format.
         """
-        place = f"{without_query(path)}, row group {group}, row {row}"
-        sample = READERS[self.row_format](rows.row(row, place), place)
+        place = row_place(path, group, row)
+        with row_boundary(place):
+            sample = READERS[self.row_format](rows.row(row, place), place)
         if sample.uid == place:  # without an id: a name that is equal on all machines
             return Sample(uid=row_uid(path, group, row), elements=sample.elements)
         return sample
@@ -123,26 +129,56 @@ class Rows(Protocol):
         """
 
 
-class _Table:
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
+class TableRows:
+    """Rows of a Parquet row group.
+
+    Args:
+        table: The rows.
+        numbers: Number of each row in its group.
+        num_rows: Rows of the whole group.
+    """
+
+    def __init__(self, table: pa.Table, numbers: Sequence[int], num_rows: int) -> None:
+        self._table, self._num_rows = table, num_rows
+        self._places = {number: place for place, number in enumerate(numbers)}
         self.num_bytes = table.nbytes
 
+    @classmethod
+    def keep(cls, table: pa.Table, rows: Collection[int] | None) -> "TableRows":
+        """Copies the wanted rows, so that the memory of the others is freed."""
+        numbers = _existing(rows, table.num_rows)
+        kept = table if len(numbers) == table.num_rows else table.take(numbers)
+        return cls(kept, numbers, table.num_rows)
+
     def row(self, number: int, place: str) -> Mapping[str, Any]:
-        if number >= self._table.num_rows:
-            raise _no_row(place, self._table.num_rows)
-        row: Mapping[str, Any] = self._table.slice(number, 1).to_pylist()[0]
+        """See `Rows`."""
+        if number not in self._places:
+            raise _no_row(place, self._num_rows)
+        row: Mapping[str, Any] = self._table.slice(self._places[number], 1).to_pylist()[0]
         return row
 
 
-class _Lines:
-    def __init__(self, lines: Sequence[bytes]) -> None:
-        self._lines = lines
-        self.num_bytes = sum(map(len, lines))
+class Lines:
+    """Lines of a JSON file.
+
+    Args:
+        lines: Number in the group -> the line.
+        num_rows: Lines of the whole group.
+    """
+
+    def __init__(self, lines: Mapping[int, bytes], num_rows: int) -> None:
+        self._lines, self._num_rows = lines, num_rows
+        self.num_bytes = sum(map(len, lines.values()))
+
+    @classmethod
+    def keep(cls, lines: Sequence[bytes], rows: Collection[int] | None) -> "Lines":
+        """Keeps the wanted lines."""
+        return cls({n: lines[n] for n in _existing(rows, len(lines))}, len(lines))
 
     def row(self, number: int, place: str) -> Mapping[str, Any]:
-        if number >= len(self._lines):
-            raise _no_row(place, len(self._lines))
+        """See `Rows`."""
+        if number not in self._lines:
+            raise _no_row(place, self._num_rows)
         try:
             row = json.loads(self._lines[number])
         except ValueError as error:
@@ -157,30 +193,19 @@ class _Lines:
         )
 
 
+def _existing(rows: Collection[int] | None, num_rows: int) -> list[int]:
+    return sorted(set(range(num_rows)).intersection(range(num_rows) if rows is None else rows))
+
+
+def row_place(path: str, group: int, row: int) -> str:
+    """Location of a row for error messages."""
+    return f"{without_query(path)}, row group {group}, row {row}"
+
+
 def row_uid(path: str, group: int, row: int) -> str:
     """Name of a row without an id: file name, row group, and number in the group."""
-    return f"{file_name(path)}:{group}:{row}"
-
-
-class RowCache:
-    """The most recently read row groups, up to a number of bytes."""
-
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._rows: OrderedDict[tuple[int, str, int], Rows] = OrderedDict()
-
-    def read(self, dataset: int, source: RowSource, path: str, group: int) -> Rows:
-        """Reads a row group of a data set, see `RowSource.read`."""
-        key = (dataset, path, group)
-        if key in self._rows:
-            self._rows.move_to_end(key)
-            return self._rows[key]
-        rows = self._rows[key] = source.read(path, group)
-        self._num_bytes += rows.num_bytes
-        while self._num_bytes > self._max_bytes and len(self._rows) > 1:
-            self._num_bytes -= self._rows.popitem(last=False)[1].num_bytes
-        return rows
+    name = file_name(path).encode(errors="backslashreplace").decode()  # a name may be no Unicode
+    return f"{name}:{group}:{row}"
 
 
 def _line_groups(file: BinaryIO) -> list[RowGroup]:

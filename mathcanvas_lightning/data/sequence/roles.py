@@ -106,6 +106,19 @@ class Elements:
             vit_tokens=self.vit_tokens[first:last],
         )
 
+    def repeated(self, times: int) -> "Elements":
+        """All rows, several times in a row."""
+        if times == 1:
+            return self
+        return Elements(
+            offsets=np.concatenate([[0], np.cumsum(np.tile(np.diff(self.offsets), times))]),
+            roles=np.tile(self.roles, times),
+            steps=np.tile(self.steps, times),
+            text_tokens=np.tile(self.text_tokens, times),
+            latent_tokens=np.tile(self.latent_tokens, times),
+            vit_tokens=np.tile(self.vit_tokens, times),
+        )
+
 
 def assign_roles(row_format: RowFormat, elements: Elements, uniforms: Floats) -> Ints:
     """Chooses which elements of each row are used, and assigns their roles.

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mathcanvas_lightning.batch import Split
+from mathcanvas_lightning.batch import PackLayout, Split
+from mathcanvas_lightning.batch.layout import ALL_PAIRS, BLOCK_TOKENS, SOME_PAIRS
 
 AttentionPath = Literal["dense", "sdpa", "flex"]
 MAX_SHORT_SPLITS = 128
@@ -50,6 +51,8 @@ class TokenLayout:
     """[T] bool, True in full and noise splits."""
     noisy: Tensor
     """[T] bool, True in noise splits."""
+    blocks: Tensor | None = None
+    """[B, B] uint8, the blocks of the mask, see `batch.layout.mask_blocks`; None if not known."""
 
     def sorted_by(self, order: Tensor) -> "TokenLayout":
         """Returns the layout of the same tokens in another order."""
@@ -79,6 +82,35 @@ def make_layout(
         "noisy": noisy[split_ids] if len(splits) else split_ids.bool(),
     }
     return TokenLayout(**{name: value.to(device) for name, value in layout.items()})
+
+
+def stored_layout(layout: PackLayout) -> TokenLayout:
+    """The layout of a pack's tokens in the order of storage."""
+    return TokenLayout(
+        sample_ids=layout.sample_ids,
+        sequence_indexes=layout.order,
+        split_ids=layout.split_ids,
+        bidirectional=layout.bidirectional,
+        noisy=layout.noisy,
+        blocks=layout.blocks,
+    )
+
+
+def full_layout(image_ids: Tensor, blocks: Tensor | None = None) -> TokenLayout:
+    """The layout of the patches of several images, each of which attends to itself.
+
+    Args:
+        image_ids: [V] int64, number of the image of each patch.
+        blocks: [B, B] uint8, the blocks of the mask, if they are known.
+    """
+    return TokenLayout(
+        sample_ids=image_ids,
+        sequence_indexes=torch.arange(len(image_ids), device=image_ids.device),
+        split_ids=image_ids,
+        bidirectional=torch.ones_like(image_ids, dtype=torch.bool),
+        noisy=torch.zeros_like(image_ids, dtype=torch.bool),
+        blocks=blocks,
+    )
 
 
 def attends(layout: TokenLayout, query: Tensor, key: Tensor) -> Tensor:
@@ -263,16 +295,32 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def _block_mask(layout: TokenLayout) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
         return attends(layout, query, key)
 
     length, device = len(layout.sequence_indexes), layout.sequence_indexes.device
+    if layout.blocks is not None:
+        some, full = layout.blocks == SOME_PAIRS, layout.blocks == ALL_PAIRS
+        return BlockMask.from_kv_blocks(
+            *_listed(some),
+            *_listed(full),
+            BLOCK_SIZE=BLOCK_TOKENS,
+            mask_mod=rule,
+            seq_lengths=(length, length),
+        )
     # Compiled, it never allocates the full matrix: 2.5 GB at 50,000 tokens.
     return create_block_mask(
         rule, None, None, length, length, device=device, _compile=device.type == "cuda"
     )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """[1, 1, B] number of chosen keys of each query, and [1, 1, B, B] keys, chosen ones first."""
+    counts = blocks.sum(dim=-1, dtype=torch.int32)
+    keys = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True).to(torch.int32)
+    return counts[None, None], keys[None, None].contiguous()
 
 
 @cache

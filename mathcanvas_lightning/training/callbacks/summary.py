@@ -114,7 +114,7 @@ class DebugBatches(Callback):
         if not trainer.is_global_zero or not isinstance(data, MathCanvasDataModule):
             return
         console = Console()
-        schedule = data.plan.schedule(0, data.position.packs_per_step)
+        schedule = data.schedule(0)
         slots = schedule.packs_per_step
         for number in range(min(self.count, schedule.num_steps * slots)):
             step, slot = divmod(number, slots)

@@ -171,6 +171,39 @@ def test_read_only_shards_are_indexed_in_the_cache(
     assert list((tmp_path / "cache").rglob("*.parquet"))
 
 
+def test_an_index_beside_read_only_shards_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scans: list[str]
+) -> None:
+    folder = interleaved_shards(tmp_path / "shards", 6)
+    build(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_module.os, "access", lambda *_: False)
+    scans.clear()
+    assert build(folder).num_rows == 6
+    assert not scans
+    assert not (tmp_path / "cache").exists()
+    os.utime(folder / "part_0.parquet")  # as copies are: the new time is noted in the cache
+    build(folder)
+    write_shards(folder, [interleaved_row(n) for n in range(9, 12)], num_files=1)
+    assert build(folder).num_rows == 6
+    assert scans == ["part_0.parquet"]
+    assert len(list((tmp_path / "cache").rglob("*.parquet"))) == 1
+
+
+def test_names_of_shards(tmp_path: Path) -> None:
+    """Long and odd names, capital suffixes, links to folders."""
+    folder = interleaved_shards(tmp_path / "shards", 8, num_files=4)
+    (folder / "part_0.parquet").rename(folder / ("n" * 240 + ".parquet"))
+    (folder / "part_1.parquet").rename(folder / "PART.PARQUET")
+    (folder / "part_2.parquet").rename(folder / "part.pq")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "part_3.parquet").rename(tmp_path / "elsewhere" / os.fsdecode(b"caf\xe9.parquet"))
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        index = build(folder)
+        assert sorted(index.uids.to_pylist()) == sorted(f"row{n}" for n in range(8))
+
+
 @pytest.mark.parametrize("name", ["", "/part_0.parquet"])
 def test_file_urls_name_the_same_index(name: str, tmp_path: Path, scans: list[str]) -> None:
     folder = interleaved_shards(tmp_path / "shards", 6)

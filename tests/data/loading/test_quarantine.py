@@ -1,6 +1,7 @@
 """Damaged rows are an error by default; if allowed, they are listed and leave the same holes."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.index.index import INDEX_FOLDER
+from mathcanvas_lightning.data.loading import quarantine as quarantine_module
 from mathcanvas_lightning.data.loading.config import WorkerConfig
+from mathcanvas_lightning.data.loading.quarantine import Quarantine
+from mathcanvas_lightning.data.rows.left_out import LeftOutRow
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.errors import DataError
 from tests.conftest import read_jsonl
 from tests.data.hashes import by_step, uids
-from tests.data.make_rows import config, interleaved_row, module, write_shards
+from tests.data.make_rows import config, interleaved_row, module, vlm_file, write_shards
 
 NUM_ROWS = 24
 DamageFunction = Callable[[Path], set[str]]
@@ -193,3 +199,129 @@ def test_holes_have_no_loss(tmp_path: Path) -> None:
             assert sample.is_hole == (sample.uid in bad)
             assert sample.is_hole == losses.isdisjoint(here)
     assert json.loads((tmp_path / "quarantine.jsonl").read_text().splitlines()[0])["error"]
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "NaN index": {"question_interleave": '[{"type": "image", "index": NaN}]'},
+    "half a character": {"solution_interleave": '[{"type": "text", "content": "caf\\ud83d"}]'},
+    "deep": {"question_interleave": "[" * 100_000},
+}
+BROKEN_TALKS: dict[str, Any] = {
+    "turn": {"conversations": ["hello"]},
+    "conversations": {"conversations": "hello"},
+    "image": {"image": 5},
+    "path": {"image": "\ud800.png"},
+    "id": {"id": "\ud800"},
+    "text": {
+        "conversations": [
+            {"from": "human", "value": "<image>a\ud83d"},
+            {"from": "gpt", "value": "A."},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_row_that_breaks_its_reader_is_left_out(kind: str, tmp_path: Path) -> None:
+    rows = good_rows()
+    rows[2] |= BROKEN[kind]
+    folder = write_shards(tmp_path / "set", rows)
+    with pytest.raises(DataError, match=r"part_0\.parquet, row group 0, row 1 \(uid "):
+        opened(folder)
+    data = opened(folder, max_bad_fraction=0.1)
+    assert len(uids(data.train_dataloader())) == NUM_ROWS - 1
+    [line] = read_jsonl(tmp_path / "quarantine.jsonl")
+    assert (line["row_group"], line["row"], line["stage"]) == (0, 1, "row")
+
+
+@pytest.mark.parametrize("kind", BROKEN_TALKS)
+def test_a_line_that_breaks_its_reader_is_left_out(kind: str, tmp_path: Path) -> None:
+    path = vlm_file(tmp_path / "talks", 4)
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | BROKEN_TALKS[kind])
+    path.write_text("\n".join(lines))
+    options = {"max_bad_fraction": 0.5, "quarantine_file": str(tmp_path / "quarantine.jsonl")}
+    for _ in range(2):
+        data = module(config(path, "vlm"), **options)
+        assert sorted(uids(data.train_dataloader())) == ["talk0", "talk1", "talk3"]
+    [line] = read_jsonl(tmp_path / "quarantine.jsonl")
+    assert (line["row"], line["stage"]) == (2, "row")
+
+
+def ledger(path: Path) -> Quarantine:
+    return Quarantine(path, 0.9, 100, {"set": "d" * 64})
+
+
+def left_out(number: int, **changes: Any) -> LeftOutRow:
+    values: dict[str, Any] = {
+        "uid": f"row{number}",
+        "path": "part.parquet",
+        "row_group": number,
+        "row": 0,
+        "stage": "image",
+        "error": "truncated",
+        "dataset": "set",
+    }
+    return LeftOutRow(**{**values, **changes})
+
+
+@settings(deadline=None, max_examples=60)
+@given(uid=st.text(st.characters()), error=st.text(st.characters()))
+def test_any_text_survives_in_the_list(uid: str, error: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "list.jsonl")
+        rows = [left_out(0, uid=uid, error=error), left_out(1)]
+        for _ in range(2):
+            ledger(path).add(rows)
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        assert [line["uid"] for line in lines] == [uid, "row1"]
+        assert lines[0]["error"] == error
+
+
+@settings(deadline=None, max_examples=20)
+@given(ids=st.lists(st.text(min_size=1), min_size=3, max_size=3, unique=True))
+def test_any_id_survives_index_list_and_restart(ids: list[str]) -> None:
+    rows = [{**interleaved_row(n), "id": uid} for n, uid in enumerate(ids)]
+    rows[1]["question_images"][0]["bytes"] = b"none"
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_shards(Path(name, "set"), rows, num_files=1)
+        for _ in range(2):
+            data = opened(folder, max_bad_fraction=0.5, packs_per_step=1)
+            assert sorted(uids(data.train_dataloader())) == sorted([ids[0], ids[2]])
+        listed = Path(name, "quarantine.jsonl").read_bytes().split(b"\n")
+        assert [json.loads(line)["uid"] for line in listed if line] == [ids[1]]
+
+
+def test_lines_of_others_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('not json\n{"dataset": ["a"]}\n3\n')
+    ledger(path).add([left_out(0)])
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_ranks_share_the_list_and_read_only_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+    parse = quarantine_module._parse
+    monkeypatch.setattr(
+        quarantine_module, "_parse", lambda line: parsed.append(line) or parse(line)
+    )
+    path = tmp_path / "list.jsonl"
+    ranks = [ledger(path), ledger(path)]
+    for number in range(40):
+        for rank in ranks:
+            rank.add([left_out(number)])
+    assert len(read_jsonl(path)) == 40
+    assert len(list(filter(None, parsed))) == 40  # each line once, by the rank that did not write
+    path.unlink()
+    ranks[0].add([left_out(0)])  # a list that was removed is started again
+    assert len(read_jsonl(path)) == 1
+
+
+def test_the_share_of_damaged_rows_counts_those_of_all_ranks(tmp_path: Path) -> None:
+    ranks = [Quarantine(tmp_path / "list.jsonl", 0.03, 100, {"set": "d"}) for _ in range(2)]
+    ranks[0].add([left_out(0), left_out(1), left_out(2, stage="too_long")])
+    ranks[1].add([left_out(3)])
+    with pytest.raises(DataError, match="4 bad of 100 rows"):
+        ranks[0].add([left_out(4)])

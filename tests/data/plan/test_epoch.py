@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.data.plan import epoch as plan_module
 from mathcanvas_lightning.data.plan.bin_packing import fill_packs
 from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
-from mathcanvas_lightning.data.plan.position import LoaderProgress, Position
-from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, Segment, schedule
+from mathcanvas_lightning.data.plan.position import Position
+from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, schedule
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
 from tests.data.make_rows import planned
 
@@ -100,12 +102,12 @@ def test_changing_packs_per_step_within_an_epoch(
     packs: int, parts: list[tuple[int, int]], last: int
 ) -> None:
     done: list[int] = []
-    segments: list[Segment] = []
+    segments: list[tuple[int, int]] = []
     for per_step, steps in parts:
         left = schedule(packs, segments, per_step)
         steps = min(steps, left.num_steps)
         done += [p for s in range(steps) for p in left.step_packs(s) if p != FILLER]
-        segments.append(Segment(per_step, steps))
+        segments.append((per_step, steps))
     left = schedule(packs, segments, last)
     done += [p for s in range(left.num_steps) for p in left.step_packs(s) if p != FILLER]
     assert sorted(done) == list(range(packs))
@@ -162,6 +164,44 @@ def test_weights_are_exact_shares(sizes: list[int], weights: list[float]) -> Non
         assert max(visits.values()) == 1  # and never with the same random numbers
 
 
+def test_a_data_set_without_weight_is_visited_once_beside_weights() -> None:
+    data = [
+        planned([10] * 10, name="plain"),
+        planned([10] * 100, name="light", weight=1.0),
+        planned([10] * 20, name="heavy", weight=2.0),
+    ]
+    assert Plan(data, seed=0, max_num_tokens=CAPACITY).quotas == (10, 100, 200)
+
+
+def test_many_visits_of_a_small_data_set_are_drawn_together() -> None:
+    """Packs and random numbers are those of single visits."""
+    small = planned([5, 20, 40, 9, 30], weight=1.0, dropout=DropoutConfig(text=0.4))
+    plan = Plan([small, planned([10] * 117, name="b", weight=1.0)], seed=0, max_num_tokens=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "CHUNK_ROWS", 1)
+        one_by_one = Plan(plan.datasets, seed=0, max_num_tokens=100).epoch(1)
+    together = plan.epoch(1)
+    assert plan.quotas == (117, 117)
+    assert together.digest == one_by_one.digest
+    assert np.array_equal(together.losses, one_by_one.losses)
+
+
+def test_chunks_are_bounded_by_the_span_of_counters() -> None:
+    few = replace(planned([10] * 500), counters=np.arange(500) * 10_000)
+    spans: list[int] = []
+    draw = plan_module.element_uniforms
+
+    def draw_some(stream: int, visit: int, start: int, stop: int) -> Any:
+        spans.append(stop - start)
+        return draw(stream, visit, start, stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "element_uniforms", draw_some)
+        Plan([few], seed=0, max_num_tokens=CAPACITY).epoch(0)
+    assert max(spans) <= plan_module.CHUNK_ELEMENTS
+    assert len(spans) == 10
+
+
 def test_data_sets_are_interleaved_evenly() -> None:
     data = [planned([10] * 600, name="large"), planned([10] * 200, name="small")]
     with pytest.MonkeyPatch.context() as patch:
@@ -173,11 +213,11 @@ def test_data_sets_are_interleaved_evenly() -> None:
 
 def test_dropout_changes_lengths_from_epoch_to_epoch() -> None:
     data = [planned([10] * 200, dropout=DropoutConfig(text=0.5))]
-    plan = Plan(data, seed=0, max_num_tokens=CAPACITY, packs_per_step=2)
+    plan = Plan(data, seed=0, max_num_tokens=CAPACITY)
     totals = [int(plan.epoch(epoch).lengths.sum()) for epoch in range(3)]
     assert len(set(totals)) > 1
     assert all(600 < total < 1400 for total in totals)
-    assert plan.total_steps(3) == sum(-(-plan.num_packs(e) // 2) for e in range(3))
+    assert plan.total_steps(3, 2) == sum(-(-plan.num_packs(e) // 2) for e in range(3))
 
 
 def test_realistic_packs_are_full() -> None:
@@ -202,15 +242,12 @@ def test_interrupted_runs_take_each_row_once_an_epoch(
     state: dict[str, object] | None = None
     taken: dict[int, list[int]] = {0: [], 1: []}
     for ranks, accumulate, steps in [*runs, (2, 2, 1000)]:
-        plan = Plan(
-            [planned(lengths)], seed=0, max_num_tokens=CAPACITY, packs_per_step=ranks * accumulate
-        )
+        plan = Plan([planned(lengths)], seed=0, max_num_tokens=CAPACITY)
         states = []
         for rank in range(ranks):
             position = Position(
                 plan,
                 {"seed": "0"},
-                LoaderProgress(),
                 packs_per_step=ranks * accumulate,
                 num_ranks=ranks,
             )
@@ -222,7 +259,7 @@ def test_interrupted_runs_take_each_row_once_an_epoch(
                     taken[epoch] += [
                         int(planned_epoch.rows[p]) for p in planned_epoch.samples(pack)
                     ]
-                position.progress.batch_done()
+                position.count_batch()
             states.append(position.state())
         assert all(other == states[0] for other in states)
         state = json.loads(json.dumps(states[0]))
@@ -231,11 +268,11 @@ def test_interrupted_runs_take_each_row_once_an_epoch(
 
 def walk(position: Position, rank: int) -> Iterator[tuple[int, int]]:
     """(epoch, pack) of a rank until the end of the second epoch."""
-    while position.progress.epoch < 2:
-        position.prepare()
+    while True:
         begun = position.begin()
         assert begun is not None
-        state, left = begun
-        for _, pack in left.rank_packs(rank, position.num_ranks, state.step):
-            yield state.epoch, pack
-        position.progress.epoch_done()
+        start, left = begun
+        if start.epoch == 2:
+            return
+        for _, pack in left.rank_packs(rank, position.num_ranks, start.step):
+            yield start.epoch, pack

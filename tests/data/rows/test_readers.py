@@ -1,11 +1,15 @@
 """The four row formats, in the encodings of the published data sets."""
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mathcanvas_lightning.data.rows.readers import (
+    COLUMNS,
     READERS,
     NoSampleError,
     Role,
@@ -85,7 +89,7 @@ def test_t2i(columns: dict[str, Any], captions: list[str], image: Any) -> None:
 
 @pytest.mark.parametrize("columns", [{}, {"caption": ""}, {"captions": []}, {"captions": "{}"}])
 def test_t2i_without_caption(columns: dict[str, Any]) -> None:
-    with pytest.raises(NoSampleError, match="no caption"):
+    with pytest.raises(NoSampleError, match=r"no (caption|column caption)"):
         read_t2i({"image": PNG, **columns}, "p")
 
 
@@ -149,3 +153,63 @@ def test_broken_rows(row_format: RowFormat, row: dict[str, Any], message: str) -
     with pytest.raises(DataError, match=message) as caught:
         READERS[row_format](row, "shard, row 3")
     assert "shard, row 3" in str(caught.value)
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["<image>", "\ud83d", "[" * 5000, '[{"type": "image", "index": NaN}]'])
+    | st.just(PNG),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["from", "value", "type", "content", "index", "bytes", "x"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(row_format=st.sampled_from(sorted(READERS)), data=st.data())
+def test_any_row_is_read_or_is_an_error_of_ours(row_format: Any, data: st.DataObject) -> None:
+    columns = st.sampled_from([*COLUMNS[row_format], "other"])
+    row = data.draw(st.dictionaries(columns, JSON_VALUES))
+    try:
+        sample = READERS[row_format](row, "shard.parquet, row 3")
+    except NoSampleError:
+        return
+    except DataError as error:
+        assert "shard.parquet, row 3" in error.place
+        return
+    for text in (sample.uid, *(e.content for e in sample.elements)):
+        assert isinstance(text, bytes) or text.encode().decode() == text
+
+
+@pytest.mark.parametrize(
+    ("row_format", "row", "found"),
+    [
+        ("vlm", {"conversations": ["hello"]}, "'hello'"),
+        ("vlm", {"conversations": "hello"}, "'hello'"),
+        ("vlm", {"conversations": [], "image": 5}, "found 5"),
+        ("vlm", {"id": "\ud800", "conversations": [{"from": "gpt", "value": "x"}]}, "surrogate"),
+        ("vlm", {"conversations": [{"from": "gpt", "value": "caf\ud83d"}]}, "surrogate"),
+        ("edit", {"image_list": {"bytes": b""}, "instruction_list": []}, "image_list"),
+        ("edit", {"image_list": [b"", b""]}, "instruction_list too"),
+        ("t2i", {"image": b"", "captions": 5}, "captions: found 5"),
+    ],
+)
+def test_what_is_wrong_with_a_row(row_format: Any, row: dict[str, Any], found: str) -> None:
+    with pytest.raises(DataError, match=re.escape(found)):
+        READERS[row_format](row, "place")
+
+
+def test_instructions_may_be_json() -> None:
+    row = {"image_list": [PNG, PNG], "instruction_list": '[["Make it red."]]'}
+    texts = [e.content for e in read_edit(row, "place").elements if e.role == Role.PROMPT_TEXT]
+    assert texts == ["Make it red."]

@@ -120,3 +120,30 @@ def test_reference_rows_are_read(golden: Path) -> None:
         assert example.answer == source["answer"]
         images = [*source["question_images"], *source["solution_images"]]
         assert [image.data for image in example.images] == images
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question_interleave": '[{"type": "image", "index": NaN}]'},
+        {"question_interleave": '[{"type": "image", "index": Infinity}]'},
+        {"question_interleave": "[" * 100_000},
+        {"question_images": {"bytes": b"", "path": None}},
+        {"question_images": b""},
+        {"answer": {"text": "A"}},
+    ],
+)
+def test_broken_rows_are_errors_of_ours(change: dict[str, Any]) -> None:
+    row = {"id": "7", "answer": "A", "solution_interleave": None, "solution_images": None}
+    row |= {"question_interleave": "[]", "question_images": []}
+    assert example_from_row(row, place="here").uid == "7"
+    with pytest.raises(DataError, match="here"):
+        example_from_row(row | change, place="here")
+
+
+@pytest.mark.parametrize(("answer", "read"), [(float("nan"), ""), (["A", "B"], "A, B"), (3, "3")])
+def test_answers_that_are_not_texts(answer: Any, read: str) -> None:
+    row = dict.fromkeys(("id", "question_interleave", "solution_interleave"))
+    row |= dict.fromkeys(("question_images", "solution_images")) | {"answer": answer}
+    assert example_from_row(row, place="here").answer == read
+    assert example_from_row(row | {"id": float("nan")}, place="here").uid == "here"

@@ -344,7 +344,7 @@ def test_sharded_over_two_ranks(shards: Path, tmp_path: Path) -> None:
     )
     data.prepare_data()
     data.setup("fit")
-    schedule = data.plan.schedule(0)
+    schedule = data.schedule(0)
     planned = data.plan.epoch(0)
     for step, row in enumerate(rows):
         packs = [planned.samples(pack) for pack in schedule.step_packs(step)]

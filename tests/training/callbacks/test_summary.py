@@ -123,7 +123,7 @@ def test_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         pattern = rf"{entry.part}\W+{entry.total:,}\W+{entry.trainable:,}\W+"
         assert re.search(pattern, shown), entry
     assert re.search(r"vit_model\W+[\d,]+\W+0\W+frozen", shown)
-    planned, schedule = data.plan.epoch(0), data.plan.schedule(0)
+    planned, schedule = data.plan.epoch(0), data.schedule(0)
     steps = data.total_steps(2)
     assert model.trainer.global_step == steps == described.steps
     lines = described.lines
@@ -187,7 +187,7 @@ def test_debug_batches(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     numbers = re.findall(r"Epoch 0, step (\d+), pack (\d+) of 2:", shown)
     assert numbers == [("0", "0"), ("0", "1"), ("1", "0")]
-    schedule = data.plan.schedule(0)
+    schedule = data.schedule(0)
     first = data.micro_batch(0, schedule, 0, 0)
     assert all(f" {sample.uid} " in shown for sample in first.samples)
     assert f"{first.pack.sequence_length:,} tokens" in shown
