@@ -150,7 +150,11 @@ def _near_miss(root: str, relative: str) -> str:
     """Names an existing file whose path is spelled differently; "" if there is none."""
     for spelling in _spellings(relative):
         if not _is_outside(spelling) and os.path.isfile(os.path.join(root, spelling)):
-            return f"; there is {spelling!r}"
+            looks_same = unicodedata.normalize("NFC", spelling) == unicodedata.normalize(
+                "NFC", relative
+            )
+            how = " in another Unicode normalization" if looks_same else ""
+            return f"; there is {spelling!r}{how}"
     return ""
 
 
