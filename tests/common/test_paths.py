@@ -73,4 +73,4 @@ def test_parts_of_urls() -> None:
 
 def test_any_digits_sort() -> None:
     names = ["m2_٣.parquet", "m2_9.parquet", "m2_10²5.parquet", "①.parquet"]
-    assert sorted(reversed(names), key=natural_key) == names
+    assert sorted(set(names), key=natural_key) == names

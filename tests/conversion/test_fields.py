@@ -165,9 +165,8 @@ def test_named_options_are_in_their_order(names: list[str]) -> None:
     assert lines == [f"{name}: x" for name in names]
 
 
-KEYS = st.sampled_from(
-    [*("type", "content", "index", "task_id", "gt", "pred", "cot_text", "question", "image")]
-    + [*("options", "solution", *CORE_COLUMNS)]
+KEYS = st.sampled_from([*CORE_COLUMNS, "type", "content", "index", "options", "solution"]) | (
+    st.sampled_from(["task_id", "gt", "pred", "cot_text", "question", "image"])
 )
 VALUES = st.recursive(
     SCALARS | st.sampled_from(["a.png", "<image>a.png</image> B", "<image1>", "[{", "B", "text"]),

@@ -21,6 +21,7 @@ from mathcanvas_lightning.errors import OutputError
 
 REJECTS_FILE = "rejects.jsonl"
 SUMMARY_FILE = "conversion.json"
+PARQUET_SUFFIXES = (".parquet", ".pq")
 _SHARD = re.compile(r"(?P<name>.+)_\d{3,}\.parquet")
 
 
@@ -218,7 +219,7 @@ def _is_shard(output: OutputFolder, path: str) -> bool:
 
 
 def _parquet_files(output: OutputFolder, folder: str) -> Iterator[str]:
-    return (file for file in output.files(folder) if file.endswith(".parquet"))
+    return (f for f in output.files(folder) if f.lower().endswith(PARQUET_SUFFIXES))
 
 
 def _foreign(path: str, found: str) -> OutputError:
