@@ -221,6 +221,14 @@ def test_temporary_files_of_others_are_kept(tmp_path: Path) -> None:
     assert not any((tmp_path / "out" / name).exists() for name in ours)
 
 
+def test_folder_with_a_temporary_name_is_named(tmp_path: Path) -> None:
+    source = canvas_source(tmp_path, 2)
+    (tmp_path / "out" / ".tmp-mathcanvas_000.parquet").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"\.tmp-mathcanvas_000\.parquet: found a folder"):
+        run(source, tmp_path / "out")
+    assert (tmp_path / "out" / ".tmp-mathcanvas_000.parquet").is_dir()
+
+
 @pytest.mark.parametrize("is_finished", [True, False])
 @pytest.mark.parametrize("split", [None, "train=0.5,test=0.5"])
 def test_damaged_shard_is_written_again(
