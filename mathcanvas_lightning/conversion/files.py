@@ -22,6 +22,7 @@ MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 UNREADABLE_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EILSEQ}
 )
+RECORD_ERRNOS = MISSING_ERRNOS | UNREADABLE_ERRNOS | {None}
 """Errors that say something about a file. Any other one, such as a stale file handle, an I/O error
 or too many open files, says something about the storage, and no record is rejected for it."""
 

@@ -187,7 +187,7 @@ def run_job(
             for part in job.fractions
         }
         stack.enter_context(contextlib.closing(outcomes))
-        rejects, oriented = _write(job, outcomes, writers, folder, existing.uids, run.progress)
+        rejects, oriented = _write(job, outcomes, writers, folder, existing, run.progress)
     rows = {part: writer.num_rows for part, writer in writers.items()}
     summary = {"records": job.scan.num_records, "rows": rows, "rejects": rejects}
     if job.scan.renamed:
@@ -204,7 +204,7 @@ def _write(
     outcomes: Iterator[Outcome],
     writers: Mapping[str, ShardWriter],
     folder: OutputFolder,
-    finished_uids: frozenset[str],
+    existing: Existing,
     progress: bool,
 ) -> tuple[dict[str, int], int]:
     """Writes rows and rejects in the order of the records.
@@ -215,7 +215,7 @@ def _write(
     rejects: Counter[str] = Counter()
     num_oriented = 0
     parts = assign_splits(job.fractions, job.seed)
-    uids = set(finished_uids)
+    uids = set(existing.uids)
     with (
         folder.writing(REJECTS_FILE) as path,
         path.open("wb") as reject_file,
@@ -239,7 +239,8 @@ def _write(
         for writer in writers.values():
             writer.finish()
             writer.write_info()
-        tidy(folder, job.layout, {part: writer.shards for part, writer in writers.items()})
+        shards = {part: writer.shards for part, writer in writers.items()}
+        tidy(folder, job.layout, shards, existing)
     return dict(sorted(rejects.items())), num_oriented
 
 

@@ -124,7 +124,15 @@ def _read_prompt(value: str) -> str | None:
         return BLOCKMOVING_PROMPT if value == "builtin" else None
     path = local_path(value)
     if len(value) < MAX_PATH_CHARACTERS and path.is_file():
-        return path.read_text(encoding="utf-8").strip()
+        try:
+            return path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "--question_prompt",
+                found=f"{value!r}, which can't be read as text ({error})",
+                wanted="a text file in UTF-8",
+                remedy="Save it as UTF-8.",
+            ) from None
     if path.suffix in (".txt", ".md") and not re.search(r"\s", value):
         raise ConfigError(
             "--question_prompt",

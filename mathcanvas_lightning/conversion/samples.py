@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.files import RECORD_ERRNOS, SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError, Rejection
 from mathcanvas_lightning.conversion.sources import Draft, Part, Picture, SourceFormat
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
@@ -15,7 +15,7 @@ from mathcanvas_lightning.data.rows.schema import (
     Segment,
     TextSegment,
 )
-from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.errors import InputError, MathCanvasError
 
 MAX_SAMPLE_BYTES = 2**30
 """Limit for all images of a sample together; an Arrow array holds at most 2 GiB."""
@@ -57,7 +57,7 @@ class RecordConverter:
             The complete example, or a rejection; malformed records never raise.
 
         Raises:
-            InputError: If a remote storage fails.
+            InputError: If the storage of the images fails.
         """
         uid = self.source.uid(record) if isinstance(record, dict) else None
         try:
@@ -70,6 +70,10 @@ class RecordConverter:
             reason, message = reject.reason, reject.message
         except MathCanvasError:
             raise
+        except OSError as error:  # a source format may read files by itself
+            if error.errno not in RECORD_ERRNOS:
+                raise _storage_failure(number, uid, error) from None
+            reason, message = Reason.PARSER_FAILED, f"{type(error).__name__}: {error}"
         except Exception as error:  # a user's source format may raise anything
             reason, message = Reason.PARSER_FAILED, f"{type(error).__name__}: {error}"
         return Rejection(record=number, uid=uid, reason=str(reason), message=message)
@@ -120,6 +124,15 @@ class RecordConverter:
         except ImageError as error:
             raise RejectError(error.reason, f"{path!r}: {error}") from None
         return data, orientation
+
+
+def _storage_failure(number: int, uid: str | None, error: OSError) -> InputError:
+    return InputError(
+        f"record {number} ({uid})",
+        found=f"a failure of its storage ({error})",
+        wanted="all files that its source format reads",
+        remedy="Finished shards stay; run the same command again to resume.",
+    )
 
 
 def _not_an_object(record: Any) -> RejectError:

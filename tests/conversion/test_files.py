@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from mathcanvas_lightning.conversion.files import SourceFiles
-from mathcanvas_lightning.conversion.rejection import RejectError
+from mathcanvas_lightning.conversion.rejection import RejectError, Rejection
+from mathcanvas_lightning.conversion.samples import RecordConverter
+from mathcanvas_lightning.conversion.sources import Draft, MathCanvas
+from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
@@ -70,6 +73,27 @@ def test_lasting_disturbance_is_an_error(code: int, disturbed: Any, tmp_path: Pa
     with pytest.raises(InputError, match=r"a\.png: found a storage failure in each of 6 tries"):
         run(source, tmp_path / "out", samples_per_file=2)
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+
+
+@pytest.mark.parametrize(("code", "is_record"), [(errno.EIO, False), (errno.ENOENT, True)])
+def test_files_that_a_source_format_opens(code: int, is_record: bool, tmp_path: Path) -> None:
+    class Opening(MathCanvas):
+        def parse(self, record: Any, files: SourceFiles) -> Draft:
+            raise OSError(code, os.strerror(code))
+
+    converter = RecordConverter(
+        source=Opening(),
+        files=SourceFiles(str(tmp_path)),
+        limits=ImageLimits(),
+        allow_no_solution=False,
+    )
+    if is_record:
+        outcome = converter.convert(0, canvas_record(0))
+        assert isinstance(outcome, Rejection)
+        assert outcome.reason == "parser_failed"
+    else:
+        with pytest.raises(InputError, match="record 0"):
+            converter.convert(0, canvas_record(0))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ENXIO])

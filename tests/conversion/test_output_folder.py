@@ -256,6 +256,45 @@ def test_damaged_shard_is_written_again(
     assert report.num_resumed == 12
 
 
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_only_the_damaged_or_missing_shard_is_written(is_damaged: bool, tmp_path: Path) -> None:
+    source = canvas_source(tmp_path, 11)
+    run(source, tmp_path / "out", samples_per_file=2)
+    before = folder_bytes(tmp_path / "out")
+    files = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.parquet")}
+    shard = tmp_path / "out" / "mathcanvas_001.parquet"
+    if is_damaged:
+        shard.write_bytes(shard.read_bytes()[:-10])
+    else:
+        shard.unlink()
+    assert run(source, tmp_path / "out", samples_per_file=2).num_resumed == 8
+    assert folder_bytes(tmp_path / "out") == before
+    for name in ("mathcanvas_000.parquet", "mathcanvas_002.parquet", "mathcanvas_004.parquet"):
+        assert (tmp_path / "out" / name).stat().st_ino == files[name]
+
+
+def test_damage_costs_no_other_shard(tmp_path: Path) -> None:
+    """Not even if the images of the damaged shard are gone: whoever has them may run again."""
+    source = canvas_source(tmp_path, 10)
+    run(source, tmp_path / "out", samples_per_file=2)
+    before = folder_bytes(tmp_path / "out")
+    shard = tmp_path / "out" / "mathcanvas_001.parquet"
+    damaged = shard.read_bytes()[:-10]
+    shard.write_bytes(damaged)
+    image = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").unlink()
+    report = run(source, tmp_path / "out", samples_per_file=2)
+    assert report.rejects == {"image_missing": 2}
+    assert report.problem is not None
+    after = folder_bytes(tmp_path / "out")
+    assert after.pop("mathcanvas_001.parquet.damaged") == damaged
+    for name in after:
+        assert not name.endswith(".parquet") or after[name] == before[name]
+    (tmp_path / "a.png").write_bytes(image)
+    run(source, tmp_path / "out", samples_per_file=2)
+    assert folder_bytes(tmp_path / "out") == before | {"mathcanvas_001.parquet.damaged": damaged}
+
+
 def test_damaged_footer_is_written_again(tmp_path: Path) -> None:
     source = canvas_source(tmp_path, 6)
     run(source, tmp_path / "out", samples_per_file=2)

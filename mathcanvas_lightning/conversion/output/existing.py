@@ -2,7 +2,7 @@
 
 import logging
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mathcanvas_lightning.conversion.input.scan import Scan
@@ -19,17 +19,22 @@ from mathcanvas_lightning.errors import OutputError
 
 logger = logging.getLogger(__name__)
 
+DAMAGED_SUFFIX = ".damaged"
+"""End of the name of a damaged shard whose records could not be converted again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Existing:
     """Finished work of earlier runs, which is kept."""
 
-    shards: Mapping[str, Sequence[Shard]]
-    """Folder -> its full shards, numbered from 0 without a gap."""
+    shards: Mapping[str, Mapping[int, Shard]]
+    """Folder -> number -> its full, undamaged shards."""
     uids: frozenset[str]
     """Ids of all rows in the shards."""
     records: frozenset[int]
     """Positions in the input of all records in the shards."""
+    damaged: frozenset[tuple[str, str]]
+    """Folder and name of each damaged shard."""
 
 
 def find_existing(
@@ -45,7 +50,7 @@ def find_existing(
 
     A shard is kept if it was written with the same settings and the input is unchanged up to
     its last record; so records may be appended to the input. The last shard of a split is
-    rewritten if it is not full. A damaged shard, and those after it, are rewritten.
+    rewritten if it is not full, and so is a damaged or missing one.
 
     Args:
         output: The output folder.
@@ -63,37 +68,50 @@ def find_existing(
         InputError: If malformed JSON comes before the end of the converted records.
     """
     for folder, file in owned.shards:
-        if folder not in folders or file not in series(output, folder, layout):
+        if folder not in folders or file not in series(output, folder, layout).values():
             raise _other(output.path(posixpath.join(folder, file)), "a shard of another data set")
-    shards: dict[str, list[Shard]] = {folder: [] for folder in folders}
+    shards: dict[str, dict[int, Shard]] = {folder: {} for folder in folders}
+    damaged: set[tuple[str, str]] = set()
     uids: set[str] = set()
-    records: set[int] = set()
     for folder in folders:
-        is_kept = True
-        for number, file in enumerate(series(output, folder, layout)):
+        for number, file in series(output, folder, layout).items():
             path = posixpath.join(folder, file)
             full = owned.checksum(folder, file, layout.samples_per_file)
-            found = read_shard(output, path, checksum=full) if is_kept else None
-            if is_kept and found is None:
-                logger.warning("%s: damaged; it is written again", output.path(path))
+            found = read_shard(output, path, checksum=full)
             footer = found[0].footer if found is not None else read_footer(output, path)
-            if footer is not None:  # of all shards, before anything is written
+            if footer is not None:
                 _check_origin(output.path(path), footer, settings, scan)
-            is_full = found is not None and len(found[1]) == layout.samples_per_file
-            is_kept = is_kept and is_full and file == layout.shard_name(number)
-            if found is not None and is_kept:
-                shards[folder].append(found[0])
+            if found is None:
+                logger.warning("%s: damaged; it is written again", output.path(path))
+                damaged.add((folder, file))
+            elif len(found[1]) == layout.samples_per_file:
+                shards[folder][number] = found[0]
                 uids.update(found[1])
-                records.update(found[0].footer.records)
-    return Existing(shards=shards, uids=frozenset(uids), records=frozenset(records))
+    records = {r for of in shards.values() for shard in of.values() for r in shard.footer.records}
+    return Existing(
+        shards=shards,
+        uids=frozenset(uids),
+        records=frozenset(records),
+        damaged=frozenset(damaged),
+    )
 
 
-def tidy(output: OutputFolder, layout: ShardLayout, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Deletes shards of this conversion that are numbered after the last one of their folder."""
+def tidy(
+    output: OutputFolder,
+    layout: ShardLayout,
+    shards: Mapping[str, Collection[Shard]],
+    existing: Existing,
+) -> None:
+    """Deletes shards whose rows are now in others; renames damaged ones that were not replaced."""
     for folder, finished in shards.items():
-        for file in series(output, folder, layout):
-            if file not in {shard.name for shard in finished}:
-                output.remove(posixpath.join(folder, file))
+        for file in series(output, folder, layout).values():
+            if file in {shard.name for shard in finished}:
+                continue
+            path = posixpath.join(folder, file)
+            if (folder, file) in existing.damaged:
+                logger.warning("%s: its records were rejected this time", output.path(path))
+                output.copy(path, f"{path}{DAMAGED_SUFFIX}")
+            output.remove(path)
 
 
 def _check_origin(path: str, footer: Footer, settings: str, scan: Scan) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -112,6 +113,11 @@ class OutputFolder:
     def folders(self) -> list[str]:
         """Returns the sorted names of the folders in the output folder."""
         return self._entries("", want_folders=True)
+
+    def copy(self, name: str, target: str) -> None:
+        """Copies a file in the folder."""
+        with self.open(name) as file, self.writing(target) as path, path.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
 
     def remove(self, name: str) -> None:
         """Deletes a file, if it exists."""

@@ -22,7 +22,7 @@ from mathcanvas_lightning.errors import OutputError
 REJECTS_FILE = "rejects.jsonl"
 SUMMARY_FILE = "conversion.json"
 PARQUET_SUFFIXES = (".parquet", ".pq")
-_SHARD = re.compile(r"(?P<name>.+)_\d{3,}\.parquet")
+_SHARD = re.compile(r"(?P<name>.+)_(?P<number>\d{3}|[1-9]\d{3,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +151,14 @@ def remove_leftovers(output: OutputFolder, owned: Owned) -> None:
         output.remove_temporaries(folder, is_ours)
 
 
-def series(output: OutputFolder, folder: str, layout: ShardLayout) -> list[str]:
-    """Returns the names of a split's shards, by number."""
-    files = [
-        (int(file.rpartition("_")[2].removesuffix(".parquet")), file)
+def series(output: OutputFolder, folder: str, layout: ShardLayout) -> dict[int, str]:
+    """Returns number -> name of a split's shards, in order."""
+    files = {
+        int(match["number"]): file
         for file in _parquet_files(output, folder)
         if (match := _SHARD.fullmatch(file)) and match["name"] == layout.name
-    ]
-    return [file for _, file in sorted(files)]
+    }
+    return dict(sorted(files.items()))
 
 
 def _check_parent(output: OutputFolder) -> None:

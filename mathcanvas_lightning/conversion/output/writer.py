@@ -5,9 +5,9 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -118,7 +118,7 @@ class ShardWriter:
         schema: Schema of the shards.
         settings: Hash of the settings, for the footers.
         chain: Returns the hash of the input up to a record, for the footers.
-        finished: Finished shards of an earlier run, which are kept.
+        finished: Number -> finished shard of an earlier run, which is kept.
     """
 
     def __init__(
@@ -130,9 +130,10 @@ class ShardWriter:
         schema: pa.Schema,
         settings: str,
         chain: Callable[[int], str],
-        finished: Sequence[Shard],
+        finished: Mapping[int, Shard],
     ) -> None:
-        self.shards = list(finished)
+        self._shards = dict(finished)
+        self._number = 0
         self._output = output
         self._folder = folder
         self._layout = layout
@@ -145,6 +146,11 @@ class ShardWriter:
         self._records: list[int] = []
         self._path: Path
         self._parquet: pq.ParquetWriter
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All finished shards, by number."""
+        return [shard for _, shard in sorted(self._shards.items())]
 
     @property
     def num_rows(self) -> int:
@@ -179,7 +185,8 @@ class ShardWriter:
         self._parquet.add_key_value_metadata({FOOTER_KEY: footer.encode()})
         self._parquet.close()
         with self._path.open("rb") as file:
-            self.shards.append(_describe(self._layout.shard_name(len(self.shards)), file))
+            name = self._layout.shard_name(self._number)
+            self._shards[self._number] = _describe(name, file)
         self._open.close()  # renames the temporary file
         self._records = []
 
@@ -206,7 +213,8 @@ class ShardWriter:
             path.write_text(json.dumps(shard_info(self.shards), indent=2) + "\n")
 
     def _start(self) -> None:
-        name = self._layout.shard_name(len(self.shards))
+        self._number = next(number for number in count() if number not in self._shards)
+        name = self._layout.shard_name(self._number)
         target = posixpath.join(self._folder, name)
         self._path = self._open.enter_context(self._output.writing(target))
         self._parquet = pq.ParquetWriter(
