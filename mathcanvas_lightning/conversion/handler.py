@@ -17,7 +17,7 @@ HANDLER_TEMPLATE = "source_format.py.j2"
 TEST_TEMPLATE = "test_source_format.py.j2"
 TEMPLATE_NAMES = frozenset(
     {"Any", "Draft", "Image", "ImageSegment", "Mapping", "Part", "Path", "Picture"}
-    | {"Reject", "SourceFiles", "SourceFormat", "TextSegment"}
+    | {"RejectError", "SourceFiles", "SourceFormat", "TextSegment"}
 )
 """Names that the templates import."""
 

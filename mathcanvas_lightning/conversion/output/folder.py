@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from mathcanvas_lightning.common.paths import file_name, is_remote, join_path, local_path
@@ -90,9 +92,11 @@ class OutputFolder:
 
     def parquet_metadata(self, name: str) -> Mapping[bytes, bytes]:
         """Returns the key-value metadata of a Parquet file; empty if it is damaged."""
+        # Not through Storage.metadata, which tries several times to read a damaged remote footer.
         try:
-            return self._storage.metadata(self.path(name)).metadata or {}
-        except DataError:
+            with self.open(name) as file:
+                return pq.read_metadata(file).metadata or {}
+        except (DataError, pa.ArrowException, OSError, ValueError):
             return {}
 
     def parent(self) -> tuple["OutputFolder | None", str]:
