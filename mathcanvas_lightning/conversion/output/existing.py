@@ -67,14 +67,16 @@ def find_existing(
         OutputError: If the folder holds shards of another conversion.
         InputError: If malformed JSON comes before the end of the converted records.
     """
+    files = {folder: series(output, folder, layout) for folder in folders}
+    expected = {(folder, file) for folder in folders for file in files[folder].values()}
     for folder, file in owned.shards:
-        if folder not in folders or file not in series(output, folder, layout).values():
+        if (folder, file) not in expected:
             raise _other(output.path(posixpath.join(folder, file)), "a shard of another data set")
     shards: dict[str, dict[int, Shard]] = {folder: {} for folder in folders}
     damaged: set[tuple[str, str]] = set()
     uids: set[str] = set()
     for folder in folders:
-        for number, file in series(output, folder, layout).items():
+        for number, file in files[folder].items():
             path = posixpath.join(folder, file)
             full = owned.checksum(folder, file, layout.samples_per_file)
             found = read_shard(output, path, checksum=full)
@@ -104,8 +106,9 @@ def tidy(
 ) -> None:
     """Deletes shards whose rows are now in others; renames damaged ones that were not replaced."""
     for folder, finished in shards.items():
+        names = {shard.name for shard in finished}
         for file in series(output, folder, layout).values():
-            if file in {shard.name for shard in finished}:
+            if file in names:
                 continue
             path = posixpath.join(folder, file)
             if (folder, file) in existing.damaged:
