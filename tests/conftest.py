@@ -120,7 +120,8 @@ def write_json(path: Path, records: object) -> Path:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line separators
+    return [json.loads(line) for line in lines if line]
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

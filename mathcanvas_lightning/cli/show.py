@@ -56,6 +56,15 @@ def conversion(report: "ConversionReport", console: Console) -> int:
     console.print(table)
     resumed = f", {report.num_resumed:,} rows were there already" if report.num_resumed else ""
     console.print(f"{report.seconds:.1f} s{resumed}")
+    for name, column in report.renamed_fields.items():
+        console.print(f"field {name!r} is the column {column!r}: its name is taken", markup=False)
+    if report.num_oriented:
+        outcome = (
+            "turned"
+            if report.orientation_applied
+            else "not turned, as in the reference (--apply_exif_orientation turns them)"
+        )
+        console.print(f"{report.num_oriented:,} images with an EXIF orientation: {outcome}")
     if report.problem is not None:
         console.print(f"failed: {report.problem}", markup=False)
         return 1
@@ -79,6 +88,9 @@ def shards(report: "ShardsReport", console: Console) -> int:
     table.add_row("image formats", _counts(report.image_formats))
     sizes = {f"{width}x{height}": n for (width, height), n in report.image_sizes_px.items()}
     table.add_row("image sizes", _counts(sizes))
+    if report.num_oriented:
+        note = "convert with --apply_exif_orientation to turn them"
+        table.add_row("images to turn (EXIF)", f"{report.num_oriented:,}, not turned; {note}")
     table.add_row("answers", escape(_counts(report.answers)))
     console.print(table)
     for example in report.examples:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mathcanvas_lightning.errors import OutputError
+
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -17,10 +19,20 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Yields:
         The temporary path to write to.
+
+    Raises:
+        OutputError: If a folder has the temporary name.
     """
     target = target.expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
+    if temporary.is_dir():
+        raise OutputError(
+            str(temporary),
+            found="a folder",
+            wanted="a free name for a temporary file",
+            remedy="Move the folder away.",
+        )
     try:
         yield temporary
         _sync(temporary)

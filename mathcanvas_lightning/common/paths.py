@@ -70,7 +70,7 @@ def natural_key(path: str) -> tuple[str, list[tuple[int, str]]]:
     """Sorts paths or URLs by folder, then by the numbers in their names."""
     folder, _, name = path.rpartition("/")
     pieces = re.findall(r"\d+|\D+", name)
-    return folder, [(int(p), "") if p.isdigit() else (-1, p) for p in pieces]
+    return folder, [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces]
 
 
 def user_cache() -> Path:

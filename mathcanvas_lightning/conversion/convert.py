@@ -3,14 +3,14 @@
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from mathcanvas_lightning.common.parallel import count_workers
 from mathcanvas_lightning.common.paths import is_remote, without_query
-from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.input.records import fetched, read_records
 from mathcanvas_lightning.conversion.input.scan import find_source, recognise_source, scan_input
-from mathcanvas_lightning.conversion.job import ConversionJob, run_job
+from mathcanvas_lightning.conversion.job import ConversionJob, prepare_folder, run_job
 from mathcanvas_lightning.conversion.options import (
     InputConfig,
     OutputConfig,
@@ -18,15 +18,16 @@ from mathcanvas_lightning.conversion.options import (
     SampleConfig,
     ShardSize,
     SplitConfig,
-    check_image_dir,
-    folder_of,
+    make_files,
     make_source,
-    relative_image_dir,
+    relative_folder,
+    select_options,
 )
-from mathcanvas_lightning.conversion.output.existing import REJECTS_FILE, clear
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
+from mathcanvas_lightning.conversion.output.manifest import REJECTS_FILE
 from mathcanvas_lightning.conversion.output.splits import parse_split
 from mathcanvas_lightning.conversion.output.writer import ShardLayout
+from mathcanvas_lightning.conversion.rejection import IMAGE_REASONS
 from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.data.images.decode import MAX_PIXELS, ImageLimits
 from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
@@ -48,8 +49,16 @@ class ConversionReport:
     """Number of rows that an earlier run had already finished."""
     max_reject_fraction: float
     """The largest fraction of rejects with which the conversion still succeeds."""
+    max_image_reject_fraction: float
+    """The same for records that were rejected for their images."""
     seconds: float
     """Wall time, in seconds."""
+    renamed_fields: Mapping[str, str] = field(default_factory=dict)
+    """Field of the records -> extra column, for fields named like a column of the format."""
+    num_oriented: int = 0
+    """Number of images with an EXIF orientation in the rows that this run converted."""
+    orientation_applied: bool = False
+    """Whether these images were turned."""
 
     @property
     def num_rows(self) -> int:
@@ -72,6 +81,13 @@ class ConversionReport:
                 f"{fraction:.1%} of the records were rejected, more than --max_reject_fraction "
                 f"{self.max_reject_fraction:g} allows; see {REJECTS_FILE}"
             )
+        fraction = sum(self.rejects.get(reason, 0) for reason in IMAGE_REASONS) / self.num_records
+        if fraction > self.max_image_reject_fraction:
+            return (
+                f"{fraction:.1%} of the records were rejected for their images, more than "
+                f"--max_image_reject_fraction {self.max_image_reject_fraction:g} allows; "
+                f"see {REJECTS_FILE}"
+            )
         return None
 
 
@@ -80,6 +96,7 @@ def convert_cot(
     output: str,
     *,
     image_dir: str | None = None,
+    link_root: str | None = None,
     source: str = "auto",
     name: str | None = None,
     samples_per_file: int = 100,
@@ -90,21 +107,23 @@ def convert_cot(
     seed: int = 42,
     num_workers: int | None = None,
     max_reject_fraction: float = 1.0,
+    max_image_reject_fraction: float = 0.1,
     allow_no_solution: bool = False,
     max_image_pixels: int = MAX_PIXELS,
+    apply_exif_orientation: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ConversionReport:
     """Converts chain-of-thought data with images into interleaved Parquet shards.
 
     A record becomes one row, or one line of rejects.jsonl with the reason. The same input and
-    settings give the same bytes for any number of workers. Run again after an interruption, or
-    after records were appended to the input, the conversion resumes.
+    settings give the same bytes for any number of workers. Run again, the conversion resumes.
 
     Args:
-        input: JSON array or JSON lines: a path, or an fsspec URL (file, s3, http).
+        input: JSON array or JSON lines, also packed by gzip: a path, or an fsspec URL.
         output: Folder for the shards: a path or an fsspec URL.
         image_dir: Folder that image paths are relative to; by default the input's folder.
+        link_root: Folder that links in image_dir may lead into; by default image_dir itself.
         source: auto, blockmoving, mathcanvas, mathvision, or import path of a SourceFormat class.
         name: Prefix of the shards' file names; by default the source's name.
         samples_per_file: Rows per shard.
@@ -116,25 +135,20 @@ def convert_cot(
         seed: Seed of the assignment of rows to splits.
         num_workers: Worker processes; 0 uses the main process; by default one per usable core.
         max_reject_fraction: The conversion fails if a larger fraction of records is rejected.
+        max_image_reject_fraction: The same for records that are rejected for their images.
         allow_no_solution: Keep samples without a solution: for prediction, not for training.
         max_image_pixels: An image with more pixels is rejected without being decoded.
-        overwrite: Replace the files of an earlier conversion in the output folder.
+        apply_exif_orientation: Turn images by EXIF, stored as PNG; the reference ignores EXIF.
+        overwrite: Replace the files of an earlier conversion in this folder, and no others.
         progress: Show progress bars on a terminal.
 
     Raises:
         ConfigError: If an option is invalid.
-        InputError: If the input can't be read or is malformed JSON; finished shards stay.
-        OutputError: If the output folder holds other files.
+        InputError: If the input is malformed, or a storage fails; finished shards stay.
+        OutputError: If the output folder holds files of others; nothing is deleted.
         WorkerError: If a worker process is killed.
     """
-    return run_conversion(
-        InputConfig(path=input, image_dir=image_dir, source=source, prompt=question_prompt),
-        OutputConfig(path=output, name=name, encoding=interleave_encoding, overwrite=overwrite),
-        ShardSize(samples_per_file=samples_per_file, row_group_rows=row_group_rows),
-        SplitConfig(split=split, seed=seed),
-        SampleConfig(allow_no_solution=allow_no_solution, max_image_pixels=max_image_pixels),
-        RunConfig(num_workers=num_workers, max_rejects=max_reject_fraction, progress=progress),
-    )
+    return run_conversion(*select_options(locals()))
 
 
 def run_conversion(
@@ -148,40 +162,47 @@ def run_conversion(
     """Runs a conversion; see `convert_cot`."""
     started = time.monotonic()
     fractions = parse_split(split.split)
-    folder = OutputFolder(output.path)
-    with fetched(source.path) as path, folder.locked():
-        place = without_query(source.path) if is_remote(source.path) else os.fspath(path)
+    count_workers(run.num_workers, 0, 1)  # raises for a bad option, before anything is deleted
+    folder = OutputFolder(output.output)
+    with fetched(source.input) as path, folder.locked():
+        place = without_query(source.input) if is_remote(source.input) else os.fspath(path)
         is_auto = source.source == "auto"
         kind = recognise_source(path, place) if is_auto else find_source(source.source)
         converter = RecordConverter(
-            source=make_source(kind, source.prompt),
-            files=SourceFiles(check_image_dir(source.image_dir) or folder_of(source.path)),
+            source=make_source(kind, source.question_prompt),
+            files=make_files(source),
             limits=ImageLimits(max_pixels=samples.max_image_pixels),
             allow_no_solution=samples.allow_no_solution,
+            apply_orientation=samples.apply_exif_orientation,
         )
+        scan = scan_input(path, place, converter.source, progress=run.progress)
         job = ConversionJob(
-            converter=converter,
+            converter=replace(converter, renamed=scan.renamed),
             layout=ShardLayout(
                 name=output.name or converter.source.name,
-                encoding=output.encoding,
+                encoding=output.interleave_encoding,
                 samples_per_file=size.samples_per_file,
                 row_group_rows=size.row_group_rows,
             ),
-            scan=scan_input(path, place, converter.source, progress=run.progress),
+            scan=scan,
             fractions=fractions,
             seed=split.seed,
-            image_dir=relative_image_dir(source.image_dir, source.path),
+            image_dir=relative_folder(source.image_dir, source.input),
+            link_root=source.link_root and relative_folder(source.link_root, source.input),
         )
-        if output.overwrite:
-            clear(folder)
-        records = islice(read_records(path, place), job.scan.num_records)
-        result = run_job(job, records, folder, run)
+        existing = prepare_folder(job, folder, overwrite=output.overwrite)
+        records = islice(read_records(path, place), scan.num_records)
+        result = run_job(job, records, folder, existing, run)
     return ConversionReport(
         output=folder.root,
-        num_records=job.scan.num_records,
+        num_records=scan.num_records,
         rows=result.rows,
         rejects=result.rejects,
         num_resumed=result.num_resumed,
-        max_reject_fraction=run.max_rejects,
+        max_reject_fraction=run.max_reject_fraction,
+        max_image_reject_fraction=run.max_image_reject_fraction,
         seconds=time.monotonic() - started,
+        renamed_fields=scan.renamed,
+        num_oriented=result.num_oriented,
+        orientation_applied=samples.apply_exif_orientation,
     )

@@ -1,19 +1,30 @@
 """Reads the image files that records name, and never a file outside the image folder."""
 # Paths are strings here: for small pictures, making Path objects costs more than reading the files.
-# ruff: noqa: PTH114, PTH117, PTH118
+# ruff: noqa: PTH113, PTH117, PTH118, PTH122
 
 import errno
 import os
 import posixpath
 import stat
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from urllib.parse import unquote
 
 from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError
 from mathcanvas_lightning.errors import InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
-from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
+from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError, with_retries
+
+MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+UNREADABLE_ERRNOS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EILSEQ}
+)
+RECORD_ERRNOS = MISSING_ERRNOS | UNREADABLE_ERRNOS | {None}
+"""Errors that say something about a file. Any other one, such as a stale file handle, an I/O error
+or too many open files, says something about the storage, and no record is rejected for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,8 @@ class SourceFiles:
     """The image folder: a local path or an fsspec URL."""
     storage: Storage = field(default_factory=Storage)
     """Reads remote files."""
+    link_root: str | None = None
+    """Folder into which links below the root may lead; None for the root itself."""
 
     def read(self, relative: str, *, max_bytes: int) -> bytes:
         """Reads a whole file.
@@ -41,7 +54,13 @@ class SourceFiles:
         """
         if is_remote(self.root):
             return self._read_remote(relative, max_bytes)
-        return self._read_local(relative, max_bytes)
+        try:
+            outcome = self._try_local(relative, max_bytes)
+        except OSError:
+            outcome = self._retry_local(relative, max_bytes)
+        if isinstance(outcome, RejectError):
+            raise outcome
+        return outcome
 
     def read_optional(self, relative: str, *, max_bytes: int) -> bytes | None:
         """Reads a file as `read` does, but returns None if it does not exist."""
@@ -52,26 +71,41 @@ class SourceFiles:
                 return None
             raise
 
-    def _read_local(self, relative: str, max_bytes: int) -> bytes:
+    def _try_local(self, relative: str, max_bytes: int) -> bytes | RejectError:
+        """Reads a local file; raises OSError if its storage fails."""
         try:
-            path = _resolve(self.root, relative)
+            path = self._resolve(relative)
+            if isinstance(path, RejectError):
+                return path
             with open(path, "rb", opener=_open_nonblocking) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r} is no regular file")
+                    return RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r} is no regular file")
                 if status.st_size > max_bytes:
-                    raise _too_large(relative, status.st_size, max_bytes)
+                    return _too_large(relative, status.st_size, max_bytes)
                 return file.read()
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
-            raise _missing(relative) from None
+        except ValueError:  # a NUL or half a surrogate pair in the name
+            return _missing(relative)
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:  # no such file can exist
-                raise _missing(relative) from None
-            raise RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r}: {error.strerror}") from None
+            if error.errno in MISSING_ERRNOS:
+                hint = _near_miss(str(local_path(self.root)), relative)
+                return _outside(relative) if _is_outside(relative) else _missing(relative, hint)
+            if error.errno in UNREADABLE_ERRNOS:
+                return RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r}: {error.strerror}")
+            raise
+
+    def _retry_local(self, relative: str, max_bytes: int) -> bytes | RejectError:
+        place = join_path(self.root, relative)
+        try:
+            return with_retries(
+                self.storage.config, place, lambda: self._try_local(relative, max_bytes)
+            )
+        except StorageError as error:
+            raise _storage_failure(error) from None
 
     def _read_remote(self, relative: str, max_bytes: int) -> bytes:
         inside = posixpath.normpath(relative)
-        if posixpath.isabs(relative) or inside.split("/")[0] == ".." or "://" in relative:
+        if _is_outside(relative) or "://" in relative:
             raise _outside(relative)
         try:
             return self.storage.read_bytes(join_path(self.root, inside), max_bytes=max_bytes)
@@ -80,42 +114,89 @@ class SourceFiles:
         except FileTooLargeError as error:
             raise RejectError(Reason.IMAGE_TOO_LARGE, f"{relative!r}: {error.found}") from None
         except StorageError as error:
-            raise InputError(
-                error.place,
-                found=error.found,
-                wanted="the file's bytes",
-                remedy="Finished shards stay; run the same command again to resume.",
-            ) from None
+            raise _storage_failure(error) from None
 
-
-def _resolve(root: str, relative: str) -> str:
-    """Resolves links; the real path of the file must be below the root."""
-    real_root = _real_folder(str(local_path(root)))
-    folder, name = os.path.split(relative)
-    path = os.path.join(_real_folder(os.path.join(real_root, folder)), name)
-    if name in ("", ".", "..") or os.path.islink(path):
-        path = os.path.realpath(path)
-    if os.path.isabs(relative) or not path.startswith(os.path.join(real_root, "")):
-        raise _outside(relative)
-    return path
+    def _resolve(self, relative: str) -> str | RejectError:
+        """The real path of a file below the root, or below `link_root` if a link leads there."""
+        root = _real_folder(str(local_path(self.root)))
+        folder, name = os.path.split(relative)
+        path = os.path.join(_real_folder(os.path.join(root, folder)), name)
+        if name in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
+            path = os.path.realpath(path, strict=True)
+        if path.startswith(os.path.join(root, "")) and not os.path.isabs(relative):
+            return path
+        if _is_outside(relative):
+            return _outside(relative)
+        links = None if self.link_root is None else _real_folder(str(local_path(self.link_root)))
+        if links is None or not path.startswith(os.path.join(links, "")):
+            return _link_outside(relative)
+        return path
 
 
 @lru_cache(maxsize=4096)
 def _real_folder(path: str) -> str:
-    return os.path.realpath(path)
+    # Strict: otherwise a link that can't be read for a moment would count as a folder for good.
+    return os.path.realpath(path, strict=True)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would block until it has a writer
 
 
+def _is_outside(relative: str) -> bool:
+    return posixpath.isabs(relative) or posixpath.normpath(relative).split("/")[0] == ".."
+
+
+def _near_miss(root: str, relative: str) -> str:
+    """Names an existing file whose path is spelled differently; "" if there is none."""
+    for spelling in _spellings(relative):
+        if not _is_outside(spelling) and os.path.isfile(os.path.join(root, spelling)):
+            looks_same = unicodedata.normalize("NFC", spelling) == unicodedata.normalize(
+                "NFC", relative
+            )
+            how = " in another Unicode normalization" if looks_same else ""
+            return f"; there is {spelling!r}{how}"
+    return ""
+
+
+def _spellings(relative: str) -> Iterator[str]:
+    seen = {relative}
+    for slashed in (relative, relative.replace("\\", "/")):
+        for unquoted in (slashed, unquote(slashed)):
+            for form in ("NFC", "NFD"):
+                spelling = unicodedata.normalize(form, unquoted)
+                stem, suffix = os.path.splitext(spelling)
+                for name in (unquoted, spelling, stem + suffix.lower(), stem + suffix.upper()):
+                    if name not in seen:
+                        seen.add(name)
+                        yield name
+
+
 def _outside(relative: str) -> RejectError:
-    return RejectError(Reason.PATH_OUTSIDE, f"{relative!r} leaves the image folder")
+    reason = "is an absolute path" if posixpath.isabs(relative) else "leaves the image folder"
+    return RejectError(Reason.PATH_OUTSIDE, f"{relative!r} {reason}")
 
 
-def _missing(relative: str) -> RejectError:
-    return RejectError(Reason.IMAGE_MISSING, f"no file {relative!r} in the image folder")
+def _link_outside(relative: str) -> RejectError:
+    return RejectError(
+        Reason.PATH_OUTSIDE,
+        f"{relative!r} leaves the image folder through a link; --link_root names the folder into "
+        "which links may lead",
+    )
+
+
+def _missing(relative: str, hint: str = "") -> RejectError:
+    return RejectError(Reason.IMAGE_MISSING, f"no file {relative!r} in the image folder{hint}")
 
 
 def _too_large(relative: str, size: int, limit: int) -> RejectError:
     return RejectError(Reason.IMAGE_TOO_LARGE, f"{relative!r}: {size} bytes, over {limit}")
+
+
+def _storage_failure(error: StorageError) -> InputError:
+    return InputError(
+        error.place,
+        found=error.found,
+        wanted="the file's bytes",
+        remedy="Finished shards stay; run the same command again to resume.",
+    )

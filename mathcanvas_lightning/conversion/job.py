@@ -17,24 +17,24 @@ from mathcanvas_lightning.conversion import sources
 from mathcanvas_lightning.conversion.input.scan import Scan
 from mathcanvas_lightning.conversion.options import RunConfig
 from mathcanvas_lightning.conversion.output.columns import shard_schema
-from mathcanvas_lightning.conversion.output.existing import (
+from mathcanvas_lightning.conversion.output.existing import Existing, find_existing, tidy
+from mathcanvas_lightning.conversion.output.folder import OutputFolder
+from mathcanvas_lightning.conversion.output.manifest import (
     REJECTS_FILE,
     SUMMARY_FILE,
-    Existing,
-    find_existing,
-    tidy,
+    find_owned,
+    remove_leftovers,
+    remove_owned,
 )
-from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.output.splits import assign_splits
 from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWriter
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
-from mathcanvas_lightning.conversion.samples import RecordConverter
-from mathcanvas_lightning.data.rows.schema import InterleavedExample
+from mathcanvas_lightning.conversion.samples import ConvertedExample, RecordConverter
 
 FORMAT_VERSION = 1
 CHUNK_RECORDS = 8
 
-Outcome = InterleavedExample | Rejection | None
+Outcome = ConvertedExample | Rejection | None
 """None if an earlier run has already converted the record."""
 _Item = tuple[int, tuple[Any] | None]
 
@@ -55,6 +55,8 @@ class ConversionJob:
     """Seed of the assignment of rows to splits."""
     image_dir: str
     """Image folder relative to the input's folder."""
+    link_root: str | None
+    """Folder that links may lead into, relative to the input's folder; None if there is none."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -66,6 +68,10 @@ class ConversionJob:
         """All settings that determine the output, as JSON values."""
         source = self.converter.source
         options: dict[str, Any] = asdict(source) if is_dataclass(source) else {}
+        # Named only if used: shards of earlier versions hold a hash without them.
+        newer: dict[str, Any] = {"link_root": self.link_root} if self.link_root else {}
+        if self.converter.apply_orientation:
+            newer["apply_exif_orientation"] = True
         return {
             "format_version": FORMAT_VERSION,
             "source": _import_path(type(source)),
@@ -77,6 +83,7 @@ class ConversionJob:
             "seed": self.seed,
             "allow_no_solution": self.converter.allow_no_solution,
             "image_limits": asdict(self.converter.limits),
+            **newer,
         }
 
     @cached_property
@@ -95,10 +102,51 @@ class JobResult:
     """Reason code -> number of rejected records."""
     num_resumed: int
     """Number of rows that an earlier run had already finished."""
+    num_oriented: int
+    """Number of images with an EXIF orientation in the rows that this run converted."""
+
+
+def prepare_folder(job: ConversionJob, folder: OutputFolder, *, overwrite: bool) -> Existing:
+    """Finds what earlier runs have finished, or deletes it.
+
+    Args:
+        job: What to convert, and how.
+        folder: The output folder.
+        overwrite: Delete the files of earlier conversions in the folder, and no others.
+
+    Returns:
+        The finished work to keep.
+
+    Raises:
+        InputError: If the input is malformed and finished work would be lost.
+        OutputError: If the folder holds files of others that would be mixed with the shards, or,
+            without `overwrite`, shards of another conversion.
+    """
+    folders = tuple(job.fractions)
+    owned = find_owned(folder, job.layout, folders)
+    if overwrite and owned.shards:
+        if job.scan.error is not None:
+            raise job.scan.error
+        remove_owned(folder, owned)
+        owned = find_owned(folder, job.layout, folders)
+    existing = find_existing(
+        folder,
+        folders=folders,
+        owned=owned,
+        layout=job.layout,
+        settings=job.settings_hash,
+        scan=job.scan,
+    )
+    remove_leftovers(folder, owned)
+    return existing
 
 
 def run_job(
-    job: ConversionJob, records: Iterator[Any], folder: OutputFolder, run: RunConfig
+    job: ConversionJob,
+    records: Iterator[Any],
+    folder: OutputFolder,
+    existing: Existing,
+    run: RunConfig,
 ) -> JobResult:
     """Converts the records that no earlier run has converted, and writes shards and summary.
 
@@ -106,23 +154,16 @@ def run_job(
         job: What to convert, and how.
         records: All records of the input.
         folder: The output folder.
+        existing: Finished work of earlier runs.
         run: Workers and progress bar.
 
     Returns:
         Counts of rows and rejects.
 
     Raises:
-        InputError: If the input breaks off, or an image folder on a server fails.
-        OutputError: If the output folder holds shards of another conversion.
+        InputError: If the input breaks off, or the storage of the images fails.
         WorkerError: If a worker process is killed.
     """
-    existing = find_existing(
-        folder,
-        folders=job.fractions,
-        layout=job.layout,
-        settings=job.settings_hash,
-        scan=job.scan,
-    )
     outcomes = ordered_map(
         partial(_convert_chunk, job.converter),
         _chunks(records, existing),
@@ -146,12 +187,16 @@ def run_job(
             for part in job.fractions
         }
         stack.enter_context(contextlib.closing(outcomes))
-        rejects = _write(job, outcomes, writers, folder, existing.uids, run.progress)
+        rejects, oriented = _write(job, outcomes, writers, folder, existing, run.progress)
     rows = {part: writer.num_rows for part, writer in writers.items()}
     summary = {"records": job.scan.num_records, "rows": rows, "rejects": rejects}
+    if job.scan.renamed:
+        summary["renamed_fields"] = dict(job.scan.renamed)
     with folder.writing(SUMMARY_FILE) as path:
         path.write_text(json.dumps({**job.settings, **summary}, indent=2) + "\n")
-    return JobResult(rows=rows, rejects=rejects, num_resumed=len(existing.records))
+    return JobResult(
+        rows=rows, rejects=rejects, num_resumed=len(existing.records), num_oriented=oriented
+    )
 
 
 def _write(
@@ -159,20 +204,25 @@ def _write(
     outcomes: Iterator[Outcome],
     writers: Mapping[str, ShardWriter],
     folder: OutputFolder,
-    finished_uids: frozenset[str],
+    existing: Existing,
     progress: bool,
-) -> dict[str, int]:
-    """Writes rows and rejects in the order of the records; returns rejects by reason."""
+) -> tuple[dict[str, int], int]:
+    """Writes rows and rejects in the order of the records.
+
+    Returns:
+        Rejects by reason, and the number of images with an EXIF orientation.
+    """
     rejects: Counter[str] = Counter()
+    num_oriented = 0
     parts = assign_splits(job.fractions, job.seed)
-    uids = set(finished_uids)
+    uids = set(existing.uids)
     with (
         folder.writing(REJECTS_FILE) as path,
         path.open("wb") as reject_file,
         progress_bar("Converting", job.scan.num_records, show=progress) as advance,
     ):
         for record, outcome in enumerate(outcomes):
-            if isinstance(outcome, InterleavedExample) and outcome.uid in uids:
+            if isinstance(outcome, ConvertedExample) and outcome.uid in uids:
                 outcome = _duplicate(record, outcome.uid)
             if outcome is None:
                 next(parts)
@@ -181,6 +231,7 @@ def _write(
                 reject_file.write(_json_line(outcome))
             else:
                 uids.add(outcome.uid)
+                num_oriented += outcome.num_oriented
                 writers[next(parts)].add(outcome, record=record)
             advance(1, f"{rejects.total()} rejected")
         if job.scan.error is not None:
@@ -188,8 +239,9 @@ def _write(
         for writer in writers.values():
             writer.finish()
             writer.write_info()
-        tidy(folder, {part: writer.shards for part, writer in writers.items()})
-    return dict(sorted(rejects.items()))
+        shards = {part: writer.shards for part, writer in writers.items()}
+        tidy(folder, job.layout, shards, existing)
+    return dict(sorted(rejects.items())), num_oriented
 
 
 def _chunks(records: Iterator[Any], existing: Existing) -> Iterator[list[_Item]]:

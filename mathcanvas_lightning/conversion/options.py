@@ -2,9 +2,12 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mathcanvas_lightning.common.paths import is_remote, local_path, parent_folder, without_query
+from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
 from mathcanvas_lightning.errors import ConfigError
@@ -16,25 +19,27 @@ MAX_PATH_CHARACTERS = 4096
 class InputConfig:
     """Where records and images are read from, and in which format."""
 
-    path: str
+    input: str
     """Path or URL of the JSON or JSONL file."""
     image_dir: str | None
     """Folder that image paths are relative to; None for the folder of the input."""
     source: str
     """Name or import path of the source format; "auto" recognises it by its fields."""
-    prompt: str
+    question_prompt: str
     """Text or file for the questions of BlockMoving, "builtin" or "none"."""
+    link_root: str | None
+    """Folder into which links in the image folder may lead; None for the image folder itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
     """Where and how shards are written."""
 
-    path: str
+    output: str
     """Path or URL of the output folder."""
     name: str | None
     """Prefix of the shards' file names; None for the name of the source format."""
-    encoding: InterleaveEncoding
+    interleave_encoding: InterleaveEncoding
     """Encoding of the interleave columns."""
     overwrite: bool
     """Whether to delete the files of an earlier conversion first."""
@@ -68,6 +73,8 @@ class SampleConfig:
     """Whether a sample without a solution becomes a row."""
     max_image_pixels: int
     """A sample with a larger image is rejected."""
+    apply_exif_orientation: bool
+    """Whether images with an EXIF orientation are turned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +83,22 @@ class RunConfig:
 
     num_workers: int | None
     """Worker processes; 0 uses the main process, None one per usable core."""
-    max_rejects: float
+    max_reject_fraction: float
     """The largest fraction of rejects with which the conversion still succeeds."""
+    max_image_reject_fraction: float
+    """The same for records that are rejected for their images."""
     progress: bool
     """Whether to show progress bars."""
+
+
+GROUPS = (InputConfig, OutputConfig, ShardSize, SplitConfig, SampleConfig, RunConfig)
+
+
+def select_options(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Builds the groups above, in this order, from the options by name."""
+    return tuple(
+        group(**{field.name: options[field.name] for field in fields(group)}) for group in GROUPS
+    )
 
 
 def make_source(format_class: type[SourceFormat], question_prompt: str) -> SourceFormat:
@@ -105,7 +124,15 @@ def _read_prompt(value: str) -> str | None:
         return BLOCKMOVING_PROMPT if value == "builtin" else None
     path = local_path(value)
     if len(value) < MAX_PATH_CHARACTERS and path.is_file():
-        return path.read_text(encoding="utf-8").strip()
+        try:
+            return path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "--question_prompt",
+                found=f"{value!r}, which can't be read as text ({error})",
+                wanted="a text file in UTF-8",
+                remedy="Save it as UTF-8.",
+            ) from None
     if path.suffix in (".txt", ".md") and not re.search(r"\s", value):
         raise ConfigError(
             "--question_prompt",
@@ -116,20 +143,26 @@ def _read_prompt(value: str) -> str | None:
     return value
 
 
-def check_image_dir(image_dir: str | None) -> str | None:
-    """Returns the folder if it exists.
+def make_files(source: InputConfig) -> SourceFiles:
+    """Creates the reader of the images.
 
     Raises:
-        ConfigError: If it is local and does not exist.
+        ConfigError: If a folder is local and does not exist.
     """
-    if image_dir is not None and not is_remote(image_dir) and not local_path(image_dir).is_dir():
+    _check_folder("--image_dir", source.image_dir, "the folder that image paths are relative to")
+    _check_folder("--link_root", source.link_root, "a folder that links may lead into")
+    root = source.image_dir or folder_of(source.input)
+    return SourceFiles(root, link_root=source.link_root)
+
+
+def _check_folder(option: str, folder: str | None, wanted: str) -> None:
+    if folder is not None and not is_remote(folder) and not local_path(folder).is_dir():
         raise ConfigError(
-            "--image_dir",
-            found=f"{image_dir!r}, which is not a folder",
-            wanted="the folder that image paths are relative to",
-            remedy="Check the path, or remove the option to use the input's folder.",
+            option,
+            found=f"{folder!r}, which is not a folder",
+            wanted=wanted,
+            remedy="Check the path, or remove the option.",
         )
-    return image_dir
 
 
 def folder_of(source: str) -> str:
@@ -139,10 +172,10 @@ def folder_of(source: str) -> str:
     return str(local_path(source).resolve().parent)
 
 
-def relative_image_dir(image_dir: str | None, source: str) -> str:
-    """Returns the image folder relative to the input's folder, so that data can be moved."""
-    if image_dir is None:
+def relative_folder(folder: str | None, source: str) -> str:
+    """Returns a folder relative to the input's folder, so that data can be moved."""
+    if folder is None:
         return "."
-    if is_remote(image_dir) or is_remote(source):
-        return without_query(image_dir)
-    return os.path.relpath(local_path(image_dir).resolve(), folder_of(source))
+    if is_remote(folder) or is_remote(source):
+        return without_query(folder)
+    return os.path.relpath(local_path(folder).resolve(), folder_of(source))

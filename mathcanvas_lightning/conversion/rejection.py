@@ -30,6 +30,18 @@ class Reason(StrEnum):
     PARSER_FAILED = "parser_failed"
 
 
+IMAGE_REASONS = frozenset(
+    {
+        Reason.IMAGE_MISSING,
+        Reason.IMAGE_UNREADABLE,
+        Reason.IMAGE_TRUNCATED,
+        Reason.IMAGE_TOO_LARGE,
+        Reason.PATH_OUTSIDE,
+    }
+)
+"""Reasons that lie in the images. Many of them point to a wrong folder or a failing disk."""
+
+
 class RejectError(Exception):
     """Raised by a source format for a record that must not become a row.
 

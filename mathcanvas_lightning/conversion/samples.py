@@ -1,23 +1,32 @@
 """Converts one record into one complete example, or into a rejection with its reason."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from mathcanvas_lightning.conversion.files import SourceFiles
+from mathcanvas_lightning.conversion.files import RECORD_ERRNOS, SourceFiles
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError, Rejection
 from mathcanvas_lightning.conversion.sources import Draft, Part, Picture, SourceFormat
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images.pixels import upright_image
 from mathcanvas_lightning.data.rows.schema import (
     ImageSegment,
     InterleavedExample,
     Segment,
     TextSegment,
 )
-from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.errors import InputError, MathCanvasError
 
 MAX_SAMPLE_BYTES = 2**30
 """Limit for all images of a sample together; an Arrow array holds at most 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedExample(InterleavedExample):
+    """A converted record."""
+
+    num_oriented: int = 0
+    """Number of images with an EXIF orientation other than upright."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +41,12 @@ class RecordConverter:
     """Images beyond these limits are rejected without being decoded."""
     allow_no_solution: bool
     """Whether a sample without a solution becomes a row."""
+    apply_orientation: bool = False
+    """Whether images with an EXIF orientation are turned, and stored as PNG."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Field -> extra column, for fields that can't keep their names."""
 
-    def convert(self, number: int, record: Any) -> InterleavedExample | Rejection:
+    def convert(self, number: int, record: Any) -> ConvertedExample | Rejection:
         """Converts one record.
 
         Args:
@@ -44,12 +57,12 @@ class RecordConverter:
             The complete example, or a rejection; malformed records never raise.
 
         Raises:
-            InputError: If a remote storage fails.
+            InputError: If the storage of the images fails.
         """
         uid = self.source.uid(record) if isinstance(record, dict) else None
         try:
             if not isinstance(record, dict):
-                raise RejectError(Reason.NOT_AN_OBJECT, f"{record!r:.80} is not a JSON object")
+                raise _not_an_object(record)
             draft = self.source.parse(record, self.files)
             uid = draft.uid
             return self._complete(draft, record)
@@ -57,17 +70,24 @@ class RecordConverter:
             reason, message = reject.reason, reject.message
         except MathCanvasError:
             raise
+        except OSError as error:  # a source format may read files by itself
+            if error.errno not in RECORD_ERRNOS:
+                raise _storage_failure(number, uid, error) from None
+            reason, message = Reason.PARSER_FAILED, f"{type(error).__name__}: {error}"
         except Exception as error:  # a user's source format may raise anything
             reason, message = Reason.PARSER_FAILED, f"{type(error).__name__}: {error}"
         return Rejection(record=number, uid=uid, reason=str(reason), message=message)
 
-    def _complete(self, draft: Draft, record: dict[str, Any]) -> InterleavedExample:
-        example = InterleavedExample(
+    def _complete(self, draft: Draft, record: dict[str, Any]) -> ConvertedExample:
+        orientations: list[int] = []
+        extras = self.source.extras(record).items()
+        example = ConvertedExample(
             uid=draft.uid,
-            question=self._segments(draft.question),
-            solution=self._segments(draft.solution),
+            question=self._segments(draft.question, orientations),
+            solution=self._segments(draft.solution, orientations),
             answer=draft.answer,
-            extras=self.source.extras(record),
+            extras={self.renamed.get(name, name): value for name, value in extras},
+            num_oriented=sum(orientation != 1 for orientation in orientations),
         )
         size = sum(len(image.data) for image in example.images)
         if size > MAX_SAMPLE_BYTES:
@@ -83,22 +103,43 @@ class RecordConverter:
             )
         return example
 
-    def _segments(self, parts: Sequence[Part]) -> tuple[Segment, ...]:
+    def _segments(self, parts: Sequence[Part], orientations: list[int]) -> tuple[Segment, ...]:
+        """Reads the images; adds the EXIF orientation of each to a list."""
         segments: list[Segment] = []
         for part in parts:
             if isinstance(part, Picture):
-                segments.append(ImageSegment(data=self._read(part.path), path=part.path))
+                data, orientation = self._read(part.path)
+                segments.append(ImageSegment(data=data, path=part.path))
+                orientations.append(orientation)
             elif part.strip():
                 segments.append(TextSegment(text=part.strip()))
         return tuple(segments)
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str) -> tuple[bytes, int]:
         data = self.files.read(path, max_bytes=self.limits.max_bytes)
         try:
-            check_image(data, self.limits)
+            orientation = check_image(data, self.limits).orientation
+            if orientation != 1 and self.apply_orientation:
+                data = upright_image(data, self.limits)
         except ImageError as error:
             raise RejectError(error.reason, f"{path!r}: {error}") from None
-        return data
+        return data, orientation
+
+
+def _storage_failure(number: int, uid: str | None, error: OSError) -> InputError:
+    return InputError(
+        f"record {number} ({uid})",
+        found=f"a failure of its storage ({error})",
+        wanted="all files that its source format reads",
+        remedy="Finished shards stay; run the same command again to resume.",
+    )
+
+
+def _not_an_object(record: Any) -> RejectError:
+    hint = "; is the file one JSON array? Then its name must end in .json"
+    is_array = isinstance(record, list) and bool(record) and isinstance(record[0], dict)
+    message = f"{record!r:.80} is not a JSON object{hint if is_array else ''}"
+    return RejectError(Reason.NOT_AN_OBJECT, message)
 
 
 def _check_encodable(example: InterleavedExample) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mathcanvas_lightning.common.html_page import Notice, PagePicture, Piece, write_page
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images.pixels import image_for_page
 from mathcanvas_lightning.data.rows.schema import (
     SECTIONS,
     ImageSegment,
@@ -27,7 +28,7 @@ class ExampleArticle:
 
 
 def write_gallery(path: Path, examples: Sequence[InterleavedExample], *, title: str) -> None:
-    """Writes the page.
+    """Writes the page, with the pictures as the model gets them.
 
     Args:
         path: File to write.
@@ -51,7 +52,10 @@ def _piece(segment: Segment) -> Piece:
         return segment.text
     try:
         info = check_image(segment.data, ImageLimits(), depth="header")
+        data, kind = image_for_page(segment.data, ImageLimits())
     except ImageError as error:
         return Notice(f"{segment.path}: {error}")
     caption = f"{segment.path or 'image'}, {info.width_px}x{info.height_px}"
-    return PagePicture(data=segment.data, format=info.format, caption=caption)
+    if info.orientation != 1:
+        caption += f", with the EXIF orientation {info.orientation}, which is ignored"
+    return PagePicture(data=data, format=kind, caption=caption)

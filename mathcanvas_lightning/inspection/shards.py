@@ -59,6 +59,8 @@ class ShardsReport:
     """Format and mode -> number of images."""
     image_sizes_px: Counter[tuple[int, int]] = field(default_factory=Counter)
     """(width, height) -> number of images."""
+    num_oriented: int = 0
+    """Number of images with an EXIF orientation, which training ignores as the reference does."""
     images_per_row: dict[str, list[int]] = field(default_factory=lambda: {s: [] for s in SECTIONS})
     """Section -> number of images of each row."""
     text_lengths: dict[str, list[int]] = field(default_factory=lambda: {s: [] for s in SECTIONS})
@@ -178,6 +180,7 @@ def _inspect_example(
                 continue
             report.image_formats[f"{info.format} {info.mode}"] += 1
             report.image_sizes_px[info.width_px, info.height_px] += 1
+            report.num_oriented += info.orientation != 1
     if not example.question:
         yield "no question"
     if not example.answer:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile
 
+from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
 from mathcanvas_lightning.storage.retry import HICCUPS, ContentError
 
 TAIL_BYTES = 2**16
@@ -41,6 +42,8 @@ def open_parquet(source: Any, metadata: pq.FileMetaData | None = None) -> pq.Par
 def read_footer(read_range: ReadRange, size_bytes: int) -> pq.FileMetaData:
     """Reads the footer of a file, usually in one request; raises `ContentError` for damage."""
     tail = read_range(max(size_bytes - TAIL_BYTES, 0), size_bytes) if size_bytes else b""
+    if is_lfs_pointer(tail):
+        raise ContentError(POINTER)
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer_bytes <= size_bytes:
         tail = read_range(size_bytes - footer_bytes, size_bytes)

@@ -69,3 +69,8 @@ def test_parts_of_urls() -> None:
         assert file_name(path) == unquoted_name(path) == "a?b#c"
         assert parent_folder(path) == path.removesuffix("/a?b#c")
     assert parent_folder("a") == ""
+
+
+def test_any_digits_sort() -> None:
+    names = ["m2_٣.parquet", "m2_9.parquet", "m2_10²5.parquet", "①.parquet"]
+    assert sorted(set(names), key=natural_key) == names

@@ -349,6 +349,9 @@ def test_question_prompt(puzzles: Path, tmp_path: Path) -> None:
     assert texts["text"] == texts["file"]
     assert texts["text"][0].text.startswith("Which option?\n\nOptions:\nA: ")  # type: ignore[union-attr]
     assert texts["none"] == texts["file"][1:]
+    prompt.write_text("Which option?", encoding="utf-16")
+    with pytest.raises(ConfigError, match="Save it as UTF-8"):
+        run(puzzles / SOURCE, tmp_path / "x", question_prompt=str(prompt))
     with pytest.raises(ConfigError, match="looks like a file"):
         run(puzzles / SOURCE, tmp_path / "x", question_prompt="promt.txt")
 

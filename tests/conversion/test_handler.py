@@ -64,7 +64,14 @@ def test_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     assert "SourceFormat" in path.read_text()
 
 
-@pytest.mark.parametrize(("name", "output"), [("1x", "x.py"), ("x", "x.txt"), ("x", "my-data.py")])
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        *[("1x", "x.py"), ("x", "x.txt"), ("x", "my-data.py"), ("x", "class.py"), ("x", "json.py")],
+        *[("none", "x.py"), ("True", "x.py"), ("false", "x.py"), ("draft", "x.py")],
+    ],
+)
 def test_bad_names(name: str, output: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         generate_dataset_handler(name, str(tmp_path / output))
+    assert not list(tmp_path.iterdir())

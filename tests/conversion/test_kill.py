@@ -62,9 +62,9 @@ def test_resume_after_kill(
 @pytest.mark.slow
 def test_resume_after_several_kills(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
-    for delay_s in (0.35, 0.6, 0.7, 0.8):
+    for num_shards in range(1, 9, 2):
         process = start(source, tmp_path)
-        time.sleep(delay_s)
+        wait_until(lambda: len(list(tmp_path.rglob("[!.]*.parquet"))) >= num_shards, process)  # noqa: B023
         process.kill()
         process.wait()
     assert start(source, tmp_path).wait() == 0

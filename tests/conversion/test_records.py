@@ -1,5 +1,6 @@
 """Streaming JSON: all records are read, and errors name the exact line and column."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from mathcanvas_lightning.conversion.input import records
 from mathcanvas_lightning.conversion.input.records import fetched, read_records
-from mathcanvas_lightning.conversion.input.scan import scan_input
+from mathcanvas_lightning.conversion.input.scan import recognise_source, scan_input
 from mathcanvas_lightning.conversion.sources import BlockMoving
 from mathcanvas_lightning.errors import InputError
 
@@ -119,3 +120,75 @@ def test_file_url(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[1]")
     with fetched(f"file://{tmp_path}/x.json") as path:
         assert list(read_records(path, "x")) == [1]
+
+
+RECORDS = [{"a": 1}, {"é": [2, {"b": None}]}]
+LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS).encode()
+ARRAY = json.dumps(RECORDS, indent=1, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.jsonl.gz", gzip.compress(LINES)),
+        ("x.json.gz", gzip.compress(ARRAY)),
+        ("x.JSONL.GZ", gzip.compress(b"\xef\xbb\xbf" + LINES)),
+        ("packed.json", gzip.compress(ARRAY)),
+        ("array.jsonl", ARRAY),
+        ("array.ndjson", b"\n" + ARRAY),
+        ("lines.json", LINES),
+    ],
+)
+def test_other_files_that_are_read(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert list(read_records(tmp_path / name, name)) == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (LINES.decode().encode("utf-16"), "text in UTF-16"),
+        (LINES.decode().encode("utf-16-le"), "text in UTF-16"),
+        (ARRAY.decode().encode("utf-16-be"), "text in UTF-16"),
+        (ARRAY.decode().encode("utf-32"), "text in UTF-32"),
+        (gzip.compress(ARRAY.decode().encode("utf-16")), "text in UTF-16"),
+        (gzip.compress(ARRAY * 1000)[:-30], "a damaged gzip file"),
+        (gzip.compress(ARRAY)[:12], "a damaged gzip file"),
+        (b"\x1f\x8b none", "a damaged gzip file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
+        (b"PK\x03\x04 ...", "a zip archive"),
+        (b"PAR1 ... PAR1", "a Parquet file"),
+        (b"\n<!doctype html><html></html>", "HTML or XML"),
+    ],
+)
+def test_other_files_are_named(content: bytes, found: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(read_records(tmp_path / "x.json", "my file"))
+    assert caught.value.found.startswith(found)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_no_json_are_named(value: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f'[{{"a": 1}},\n {{"a": {value}}}]')
+    with pytest.raises(InputError, match=f"{value}, which is no JSON; write null") as caught:
+        list(read_records(tmp_path / "x.json", "x"))
+    assert caught.value.place.startswith("x:2:")
+
+
+@pytest.mark.parametrize(
+    ("records", "found", "remedy"),
+    [
+        ([{"id": 1, "image": "a.png", "conversations": []}], "conversations", "row format vlm"),
+        ([[{"id": 1}]], "arrays instead of objects", "end in .json"),
+        ([1, 2], "no objects", "--source"),
+    ],
+)
+def test_unknown_records_come_with_advice(
+    records: list[Any], found: str, remedy: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(InputError) as caught:
+        recognise_source(tmp_path / "x.jsonl", "x")
+    assert found in caught.value.found
+    assert remedy in caught.value.remedy

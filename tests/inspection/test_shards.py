@@ -1,16 +1,24 @@
 """Inspection of shards: counts, problems, and the HTML page."""
 
 import json
+import re
 import shutil
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from mathcanvas_lightning import convert_cot, inspect_shards, iter_examples
+from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.images.pixels import decode_image
 from mathcanvas_lightning.errors import DataError
 from tests.conftest import png
+from tests.conversion.records import canvas_record
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +137,30 @@ def test_page_escapes_texts(tmp_path: Path, shards: Path) -> None:
     assert "&lt;script&gt;alert(1)" in page
     assert '<p class="notice">task_0/composite.png: not an image' in page
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
+
+
+def test_page_and_counts_show_what_the_model_gets(tmp_path: Path) -> None:
+    """A browser would turn the image as its EXIF orientation says; the model gets it unturned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((64, 40), 80).save(tmp_path / "turned.jpg", exif=exif)
+    record = canvas_record(0, "turned.jpg")
+    (tmp_path / "x.json").write_text(json.dumps([record]))
+    convert_cot(str(tmp_path / "x.json"), str(tmp_path / "out"), num_workers=0)
+    page = tmp_path / "page.html"
+    report = inspect_shards(str(tmp_path / "out"), html=str(page))
+    assert report.num_oriented == 1
+    html = page.read_text(encoding="utf-8")
+    assert "64x40, with the EXIF orientation 6, which is ignored" in html
+    shown = re.search(r"data:image/png;base64,([^\"]+)", html)
+    assert shown is not None
+    pixels = decode_image((tmp_path / "turned.jpg").read_bytes(), ImageLimits())
+    with Image.open(BytesIO(b64decode(shown[1]))) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(pixels))
+
+
+def test_lfs_pointer_is_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "x.parquet").write_bytes(pointer)
+    (problem,) = inspect_shards(str(tmp_path)).problems
+    assert "Git LFS pointer" in problem.message

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, BinaryIO
 
 import ijson
 
+from mathcanvas_lightning.conversion.input.encoding import opened_json
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
 
 CHUNK_BYTES = 2**16
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LINE_SUFFIXES = (".jsonl", ".ndjson")
+_NOT_JSON = re.compile(rb"-?Infinity|NaN")
 
 
 @contextlib.contextmanager
@@ -46,8 +48,8 @@ def fetched(source: str) -> Iterator[Path]:
 def read_records(path: Path, place: str) -> Generator[Any]:
     """Yields the values of a JSON array, or of JSON lines, one at a time.
 
-    A file is read as lines if its name ends in `.jsonl` or `.ndjson` or its first character is
-    not `[`.
+    A file is read as lines if its first character is not `[`, or if its name ends in `.jsonl` or
+    `.ndjson` and its first line is a JSON value. A file packed by gzip is unpacked.
 
     Args:
         path: A local file.
@@ -59,16 +61,25 @@ def read_records(path: Path, place: str) -> Generator[Any]:
     Raises:
         InputError: At the first malformed byte, with line and column.
     """
-    with path.open("rb") as file:
-        if file.read(3) != BYTE_ORDER_MARK:
-            file.seek(0)
+    with opened_json(path, place) as file:
         start = file.tell()
-        first = next((char for line in file for char in line.strip()[:1]), None)
+        first_line = next((line for line in file if line.strip()), b"").strip()
         file.seek(start)
-        if first is None:
+        if not first_line:
             return
-        is_array = first == ord("[") and not path.name.lower().endswith(LINE_SUFFIXES)
+        is_array = first_line.startswith(b"[")
+        if is_array and path.name.lower().removesuffix(".gz").endswith(LINE_SUFFIXES):
+            is_array = not _is_json(first_line)
         yield from (_array_items if is_array else _lines)(file, place)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # A line that nests too deep is complete.
+        return isinstance(error, RecursionError)
+    return True
 
 
 def _lines(file: BinaryIO, place: str) -> Iterator[Any]:
@@ -95,7 +106,18 @@ def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
         offset = _failing_byte(file, start)
         line, column = _line_and_column(file, offset)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if (name := _number_name(file, offset)) is not None:
+            reason = f"{name}, which is no JSON; write null"
         raise _broken(place, line, column, reason) from None
+
+
+def _number_name(file: BinaryIO, offset: int) -> str | None:
+    """The name of a number that Python writes into JSON, if parsing has failed in one."""
+    file.seek(max(offset - len("-Infinity"), 0))
+    around = file.read(2 * len("-Infinity"))
+    found = list(_NOT_JSON.finditer(around))
+    before = min(offset, len("-Infinity"))
+    return next((m[0].decode() for m in found if m.start() <= before <= m.end()), None)
 
 
 def _with_floats(value: Any) -> Any:
@@ -156,6 +178,6 @@ def _broken(place: str, line: int, column: int, reason: str) -> InputError:
     return InputError(
         f"{place}:{line}:{column}",
         found=f"malformed JSON ({reason})",
-        wanted="a JSON array of objects, or one JSON object a line",
+        wanted="a JSON array of objects, or one JSON object a line, in UTF-8",
         remedy="Fix the file and run again; finished shards stay.",
     )

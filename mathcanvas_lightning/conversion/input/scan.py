@@ -29,6 +29,8 @@ class Scan:
     """Number of records up to the end, or up to the first JSON error."""
     extras: Mapping[str, pa.DataType]
     """Name -> type of the extra columns."""
+    renamed: Mapping[str, str]
+    """Field -> extra column, for fields that can't keep their names."""
     chains: bytes
     """Chained hashes, `CHAIN_BYTES` for each record: the hash covers all records up to it."""
     error: InputError | None
@@ -69,6 +71,7 @@ def scan_input(path: Path, place: str, source: SourceFormat, *, progress: bool) 
     return Scan(
         num_records=len(chains) // CHAIN_BYTES,
         extras=extras.types(),
+        renamed=extras.renamed(),
         chains=bytes(chains),
         error=error,
     )
@@ -81,19 +84,26 @@ def recognise_source(path: Path, place: str) -> type[SourceFormat]:
         InputError: If no object has the fields of a built-in format, or malformed JSON comes first.
     """
     fields: set[str] = set()
+    has_arrays = False
     for record in read_records(path, place):
+        has_arrays |= isinstance(record, list)
         if isinstance(record, dict):
             fields = fields or set(record)
             for source in BUILT_IN:
                 if source.recognised_by <= set(record):
                     return source
     known = "; ".join(f"{s.name}: {', '.join(sorted(s.recognised_by))}" for s in BUILT_IN)
+    remedy = "Name the format with --source, or write one with tools/generate_dataset_handler.py."
+    if "conversations" in fields:
+        remedy = "Conversations are trained on as they are, with the row format vlm."
+    if has_arrays and not fields:
+        remedy = "If the file is one JSON array, let its name end in .json."
+    found = "arrays instead of objects" if has_arrays else "no objects"
     raise InputError(
         place,
-        found=f"objects with the fields {sorted(fields)}" if fields else "no objects",
+        found=f"objects with the fields {sorted(fields)}" if fields else found,
         wanted=f"the fields of a known format ({known})",
-        remedy="Name the format with --source, or write one with "
-        "tools/generate_dataset_handler.py.",
+        remedy=remedy,
     )
 
 

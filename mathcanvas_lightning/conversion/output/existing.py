@@ -1,37 +1,47 @@
-"""Finds the shards of earlier runs: keeps them, refuses them, or deletes them."""
+"""Finds the shards of earlier runs that this conversion keeps."""
 
+import logging
 import posixpath
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mathcanvas_lightning.conversion.input.scan import Scan
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
-from mathcanvas_lightning.conversion.output.writer import Shard, ShardLayout, read_finished
-from mathcanvas_lightning.data.rows.shards import INFO_FILE
+from mathcanvas_lightning.conversion.output.manifest import Owned, series
+from mathcanvas_lightning.conversion.output.writer import (
+    Footer,
+    Shard,
+    ShardLayout,
+    read_footer,
+    read_shard,
+)
 from mathcanvas_lightning.errors import OutputError
 
-REJECTS_FILE = "rejects.jsonl"
-SUMMARY_FILE = "conversion.json"
-_SHARD = re.compile(r"(?P<name>.+)_\d{3,}\.parquet")
+logger = logging.getLogger(__name__)
+
+DAMAGED_SUFFIX = ".damaged"
+"""End of the name of a damaged shard whose records could not be converted again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Existing:
     """Finished work of earlier runs, which is kept."""
 
-    shards: Mapping[str, Sequence[Shard]]
-    """Folder -> its full shards, numbered from 0 without a gap."""
+    shards: Mapping[str, Mapping[int, Shard]]
+    """Folder -> number -> its full, undamaged shards."""
     uids: frozenset[str]
     """Ids of all rows in the shards."""
     records: frozenset[int]
     """Positions in the input of all records in the shards."""
+    damaged: frozenset[tuple[str, str]]
+    """Folder and name of each damaged shard."""
 
 
 def find_existing(
     output: OutputFolder,
     *,
-    folders: Iterable[str],
+    folders: Sequence[str],
+    owned: Owned,
     layout: ShardLayout,
     settings: str,
     scan: Scan,
@@ -40,11 +50,12 @@ def find_existing(
 
     A shard is kept if it was written with the same settings and the input is unchanged up to
     its last record; so records may be appended to the input. The last shard of a split is
-    rewritten if it is not full.
+    rewritten if it is not full, and so is a damaged or missing one.
 
     Args:
         output: The output folder.
         folders: Names of the splits' folders.
+        owned: The files of conversions in the output folder.
         layout: Names and sizes of the shards.
         settings: Hash of the settings.
         scan: Scan of the input.
@@ -56,57 +67,63 @@ def find_existing(
         OutputError: If the folder holds shards of another conversion.
         InputError: If malformed JSON comes before the end of the converted records.
     """
-    folders = list(folders)
-    for folder, file in _parquet_files(output):
-        match = _SHARD.fullmatch(file)
-        if folder not in folders or match is None or match["name"] != layout.name:
-            raise _other(output.path(posixpath.join(folder, file)), "a file of another data set")
-    shards: dict[str, list[Shard]] = {folder: [] for folder in folders}
+    files = {folder: series(output, folder, layout) for folder in folders}
+    expected = {(folder, file) for folder in folders for file in files[folder].values()}
+    for folder, file in owned.shards:
+        if (folder, file) not in expected:
+            raise _other(output.path(posixpath.join(folder, file)), "a shard of another data set")
+    shards: dict[str, dict[int, Shard]] = {folder: {} for folder in folders}
+    damaged: set[tuple[str, str]] = set()
     uids: set[str] = set()
-    records: set[int] = set()
     for folder in folders:
-        for shard, ids in read_finished(output, folder, layout):
-            _check_origin(output.path(posixpath.join(folder, shard.name)), shard, settings, scan)
-            if len(ids) < layout.samples_per_file:
-                break
-            shards[folder].append(shard)
-            uids.update(ids)
-            records.update(shard.footer.records)
-    return Existing(shards=shards, uids=frozenset(uids), records=frozenset(records))
+        for number, file in files[folder].items():
+            path = posixpath.join(folder, file)
+            full = owned.checksum(folder, file, layout.samples_per_file)
+            found = read_shard(output, path, checksum=full)
+            footer = found[0].footer if found is not None else read_footer(output, path)
+            if footer is not None:
+                _check_origin(output.path(path), footer, settings, scan)
+            if found is None:
+                logger.warning("%s: damaged; it is written again", output.path(path))
+                damaged.add((folder, file))
+            elif len(found[1]) == layout.samples_per_file:
+                shards[folder][number] = found[0]
+                uids.update(found[1])
+    records = {r for of in shards.values() for shard in of.values() for r in shard.footer.records}
+    return Existing(
+        shards=shards,
+        uids=frozenset(uids),
+        records=frozenset(records),
+        damaged=frozenset(damaged),
+    )
 
 
-def clear(output: OutputFolder) -> None:
-    """Deletes the files of a conversion in the output folder and the splits' folders."""
-    for folder, file in _parquet_files(output):
-        if _SHARD.fullmatch(file):
-            output.remove(posixpath.join(folder, file))
-    for folder in ("", *output.folders()):
-        output.remove(posixpath.join(folder, INFO_FILE))
-    output.remove(REJECTS_FILE)
-    output.remove(SUMMARY_FILE)
+def tidy(
+    output: OutputFolder,
+    layout: ShardLayout,
+    shards: Mapping[str, Collection[Shard]],
+    existing: Existing,
+) -> None:
+    """Deletes shards whose rows are now in others; renames damaged ones that were not replaced."""
+    for folder, finished in shards.items():
+        names = {shard.name for shard in finished}
+        for file in series(output, folder, layout).values():
+            if file in names:
+                continue
+            path = posixpath.join(folder, file)
+            if (folder, file) in existing.damaged:
+                logger.warning("%s: its records were rejected this time", output.path(path))
+                output.copy(path, f"{path}{DAMAGED_SUFFIX}")
+            output.remove(path)
 
 
-def tidy(output: OutputFolder, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Deletes shards numbered after the last one of their folder."""
-    for folder, file in _parquet_files(output):
-        if file not in {shard.name for shard in shards[folder]}:
-            output.remove(posixpath.join(folder, file))
-
-
-def _parquet_files(output: OutputFolder) -> Iterator[tuple[str, str]]:
-    for folder in ("", *output.folders()):
-        for file in output.files(folder):
-            if file.endswith(".parquet") and not file.startswith("."):
-                yield folder, file
-
-
-def _check_origin(path: str, shard: Shard, settings: str, scan: Scan) -> None:
-    if shard.footer.settings != settings:
+def _check_origin(path: str, footer: Footer, settings: str, scan: Scan) -> None:
+    if footer.settings != settings:
         raise _other(path, "a shard made with other settings, or with other columns")
-    last = shard.footer.records[-1]
+    last = footer.records[-1]
     if scan.error is not None and last >= scan.num_records:
         raise scan.error
-    if scan.chain(last) != shard.footer.chain:
+    if scan.chain(last) != footer.chain:
         raise _other(path, f"a shard of an input that differs before its record {last}")
 
 

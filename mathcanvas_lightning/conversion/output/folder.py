@@ -1,15 +1,18 @@
 """The output folder: its files are written atomically."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import file_name, is_remote, join_path, local_path
-from mathcanvas_lightning.errors import OutputError
+from mathcanvas_lightning.errors import DataError, OutputError
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import MissingFileError
 
@@ -29,24 +32,18 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks out other conversions, and deletes temporary files of a killed one.
+        """Locks out other conversions.
 
         Raises:
-            OutputError: If another conversion holds the lock.
+            OutputError: If another conversion holds the lock, or the folder can't be written to.
         """
-        if is_remote(self.root):  # object stores have no locks, and no temporary files are left
+        if is_remote(self.root):  # object stores have no locks
             yield
             return
-        Path(self.root).mkdir(parents=True, exist_ok=True)
-        lock = Path(self.root, LOCK_FILE)
+        lock = FileLock(Path(self.root, LOCK_FILE), timeout=0)
         try:
-            with FileLock(lock, timeout=0):
-                for leftover in Path(self.root).rglob(f"{TEMPORARY_PREFIX}*"):
-                    leftover.unlink()
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            lock.acquire()
         except Timeout:
             raise OutputError(
                 self.root,
@@ -54,6 +51,18 @@ class OutputFolder:
                 wanted="a folder that no other process writes to",
                 remedy="Wait for it to end, or choose another --output.",
             ) from None
+        except (OSError, NotImplementedError) as error:
+            raise OutputError(
+                self.root,
+                found=f"a place where no folder can be made or locked ({error})",
+                wanted="a folder that can be written to",
+                remedy="Choose another --output, or correct its permissions.",
+            ) from None
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -74,6 +83,29 @@ class OutputFolder:
         with self._storage.fetched(self.path(name)) as path, path.open("rb") as file:
             yield file
 
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of a file, or None if it does not exist."""
+        try:
+            return self._storage.read_bytes(self.path(name))
+        except MissingFileError:
+            return None
+
+    def parquet_metadata(self, name: str) -> Mapping[bytes, bytes]:
+        """Returns the key-value metadata of a Parquet file; empty if it is damaged."""
+        # Not through Storage.metadata, which tries several times to read a damaged remote footer.
+        try:
+            with self.open(name) as file:
+                return pq.read_metadata(file).metadata or {}
+        except (DataError, pa.ArrowException, OSError, ValueError):
+            return {}
+
+    def parent(self) -> tuple["OutputFolder | None", str]:
+        """Returns the folder around a local one, None around a remote one, and the own name."""
+        if is_remote(self.root):
+            return None, ""
+        path = Path(self.root).resolve()
+        return OutputFolder(str(path.parent)), path.name
+
     def path(self, name: str) -> str:
         """Returns the full path or URL of a file."""
         return join_path(self.root, name) if name else self.root
@@ -86,9 +118,29 @@ class OutputFolder:
         """Returns the sorted names of the folders in the output folder."""
         return self._entries("", want_folders=True)
 
+    def copy(self, name: str, target: str) -> None:
+        """Copies a file in the folder."""
+        with self.open(name) as file, self.writing(target) as path, path.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+
     def remove(self, name: str) -> None:
         """Deletes a file, if it exists."""
         self._storage.remove(self.path(name))
+
+    def remove_temporaries(self, folder: str, is_ours: Callable[[str], bool]) -> None:
+        """Deletes files that a killed process left in a local folder; remote stores keep none.
+
+        Args:
+            folder: Name of the folder.
+            is_ours: Whether a file with this name may be deleted.
+        """
+        path = self.path(folder)
+        if is_remote(path) or not Path(path).is_dir():
+            return
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False) and is_ours(entry.name):
+                    Path(entry.path).unlink()
 
     def _entries(self, folder: str, *, want_folders: bool) -> list[str]:
         try:

@@ -35,9 +35,7 @@ def parse_split(text: str | None) -> Mapping[str, float]:
     except ValueError:
         raise _bad_split(text, "not a list of name=fraction") from None
     names = [name for name, _ in pairs]
-    if len(set(names)) < len(names) or not all(
-        name.replace("-", "_").isidentifier() for name in names
-    ):
+    if len(set(names)) < len(names) or not all(map(is_folder_name, names)):
         raise _bad_split(text, "a repeated name, or one that is not valid as a folder")
     if any(not 0 < fraction <= 1 for _, fraction in pairs):
         raise _bad_split(text, "a fraction outside 0..1")
@@ -45,6 +43,11 @@ def parse_split(text: str | None) -> Mapping[str, float]:
     if not isclose(total, 1.0, abs_tol=1e-6):
         raise _bad_split(text, f"a sum of {total:g}")
     return MappingProxyType(dict(pairs))
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a split may have this name: letters, digits, dashes and underscores."""
+    return name.replace("-", "_").isidentifier()
 
 
 def assign_splits(fractions: Mapping[str, float], seed: int) -> Iterator[str]:

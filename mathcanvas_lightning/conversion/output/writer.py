@@ -5,9 +5,9 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ from mathcanvas_lightning.data.rows.schema import (
     row_from_example,
 )
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
-from mathcanvas_lightning.errors import ConfigError, OutputError
+from mathcanvas_lightning.errors import ConfigError
 
 FOOTER_KEY = b"mathcanvas_lightning"
 ROW_GROUP_BYTES = 8 * 2**20
@@ -118,7 +118,7 @@ class ShardWriter:
         schema: Schema of the shards.
         settings: Hash of the settings, for the footers.
         chain: Returns the hash of the input up to a record, for the footers.
-        finished: Finished shards of an earlier run, which are kept.
+        finished: Number -> finished shard of an earlier run, which is kept.
     """
 
     def __init__(
@@ -130,9 +130,10 @@ class ShardWriter:
         schema: pa.Schema,
         settings: str,
         chain: Callable[[int], str],
-        finished: Sequence[Shard],
+        finished: Mapping[int, Shard],
     ) -> None:
-        self.shards = list(finished)
+        self._shards = dict(finished)
+        self._number = 0
         self._output = output
         self._folder = folder
         self._layout = layout
@@ -145,6 +146,11 @@ class ShardWriter:
         self._records: list[int] = []
         self._path: Path
         self._parquet: pq.ParquetWriter
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All finished shards, by number."""
+        return [shard for _, shard in sorted(self._shards.items())]
 
     @property
     def num_rows(self) -> int:
@@ -179,7 +185,8 @@ class ShardWriter:
         self._parquet.add_key_value_metadata({FOOTER_KEY: footer.encode()})
         self._parquet.close()
         with self._path.open("rb") as file:
-            self.shards.append(_describe(self._layout.shard_name(len(self.shards)), file))
+            name = self._layout.shard_name(self._number)
+            self._shards[self._number] = _describe(name, file)
         self._open.close()  # renames the temporary file
         self._records = []
 
@@ -206,7 +213,8 @@ class ShardWriter:
             path.write_text(json.dumps(shard_info(self.shards), indent=2) + "\n")
 
     def _start(self) -> None:
-        name = self._layout.shard_name(len(self.shards))
+        self._number = next(number for number in count() if number not in self._shards)
+        name = self._layout.shard_name(self._number)
         target = posixpath.join(self._folder, name)
         self._path = self._open.enter_context(self._output.writing(target))
         self._parquet = pq.ParquetWriter(
@@ -244,42 +252,43 @@ def shard_info(shards: Iterable[Shard]) -> dict[str, Any]:
     return {"total_samples": start, "num_files": len(files), "files": files}
 
 
-def read_finished(
-    output: OutputFolder, folder: str, layout: ShardLayout
-) -> list[tuple[Shard, list[str]]]:
-    """Reads the shards of an earlier run.
+def read_shard(
+    output: OutputFolder, path: str, *, checksum: str | None
+) -> tuple[Shard, list[str]] | None:
+    """Reads a shard of an earlier run, and checks that it is undamaged.
 
     Args:
         output: The output folder.
-        folder: Name of the split's folder in it.
-        layout: Names of the shards.
+        path: Path of the shard in it.
+        checksum: Recorded SHA-256; None to verify the checksums of the pages instead.
 
     Returns:
-        Shards with the ids of their rows, in order, up to the first missing number.
-
-    Raises:
-        OutputError: If a file with a shard's name was not written by a conversion.
+        The shard and the ids of its rows, or None if it is damaged.
     """
-    present = set(output.files(folder))
-    found: list[tuple[Shard, list[str]]] = []
-    while (name := layout.shard_name(len(found))) in present:
-        path = posixpath.join(folder, name)
-        try:
-            with output.open(path) as file:
-                shard = _describe(name, file)
-                # Only in this thread: an Arrow thread that still holds the Python file at exit
-                # aborts the process.
-                parquet = pq.ParquetFile(file, pre_buffer=False)
-                ids = parquet.read(columns=["id"], use_threads=False)["id"].to_pylist()
-                found.append((shard, ids))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise OutputError(
-                output.path(path),
-                found=f"a file that no conversion wrote ({type(error).__name__})",
-                wanted="an output folder that is empty or holds this conversion's shards",
-                remedy="Choose another --output or --name, or use --overwrite to replace it.",
-            ) from None
-    return found
+    try:
+        with output.open(path) as file:
+            shard = _describe(posixpath.basename(path), file)
+            if checksum is not None and shard.sha256 != checksum:
+                return None
+            # Only in this thread: an Arrow thread that still holds the Python file at exit
+            # aborts the process.
+            parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+            ids: list[str] = []
+            for group in range(parquet.num_row_groups):
+                columns = None if checksum is None else ["id"]
+                rows = parquet.read_row_group(group, columns=columns, use_threads=False)
+                ids += rows["id"].to_pylist()
+            return shard, ids
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_footer(output: OutputFolder, path: str) -> Footer | None:
+    """Reads the origin of a shard; None if it is damaged, or no conversion wrote it."""
+    try:
+        return Footer.decode(output.parquet_metadata(path)[FOOTER_KEY])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _describe(name: str, file: Any) -> Shard:

@@ -1,8 +1,10 @@
 """The base class of source formats, and what their `parse` methods use."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, product
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
@@ -20,6 +22,8 @@ class Picture:
 
 
 Part = str | Picture
+MAX_OPTION_NAME = 3
+"""Options with names up to this length are sorted by length first, as numbers and letters are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,20 +88,39 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
     """Returns a field as stripped text; numbers are converted to text.
 
     Raises:
-        RejectError: If the field is absent, null, empty, or neither text nor a number.
+        RejectError: If the field is absent, null, NaN, empty, or neither text nor a number.
     """
     value = record.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        found = "is empty" if name in record else "is absent"
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if value is None or is_nan or (isinstance(value, str) and not value.strip()):
+        found = "is NaN" if is_nan else "is empty" if name in record else "is absent"
         raise RejectError(Reason.MISSING_FIELD, f"field {name!r} {found}")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int | float)
+        or (isinstance(value, float) and math.isinf(value))
+    ):
         raise RejectError(Reason.INVALID_FIELD, f"field {name!r} is {value!r:.80}, not text")
     return str(value).strip()
 
 
 def options_text(options: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Formats answer options as lettered lines below the line `Options:`; "" without options."""
-    if not isinstance(options, Mapping):
-        options = dict(zip(ascii_uppercase, options, strict=False))
-    lines = [f"{letter}: {options[letter]}" for letter in sorted(options)]
+    """Formats answer options as lettered lines below the line `Options:`; "" without options.
+
+    Args:
+        options: A list, whose items are named A to Z, AA, AB, ...; or names with their options,
+            which are sorted: 2 before 10, Z before AA.
+    """
+    if isinstance(options, Mapping):
+        are_short = all(len(name) <= MAX_OPTION_NAME for name in options)
+        names = sorted(options, key=lambda name: (len(name) if are_short else 0, name))
+        pairs = [(name, options[name]) for name in names]
+    else:
+        pairs = list(zip(_letters(), options, strict=False))
+    lines = [f"{name}: {option}" for name, option in pairs]
     return "\n".join(["Options:", *lines]) if lines else ""
+
+
+def _letters() -> Iterator[str]:
+    for length in count(1):
+        yield from map("".join, product(ascii_uppercase, repeat=length))

@@ -3,17 +3,33 @@
 The limits are arguments; Pillow's global settings are never changed.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+from mathcanvas_lightning.data.images.errors import ImageError
+from mathcanvas_lightning.data.images.png import SIGNATURE, read_png
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "Depth",
+    "ImageError",
+    "ImageInfo",
+    "ImageLimits",
+    "check_image",
+    "opened_image",
+]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Raster formats only: for none of them Pillow starts an external program."""
 Depth = Literal["header", "checksums", "pixels"]
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 MAX_PIXELS = 64_000_000
 """Default limit of width times height; Pillow warns at 89 million."""
 
@@ -30,7 +46,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
-    """Format, size and mode from an image header."""
+    """What the header of an image says."""
 
     format: str
     """Pillow's name of the format: "PNG", "JPEG", ..."""
@@ -38,19 +54,9 @@ class ImageInfo:
     height_px: int
     mode: str
     """Pillow's name of the mode: "RGB", "RGBA", "P", ..."""
-
-
-class ImageError(Exception):
-    """An image that can't be used.
-
-    Args:
-        reason: `image_unreadable`, `image_truncated` or `image_too_large`.
-        message: Description of the problem.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    orientation: int = 1
+    """EXIF orientation, 1 (upright) to 8. Browsers turn the image, the reference does not; sizes
+    and pixels are those before turning."""
 
 
 def check_image(data: bytes, limits: ImageLimits, *, depth: Depth = "checksums") -> ImageInfo:
@@ -64,21 +70,45 @@ def check_image(data: bytes, limits: ImageLimits, *, depth: Depth = "checksums")
             are decoded. "pixels" decodes all formats.
 
     Returns:
-        Format, size and mode.
+        Format, size, mode and orientation.
 
     Raises:
         ImageError: If it has none of the known formats, is truncated, or exceeds a limit.
+    """
+    with opened_image(data, limits, depth=depth) as (_, info):
+        return info
+
+
+@contextlib.contextmanager
+def opened_image(
+    data: bytes, limits: ImageLimits, *, depth: Depth = "checksums"
+) -> Iterator[tuple[Image.Image, ImageInfo]]:
+    """Opens an image as `check_image` does; the block may decode it.
+
+    Args:
+        data: The encoded file.
+        limits: Maximum sizes, checked before decoding.
+        depth: What is checked, see `check_image`.
+
+    Yields:
+        Pillow's image, which may be decoded already in a small size, and its header.
+
+    Raises:
+        ImageError: As `check_image`, and for any exception that decoders raise in the block.
     """
     if len(data) > limits.max_bytes:
         raise ImageError("image_too_large", f"{len(data)} bytes, over {limits.max_bytes}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these problems are checked here
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
+            content, must_decode = _decodable(data, depth)
+            with _open(content) as image:
                 info = _read_header(image, limits)
-                if depth != "header":
-                    _check_whole(image, data, depth)
-                return info
+                if must_decode:
+                    # Decoding a JPEG at an eighth of its size reads all data with less arithmetic.
+                    image.draft("L", (1, 1))
+                    image.load()
+                yield image, info
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -87,31 +117,56 @@ def check_image(data: bytes, limits: ImageLimits, *, depth: Depth = "checksums")
         raise _broken(data, error) from None
 
 
+def _decodable(data: bytes, depth: Depth) -> tuple[bytes, bool]:
+    """The bytes for the decoder, and whether only decoding shows that the file is complete."""
+    if depth == "header":
+        return data, False
+    if not data.startswith(SIGNATURE):
+        return data, True
+    png = read_png(data)
+    return png.data, depth == "pixels" or png.is_damaged
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except Exception:
+        if not data.startswith(SIGNATURE):
+            raise
+        return Image.open(BytesIO(read_png(data).data), formats=FORMATS)
+
+
 def _read_header(image: Image.Image, limits: ImageLimits) -> ImageInfo:
     if image.width * image.height > limits.max_pixels:
         size = f"{image.width}x{image.height} pixels"
         raise ImageError("image_too_large", f"{size}, over {limits.max_pixels}")
     assert image.format is not None
     return ImageInfo(
-        format=image.format, width_px=image.width, height_px=image.height, mode=image.mode
+        format=image.format,
+        width_px=image.width,
+        height_px=image.height,
+        mode=image.mode,
+        orientation=_orientation(image),
     )
 
 
-def _check_whole(image: Image.Image, data: bytes, depth: Depth) -> None:
-    if image.format == "PNG":
-        if PNG_END not in data[-1024:]:
-            raise ImageError("image_truncated", "the PNG has no end chunk")
-        if depth == "checksums":
-            image.verify()
-            return
-    # Decoding a JPEG at an eighth of its size reads all data with less arithmetic.
-    image.draft("L", (1, 1))
-    image.load()
+def _orientation(image: Image.Image) -> int:
+    if not image.info.get("exif") or image.format == "TIFF":  # Pillow turns a TIFF itself
+        return 1
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # an image with damaged EXIF data is shown unturned
+        exif.load(image.info["exif"])
+        value = exif.get(ExifTags.Base.Orientation)
+        if isinstance(value, int) and 1 <= value <= 8:
+            return value
+    return 1
 
 
 def _broken(data: bytes, error: Exception) -> ImageError:
     if not data:
         return ImageError("image_truncated", "the file is empty")
+    if is_lfs_pointer(data):
+        return ImageError("image_unreadable", POINTER)
     text = str(error) or type(error).__name__
     if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data):
         return ImageError("image_truncated", f"the WebP has only {len(data)} bytes")

@@ -1,22 +1,21 @@
-"""Decodes images and resizes them for the VAE and the ViT.
+"""Resizes images for the VAE and the ViT.
 
 Sizes follow the public reference (MaxLongEdgeMinShortEdgeResize of BAGEL), rounding included.
 """
 
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mathcanvas_lightning.data.images.decode import FORMATS, ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images.pixels import decode_image, on_white
 from mathcanvas_lightning.errors import ConfigError
 
+__all__ = ["ImageTransform", "Pixels", "decode_image", "on_white"]
+
 MAX_PIXELS = 14 * 14 * 9 * 1024
-PNG_START = b"\x89PNG"
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -97,46 +96,3 @@ def _scaled(rule: ImageTransform, width: int, height: int, factor: float) -> tup
         return max(rule.image_stride, steps * rule.image_stride)
 
     return side(width), side(height)
-
-
-def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decodes an image on a white background.
-
-    Args:
-        data: The encoded file.
-        limits: Maximum sizes, checked before decoding.
-
-    Returns:
-        An RGB image; a grey image if the source is grey, which is faster to resize.
-
-    Raises:
-        ImageError: If it can't be decoded, is truncated, or exceeds a limit.
-    """
-    # Pillow decodes a PNG with a damaged or missing end without an error, unlike other formats.
-    check_image(data, limits, depth="checksums" if data.startswith(PNG_START) else "header")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # these problems are checked by the limits
-            return on_white(Image.open(BytesIO(data), formats=FORMATS))
-    except Exception as error:  # decoders raise any exception on broken input
-        raise ImageError("image_unreadable", str(error) or type(error).__name__) from None
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Decodes an image and puts transparent parts on white.
-
-    Args:
-        image: Image of any mode.
-
-    Returns:
-        An RGB image, or a grey image if the source is grey.
-    """
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        if image.mode in ("RGB", "L"):
-            image.load()
-            return image
-        return image.convert("L" if image.mode == "1" else "RGB")
-    layered = image.convert("RGBA")
-    white = Image.new("RGB", layered.size, (255, 255, 255))
-    white.paste(layered, mask=layered.getchannel("A"))
-    return white

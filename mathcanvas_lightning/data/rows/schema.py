@@ -79,7 +79,7 @@ def row_from_example(example: InterleavedExample, encoding: InterleaveEncoding) 
         encoding: "json" for JSON-string interleaves, "struct" for lists of structs.
 
     Returns:
-        Column name -> Python value, extras included.
+        Column name -> Python value; an extra column never replaces a core column.
     """
     row: dict[str, Any] = {"id": example.uid, "answer": example.answer}
     for section in SECTIONS:
@@ -95,7 +95,7 @@ def row_from_example(example: InterleavedExample, encoding: InterleaveEncoding) 
             for segment in getattr(example, section)
             if isinstance(segment, ImageSegment)
         ]
-    return row | dict(example.extras)
+    return dict(example.extras) | row
 
 
 def example_from_row(row: Mapping[str, Any], *, place: str) -> InterleavedExample:

@@ -109,3 +109,9 @@ def test_decoding_detects_what_checksums_do_not() -> None:
     assert check_image(data, LIMITS).height_px == 20
     with pytest.raises(ImageError):
         check_image(data, LIMITS, depth="pixels")
+
+
+def test_lfs_pointer_is_named() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    with pytest.raises(ImageError, match="Git LFS pointer"):
+        check_image(pointer, LIMITS)
