@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from mathcanvas_lightning.generation.backends.base import GenerationBackend
+from mathcanvas_lightning.generation.backends.base import GenerationBackend, drop_pending
 from mathcanvas_lightning.generation.requests import (
     Exchange,
     GenerationRequest,
@@ -148,6 +148,8 @@ class GenerationModule(LightningModule):
         if self.sampling is not None:
             request = replace(request, sampling=self.sampling)
         self.backend.start(local_rank=self.trainer.local_rank, device=str(self.device))
+        if not self._asked:
+            drop_pending(self.backend)  # of a call of generate() that was left early
         self._asked[request.uid] = request
         self.backend.submit([request])
 
