@@ -78,6 +78,8 @@ class ResponseCallback(Callback):
 
     comes_last: ClassVar[bool] = False
     """Whether the callback is called after all others."""
+    keeps_drawings: ClassVar[bool] = False
+    """Whether the callback writes drawings to files; if none does, the journal keeps them."""
 
     def on_responses(
         self, trainer: Trainer, pl_module: "GenerationModule", exchanges: Sequence[Exchange]

@@ -36,6 +36,8 @@ class ReasoningFolders(ResponseCallback):
             only a text).
     """
 
+    keeps_drawings = True
+
     def __init__(self, folder: str | None = None, *, texts_too: bool = False) -> None:
         self.folder = folder
         self.texts_too = texts_too

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.requests import Exchange, Sampling
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.journal.append import JournalWriter
+from mathcanvas_lightning.generation.run.journal.drawings import store_drawings
 from mathcanvas_lightning.generation.run.journal.folder import (
     finish_rerun,
     journal_folder,
@@ -20,7 +22,11 @@ from mathcanvas_lightning.generation.run.journal.folder import (
 )
 from mathcanvas_lightning.generation.run.journal.lines import Entry, journal_line, origin_of
 from mathcanvas_lightning.generation.run.journal.origin import require_same_origin
-from mathcanvas_lightning.generation.run.module import GenerationModule, ResponseCallback
+from mathcanvas_lightning.generation.run.module import (
+    GenerationModule,
+    ResponseCallback,
+    callbacks_of,
+)
 from mathcanvas_lightning.generation.run.outputs import NOT_ASKED, write_output
 from mathcanvas_lightning.generation.run.post_processors import PostProcessor
 from mathcanvas_lightning.generation.run.summary import PredictionReport
@@ -86,6 +92,7 @@ class ResponseWriter(ResponseCallback):
         """
         data, backend = data_of(trainer), pl_module.backend
         lines: dict[str, list[dict[str, Any]]] = {}
+        are_kept = any(getattr(c, "keeps_drawings", False) for c in callbacks_of(trainer))
         for exchange in exchanges:
             if exchange.request is not None and not self._is_checked:
                 _require_same_origin(pl_module, exchange.request.sampling, data.answered)
@@ -98,6 +105,9 @@ class ResponseWriter(ResponseCallback):
                 digest=key.digest,
                 stamp=key.stamp,
             )
+            if not are_kept:
+                folder = self._folder(key.label, data)
+                line["steps"] = store_drawings(folder, exchange.response.outputs)
             lines.setdefault(key.label, []).append(line)
         for label, some in lines.items():
             self._journal(label, data, trainer.global_rank).append(some)
@@ -136,10 +146,13 @@ class ResponseWriter(ResponseCallback):
 
     def _journal(self, label: str, data: RecordDataModule, rank: int) -> JournalWriter:
         if label not in self._journals:
-            (source,) = (one for one in data.inputs if one.label == label)
-            folder = journal_folder(source.output_path)
+            folder = self._folder(label, data)
             self._journals[label] = JournalWriter(folder, rank, self.sync_every_s)
         return self._journals[label]
+
+    def _folder(self, label: str, data: RecordDataModule) -> Path:
+        (source,) = (one for one in data.inputs if one.label == label)
+        return journal_folder(source.output_path)
 
     def _close(self) -> None:
         while self._journals:
