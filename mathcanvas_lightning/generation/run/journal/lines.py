@@ -227,7 +227,7 @@ def origin_of(
     Returns:
         JSON; equal for equal values.
     """
-    full = sampling and {**dataclasses.asdict(Sampling()), **sampling}
+    full = None if sampling is None else {**dataclasses.asdict(Sampling()), **sampling}
     origin = {"model": model, "settings": settings, "sampling": full}
     return json.dumps(_normalized(json.loads(json_text(origin))), sort_keys=True)
 

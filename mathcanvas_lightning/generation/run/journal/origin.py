@@ -36,7 +36,7 @@ def differences(before: str, now: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict):
         yield name, value
         return
     for key, item in value.items():
