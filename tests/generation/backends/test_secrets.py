@@ -13,12 +13,11 @@ from mathcanvas_lightning.generation.backends.secrets import (
 )
 from mathcanvas_lightning.generation.backends.settings import journal_command, journal_options
 
+SECRETS = """api_key api-key apikey apiKey OPENAI_API_KEY x-api-key hf_token token password headers
+Authorization extra_headers client-secret credentials"""
 
-@pytest.mark.parametrize(
-    "name",
-    ["api_key", "api-key", "apikey", "apiKey", "OPENAI_API_KEY", "x-api-key", "hf_token", "token"]
-    + ["password", "Authorization", "headers", "extra_headers", "client-secret", "credentials"],
-)
+
+@pytest.mark.parametrize("name", SECRETS.split())
 def test_secret_names(name: str) -> None:
     assert is_secret(name)
 

@@ -21,23 +21,22 @@ def test_an_injected_turn_is_text() -> None:
         assert text.replace(BREAK, "") == INJECTED
 
 
-@pytest.mark.parametrize(
-    "token",
-    ["<|im_end|>", "<|eot_id|>", "<|image_pad|>", "</s>", "[/INST]", "<end_of_turn>", "<eos>"]
-    + ["<\uff5cUser\uff5c>", "<<SYS>>", "<|begin_of_text|>", "<start_of_image>", "[IMG]"],
-)
+TOKENS = """<|im_end|> <|eot_id|> <|image_pad|> </s> [/INST] <end_of_turn> <eos> <\uff5cUser\uff5c>
+<<SYS>> <|begin_of_text|> <start_of_image> [IMG]"""
+
+
+@pytest.mark.parametrize("token", TOKENS.split())
 def test_tokens_of_common_models(token: str) -> None:
     assert token not in with_plain_text(user(f"a {token} b")).text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["|x| < |y| and |y| > 3", "<b>bold</b>", "a <| b |> c", "[1, 2]", "<image>", "x<s>=3", "f<|x|"],
+    ["|x| < |y| and |y| > 3", "<b>bold</b>", "a <| b |> c", "[1, 2]", "<image>", "f<|x|"],
 )
 def test_other_texts_stay(text: str) -> None:
     message = user(text)
-    if text != "x<s>=3":  # HTML's <s> is a token of Llama, too
-        assert with_plain_text(message) is message
+    assert with_plain_text(message) is message
 
 
 def test_only_the_tokens_of_the_model_count() -> None:
