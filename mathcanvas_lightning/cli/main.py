@@ -173,7 +173,7 @@ def run_trainer(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    import_from_here()
+    import_from_here(words)
     # Importing either takes seconds.
     if words[0] == "predict":
         from mathcanvas_lightning.cli.predict import run_predict

@@ -3,10 +3,15 @@
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 _SCHEME = "file://"
+_FIRST_NAME = re.compile(r"(?<![\w./-])([A-Za-z_]\w*)\.[A-Za-z_]")
+"""First name of a dotted path, such as that of a class."""
+_YAML_FILE = re.compile(r"[^\s=,\"'\[\]{}]+\.ya?ml\b")
 
 
 def is_remote(path: str) -> bool:
@@ -79,10 +84,43 @@ def user_cache() -> Path:
     return Path(base).expanduser() / "mathcanvas_lightning"
 
 
-def import_from_here() -> None:
-    """Makes modules of the working folder importable.
+def import_from_here(texts: Iterable[str]) -> None:
+    """Makes modules of the working folder importable, if a class path names one.
 
-    Python adds the folder of the script instead, which is of no use for installed commands.
+    Python adds the folder of the script instead, which is of no use for installed commands. The
+    working folder is appended, so its files never replace installed modules.
+
+    Args:
+        texts: Command-line words, or whole texts of settings. Files of settings (YAML) that they
+            name are searched for class paths too.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    here = Path.cwd()
+    if str(here) in sys.path:
+        return
+    for text in _with_named_files(texts):
+        for name in set(_FIRST_NAME.findall(text)):
+            is_here = (here / f"{name}.py").is_file() or (here / name).is_dir()
+            if is_here and not _is_installed(name):
+                sys.path.append(str(here))
+                return
+
+
+def _with_named_files(texts: Iterable[str]) -> Iterator[str]:
+    waiting = [(Path(), text) for text in texts]
+    seen: set[Path] = set()
+    while waiting:
+        folder, text = waiting.pop()
+        yield text
+        for name in _YAML_FILE.findall(text):
+            for path in (Path(name).expanduser(), folder / name):
+                if path not in seen and path.is_file():
+                    seen.add(path)
+                    found = path.read_text(encoding="utf-8", errors="replace")
+                    waiting.append((path.parent, found))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return name in sys.modules or find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

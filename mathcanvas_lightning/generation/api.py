@@ -15,11 +15,13 @@ from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
 from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.batching import FixedSize
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
+from mathcanvas_lightning.generation.run.journal.existing import ExistingOutput
 from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
 from mathcanvas_lightning.generation.run.monitor import GenerationProgress
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
+from mathcanvas_lightning.records.survey import OnFault
 
 BackendName = Literal["vllm", "server", "echo"]
 Options = TypeVar("Options", "DataOptions", "BackendOptions", Sampling)
@@ -50,6 +52,9 @@ def generate_responses(
     repetition_penalty: float = 1.0,
     backend: BackendName = "vllm",
     base_url: str | None = None,
+    on_fault: OnFault = "stop",
+    existing_output: ExistingOutput = "refuse",
+    allow_any_path: bool = False,
 ) -> PredictionReport | None:
     """Answers the records of one or two files; a run that was interrupted is resumed.
 
@@ -71,20 +76,24 @@ def generate_responses(
         image_field: Field with the pictures.
         response_field: Field that receives the answer.
         batch_size: Number of records that are read at a time.
-        rerun: Answer all records again.
+        rerun: Answer all records again; the same command resumes it if it is interrupted.
         system_prompt_file: Text file, or Python file with the system prompt in a variable.
         system_prompt_variable: Name of that variable.
         repetition_penalty: Above 1, tokens that occurred before become less likely.
         backend: "vllm" (on this machine), "server" (OpenAI-compatible) or "echo" (dry run).
         base_url: URL of a running server (.../v1); default: start one for this run.
-
-    Returns:
-        Numbers of answers and failures, on rank 0.
+        on_fault: Records with faults: "stop" before the start, or "skip" them with the reason.
+        existing_output: Output without journal: "refuse" it, "seed" with its answers, "replace" it.
+        allow_any_path: Read pictures outside image_base_path too, and URLs other than http(s).
     """
-    options = locals()  # the parameters by name
+    return _run(locals())
+
+
+def _run(options: Mapping[str, Any]) -> PredictionReport | None:
+    """Runs with the parameters of `generate_responses`; returns the counts on rank 0."""
     data = _select(DataOptions, options).make_data()
-    backend_ = _select(BackendOptions, options).make_backend()
-    return _predict(GenerationModule(backend_, _select(Sampling, options)), data)
+    backend = _select(BackendOptions, options).make_backend()
+    return _predict(GenerationModule(backend, _select(Sampling, options)), data)
 
 
 def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
@@ -117,6 +126,9 @@ class DataOptions:
     rerun: bool
     system_prompt_file: str | None
     system_prompt_variable: str | None
+    on_fault: OnFault
+    existing_output: ExistingOutput
+    allow_any_path: bool
 
     def make_data(self) -> RecordDataModule:
         """Builds the data module.
@@ -136,6 +148,8 @@ class DataOptions:
             ),
             batching=FixedSize(self.batch_size),
             rerun=self.rerun,
+            on_fault=self.on_fault,
+            existing_output=self.existing_output,
         )
 
     def _record_input(
@@ -148,6 +162,7 @@ class DataOptions:
             path=path,
             output=output,
             image_base_path=self.image_base_path,
+            allow_any_path=self.allow_any_path,
             index_field=self.index_field,
             query_field=self.query_field,
             image_field=self.image_field,

@@ -1,9 +1,10 @@
 """Requests to a model and its responses: the data classes that all backends share."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import isfinite
 from typing import Any, Literal
 
 from mathcanvas_lightning.errors import ConfigError
@@ -58,10 +59,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (self.temperature >= 0, "0 or more"),
+            "temperature": (self.temperature >= 0 and isfinite(self.temperature), "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "repetition_penalty": (
+                self.repetition_penalty > 0 and isfinite(self.repetition_penalty),
+                "above 0",
+            ),
             "n": (self.n >= 1, "1 or more"),
             "choice": (self.choice is None or len(self.choice) > 0, "at least one text, or null"),
         }
@@ -92,6 +96,8 @@ class GenerationRequest:
     """More variables for the model's chat template, such as `enable_thinking`."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the record that the request was built from. Only writers use it, not backends."""
+    picture_digest: str | None = None
+    """Hash of the record's pictures, see `hash_pictures`. Only writers use it."""
 
     @property
     def seed(self) -> int:
@@ -110,10 +116,38 @@ class GenerationRequest:
         return blake2b(key.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
     @property
+    def prompt_digest(self) -> str:
+        """Short hash of everything but the pictures of the question: equal for equal prompts."""
+        pictures = _hashes(_pictures(self.messages[:-1]))
+        key = "".join((self.text_digest, *pictures)).encode()
+        return blake2b(key, digest_size=8).hexdigest() if pictures else self.text_digest
+
+    @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures, in reading order."""
-        parts = (part for message in self.messages for part in message.parts)
-        return tuple(part for part in parts if isinstance(part, Picture))
+        return tuple(_pictures(self.messages))
+
+
+def hash_pictures(pictures: Iterable[Picture]) -> str | None:
+    """Short hash of the content of pictures.
+
+    Args:
+        pictures: Pictures in order.
+
+    Returns:
+        The hash; None if there are no pictures.
+    """
+    hashes = _hashes(pictures)
+    return blake2b("".join(hashes).encode(), digest_size=8).hexdigest() if hashes else None
+
+
+def _hashes(pictures: Iterable[Picture]) -> list[str]:
+    return [blake2b(picture.data, digest_size=8).hexdigest() for picture in pictures]
+
+
+def _pictures(messages: Iterable[Message]) -> list[Picture]:
+    parts = (part for message in messages for part in message.parts)
+    return [part for part in parts if isinstance(part, Picture)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

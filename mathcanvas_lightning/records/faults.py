@@ -60,6 +60,11 @@ class FaultList:
         self._counts.pop(kind, None)
         self._first.pop(kind, None)
 
+    @property
+    def text(self) -> str:
+        """One paragraph per kind, with the first faults."""
+        return self._listed()
+
     def raise_if_any(self) -> None:
         """Reports the collected faults.
 
@@ -71,7 +76,8 @@ class FaultList:
                 "the records",
                 found=f"{len(self)} fault{'s' * (len(self) > 1)}, listed below",
                 wanted="records without faults",
-                remedy=f"Correct them, or exclude them with a filter.{self._listed()}",
+                remedy="Correct them, exclude them with a filter, or set on_fault: skip to leave "
+                f"records with faults out.{self._listed()}",
             )
 
     def _listed(self) -> str:

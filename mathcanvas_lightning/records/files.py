@@ -7,6 +7,8 @@ import json
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -337,28 +339,46 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """Converts a value to JSON that can be encoded in UTF-8; bytes become base64.
 
     Args:
-        value: Any value; a value without a JSON form becomes text.
+        value: Any value; a value without a JSON form becomes text, NaN and infinity become null.
         indent: Number of spaces per level; None for one line.
     """
     if isinstance(value, Mapping):
         value = dict(value)
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_as_text)
+    dumps = partial(json.dumps, indent=indent, default=_as_text, allow_nan=False)
+    try:
+        text = dumps(value, ensure_ascii=False)
+    except ValueError:  # JSON has no NaN and no infinity
+        value = _finite(value)
+        text = dumps(value, ensure_ascii=False)
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair: valid in JSON, but not in UTF-8
-        return json.dumps(value, indent=indent, default=_as_text)
+        return dumps(value)
     return text
 
 
-def _as_text(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+def _finite(value: Any) -> Any:
+    """The value with None instead of NaN and infinity."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {_finite(name): _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, float):
+        return json.dumps(value)  # CSV may have NaN
     return value if isinstance(value, str) else json_text(value)
 
 

@@ -8,11 +8,13 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from mathcanvas_lightning.common.paths import is_remote, join_path, without_query
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.errors import DataError, StorageError
+from mathcanvas_lightning.records.access import Access, is_allowed
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # records are checked with the functions of this file
     from mathcanvas_lightning.records.record import Record
 
 MISSING, UNREADABLE, TOO_LARGE = "picture_missing", "picture_unreadable", "picture_too_large"
+OUTSIDE = "picture_outside"
 MAX_PATH_CHARACTERS = 4096
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SHOWN_CHARACTERS = 200
@@ -39,7 +42,7 @@ class PictureError(Exception):
     """A picture is unusable.
 
     Args:
-        kind: `picture_missing`, `picture_unreadable` or `picture_too_large`.
+        kind: `picture_missing`, `picture_unreadable`, `picture_too_large` or `picture_outside`.
         message: Location and description.
     """
 
@@ -74,7 +77,10 @@ def read_pictures(
         PictureError: At the first picture that is missing, broken or too large; names the record.
     """
     base = record.image_base if base is None else base
-    return load_pictures(record.images, base, place=record.uid, limits=limits, depth=depth)
+    access: Access = "any" if record.allow_any_path else "web"
+    return load_pictures(
+        record.images, base, place=record.uid, access=access, limits=limits, depth=depth
+    )
 
 
 def load_pictures(
@@ -82,6 +88,7 @@ def load_pictures(
     base: str,
     *,
     place: str,
+    access: Access = "web",
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
 ) -> tuple[Picture, ...]:
@@ -91,6 +98,7 @@ def load_pictures(
         references: References as described in `read_pictures`.
         base: Folder or URL for relative paths.
         place: Location of the references, for error messages.
+        access: Which files and URLs may be read.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked.
 
@@ -104,7 +112,7 @@ def load_pictures(
     for number, reference in enumerate(references, start=1):
         name = f"{place}, picture {number}"
         try:
-            located = locate_picture(reference, base)
+            located = locate_picture(reference, base, access)
             if isinstance(located, str):
                 name = f"{name} ({without_query(located)})"
                 located = _read(located, limits.max_bytes)
@@ -122,7 +130,7 @@ def failure_kind(error: ImageError) -> str:
     return TOO_LARGE if error.reason == "image_too_large" else UNREADABLE
 
 
-def locate_picture(reference: Any, base: str) -> bytes | str:
+def locate_picture(reference: Any, base: str, access: Access = "web") -> bytes | str:
     """Resolves a reference without reading or decoding its file.
 
     A text is, in this order: a data URL, a URL, the path of an existing file, or base64 of an
@@ -131,17 +139,19 @@ def locate_picture(reference: Any, base: str) -> bytes | str:
     Args:
         reference: A reference as described in `read_pictures`.
         base: Folder or URL for relative paths.
+        access: Which files and URLs may be read.
 
     Returns:
         The bytes if the reference contains them; else the path of an existing file, or a URL
         (which is not checked).
 
     Raises:
-        PictureError: If the file does not exist, or the reference has none of these forms.
+        PictureError: If the file does not exist or may not be read, or the reference has none of
+            these forms.
     """
     if isinstance(reference, Mapping) and {"bytes", "path"} & reference.keys():
         data = reference.get("bytes")
-        return locate_picture(reference.get("path") if data is None else data, base)
+        return locate_picture(reference.get("path") if data is None else data, base, access)
     if isinstance(reference, bytes):
         return reference
     if not isinstance(reference, str):
@@ -154,9 +164,38 @@ def locate_picture(reference: Any, base: str) -> bytes | str:
             raise PictureError(UNREADABLE, "a data URL with invalid base64")
         return data
     path = _join(base, reference)
-    if is_remote(path):
-        return path
-    return path if _is_file(path) else _embedded(reference, path)
+    if not is_remote(path) and not _is_file(path):
+        return _embedded(reference, path)
+    if not is_allowed(path, base, access):
+        raise PictureError(
+            OUTSIDE,
+            f"{without_query(path)!r:.{_SHOWN_CHARACTERS}} is outside {without_query(base)!r}; set "
+            "image_base_path to the folder of the pictures, or allow_any_path: true",
+        )
+    return path
+
+
+def picture_stamp(located: Sequence[bytes | str]) -> int | None:
+    """Number that changes if one of the files is changed, replaced or touched.
+
+    Args:
+        located: Results of `locate_picture`; bytes and URLs are left out.
+
+    Returns:
+        56 bits of a hash of sizes and times; None if there is no local file.
+    """
+    paths = [path for path in located if isinstance(path, str) and not is_remote(path)]
+    if not paths:
+        return None
+    digest = blake2b(digest_size=7)
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - much faster than Path
+            seen = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        except OSError:  # it has gone since it was located
+            seen = (0, 0, 0)
+        digest.update(repr(seen).encode())
+    return int.from_bytes(digest.digest())
 
 
 def _embedded(text: str, path: str) -> bytes:

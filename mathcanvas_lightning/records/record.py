@@ -12,6 +12,7 @@ from mathcanvas_lightning.data.rows.readers import IMAGE_MARK
 from mathcanvas_lightning.data.rows.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
 from mathcanvas_lightning.records.files import FORMATS, read_records
+from mathcanvas_lightning.records.marks import escape_marks
 
 ERROR_SUFFIX = "_error"
 """Suffix of the response field's name, for the field with the reason of a missing response."""
@@ -31,6 +32,10 @@ class RecordInput:
     """Prefix of the record ids; default: the file name without suffix."""
     image_base_path: str | None = None
     """Folder or URL for relative picture paths; default: the folder of the input."""
+    allow_any_path: bool = False
+    """Whether records may name pictures outside image_base_path. By default only files below it
+    (links are followed) and http(s) URLs are read, because others may not be meant for the
+    model."""
     index_field: str = "sample_index"
     """Field with a unique text or integer."""
     query_field: str = "query_cot"
@@ -91,6 +96,8 @@ class Record:
     """Unchecked references to pictures; `read_pictures` describes their forms."""
     image_base: str = "."
     """Folder or URL for relative picture paths."""
+    allow_any_path: bool = False
+    """Whether pictures may lie outside `image_base`."""
     values: Mapping[str, Any]
     """All fields of the record."""
     digest: str
@@ -114,12 +121,15 @@ Fields = Collection[str] | None
 """Fields that a prompt uses besides query and pictures; None means all fields."""
 
 
-def iter_records(source: RecordInput, fields: Fields = ()) -> Iterator[Record]:
+def iter_records(
+    source: RecordInput, fields: Fields = (), *, skipped: Collection[int] = ()
+) -> Iterator[Record]:
     """Reads the records of an input, one at a time.
 
     Args:
         source: The input.
         fields: Fields whose values are part of the digest.
+        skipped: Positions of records that are left out, see `survey`.
 
     Yields:
         Each record; it may have faults that only `survey` checks.
@@ -129,19 +139,46 @@ def iter_records(source: RecordInput, fields: Fields = ()) -> Iterator[Record]:
             is malformed.
     """
     for position, (_, record) in enumerate(parsed_records(source, fields)):
+        if position in skipped:
+            continue
         if isinstance(record, RecordError):
-            raise InputError(
-                f"{source.path}, record {position}",
-                found=f"{record.kind} ({record})",
-                wanted="an object with a unique index",
-                remedy="Correct the record.",
-            )
+            raise unusable_record(source, position, record)
         yield record
 
 
+def unusable_record(source: RecordInput, position: int, error: RecordError) -> InputError:
+    """The error for a record that stops a run.
+
+    Args:
+        source: The input.
+        position: Position of the record, from 0.
+        error: Why it is unusable.
+    """
+    return InputError(
+        f"{source.path}, record {position}",
+        found=f"{error.kind} ({error})",
+        wanted="an object with a unique index",
+        remedy="Correct the record, or set on_fault: skip.",
+    )
+
+
+def record_identity(digest: str, stamp: int | None) -> str:
+    """Identity of a record's content.
+
+    Args:
+        digest: Digest of the record, which has the paths of its pictures.
+        stamp: Stamp of its picture files, see `picture_stamp`; None if it has none, or if unknown.
+    """
+    return digest if stamp is None else f"{digest}@{stamp}"
+
+
 def has_response(source: RecordInput, values: Mapping[str, Any]) -> bool:
-    """Whether a record already has a response; 0 and false count as responses."""
-    return bool(as_list(values.get(source.response_field)))
+    """Whether a record already has a response; 0, false and the text "[]" count as responses."""
+    value = values.get(source.response_field)
+    if isinstance(value, str):
+        return bool(value.strip())
+    is_number = value is not None and value == value  # pandas writes NaN for a missing text
+    return len(value) > 0 if isinstance(value, list | tuple | Mapping) else is_number
 
 
 def parsed_records(
@@ -173,6 +210,7 @@ def parsed_records(
                 query=query,
                 images=images,
                 image_base=image_base,
+                allow_any_path=source.allow_any_path,
                 values=values,
                 digest=_digest(query, images, _read_by_prompt(source, values, fields)),
             )
@@ -209,7 +247,9 @@ def _question(row: Mapping[str, Any]) -> tuple[str, list[bytes]]:
         segments = example_from_row({**row, **rest}, place="a row").question
     except DataError as error:
         raise RecordError("broken interleave", f"{error.found}; wanted {error.wanted}") from None
-    pieces = [IMAGE_MARK if isinstance(one, ImageSegment) else one.text for one in segments]
+    pieces = [
+        IMAGE_MARK if isinstance(one, ImageSegment) else escape_marks(one.text) for one in segments
+    ]
     return "\n".join(pieces), [one.data for one in segments if isinstance(one, ImageSegment)]
 
 

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from mathcanvas_lightning.records.access import Access
 from mathcanvas_lightning.records.faults import FaultList
 from mathcanvas_lightning.records.files import format_of
-from mathcanvas_lightning.records.marks import MarkError, place_marks
-from mathcanvas_lightning.records.pictures import PictureError, locate_picture
+from mathcanvas_lightning.records.marks import MarkError, has_marks, place_marks
+from mathcanvas_lightning.records.pictures import PictureError, locate_picture, picture_stamp
 from mathcanvas_lightning.records.record import (
     INTERLEAVED_COLUMNS,
     NO_INDEX,
@@ -23,12 +24,15 @@ from mathcanvas_lightning.records.record import (
     has_response,
     is_interleaved,
     parsed_records,
+    record_identity,
 )
 
 logger = logging.getLogger(__name__)
 
 NUM_FIELD_RECORDS = 100
 """Number of records that are searched for field names."""
+OnFault = Literal["stop", "skip"]
+"""stop: any fault is an error. skip: records with faults are left out, and listed in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +48,22 @@ class RecordKey:
     """Digest of the record, see `Record`."""
     has_response: bool
     """Whether the response field already has a value."""
+    stamp: int | None = field(default=None, compare=False)
+    """Stamp of the picture files, see `picture_stamp`."""
+    fault: str | None = None
+    """Kind and description of the first fault of a record that is left out; else None."""
+
+    @property
+    def identity(self) -> str:
+        """Identity of the record's content and picture files."""
+        return record_identity(self.digest, self.stamp)
 
 
 def survey(
     inputs: Sequence[RecordInput],
     filters: Sequence[Callable[[Record], bool]] = (),
     fields: Fields = (),
+    on_fault: OnFault = "stop",
 ) -> list[RecordKey]:
     """Checks all records once, without opening pictures.
 
@@ -57,22 +71,32 @@ def survey(
         inputs: All inputs of a run.
         filters: If one of them rejects a record, only its index is checked.
         fields: Fields whose values are part of the digests.
+        on_fault: What happens if records have faults.
 
     Returns:
-        A key for each record that the filters accept, in order.
+        A key for each record that the filters accept, in order; with "skip", also for each record
+        with a fault.
 
     Raises:
-        InputError: If there is any fault; its text lists the faults of all inputs.
+        InputError: If there is any fault; its text lists the faults of all inputs. With "skip",
+            only faults of inputs and settings count, unless no record is without a fault.
     """
     faults = FaultList()
+    skipped = faults if on_fault == "stop" else FaultList()
     _check_names(inputs, faults)
     keys: list[RecordKey] = []
     for source in inputs:
-        keys += _InputCheck(source=source, filters=filters, fields=fields, faults=faults).run()
-    if not keys and not faults:
-        names = ", ".join(source.path for source in inputs)
-        faults.add("no record to ask", names, "no records, or the filters reject all of them")
+        keys += _InputCheck(
+            source=source, filters=filters, fields=fields, faults=faults, record_faults=skipped
+        ).run()
     faults.raise_if_any()
+    num_skipped = sum(key.fault is not None for key in keys)
+    if num_skipped == len(keys):
+        names = ", ".join(source.path for source in inputs)
+        skipped.add("no record to ask", names, "no records, or the filters reject all of them")
+        skipped.raise_if_any()
+    if num_skipped:
+        logger.warning("%d of %d records are skipped:%s", num_skipped, len(keys), skipped.text)
     return keys
 
 
@@ -112,6 +136,9 @@ class _InputCheck:
     filters: Sequence[Callable[[Record], bool]]
     fields: Fields
     faults: FaultList
+    """Faults of the input and its settings."""
+    record_faults: FaultList
+    """Faults of single records; the same list if they stop the run too."""
     positions: dict[str, int] = field(default_factory=dict)
     """Index as text -> position of its record."""
     num_objects: int = 0
@@ -119,9 +146,10 @@ class _InputCheck:
     """Required field -> number of records without it."""
     found: dict[str, None] = field(default_factory=dict)
     """Fields of the first records."""
+    num_unplaced: int = 0
+    """Number of records with picture marks but without pictures."""
 
     def run(self) -> Iterator[RecordKey]:
-        label = self.source.label
         with self.faults.collect_errors("unreadable file"):
             for position, (values, record) in enumerate(parsed_records(self.source, self.fields)):
                 if isinstance(values, Mapping):
@@ -130,13 +158,54 @@ class _InputCheck:
                         self.found |= dict.fromkeys(values)
                 place = f"{self.source.path}, record {position}"
                 if isinstance(record, RecordError):
-                    self._add_error(record, values, place)
-                elif self._is_wanted(record, place):
-                    self._check(record, place)
-                    yield self._key(record, label)
+                    fault = self._error_fault(record, values, place)
+                    yield self._bad_key(f"{self.source.label}:#{position}", position, fault)
+                    continue
+                duplicate = self._duplicate_fault(record, place)
+                if not all(accepts(record) for accepts in self.filters):
+                    continue
+                if duplicate is not None:
+                    yield self._bad_key(record.uid, position, duplicate)
+                else:
+                    yield self._checked(record, f"{place} ({record.uid})")
             self._check_fields()
 
-    def _add_error(self, error: RecordError, values: Any, place: str) -> None:
+    def _checked(self, record: Record, place: str) -> RecordKey:
+        """Checks a record that has a unique index."""
+        faults = [self._query_fault(record, place)]
+        located: list[bytes | str] = []
+        access: Access = "any" if record.allow_any_path else "web"
+        for reference in record.images:
+            try:
+                located.append(locate_picture(reference, record.image_base, access))
+            except PictureError as error:
+                faults.append(self._add(error.kind, place, str(error)))
+        try:
+            place_marks(record.query, len(record.images))
+        except MarkError as error:
+            faults.append(self._add("a mark without picture", place, str(error)))
+        self.num_unplaced += not record.images and has_marks(record.query)
+        return RecordKey(
+            label=self.source.label,
+            uid=record.uid,
+            position=record.position,
+            digest=record.digest,
+            has_response=has_response(self.source, record.values),
+            stamp=picture_stamp(located),
+            fault=next(filter(None, faults), None),
+        )
+
+    def _bad_key(self, uid: str, position: int, fault: str) -> RecordKey:
+        return RecordKey(
+            label=self.source.label,
+            uid=uid,
+            position=position,
+            digest="",
+            has_response=False,
+            fault=fault,
+        )
+
+    def _error_fault(self, error: RecordError, values: Any, place: str) -> str:
         absent = []
         if isinstance(values, Mapping) and not is_interleaved(self.source, values):
             names = (self.source.index_field, self.source.query_field)
@@ -144,44 +213,32 @@ class _InputCheck:
         for name in absent:
             self._add_absent(name, place)
         if error.kind != NO_INDEX or self.source.index_field not in absent:
-            self.faults.add(error.kind, place, str(error))
+            self.record_faults.add(error.kind, place, str(error))
+        return f"{error.kind}: {error}"
 
-    def _is_wanted(self, record: Record, place: str) -> bool:
+    def _duplicate_fault(self, record: Record, place: str) -> str | None:
         first = self.positions.setdefault(str(record.index), record.position)
-        if first != record.position:
-            message = f"{record.index!r} is also the index of record {first}"
-            self.faults.add("duplicate index", place, message)
-        return all(accepts(record) for accepts in self.filters)
+        if first == record.position:
+            return None
+        message = f"{record.index!r} is also the index of record {first}"
+        return self._add("duplicate index", place, message)
 
-    def _check(self, record: Record, place: str) -> None:
-        place = f"{place} ({record.uid})"
+    def _query_fault(self, record: Record, place: str) -> str | None:
         name = self.source.query_field
         if name not in record.values and not record.query:
-            self._add_absent(name, place)
-        elif not record.query.strip():
-            self.faults.add("no query", place, f"{name} is {record.values.get(name)!r:.80}")
-        for reference in record.images:
-            try:
-                locate_picture(reference, record.image_base)
-            except PictureError as error:
-                self.faults.add(error.kind, place, str(error))
-        try:
-            place_marks(record.query, len(record.images))
-        except MarkError as error:
-            self.faults.add("a mark without picture", place, str(error))
+            return self._add_absent(name, place)
+        if not record.query.strip():
+            return self._add("no query", place, f"{name} is {record.values.get(name)!r:.80}")
+        return None
 
-    def _key(self, record: Record, label: str) -> RecordKey:
-        return RecordKey(
-            label=label,
-            uid=record.uid,
-            position=record.position,
-            digest=record.digest,
-            has_response=has_response(self.source, record.values),
-        )
+    def _add(self, kind: str, place: str, message: str) -> str:
+        self.record_faults.add(kind, place, message)
+        return f"{kind}: {message}"
 
-    def _add_absent(self, name: str, place: str) -> None:
+    def _add_absent(self, name: str, place: str) -> str:
         self.absent[name] += 1
-        self.faults.add(self._no_field(name), place, "it is absent")
+        self.record_faults.add(self._no_field(name), place, "it is absent")
+        return f"no query: no field {name!r}"
 
     def _check_fields(self) -> None:
         """Reports a field that no record has as one fault instead of one fault per record."""
@@ -192,9 +249,12 @@ class _InputCheck:
         elif is_absent and (close := self._like(name)):
             text = "%s: no record has the field %r, so none has pictures; did you mean %r?"
             logger.warning(text, self.source.path, name, close)
+        if self.num_unplaced:
+            text = "%s: %d records have picture marks but no pictures; the marks stay as text"
+            logger.warning(text, self.source.path, self.num_unplaced)
         for name, count in self.absent.items():
             if count == self.num_objects:
-                self.faults.drop(self._no_field(name))
+                self.record_faults.drop(self._no_field(name))
                 self._add_wrong_name(name)
 
     def _add_wrong_name(self, name: str) -> None:

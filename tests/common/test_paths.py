@@ -1,11 +1,13 @@
 """What paths and URLs name, and in what order they come."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from mathcanvas_lightning.common.paths import (
     file_name,
+    import_from_here,
     is_remote,
     join_path,
     local_path,
@@ -74,3 +76,46 @@ def test_parts_of_urls() -> None:
 def test_any_digits_sort() -> None:
     names = ["m2_٣.parquet", "m2_9.parquet", "m2_10²5.parquet", "①.parquet"]
     assert sorted(set(names), key=natural_key) == names
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with modules named like installed ones, and one of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(tmp_path)])
+    for name in ("lightning", "sympy", "my_module_of_mine"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('this ran')")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["predict", "--help"],
+        ["predict", "--config", "a.yaml", "--data.init_args.inputs", "x.jsonl"],
+        ["lightning.pytorch.Trainer"],
+        ["my_module_of_mine"],
+    ],
+)
+def test_the_working_folder_is_not_importable_without_need(folder: Path, texts: list[str]) -> None:
+    (folder / "a.yaml").write_text("model: {class_path: mathcanvas_lightning.GenerationModule}")
+    before = list(sys.path)
+    import_from_here(texts)
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["my_module_of_mine.Backend"],
+        ["--model=my_module_of_mine.Backend"],
+        ["--config", "a.yaml"],
+        ["--config=outer.yaml"],
+    ],
+)
+def test_a_class_path_makes_the_working_folder_importable(folder: Path, texts: list[str]) -> None:
+    (folder / "a.yaml").write_text("backend:\n  class_path: my_module_of_mine.Backend\n")
+    (folder / "outer.yaml").write_text("model: a.yaml\n")
+    before = list(sys.path)
+    import_from_here(texts)
+    assert sys.path == [*before, str(folder)]  # last: it never replaces an installed module

@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.records.marks import MarkError, place_marks, without_marks
+from mathcanvas_lightning.records.access import is_allowed
+from mathcanvas_lightning.records.marks import (
+    MarkError,
+    escape_marks,
+    has_marks,
+    place_marks,
+    without_marks,
+)
 from mathcanvas_lightning.records.pictures import (
     Picture,
     PictureError,
@@ -25,8 +32,9 @@ PNG = png()
 BASE64 = base64.b64encode(PNG).decode()
 
 
-def record(*images: Any, base: str | Path = ".") -> Record:
+def record(*images: Any, base: str | Path = ".", allow_any_path: bool = False) -> Record:
     return Record(
+        allow_any_path=allow_any_path,
         uid="x:1",
         position=0,
         index=1,
@@ -154,14 +162,15 @@ def test_pictures_on_servers() -> None:
     with fsspec.open("memory://pictures/a.png", "wb") as file:
         file.write(PNG)
     url = "memory://pictures/a.png"
-    assert read_pictures(record(url, base="/nowhere"))[0].data == PNG
+    assert read_pictures(record(url, base="/nowhere", allow_any_path=True))[0].data == PNG
     assert read_pictures(record("a.png", base="memory://pictures/"))[0].data == PNG
     for reference, max_bytes, kind in [
         ("memory://pictures/none.png", 10_000, "picture_missing"),
         (url, 10, "picture_too_large"),
     ]:
         with pytest.raises(PictureError) as error:
-            read_pictures(record(reference), limits=ImageLimits(max_bytes=max_bytes))
+            one = record(reference, allow_any_path=True)
+            read_pictures(one, limits=ImageLimits(max_bytes=max_bytes))
         assert error.value.kind == kind
         assert reference in str(error.value)
 
@@ -180,6 +189,10 @@ def test_pictures_on_servers() -> None:
         ("<image1> is <image1> and <image2>", 2, [0, "is  and", 1]),
         ("<image0>", 1, [0]),
         ("\\frac{<image1>}{<image>}", 2, ["\\frac{", 0, "}{", 1, "}"]),
+        ("The tag <image> and <image2>", 0, ["The tag <image> and <image2>"]),
+        ("The tag \\<image> in <image>", 1, ["The tag <image> in", 0]),
+        ("The tag \\<image2>", 0, ["The tag <image2>"]),
+        ("a new line \\\\<image1>", 1, ["a new line \\\\", 0]),
     ],
 )
 def test_pictures_replace_their_marks(text: str, count: int, pieces: list[Any]) -> None:
@@ -189,9 +202,7 @@ def test_pictures_replace_their_marks(text: str, count: int, pieces: list[Any]) 
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("<image>", 0),
         ("<image><image>", 1),
-        ("<image1>", 0),
         ("<image3>", 2),
         ("<image0>", 2),
         ("<image1><image>", 1),
@@ -217,7 +228,15 @@ def test_each_picture_occurs_once_and_no_text_is_lost(text: str, count: int) -> 
     assert sorted(piece for piece in pieces if isinstance(piece, int)) == list(range(count))
     texts = [piece for piece in pieces if isinstance(piece, str)]
     assert all(piece and piece == piece.strip() for piece in texts)
-    assert "".join("".join(texts).split()) == "".join(without_marks(text).split())
+    kept = without_marks(text) if count else text
+    assert "".join("".join(texts).split()) == "".join(kept.split())
+
+
+@given(MARKED, st.integers(0, 4))
+def test_escaped_marks_stay_text(text: str, count: int) -> None:
+    pieces = place_marks(escape_marks(text), count)
+    assert "".join(str(piece) for piece in pieces[count:]) == text.strip()
+    assert not has_marks(escape_marks(text))
 
 
 @given(st.permutations(range(4)), st.lists(st.sampled_from(["a", "b c"]), min_size=4, max_size=4))
@@ -231,3 +250,62 @@ def test_names_on_web_servers_are_quoted() -> None:
     assert locate_picture("a?b#.png", "http://host/x/?sig=1") == "http://host/x/a%3Fb%23.png?sig=1"
     assert locate_picture("http://host/y.png?sig=1", "http://host/x") == "http://host/y.png?sig=1"
     assert locate_picture("a?b#.png", "s3://host/x") == "s3://host/x/a?b#.png"
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A picture beside the folder of a data set."""
+    path = tmp_path / "private" / "s.png"
+    path.parent.mkdir()
+    path.write_bytes(PNG)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to(path)
+    (tmp_path / "data" / "folder").symlink_to(path.parent)
+    return path
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "{path}",
+        "../private/s.png",
+        "sub/../../private/s.png",
+        "file://{path}",
+        "local://{path}",
+        "memory://private/s.png",
+        "link.png",
+        "folder/s.png",
+    ],
+)
+def test_pictures_outside_the_base_are_read_only_if_allowed(private: Path, reference: str) -> None:
+    with fsspec.open("memory://private/s.png", "wb") as file:
+        file.write(PNG)
+    base = private.parent.parent / "data"
+    (base / "sub").mkdir()
+    named = reference.format(path=private)
+    for given_reference in (named, {"bytes": None, "path": named}):
+        with pytest.raises(PictureError) as error:
+            read_pictures(record(given_reference, base=base))
+        assert error.value.kind == "picture_outside"
+        assert "allow_any_path" in str(error.value)
+    assert read_pictures(record(named, base=base, allow_any_path=True))[0].data == PNG
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "access", "is_read"),
+    [
+        ("http://host/a.png", "/data", "web", True),
+        ("https://host/a.png", "/data", "folder", False),
+        ("s3://bucket/data/a.png", "s3://bucket/data", "web", True),
+        ("s3://bucket/data2/a.png", "s3://bucket/data", "web", False),
+        ("s3://bucket/data/../b/a.png", "s3://bucket/data/", "web", False),
+        ("gs://bucket/data/a.png", "s3://bucket/data", "web", False),
+        ("/data/a.png", "s3://bucket/data", "web", False),
+        ("/data/a.png", "file:///data", "web", True),
+        ("/data2/a.png", "/data", "web", False),
+        ("/etc/a.png", "/", "web", True),
+        ("ftp://host/a.png", "/data", "any", True),
+    ],
+)
+def test_what_may_be_read(path: str, base: str, access: Any, is_read: bool) -> None:
+    assert is_allowed(path, base, access) == is_read

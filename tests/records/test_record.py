@@ -228,7 +228,6 @@ def test_records_that_have_a_response(folder: Path, response: Any, has_response:
         (good("x", image={"url": "a.png"}), "picture_unreadable", "dict"),
         (good("x", image="data:image/png;base64,?"), "picture_unreadable", "base64"),
         (good("x", query_cot="<image> <image>"), "a mark without picture", "more <image> marks"),
-        (good("x", query_cot="<image>", image=None), "a mark without picture", "marks"),
         (
             good("x", query_cot="<image3>", image=["a.png"] * 2),
             "a mark without picture",

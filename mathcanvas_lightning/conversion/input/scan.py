@@ -117,7 +117,7 @@ def find_source(name: str) -> type[SourceFormat]:
         if source.name == name:
             return source
     module_name, _, class_name = name.rpartition(".")
-    import_from_here()
+    import_from_here([name])
     try:
         found = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:

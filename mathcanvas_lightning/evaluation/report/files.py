@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation.report.selection import Selection
+from mathcanvas_lightning.generation.run.journal.folder import claimed_folders, journal_folder
 from mathcanvas_lightning.records.files import read_records
 
 
@@ -85,7 +86,7 @@ def _output_path(path: Path, output: str | None, score_path: Path | None) -> Pat
 
 def _folders_path(path: Path, folders: str | None) -> Path | None:
     if folders is None:
-        default = path.with_suffix("")
+        default = claimed_folders(journal_folder(path)) or path.with_suffix("")
         return default if default.is_dir() and default != path else None
     if not Path(folders).is_dir():
         raise InputError(

@@ -51,6 +51,7 @@ def write_report(
     response_field: str = "model_answer",
     answer_field: str = "answer",
     image_base_path: str | None = None,
+    allow_any_path: bool = False,
     max_records: int = 100,
     only: Only = "all",
 ) -> ReportPage:
@@ -70,6 +71,7 @@ def write_report(
         response_field: Name of the field with the response, or a list of them.
         answer_field: Name of the field with the reference answer.
         image_base_path: Folder or URL that picture paths start from; by default the input's folder.
+        allow_any_path: Read pictures outside image_base_path too, and URLs other than http(s).
         max_records: Maximum number of records to show.
         only: Show only records with a response of this kind: right, wrong (or without an answer),
             or failed (no response).
@@ -86,6 +88,7 @@ def write_report(
     records = RecordInput(
         path=input,
         image_base_path=image_base_path,
+        allow_any_path=allow_any_path,
         index_field=index_field,
         query_field=query_field,
         image_field=image_field,

@@ -15,6 +15,7 @@ from mathcanvas_lightning.data.rows.schema import CORE_COLUMNS, UID_COLUMNS
 from mathcanvas_lightning.evaluation.answered import Answered
 from mathcanvas_lightning.evaluation.verdicts import ScoredResponse
 from mathcanvas_lightning.generation.run.answer_folders import RESULT_FILE, folder_name
+from mathcanvas_lightning.records.access import Access
 from mathcanvas_lightning.records.marks import MarkError, place_marks
 from mathcanvas_lightning.records.pictures import PictureError, load_pictures
 from mathcanvas_lightning.records.record import (
@@ -165,9 +166,9 @@ class SheetSource:
         return {name: text for name, text in facts.items() if len(text) <= MAX_FACT_CHARACTERS}
 
     def _question(self, record: Mapping[str, Any]) -> tuple[Piece, ...]:
-        base = self.records.image_base
+        base, access = self.records.image_base, _access(self.records)
         if self.records.query_field not in record and record.keys() >= INTERLEAVED_COLUMNS:
-            return tuple(_interleaved(record, "question", base))
+            return tuple(_interleaved(record, "question", base, access))
         query = record.get(self.records.query_field)
         if not isinstance(query, str) or not query.strip():
             query = ""
@@ -179,7 +180,9 @@ class SheetSource:
             pieces = [*range(len(images)), query]
             notices.append(Notice(str(error)))
         shown = (
-            piece if isinstance(piece, str) else _picture(images[piece], base, _number(piece))
+            piece
+            if isinstance(piece, str)
+            else _picture(images[piece], base, _number(piece), access)
             for piece in pieces
         )
         return (*shown, *notices)
@@ -187,7 +190,8 @@ class SheetSource:
     def _solution(self, record: Mapping[str, Any]) -> tuple[Piece, ...]:
         if self.records.query_field in record or not record.keys() >= SOLUTION_COLUMNS:
             return ()
-        return tuple(_interleaved(record, "solution", self.records.image_base))
+        base = self.records.image_base
+        return tuple(_interleaved(record, "solution", base, _access(self.records)))
 
     def _folder(self, name: str, number: int) -> Path | None:
         return None if self.folders is None else self.folders / folder_name(name, number)
@@ -207,7 +211,13 @@ class SheetSource:
         return SheetResponse(steps=steps, text="" if is_same else text, failure="", scored=scored)
 
 
-def _interleaved(record: Mapping[str, Any], part: str, base: str) -> Iterator[Piece]:
+def _access(source: RecordInput) -> Access:
+    return "any" if source.allow_any_path else "web"
+
+
+def _interleaved(
+    record: Mapping[str, Any], part: str, base: str, access: Access
+) -> Iterator[Piece]:
     """Yields question or solution of a row of an interleaved shard, with notices for bad items."""
     images = as_list(record[f"{part}_images"])
     for item in as_list(record[f"{part}_interleave"]):
@@ -215,7 +225,7 @@ def _interleaved(record: Mapping[str, Any], part: str, base: str) -> Iterator[Pi
             case {"type": "text", "content": str() | None as text}:
                 yield text or ""
             case {"type": "image", "index": int() | float() as index} if 0 <= index < len(images):
-                yield _picture(images[int(index)], base, _number(int(index)))
+                yield _picture(images[int(index)], base, _number(int(index)), access)
             case _:
                 yield Notice(f"neither a text nor one of {len(images)} images: {item!r:.80}")
 
@@ -240,7 +250,7 @@ def _step(step: Any, folder: Path) -> Piece:
         case {"type": "text", "content": str(text)}:
             return text
         case {"type": "image", "content": str(path)}:
-            return _picture(path, str(folder), path)
+            return _picture(path, str(folder), path, "folder")
         case _:
             return Notice(f"neither a text nor a drawing: {step!r:.80}")
 
@@ -253,9 +263,9 @@ def _number(index: int) -> str:
     return f"picture {index + 1}"
 
 
-def _picture(reference: Any, base: str, name: str) -> PagePicture | Notice:
+def _picture(reference: Any, base: str, name: str, access: Access) -> PagePicture | Notice:
     try:
-        (picture,) = load_pictures([reference], base, place=name)
+        (picture,) = load_pictures([reference], base, place=name, access=access)
         return thumbnail(picture.data, name)
     except (PictureError, ImageError) as error:
         return Notice(str(error))

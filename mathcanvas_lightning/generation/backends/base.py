@@ -85,20 +85,52 @@ def generate(
 ) -> Iterator[GenerationResponse]:
     """Answers any number of requests; takes the next one only when the backend has room for it.
 
+    The iteration may be left early: the next call waits for the requests that are still pending,
+    and drops their responses.
+
     Args:
         backend: Backend to use. It is started if needed, and left running.
         requests: Requests with different ids.
 
     Yields:
         One response for each request, as soon as it is ready.
+
+    Raises:
+        BackendError: If the backend stops working, or another call took the responses.
     """
     backend.start()
+    drop_pending(backend)
+    waiting: set[str] = set()
+
+    def collected(max_pending: int) -> Iterator[GenerationResponse]:
+        while backend.num_pending >= max_pending:
+            for response in backend.collect():
+                waiting.discard(response.uid)
+                yield response
+
     for request in requests:
+        waiting.add(request.uid)
         backend.submit([request])
-        while backend.num_pending >= backend.max_pending:
-            yield from backend.collect()
+        yield from collected(backend.max_pending)
+    yield from collected(1)
+    if waiting:
+        raise BackendError(
+            "generate()",
+            found=f"no response to {len(waiting)} requests, because another call has used the "
+            "same backend in the meantime",
+            wanted="one call at a time for each backend",
+            remedy="Finish the first call before the second one, or use two backends.",
+        )
+
+
+def drop_pending(backend: GenerationBackend) -> None:
+    """Waits for pending requests of an earlier caller, and drops their responses.
+
+    Args:
+        backend: A started backend.
+    """
     while backend.num_pending:
-        yield from backend.collect()
+        backend.collect()
 
 
 class EchoBackend:

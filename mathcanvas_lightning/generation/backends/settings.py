@@ -1,18 +1,12 @@
 """Checks of backend settings, and the form in which the journal stores them."""
 
 import json
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.errors import ConfigError
-
-SECRET = re.compile(r"(?:^|[-_])(?:key|token|secret|password)$", re.IGNORECASE)
-"""Names of settings whose values are secret."""
-SECRET_WORD = re.compile(r"((?:\b|_)(?:key|token|secret|password)[= ]+)\S+", re.IGNORECASE)
-"""Secrets in a command line: `--api-key abc`, `HF_TOKEN=abc`."""
+from mathcanvas_lightning.generation.backends.secrets import shown_command, without_secrets
 
 
 def check_minimum(**settings: tuple[float | None, float]) -> None:
@@ -47,8 +41,7 @@ def journal_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         options: Name -> value; a value without a JSON form becomes text.
     """
-    kept = {name: value for name, value in options.items() if not SECRET.search(name)}
-    values: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    values: dict[str, Any] = without_secrets(json.loads(json.dumps(options, default=str)))
     return values
 
 
@@ -58,4 +51,4 @@ def journal_command(command: Sequence[str]) -> str:
     Args:
         command: The program and its arguments.
     """
-    return SECRET_WORD.sub(r"\1...", shlex.join(command))
+    return shown_command(command)

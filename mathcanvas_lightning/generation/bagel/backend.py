@@ -14,6 +14,7 @@ from PIL import Image
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, MathCanvasError
 from mathcanvas_lightning.generation.backends.base import BackendError
+from mathcanvas_lightning.generation.backends.identity import fingerprint
 from mathcanvas_lightning.generation.backends.settings import resolved_path
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
@@ -51,8 +52,9 @@ class BagelBackend:
     """Answers requests with a BAGEL checkpoint, on the Trainer's device.
 
     Batching is continuous: each problem of the batch can be at a different step, and a finished
-    problem is replaced by the next one. The answer to a problem does not depend on the rest of the
-    batch.
+    problem is replaced by the next one. In float32, the answer to a problem does not depend on the
+    rest of the batch. In bfloat16 (the default on GPUs) the rounding of the kernels does, so a
+    sampled token may differ when the batch is another one.
 
     Supported sampling values are temperature, top_p, max_tokens (over all texts of an answer, the
     action tokens not counted), n and seed. A request with any other value fails, as does one with a
@@ -96,6 +98,8 @@ class BagelBackend:
             drawings=self._options.drawings,
         )
         self._generator: InterleavedGenerator | None = None
+        self._fingerprint: str | None = None
+        """Fingerprint of the loaded model; None if no model is loaded."""
         self._asked: dict[str, _Asked] = {}
         self._ready: deque[GenerationResponse] = deque()
 
@@ -115,6 +119,7 @@ class BagelBackend:
             del drawing["size"]
         return {
             "checkpoint": resolved_path(self._checkpoint),
+            "weights": self._fingerprint or fingerprint(self._checkpoint),
             "mode": self._mode,
             "think": self._think,
             "drawing": drawing,
@@ -166,6 +171,7 @@ class BagelBackend:
         """
         if self._generator is not None:
             return
+        loaded = fingerprint(self._checkpoint)
         is_cpu = torch.device(device).type == "cpu"
         name = self._options.dtype
         if name == "auto":
@@ -182,6 +188,7 @@ class BagelBackend:
             limits=self._options.limits,
             images=self._options.images,
         )
+        self._fingerprint = loaded
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.
@@ -249,7 +256,7 @@ class BagelBackend:
         Raises:
             InputError: If there is no input, or an input is unreadable or too long.
             ConfigError: If `sampling` sets values that are not listed above.
-            BackendError: If other requests are pending.
+            BackendError: If other requests are pending, or the network computes NaN.
             MathCanvasError: See `start`.
         """
         if others := unsupported(sampling, "n"):
@@ -282,6 +289,8 @@ class BagelBackend:
                 )
             ]
         )
+        if answer.finish_reason == "not_finite":
+            raise _not_finite(self._checkpoint)
         return answer
 
     def _advance(self) -> list[Answer]:
@@ -307,7 +316,7 @@ class BagelBackend:
 
     def close(self) -> None:
         """Frees the model; pending requests are dropped."""
-        self._generator = None
+        self._generator = self._fingerprint = None
         self._asked.clear()
         self._ready.clear()
 
@@ -318,10 +327,19 @@ class BagelBackend:
         if len(asked.answers) == asked.request.sampling.n:
             del self._asked[uid]
             answers = [asked.answers[number] for number in sorted(asked.answers)]
-            self._ready.append(response_of(asked.request, answers))
+            if any(answer.finish_reason == "not_finite" for answer in answers):
+                self._ready.append(_failed(asked.request, "not_finite", NOT_FINITE))
+            else:
+                self._ready.append(response_of(asked.request, answers))
 
 
 log = logging.getLogger(__name__)
+
+NOT_FINITE = (
+    "the network computed NaN or infinite values: its weights are broken, or their precision "
+    "(dtype) is too low"
+)
+"""Message of the failure of a problem."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -334,6 +352,15 @@ class _Asked:
 
 def _failed(request: GenerationRequest, kind: str, message: str) -> GenerationResponse:
     return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
+
+
+def _not_finite(checkpoint: str) -> BackendError:
+    return BackendError(
+        f"BAGEL from {checkpoint}",
+        found=NOT_FINITE,
+        wanted="finite values",
+        remedy="Check the training, export the weights again, or set dtype: float32.",
+    )
 
 
 def _warn_of_size(size: tuple[int, int] | None, trained: tuple[int, int] | None) -> None:

@@ -2,8 +2,8 @@
 
 In each turn, new inputs of all problems are prefilled in one pass, all texts get their next tokens
 as one batch, and all drawings advance one step as one batch, with all guidance branches. A finished
-problem is replaced by the next one. The answer to a problem does not depend on the rest of the
-batch: its random numbers are derived from its seed, its uid and the number of the step.
+problem is replaced by the next one. In float32, the answer to a problem does not depend on the rest
+of the batch: its random numbers are derived from its seed, its uid and the number of the step.
 """
 
 import logging
@@ -283,9 +283,13 @@ class InterleavedGenerator:
         next_ids = [state.writing.next_id for state in writers if state.writing is not None]
         contexts = [state.full for state in writers]
         logits = next_logits(self._model, self.cache, contexts, next_ids)
+        is_finite = logits.amax(-1).isfinite()
         chosen = self.choose(logits, [state.next_choice() for state in writers])
-        for state, token_id in zip(writers, chosen, strict=True):
-            state.take_token(token_id)
+        for state, token_id, is_valid in zip(writers, chosen, is_finite.tolist(), strict=True):
+            if is_valid:
+                state.take_token(token_id)
+            else:
+                state.stop_not_finite()
 
     def _draw(self) -> None:
         for state in self._active():
@@ -300,7 +304,10 @@ class InterleavedGenerator:
         done = [state for state in drawers if state.drawing is not None and state.drawing.is_done]
         pictures = self._painter.paint([s.drawing for s in done if s.drawing is not None])
         for state, picture in zip(done, pictures, strict=True):
-            state.take_picture(picture)
+            if picture is None:
+                state.stop_not_finite()
+            else:
+                state.take_picture(picture)
 
     def _collect(self) -> list[Answer]:
         ended = [slot for slot, state in self._running.items() if state.finish_reason is not None]

@@ -187,10 +187,17 @@ class Painter:
         for _, group in groupby(pairs, lambda pair: (pair[1].shape, pair[0].config)):
             _advance(list(group))
 
-    def paint(self, drawings: Sequence[Drawing]) -> list[Image.Image]:
-        """Decodes finished drawings to pictures, drawings of equal size as one batch."""
+    def paint(self, drawings: Sequence[Drawing]) -> list[Image.Image | None]:
+        """Decodes finished drawings to pictures, drawings of equal size as one batch.
+
+        Args:
+            drawings: Finished drawings.
+
+        Returns:
+            A picture for each drawing; None if its values are NaN or infinite.
+        """
         patch = self._model.config.latent_patch_size
-        pictures: dict[int, Image.Image] = {}
+        pictures: dict[int, Image.Image | None] = {}
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, drawing in enumerate(drawings):
             by_size.setdefault((drawing.rows, drawing.columns), []).append(index)
@@ -199,8 +206,11 @@ class Painter:
                 same_size, lambda index: len(drawings[index].latents), MAX_PAINT_TOKENS
             ):
                 latents = [unpatchify(drawings[i].latents, rows, columns, patch) for i in indexes]
-                pixels = to_pixels(self._vae.decode(torch.stack(latents))).cpu().numpy()
-                pictures |= {i: Image.fromarray(p) for i, p in zip(indexes, pixels, strict=True)}
+                decoded = self._vae.decode(torch.stack(latents))
+                finite = decoded.isfinite().flatten(1).all(1).tolist()
+                pixels = to_pixels(decoded).cpu().numpy()
+                for index, is_finite, image in zip(indexes, finite, pixels, strict=True):
+                    pictures[index] = Image.fromarray(image) if is_finite else None
         return [pictures[index] for index in range(len(drawings))]
 
     def _velocities(self, drawings: Sequence[Drawing]) -> list[Tensor]:

@@ -138,6 +138,11 @@ class RunState:
         if self.writing is not None:
             self._check_limits()
 
+    def stop_not_finite(self) -> None:
+        """Ends the problem, because the network computed NaN or infinity."""
+        self.writing = self.drawing = None
+        self.finish_reason = "not_finite"
+
     def take_picture(self, picture: Image.Image) -> None:
         """Continues with the finished drawing."""
         self.drawing, self._draws_next = None, False

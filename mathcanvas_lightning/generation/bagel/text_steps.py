@@ -90,7 +90,7 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
         choices: Settings and random numbers of the n texts.
 
     Returns:
-        Token ids. This is the only synchronization with the device in a step.
+        Token ids; any id for logits with NaN. Reading them waits for the device.
     """
     if all(choice.config.temperature == 0 for choice in choices):
         return _to_list(logits.argmax(-1))

@@ -49,6 +49,7 @@ class ChatPrompt:
         system_prompt_variable: Name of the variable in that Python file.
         images: "marks" puts each picture at its mark `<image>`, `<image1>` ... and pictures
             without a mark first; "first" puts all pictures before the text and removes the marks.
+            If a record has no pictures, marks are text; `\<image>` is always the text `<image>`.
         few_shot: List of examples, or a file of records with the fields query, answer, optionally
             image (paths relative to the file's folder), and other fields of the template.
         template: Text around the question, such as "{query}\nAnswer with a letter."
@@ -124,7 +125,8 @@ class ChatPrompt:
             place = f"{name}, example {number}"
             query, answer = _texts_of_example(example, place)
             try:
-                pictures = load_pictures(as_list(example.get("image")), folder, place=place)
+                images = as_list(example.get("image"))
+                pictures = load_pictures(images, folder, place=place, access="any")
             except PictureError as error:
                 raise ConfigError(
                     place, found=str(error), wanted="readable pictures", remedy="Correct it."
@@ -152,7 +154,7 @@ class ChatPrompt:
         parts: tuple[Part, ...] = tuple(
             piece if isinstance(piece, str) else pictures[piece] for piece in pieces
         )
-        if self._images == "first":
+        if self._images == "first" and pictures:
             parts = (*pictures, without_marks(text))
         return Message(role="user", parts=parts)
 
@@ -203,7 +205,9 @@ def options_text(value: Any, *, place: str) -> str:
     """
     items = as_list(value)
     if isinstance(value, Mapping):
-        options = {str(letter): _as_text(option) for letter, option in value.items()}
+        # A struct of Parquet has null where another record has more options.
+        given = {str(letter): option for letter, option in value.items() if option is not None}
+        options = {letter: _as_text(option) for letter, option in given.items()}
     elif items == [value] or len(items) > len(ascii_uppercase):
         raise InputError(
             place,

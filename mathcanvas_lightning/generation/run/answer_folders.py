@@ -1,6 +1,5 @@
 """Folder of one answer with its drawings, in the format of the public benchmark."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.data.images.decode import ImageLimits, check_image
 from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest, Part
+from mathcanvas_lightning.records.files import json_text
 from mathcanvas_lightning.records.pictures import Picture
 
 RESULT_FILE = "reasoning_result.json"
@@ -126,10 +126,13 @@ def _write_originals(folder: Path, request: GenerationRequest) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=_as_text)
-    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    path.write_text(json_text(_without_bytes(value), indent=2) + "\n", encoding="utf-8")
 
 
-def _as_text(value: Any) -> str:
-    """Text for a value without a JSON form; pictures are in separate files."""
-    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+def _without_bytes(value: Any) -> Any:
+    """The value with sizes instead of bytes; pictures are in separate files."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, Mapping):
+        return {name: _without_bytes(item) for name, item in value.items()}
+    return [_without_bytes(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,9 @@
 """RecordDataModule: builds requests for all records of the input files that have no answer yet."""
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -15,22 +17,33 @@ from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
     GenerationResponse,
+    hash_pictures,
 )
 from mathcanvas_lightning.generation.run.batching import Batching, FixedSize
-from mathcanvas_lightning.generation.run.journal import (
-    Entry,
+from mathcanvas_lightning.generation.run.journal.answered import Selection, select_records
+from mathcanvas_lightning.generation.run.journal.existing import (
+    ExistingOutput,
+    is_foreign,
+    require_own_output,
+    seed_journal,
+)
+from mathcanvas_lightning.generation.run.journal.folder import (
     acquire_lock,
     clear_finish_marks,
-    is_rerun,
+    is_unfinished_rerun,
     journal_folder,
-    read_journal,
+    mark_owner,
     start_rerun,
 )
-from mathcanvas_lightning.generation.run.module import RequestBatch
+from mathcanvas_lightning.generation.run.journal.lines import Entry, origin_of
+from mathcanvas_lightning.generation.run.journal.origin import has_same_origin
+from mathcanvas_lightning.generation.run.module import GenerationModule, RequestBatch
 from mathcanvas_lightning.records.filters import RecordFilter
 from mathcanvas_lightning.records.pictures import PictureError, read_pictures
 from mathcanvas_lightning.records.record import Record, RecordInput, iter_records
-from mathcanvas_lightning.records.survey import RecordKey, survey
+from mathcanvas_lightning.records.survey import OnFault, RecordKey, survey
+
+log = logging.getLogger(__name__)
 
 PROMPT_FAILURE = "prompt"
 """Failure kind of a record that does not fit the prompt."""
@@ -51,8 +64,13 @@ class RecordDataModule(LightningDataModule):
         batching: Groups requests; default: `FixedSize(64)`. The number of requests that are
             answered at a time depends only on the backend's queue.
         template_options: More variables for the model's chat template.
-        rerun: Answer all records again. Earlier answers are moved to the journal's folder
-            `replaced`. To resume such a run after a kill, start it without this option.
+        rerun: Answer all records again. Earlier answers are put aside, in numbered folders in the
+            journal's folder `replaced`. If such a run is interrupted, the same command resumes it;
+            after its end, the next one starts over.
+        on_fault: "stop": a record with a fault (a missing picture, no question, ...) is an error
+            before the start. "skip": it gets the reason instead of an answer.
+        existing_output: "refuse": an output file without a journal is an error. "seed": the answers
+            in it are kept. "replace": it is overwritten.
     """
 
     def __init__(
@@ -63,6 +81,8 @@ class RecordDataModule(LightningDataModule):
         batching: Batching | None = None,
         template_options: dict[str, Any] | None = None,
         rerun: bool = False,
+        on_fault: OnFault = "stop",
+        existing_output: ExistingOutput = "refuse",
     ) -> None:
         super().__init__()
         if not inputs:
@@ -75,35 +95,60 @@ class RecordDataModule(LightningDataModule):
         self.batching = batching or FixedSize()
         self.template_options = template_options or {}
         self.rerun = rerun
+        self.on_fault = on_fault
+        self.existing_output = existing_output
         self.prepare_data_per_node = False
-        self.wanted: dict[str, RecordKey] = {}
-        """Uid -> key of the records that need an answer: all but those that filters reject and
-        those with a response in the input."""
-        self.pending: dict[str, RecordKey] = {}
-        """Uid -> key of the records that this run answers, over all ranks."""
-        self.answered: dict[str, Entry] = {}
-        """Uid -> journal entry of the answers from earlier runs."""
+        self._selection = Selection()
         self._locks: list[FileLock] = []
 
+    @property
+    def wanted(self) -> dict[str, RecordKey]:
+        """Uid -> key of the records that need an answer, see `Selection`."""
+        return self._selection.wanted
+
+    @property
+    def pending(self) -> dict[str, RecordKey]:
+        """Uid -> key of the records that this run answers, over all ranks."""
+        return self._selection.pending
+
+    @property
+    def answered(self) -> dict[str, Entry]:
+        """Uid -> journal entry of the answers from earlier runs."""
+        return self._selection.answered
+
+    @property
+    def skipped(self) -> dict[str, dict[int, str]]:
+        """Label of the input -> position -> fault of the records that are left out."""
+        return self._selection.skipped
+
     def prepare_data(self) -> None:
-        """Locks the outputs for this run; with `rerun`, moves their journals away.
+        """Locks the outputs for this run; starts or continues a rerun.
 
         Raises:
             InputError: If the inputs have errors; lists them.
-            OutputError: If another run writes to an output.
+            OutputError: If another run writes to an output, or an output belongs to no run.
         """
-        if self.rerun:
-            self._survey()  # raises before a journal is moved
         folders = [journal_folder(one.output_path) for one in self.inputs]
+        foreign = [one for one in self.inputs if is_foreign(one)]
+        for one in foreign if self.existing_output == "refuse" else ():
+            require_own_output(one)
+        # Raises before anything is changed.
+        keys = self._survey() if self.rerun or foreign else []
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._locks.append(acquire_lock(folder / "lock"))
-        except OutputError:
+            for one in foreign if self.existing_output == "seed" else ():
+                num = seed_journal(one, keys, self._fields)
+                log.info("%s: kept %d answers of the existing file", one.output_path, num)
+        except BaseException:
             self._unlock()
             raise
-        for folder in folders if self.rerun else ():
-            start_rerun(folder)
+        for folder in folders:
+            mark_owner(folder)
+        if self.rerun and not self._resumes_rerun(keys):
+            for folder in folders:
+                start_rerun(folder)
         clear_finish_marks(folders[0])
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
@@ -116,20 +161,14 @@ class RecordDataModule(LightningDataModule):
             InputError: If the inputs have errors (lists them), or do not fit the prompt.
             OutputError: If earlier answers were made with other prompts.
         """
-        folders = {one.label: journal_folder(one.output_path) for one in self.inputs}
-        entries = {label: read_journal(folder) for label, folder in folders.items()}
-        reruns = {label for label, folder in folders.items() if is_rerun(folder)}
-        self.wanted, self.pending, self.answered = {}, {}, {}
-        for key in self._survey():
-            entry = entries[key.label].get((key.uid, key.digest))
-            if entry is None and key.has_response and key.label not in reruns:
-                continue
-            self.wanted[key.uid] = key
-            if entry is not None and entry.failure is None:
-                self.answered[key.uid] = entry
-            else:
-                self.pending[key.uid] = key
-        self._require_same_prompts()
+        self._selection = select_records(self.inputs, self._survey(), self._fields)
+        if (entry := self._other_prompt()) is not None:
+            raise OutputError(
+                str(entry.path.parent),
+                found="an answer to another prompt",
+                wanted="answers to the prompts of this run",
+                remedy="Set rerun: true to answer all records again, or choose another output.",
+            )
         self._try_prompts()
 
     def predict_dataloader(self) -> DataLoader[RequestBatch]:
@@ -174,7 +213,8 @@ class RecordDataModule(LightningDataModule):
         """
         for one in self.inputs:
             keys = {key.position: key for key in wanted.values() if key.label == one.label}
-            records = iter_records(one, self._fields) if keys else ()
+            skipped = self.skipped.get(one.label, {})
+            records = iter_records(one, self._fields, skipped=skipped) if keys else ()
             for record in records:
                 key = keys.pop(record.position, None)
                 if key is not None:
@@ -208,6 +248,7 @@ class RecordDataModule(LightningDataModule):
                 messages=messages,
                 template_options=self.template_options,
                 record=record.values,
+                picture_digest=hash_pictures(pictures),
             )
         return GenerationResponse(uid=record.uid, failure=failure)
 
@@ -218,20 +259,35 @@ class RecordDataModule(LightningDataModule):
         return fields
 
     def _survey(self) -> list[RecordKey]:
-        return survey(self.inputs, self.filters, self._fields)
+        return survey(self.inputs, self.filters, self._fields, self.on_fault)
 
-    def _require_same_prompts(self) -> None:
-        """Compares the prompt of one earlier answer of each input with the current prompt."""
+    def _resumes_rerun(self, keys: Sequence[RecordKey]) -> bool:
+        """Whether this run continues a rerun with the same model, sampling and prompt."""
+        if not all(is_unfinished_rerun(journal_folder(one.output_path)) for one in self.inputs):
+            return False
+        self._selection = select_records(self.inputs, keys, self._fields)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if isinstance(module, GenerationModule):
+            sampling = None if module.sampling is None else asdict(module.sampling)
+            origin = origin_of(module.backend.model_name, module.backend.settings, sampling)
+            if not has_same_origin(self.answered.values(), origin):
+                return False
+        if self._other_prompt() is not None:
+            return False
+        log.info("resuming a rerun: %d answers are kept", len(self.answered))
+        return True
+
+    def _other_prompt(self) -> Entry | None:
+        """The first earlier answer of an input, if it belongs to another prompt."""
         first = self._first_of_each(self.answered, 1)
         for now in self.prepared(first):
             entry = self.answered[now.uid]
-            if isinstance(now, GenerationRequest) and now.text_digest != entry.prompt_digest:
-                raise OutputError(
-                    str(entry.path.parent),
-                    found=f"an answer of {now.uid} to another prompt",
-                    wanted="answers to the prompts of this run",
-                    remedy="Set rerun: true to answer all records again, or choose another output.",
-                )
+            if not isinstance(now, GenerationRequest) or entry.prompt_digest is None:
+                continue
+            # The second one is that of older versions, which did not hash pictures of examples.
+            if entry.prompt_digest not in (now.prompt_digest, now.text_digest):
+                return entry
+        return None
 
     def _try_prompts(self) -> None:
         """Tests the prompt on the first records of new inputs; raises if it fails for all of them.

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from mathcanvas_lightning.generation.backends.base import GenerationBackend
+from mathcanvas_lightning.generation.backends.base import GenerationBackend, drop_pending
 from mathcanvas_lightning.generation.requests import (
     Exchange,
     GenerationRequest,
@@ -78,6 +78,8 @@ class ResponseCallback(Callback):
 
     comes_last: ClassVar[bool] = False
     """Whether the callback is called after all others."""
+    keeps_drawings: ClassVar[bool] = False
+    """Whether the callback writes drawings to files; if none does, the journal keeps them."""
 
     def on_responses(
         self, trainer: Trainer, pl_module: "GenerationModule", exchanges: Sequence[Exchange]
@@ -148,6 +150,8 @@ class GenerationModule(LightningModule):
         if self.sampling is not None:
             request = replace(request, sampling=self.sampling)
         self.backend.start(local_rank=self.trainer.local_rank, device=str(self.device))
+        if not self._asked:
+            drop_pending(self.backend)  # of a call of generate() that was left early
         self._asked[request.uid] = request
         self.backend.submit([request])
 

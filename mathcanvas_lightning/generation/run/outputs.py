@@ -3,17 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from mathcanvas_lightning.generation.run.journal import (
-    journal_folder,
-    open_entries,
-    read_journal,
-)
+from mathcanvas_lightning.generation.run.journal.folder import journal_folder
+from mathcanvas_lightning.generation.run.journal.lines import open_entries, read_journal
 from mathcanvas_lightning.generation.run.post_processors import PostProcessor
 from mathcanvas_lightning.generation.run.summary import InputReport
 from mathcanvas_lightning.records.files import write_records
-from mathcanvas_lightning.records.record import RecordInput, has_response, iter_records
+from mathcanvas_lightning.records.record import (
+    RecordError,
+    RecordInput,
+    has_response,
+    parsed_records,
+    unusable_record,
+)
 from mathcanvas_lightning.records.survey import RecordKey
 
 NOT_ASKED = "not_asked"
@@ -24,6 +28,7 @@ def write_output(
     source: RecordInput,
     wanted: Mapping[str, RecordKey],
     post_processors: Sequence[PostProcessor] = (),
+    skipped: Mapping[int, str] = MappingProxyType({}),
 ) -> InputReport:
     """Writes the records of an input with the answers of its journal in the response field.
 
@@ -31,12 +36,13 @@ def write_output(
         source: The input.
         wanted: Uid -> key of the records that need an answer; other records stay unchanged.
         post_processors: Functions that change each answer, applied in order.
+        skipped: Position -> fault of the records that were left out.
 
     Returns:
         Counts of answers and failures.
     """
     tally = _Tally()
-    records = _merged(source, wanted, post_processors, tally)
+    records = _merged(source, wanted, skipped, post_processors, tally)
     like = source.path if source.reader is None else None
     write_records(source.output_path, records, like=like)
     return InputReport(
@@ -73,21 +79,28 @@ class _Tally:
 def _merged(
     source: RecordInput,
     wanted: Mapping[str, RecordKey],
+    skipped: Mapping[int, str],
     post_processors: Sequence[PostProcessor],
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
     entries = read_journal(journal_folder(source.output_path))
     with open_entries() as read:
-        for record in iter_records(source):
+        for position, (values, record) in enumerate(parsed_records(source, ())):
             tally.num_records += 1
-            merged = dict(record.values)
-            key = wanted.get(record.uid)
-            if key is None:
+            merged = dict(values) if isinstance(values, Mapping) else {}
+            line: Mapping[str, Any] | None = None
+            if position in skipped:
+                kind, _, message = skipped[position].partition(": ")
+                line = {"error": {"kind": kind, "message": message}}
+            elif isinstance(record, RecordError):
+                raise unusable_record(source, position, record)
+            elif (key := wanted.get(record.uid)) is not None and key.position == position:
+                found = entries.get((key.uid, key.identity)) or entries.get((key.uid, key.digest))
+                line = _NO_LINE if found is None else read(found)
+            if line is None or (position in skipped and has_response(source, merged)):
                 tally.num_answered += has_response(source, merged)
                 merged.setdefault(source.response_field, None)
             else:
-                entry = entries.get((key.uid, key.digest))
-                line = _NO_LINE if entry is None else read(entry)
                 tally.add(line)
                 merged.pop(source.error_field, None)
                 merged |= _response_fields(line, source, post_processors)

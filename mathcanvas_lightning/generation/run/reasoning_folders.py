@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.errors import OutputError
 from mathcanvas_lightning.generation.requests import Exchange
 from mathcanvas_lightning.generation.run.answer_folders import folder_name, safe_name, write_folder
+from mathcanvas_lightning.generation.run.journal.folder import (
+    claim_folders,
+    claimed_folders,
+    has_answers,
+    journal_folder,
+)
 from mathcanvas_lightning.generation.run.module import GenerationModule, ResponseCallback
 from mathcanvas_lightning.generation.run.writer import data_of
 from mathcanvas_lightning.records.record import RecordInput
@@ -23,14 +30,36 @@ class ReasoningFolders(ResponseCallback):
 
     Args:
         folder: Parent folder; with several inputs, each has a subfolder with its name. By default
-            a folder beside each output, with the output's name without suffix.
+            a folder beside each output, with the output's name without suffix; if another input or
+            other files have this folder already, `<name of the output>.folders`.
         texts_too: Whether to write folders for answers without steps too (backends that return
             only a text).
     """
 
+    keeps_drawings = True
+
     def __init__(self, folder: str | None = None, *, texts_too: bool = False) -> None:
         self.folder = folder
         self.texts_too = texts_too
+        self._parents: dict[str, Path] = {}
+        """Label of the input -> folder of its answers."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Chooses the folders, before a model is started.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Not used.
+
+        Raises:
+            OutputError: If a folder lies inside an input, or has other files.
+        """
+        inputs = data_of(trainer).inputs
+        self._parents = {}
+        for source in inputs:
+            parent = self._parent(source, inputs)
+            self._parents[source.label] = parent
+            claim_folders(journal_folder(source.output_path), parent)
 
     def on_responses(
         self,
@@ -51,17 +80,47 @@ class ReasoningFolders(ResponseCallback):
             if exchange.request is not None and exchange.response.failure is None:
                 source = inputs[data.pending[exchange.response.uid].label]
                 index = exchange.response.uid.removeprefix(f"{source.label}:")
-                base = self._base(source, is_only_input=len(inputs) == 1)
+                base = self._parents[source.label]
                 for number, output in enumerate(exchange.response.outputs, start=1):
                     if output.steps or self.texts_too:
                         target = base / folder_name(index, number)
                         write_folder(target, index, output.steps or (output.text,), exchange)
 
-    def _base(self, source: RecordInput, *, is_only_input: bool) -> Path:
-        if self.folder is None:
-            return source.output_path.with_suffix("")
-        return (
-            local_path(self.folder)
-            if is_only_input
-            else (local_path(self.folder) / safe_name(source.label))
-        )
+    def _parent(self, source: RecordInput, inputs: Sequence[RecordInput]) -> Path:
+        if self.folder is not None:
+            parent = local_path(self.folder)
+            if len(inputs) > 1:
+                parent /= safe_name(source.label)
+            if _is_inside_input(parent, inputs):
+                raise _taken(parent)
+            return parent
+        output = source.output_path
+        claimed = claimed_folders(journal_folder(output))
+        if claimed is not None and claimed.parent == output.parent:
+            return claimed
+        for parent in (output.with_suffix(""), output.with_name(f"{output.name}.folders")):
+            is_free = parent not in self._parents.values() and not _has_other_files(parent, output)
+            if is_free and not _is_inside_input(parent, inputs):
+                return parent
+        raise _taken(parent)
+
+
+def _is_inside_input(folder: Path, inputs: Sequence[RecordInput]) -> bool:
+    real = folder.resolve()
+    paths = {local_path(one.path).resolve() for one in inputs}
+    return not paths.isdisjoint((real, *real.parents))
+
+
+def _has_other_files(folder: Path, output: Path) -> bool:
+    """Whether something is there that no run with this output has written."""
+    is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return not is_empty and not has_answers(journal_folder(output))
+
+
+def _taken(folder: Path) -> OutputError:
+    return OutputError(
+        str(folder),
+        found="an input, or files of something else",
+        wanted="a folder for answers and their drawings",
+        remedy="Set folders.init_args.folder to another folder, or folders: null for none.",
+    )

@@ -4,23 +4,29 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from mathcanvas_lightning.errors import ConfigError, OutputError
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.requests import Exchange, Sampling
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
-from mathcanvas_lightning.generation.run.journal import (
-    Entry,
-    JournalWriter,
+from mathcanvas_lightning.generation.run.journal.append import JournalWriter
+from mathcanvas_lightning.generation.run.journal.drawings import store_drawings
+from mathcanvas_lightning.generation.run.journal.folder import (
+    finish_rerun,
     journal_folder,
-    journal_line,
     mark_finished,
-    origin_of,
     wait_until_finished,
 )
-from mathcanvas_lightning.generation.run.module import GenerationModule, ResponseCallback
+from mathcanvas_lightning.generation.run.journal.lines import Entry, journal_line, origin_of
+from mathcanvas_lightning.generation.run.journal.origin import require_same_origin
+from mathcanvas_lightning.generation.run.module import (
+    GenerationModule,
+    ResponseCallback,
+    callbacks_of,
+)
 from mathcanvas_lightning.generation.run.outputs import NOT_ASKED, write_output
 from mathcanvas_lightning.generation.run.post_processors import PostProcessor
 from mathcanvas_lightning.generation.run.summary import PredictionReport
@@ -69,8 +75,7 @@ class ResponseWriter(ResponseCallback):
         self._is_checked = False
         self._started_at = time.monotonic()
         assert isinstance(pl_module, GenerationModule)
-        if pl_module.sampling is not None and pl_module.backend.model_name:
-            self._require_same_origin(pl_module, pl_module.sampling, data_of(trainer).answered)
+        _require_same_origin(pl_module, pl_module.sampling, data_of(trainer).answered)
 
     def on_responses(
         self, trainer: Trainer, pl_module: GenerationModule, exchanges: Sequence[Exchange]
@@ -87,13 +92,22 @@ class ResponseWriter(ResponseCallback):
         """
         data, backend = data_of(trainer), pl_module.backend
         lines: dict[str, list[dict[str, Any]]] = {}
+        are_kept = any(getattr(c, "keeps_drawings", False) for c in callbacks_of(trainer))
         for exchange in exchanges:
             if exchange.request is not None and not self._is_checked:
-                self._require_same_origin(pl_module, exchange.request.sampling, data.answered)
+                _require_same_origin(pl_module, exchange.request.sampling, data.answered)
+                self._is_checked = True
             key = data.pending[exchange.response.uid]
             line = journal_line(
-                exchange, model=backend.model_name, settings=backend.settings, digest=key.digest
+                exchange,
+                model=backend.model_name,
+                settings=backend.settings,
+                digest=key.digest,
+                stamp=key.stamp,
             )
+            if not are_kept:
+                folder = self._folder(key.label, data)
+                line["steps"] = store_drawings(folder, exchange.response.outputs)
             lines.setdefault(key.label, []).append(line)
         for label, some in lines.items():
             self._journal(label, data, trainer.global_rank).append(some)
@@ -107,7 +121,12 @@ class ResponseWriter(ResponseCallback):
         if trainer.is_global_zero:
             wait_until_finished(folder, trainer.world_size)
             seconds = time.monotonic() - self._started_at
-            inputs = [write_output(one, data.wanted, self.post_processors) for one in data.inputs]
+            inputs = [
+                write_output(one, data.wanted, self.post_processors, data.skipped[one.label])
+                for one in data.inputs
+            ]
+            for one in data.inputs:
+                finish_rerun(journal_folder(one.output_path))
             num_left = sum(one.failures[NOT_ASKED] for one in inputs)
             self.report = PredictionReport(
                 inputs=tuple(inputs), num_asked=len(data.pending) - num_left, seconds=seconds
@@ -127,29 +146,27 @@ class ResponseWriter(ResponseCallback):
 
     def _journal(self, label: str, data: RecordDataModule, rank: int) -> JournalWriter:
         if label not in self._journals:
-            (source,) = (one for one in data.inputs if one.label == label)
-            folder = journal_folder(source.output_path)
+            folder = self._folder(label, data)
             self._journals[label] = JournalWriter(folder, rank, self.sync_every_s)
         return self._journals[label]
+
+    def _folder(self, label: str, data: RecordDataModule) -> Path:
+        (source,) = (one for one in data.inputs if one.label == label)
+        return journal_folder(source.output_path)
 
     def _close(self) -> None:
         while self._journals:
             self._journals.popitem()[1].close()
 
-    def _require_same_origin(
-        self, module: GenerationModule, sampling: Sampling, answered: Mapping[str, Entry]
-    ) -> None:
-        backend = module.backend
-        origin = origin_of(backend.model_name, backend.settings, asdict(sampling))
-        other = next((entry for entry in answered.values() if entry.origin != origin), None)
-        if other is not None:
-            raise OutputError(
-                str(other.path.parent),
-                found=f"answers made with {other.origin}",
-                wanted=f"answers made with {origin}",
-                remedy="Set rerun: true to answer all records again, or choose another output.",
-            )
-        self._is_checked = True
+
+def _require_same_origin(
+    module: GenerationModule, sampling: Sampling | None, answered: Mapping[str, Entry]
+) -> None:
+    """Compares the origin of earlier answers with this run's, as far as it is known."""
+    backend = module.backend
+    known = None if sampling is None else asdict(sampling)
+    origin = origin_of(backend.model_name, backend.settings, known)
+    require_same_origin(answered.values(), origin)
 
 
 def data_of(trainer: Trainer) -> RecordDataModule:

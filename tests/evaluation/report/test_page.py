@@ -170,8 +170,9 @@ def test_notices_replace_broken_parts(tmp_path: Path) -> None:
         (folder / str(n)).mkdir()
         (folder / str(n) / "reasoning_result.json").write_text(content)
     page, _, articles = show(path)
-    assert [one.count('class="notice"') for one in articles] == [1, 2, 2, 1, 1, 1, 1]
-    assert page.num_faults == 9
+    assert [one.count('class="notice"') for one in articles] == [1, 2, 2, 0, 1, 1, 1]
+    assert page.num_faults == 8
+    assert "See &lt;image1&gt;" in articles[3]  # without pictures, a mark is text
     assert [one.count("<img ") for one in articles] == [1, 0, 0, 1, 0, 0, 0]
     assert "absent.png" in articles[1]
     assert "no folder 6" in articles[6]
@@ -315,3 +316,21 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--input", path, "--query_field", "nothing"]) == 1
     assert "error: " in capsys.readouterr().err
     assert json.loads((tmp_path / "answers_scores.json").read_text())["overall"]
+
+
+def test_pictures_outside_of_the_folders_are_not_shown(tmp_path: Path) -> None:
+    private = tmp_path / "private.png"
+    private.write_bytes(png(24, 24))
+    data = tmp_path / "data"
+    data.mkdir()
+    path = write(data / "answers.jsonl", [RECORDS[0] | {"image": str(private)}])
+    name = RECORDS[0]["sample_index"]
+    write_steps(data / "answers" / str(name), ["step", Picture(png())])
+    result = data / "answers" / str(name) / "reasoning_result.json"
+    named = [str(private), "../../../private.png", "http://127.0.0.1:9/x.png", f"file://{private}"]
+    steps = [{"type": "image", "content": one} for one in (*named, "images/reasoning_image_1.png")]
+    result.write_text(json.dumps({"reasoning_steps": steps}))
+    page, text, _ = show(path)
+    assert (page.num_pictures, page.num_faults) == (1, 5)
+    assert text.count("is outside") == 5
+    assert show(path, allow_any_path=True)[0].num_pictures == 2  # that of the record, not the steps

@@ -14,6 +14,7 @@ from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
+from mathcanvas_lightning.generation.bagel import generator
 from mathcanvas_lightning.generation.bagel import requests as bagel_requests
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
 from mathcanvas_lightning.generation.bagel.contexts import Prefiller
@@ -421,3 +422,33 @@ def test_the_trainers_precision_changes_nothing(tmp_path: Path) -> None:
         drawn.append(pixels(Picture(picture.read_bytes())))
     for other in drawn[1:]:
         assert np.abs(drawn[0] - other).max() <= 1
+
+
+def test_nan_fails_the_problem_and_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = backend(mode="understanding")
+    made.start()
+    whole = generator.next_logits
+
+    def broken(model: Any, cache: Any, contexts: Any, token_ids: Any) -> torch.Tensor:
+        logits = whole(model, cache, contexts, token_ids)
+        logits[0] = torch.nan
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "next_logits", broken)
+        found = answers(made, ask("a", "What is drawn?"))["a"]
+        assert found.failure is not None
+        assert found.failure.kind == "not_finite"
+        with pytest.raises(BackendError, match="NaN"):
+            made.reason("What is drawn?", sampling=Sampling(max_tokens=4))
+    assert answers(made, ask("a", "What is drawn?"))["a"].failure is None
+
+
+def test_nan_in_a_drawing_fails_the_problem() -> None:
+    made = backend(mode="image")
+    made.start()
+    with torch.no_grad():
+        made.generator._model.llm2vae.weight.fill_(torch.nan)
+    failure = answers(made, ask("a", "A red square."))["a"].failure
+    assert failure is not None
+    assert failure.kind == "not_finite"

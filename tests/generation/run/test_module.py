@@ -191,3 +191,35 @@ def test_echo() -> None:
     (response,) = generate(EchoBackend(), [asked])
     assert [output.text for output in response.outputs] == ["Look here"] * 2
     assert response.usage.completion_tokens == 4
+
+
+def texts_of(responses: Any) -> dict[str, str]:
+    return {response.uid: response.outputs[0].text for response in responses}
+
+
+def test_leaving_generate_early_gives_nothing_to_the_next_call() -> None:
+    backend = LastFirst(max_pending=4)
+    first = [request(str(n)) for n in range(6)]
+    for _ in generate(backend, first):
+        break
+    second = [
+        GenerationRequest(uid=one.uid, messages=(Message(role="user", parts=("second",)),))
+        for one in first
+    ]
+    assert texts_of(generate(backend, second)) == {one.uid: "re: second" for one in second}
+
+
+def test_an_interrupted_call_does_not_lose_responses_silently() -> None:
+    backend = LastFirst(max_pending=4)
+    first = generate(backend, [request(str(n)) for n in range(6)])
+    next(first)
+    assert len(list(generate(backend, [request("x")]))) == 1
+    with pytest.raises(BackendError, match="another call"):
+        list(first)
+
+
+def test_a_run_after_an_early_end_of_generate_gets_its_own_answers() -> None:
+    backend, listener = LastFirst(max_pending=4), Listener()
+    next(generate(backend, [request(str(n)) for n in range(6)]))
+    predict(GenerationModule(backend), Stream(batches([2])), listener)
+    assert sorted(listener.uids) == ["0.0", "0.1"]

@@ -132,7 +132,7 @@ def test_rerun_asks_all_again_and_moves_old_answers(source: RecordInput) -> None
     backend = LastFirst()
     predict(backend, [source], sampling=Sampling(max_tokens=7), rerun=True)
     assert len(backend.asked) == 20
-    aside = journal_folder(source.output_path) / "replaced" / "rank0.jsonl"
+    aside = journal_folder(source.output_path) / "replaced" / "1" / "rank0.jsonl"
     assert len(aside.read_text().splitlines()) == 20
     # ... but not if an input has faults.
     Path(source.path).write_text('{"sample_index": 1}\n')

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mathcanvas_lightning.errors import OutputError
 from mathcanvas_lightning.generation.backends.base import EchoBackend
 from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
 from mathcanvas_lightning.generation.requests import Sampling
@@ -17,6 +20,7 @@ from mathcanvas_lightning.generation.run.answer_folders import (
     reasoning_result,
     safe_name,
 )
+from mathcanvas_lightning.generation.run.journal.folder import claimed_folders, journal_folder
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.records.pictures import Picture
 from mathcanvas_lightning.records.record import RecordInput
@@ -149,3 +153,64 @@ def test_pictures_of_examples_are_not_copied(tmp_path: Path) -> None:
         prompt=ChatPrompt(few_shot=str(examples)),
     )
     assert list((tmp_path / "answers" / "0" / "ori_images").iterdir()) == []
+
+
+def first_text(folder: Path) -> str:
+    result = json.loads((folder / "0" / "reasoning_result.json").read_text())
+    text: str = result["reasoning_steps"][0]["content"]
+    return text
+
+
+def test_outputs_with_one_stem_have_folders_of_their_own(tmp_path: Path) -> None:
+    inputs = [
+        RecordInput(
+            path=str(
+                write_lines(tmp_path / f"{name}.jsonl", [{"sample_index": 0, "query_cot": name}])
+            ),
+            output=str(tmp_path / output),
+        )
+        for name, output in (("m", "out.json"), ("t", "out.jsonl"))
+    ]
+    folders = [tmp_path / "out", tmp_path / "out.jsonl.folders"]
+    predict(EchoBackend(), inputs, ReasoningFolders())
+    assert [first_text(folder) for folder in folders] == ["m", "t"]
+    # In runs of their own too, in any order.
+    for one in reversed(inputs):
+        predict(EchoBackend(), [one], ReasoningFolders(), rerun=True)
+    assert [first_text(folder) for folder in folders] == ["m", "t"]
+    assert [claimed_folders(journal_folder(one.output_path)) for one in inputs] == folders
+
+
+def test_folders_of_something_else_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "answers" / "0").mkdir(parents=True)
+    (tmp_path / "answers" / "0" / "mine.txt").touch()
+    predict(EchoBackend(), [source(tmp_path, records(1))], ReasoningFolders())
+    assert (tmp_path / "answers" / "0" / "mine.txt").exists()
+    assert first_text(tmp_path / "answers.jsonl.folders") == "What is 0 + 1?"
+
+
+def test_answers_never_land_in_an_input(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    row = {"sample_index": "0", "query_cot": "Why?"}
+    pq.write_table(pa.Table.from_pylist([row]), shards / "s_000.parquet")
+    one = RecordInput(path=str(shards), output=str(tmp_path / "shards.parquet"))
+    backend = LastFirst()
+    for inside in (shards, shards / "answers"):
+        with pytest.raises(OutputError, match="an input"):
+            predict(backend, [one], ReasoningFolders(str(inside)))
+    assert backend.starts == []
+    predict(EchoBackend(), [one], ReasoningFolders())
+    assert [path.name for path in shards.iterdir()] == ["s_000.parquet"]
+    assert first_text(tmp_path / "shards.parquet.folders") == "Why?"
+
+
+def test_nan_and_bytes_of_a_record_are_valid_json(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    row = {"sample_index": "0", "query_cot": "?", "level": float("nan"), "image": [png()]}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    predict(EchoBackend(), [RecordInput(path=str(path))], ReasoningFolders())
+    text = (tmp_path / "x_answers" / "0" / "ori.json").read_text()
+    record = json.loads(text, parse_constant=pytest.fail)
+    assert record["level"] is None
+    assert record["image"] == [f"{len(png())} bytes"]

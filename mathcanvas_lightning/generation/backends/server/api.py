@@ -13,6 +13,7 @@ from typing import Any
 
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.images.resize import decode_image
+from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -82,6 +83,7 @@ def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) 
 
 
 def _message(message: Message) -> dict[str, Any]:
+    message = with_plain_text(message)
     content: str | list[dict[str, Any]] = message.text
     if any(isinstance(part, Picture) for part in message.parts):
         content = [

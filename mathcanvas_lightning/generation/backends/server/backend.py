@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
+from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
+from mathcanvas_lightning.generation.backends.secrets import hide_secrets
 from mathcanvas_lightning.generation.backends.server.api import (
     ANY_LENGTH,
     chat_body,
@@ -140,7 +142,9 @@ class ServerBackend:
     def settings(self) -> dict[str, Any]:
         """Settings that change the answers, for the journal."""
         server = None if self._server is None else self._server.settings
-        return {"extra_body": journal_options(self._extra_body), "server": server}
+        base_url = self._base_url and hide_secrets(without_query(self._base_url)).rstrip("/")
+        options = journal_options(self._extra_body)
+        return {"base_url": base_url, "extra_body": options, "server": server}
 
     @property
     def max_pending(self) -> int:

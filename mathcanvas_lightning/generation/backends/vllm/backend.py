@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
+from mathcanvas_lightning.generation.backends.identity import fingerprint
 from mathcanvas_lightning.generation.backends.settings import (
     check_minimum,
     journal_options,
@@ -153,6 +154,8 @@ class VLLMBackend:
         self._num_pending = 0
         self._process: EngineProcess | None = None
         self._error: BackendError | None = None
+        self._loaded: dict[str, str | None] | None = None
+        """Fingerprints of the loaded model; None if no model is loaded."""
 
     @property
     def model_name(self) -> str:
@@ -165,9 +168,19 @@ class VLLMBackend:
         return {
             "model": resolved_path(self._arguments["model"]),
             "lora": None if self._lora_path is None else resolved_path(self._lora_path),
+            **(self._loaded or self._fingerprints()),
             "dtype": self._arguments["dtype"],
             "max_model_len": self._arguments["max_model_len"],
             "engine_options": journal_options(self._options),
+        }
+
+    def _fingerprints(self) -> dict[str, str | None]:
+        """Fingerprints of model and adapter, see `fingerprint`."""
+        revision = self._options.get("revision")
+        adapter = self._lora_path
+        return {
+            "weights": fingerprint(str(self._arguments["model"]), revision),
+            "lora_weights": None if adapter is None else fingerprint(adapter),
         }
 
     @property
@@ -214,11 +227,15 @@ class VLLMBackend:
             local_rank=local_rank,
             num_gpus=self._num_gpus,
         )
+        before = self._fingerprints()
         self._process = EngineProcess(ENGINE, engine_environment(os.environ))
         try:
             self._process.send(settings)
             answer = self._receive(self._process)
             assert isinstance(answer, Ready), answer
+            # A model of the hub has a fingerprint only after it was downloaded.
+            after = self._fingerprints()
+            self._loaded = {name: before[name] or after[name] for name in before}
         except BaseException:
             self.close()
             raise
@@ -262,7 +279,7 @@ class VLLMBackend:
     def close(self) -> None:
         """Stops the engine and all its processes; pending requests are dropped."""
         process, self._process = self._process, None
-        self._error = None
+        self._error = self._loaded = None
         self._num_pending = 0
         if process is not None:
             process.close()

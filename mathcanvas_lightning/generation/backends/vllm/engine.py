@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from multiprocessing.connection import Connection, wait
@@ -29,6 +29,7 @@ from mathcanvas_lightning.generation.backends.gpus import (
     share_of_gpus,
     visible_gpus,
 )
+from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -164,6 +165,7 @@ class _Engine:
         self._llm = LLM(**arguments)
         self._window: int = self._llm.model_config.max_model_len
         self._lora = LoRARequest("adapter", 1, settings.lora_path) if settings.lora_path else None
+        self._special: set[str] | None = None
         self._requests: dict[str, GenerationRequest] = {}
         self._num_added = 0
         self._closing = threading.Event()
@@ -207,6 +209,17 @@ class _Engine:
         self._closing.set()
         self._llm.llm_engine.engine_core.shutdown()
 
+    def _special_tokens(self) -> Collection[str]:
+        """Spellings of the model's special tokens, which would act as such in a prompt."""
+        if self._special is None:
+            tokenizer: Any = self._llm.renderer.tokenizer
+            added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+            self._special = {
+                *getattr(tokenizer, "all_special_tokens", ()),
+                *(token.content for token in added if token.special),
+            }
+        return self._special
+
     def _render(self, request: GenerationRequest) -> Any:
         """Renders the prompt like `LLM.chat`, but without a length limit."""
         from vllm.renderers import ChatParams
@@ -224,12 +237,14 @@ class _Engine:
             **request.template_options,
         }
         chat = ChatParams(chat_template=self._llm.chat_template, chat_template_kwargs=options)
-        messages: Any = [_chat_message(message) for message in request.messages]
+        special = self._special_tokens()
+        messages: Any = [_chat_message(message, special) for message in request.messages]
         _, (prompt,) = renderer.render_chat([messages], chat, tokenizing)
         return prompt
 
 
-def _chat_message(message: Message) -> dict[str, Any]:
+def _chat_message(message: Message, special: Collection[str] = ()) -> dict[str, Any]:
+    message = with_plain_text(message, special)
     if all(isinstance(part, str) for part in message.parts):
         return {"role": message.role, "content": message.text}
     return {"role": message.role, "content": [_chat_part(part) for part in message.parts]}
@@ -290,12 +305,12 @@ def _response(request: GenerationRequest, result: Any) -> GenerationResponse:
         Output(text=made.text, finish_reason=made.finish_reason, token_ids=tuple(made.token_ids))
         for made in result.outputs
     )
-    if _is_greedy(request.sampling):
-        outputs *= request.sampling.n
     usage = Usage(
         prompt_tokens=len(result.prompt_token_ids or ()),
         completion_tokens=sum(len(output.token_ids) for output in outputs),
     )
+    if _is_greedy(request.sampling):
+        outputs *= request.sampling.n  # computed once, so its tokens count once
     return GenerationResponse(uid=request.uid, outputs=outputs, usage=usage)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ from mathcanvas_lightning.generation.backends.vllm.backend import (
     find_model,
 )
 from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
-from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready
-from mathcanvas_lightning.generation.requests import GenerationResponse, Output
+from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready, _response
+from mathcanvas_lightning.generation.requests import GenerationResponse, Output, Usage
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, child_processes
 from tests.generation.engine import ask, real_engine
@@ -260,3 +261,12 @@ def test_unknown_option_of_the_engine(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"max_num_seq: .*such as max_num_seqs"):
         backend.start()
     assert not child_processes()
+
+
+@pytest.mark.parametrize(("temperature", "num_made"), [(0.0, 1), (1.0, 16)])
+def test_tokens_of_equal_answers_count_once(temperature: float, num_made: int) -> None:
+    made = SimpleNamespace(text="t", finish_reason="stop", token_ids=[1] * 100)
+    result: Any = SimpleNamespace(outputs=[made] * num_made, prompt_token_ids=[1, 2])
+    response = _response(ask("q", "?", n=16, temperature=temperature), result)
+    assert len(response.outputs) == 16
+    assert response.usage == Usage(prompt_tokens=2, completion_tokens=100 * num_made)

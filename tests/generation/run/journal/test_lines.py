@@ -23,12 +23,14 @@ from mathcanvas_lightning.generation.requests import (
     Sampling,
     Usage,
 )
-from mathcanvas_lightning.generation.run.journal import (
-    JournalWriter,
+from mathcanvas_lightning.generation.run.journal.append import JournalWriter
+from mathcanvas_lightning.generation.run.journal.folder import rank_files
+from mathcanvas_lightning.generation.run.journal.lines import (
+    decode_line,
+    encode_line,
     journal_line,
     open_entries,
     origin_of,
-    rank_files,
     read_journal,
 )
 
@@ -235,3 +237,66 @@ def test_order_of_files_does_not_matter(
     assert {u for u, t in texts(spread).items() if t} == {u for u, t in texts(single).items() if t}
     answered = {uid for uid, text, _ in said if text is not None}
     assert {u for (u, _), e in read_journal(single).items() if e.failure is None} == answered
+
+
+@settings(deadline=None)
+@given(st.integers(0, 7), st.data())
+def test_every_flipped_bit_is_noticed(bit: int, data: st.DataObject) -> None:
+    encoded = bytearray(encode_line(line("a", 'He said "yes", 12.5')))
+    position = data.draw(st.integers(0, len(encoded) - 1))
+    encoded[position] ^= 1 << bit
+    try:
+        found, is_checked = decode_line(bytes(encoded))
+    except ValueError:
+        return
+    # Only a flip in the name of the checksum leaves the content readable, and it is unchanged.
+    assert not is_checked
+    assert found["texts"] == ['He said "yes", 12.5']
+
+
+def test_a_flipped_bit_costs_only_its_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, line("a"), line("b", "twelve"), line("c"))
+    path = tmp_path / "rank0.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"twelve", b"twenve"))
+    assert set(texts(tmp_path)) == {"a", "c"}
+    assert "1 damaged line; " in caplog.text
+    path.write_bytes(path.read_bytes().replace(b'"texts"', b'"tixts"', 1))
+    assert set(texts(tmp_path)) == {"c"}
+
+
+def test_lines_without_checksum_are_read(tmp_path: Path) -> None:
+    old = {k: v for k, v in line("a").items() if k not in ("stamp", "pictures")}
+    (tmp_path / "rank0.jsonl").write_text(json.dumps(old) + "\n")
+    write(tmp_path, line("b"))
+    assert set(texts(tmp_path)) == {"a", "b"}
+    entries = read_journal(tmp_path)
+    assert [entries[uid, "d"].is_checked for uid in "ab"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"texts": None},
+        {"texts": [1]},
+        {"texts": []},
+        {"usage": {}},
+        {"usage": {"prompt_tokens": "x", "completion_tokens": 1}},
+        {"error": {"kind": "timeout"}},
+        {"finish_reasons": "stop"},
+        {"settings": 3},
+    ],
+)
+def test_lines_without_checksum_must_be_complete(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "rank0.jsonl").write_text(json.dumps(line("a") | change) + "\n")
+    assert texts(tmp_path) == {}
+
+
+def test_there_is_no_nan_in_a_line(tmp_path: Path) -> None:
+    made = line("a") | {"settings": {"scale": float("nan"), "limit": float("inf")}}
+    write(tmp_path, made)
+    assert b"NaN" not in (tmp_path / "rank0.jsonl").read_bytes()
+    assert b"Infinity" not in (tmp_path / "rank0.jsonl").read_bytes()
+    (entry,) = read_journal(tmp_path).values()
+    assert entry.origin == origin_of("m", made["settings"], vars(Sampling()))
