@@ -9,19 +9,10 @@ from typing import Any
 
 from mathcanvas_lightning.errors import ConfigError
 
-SECRET = re.compile(
-    r"(?:^|[-_])(?:(?:api)?key|token|secret|password|passwd|authorization|credentials?|headers?)$",
-    re.IGNORECASE,
-)
+SECRET = re.compile(r"(?:^|[-_])(?:key|token|secret|password)$", re.IGNORECASE)
 """Names of settings whose values are secret."""
-SECRET_FLAG = re.compile(r"-{1,2}\w[-\w]*")
-SECRET_WORD = re.compile(
-    r"((?:\b|_)(?:key|token|secret|password|passwd)[= ]+)(?:'[^']*'|\"[^\"]*\"|\S+)"
-    r"|(\bauthorization[:=] *)[^'\"]+",
-    re.IGNORECASE,
-)
-"""Secrets inside an argument: `HF_TOKEN=abc`, `Authorization: Bearer abc`."""
-HIDDEN = "..."
+SECRET_WORD = re.compile(r"((?:\b|_)(?:key|token|secret|password)[= ]+)\S+", re.IGNORECASE)
+"""Secrets in a command line: `--api-key abc`, `HF_TOKEN=abc`."""
 
 
 def check_minimum(**settings: tuple[float | None, float]) -> None:
@@ -56,15 +47,9 @@ def journal_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         options: Name -> value; a value without a JSON form becomes text.
     """
-    values: dict[str, Any] = json.loads(json.dumps(_without_secrets(options), default=str))
+    kept = {name: value for name, value in options.items() if not SECRET.search(name)}
+    values: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return values
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        kept = {name: item for name, item in value.items() if not SECRET.search(str(name))}
-        return {name: _without_secrets(item) for name, item in kept.items()}
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def journal_command(command: Sequence[str]) -> str:
@@ -73,16 +58,4 @@ def journal_command(command: Sequence[str]) -> str:
     Args:
         command: The program and its arguments.
     """
-    shown: list[str] = []
-    is_secret = False
-    for argument in command:
-        name, separator, _ = argument.partition("=")
-        is_flag = SECRET_FLAG.fullmatch(name) is not None and SECRET.search(name) is not None
-        if is_secret:
-            shown.append(HIDDEN)
-        elif is_flag and separator:
-            shown.append(f"{name}={HIDDEN}")
-        else:
-            shown.append(SECRET_WORD.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}", argument))
-        is_secret = not is_secret and is_flag and not separator
-    return shlex.join(shown)
+    return SECRET_WORD.sub(r"\1...", shlex.join(command))

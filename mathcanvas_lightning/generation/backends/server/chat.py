@@ -109,7 +109,7 @@ class Chat:
 
     def _is_greedy(self, request: GenerationRequest) -> bool:
         """Whether all samples are equal: one is enough, and vLLM refuses to make more."""
-        return self.extra.get("temperature", request.sampling.temperature) == 0
+        return bool(self.extra.get("temperature", request.sampling.temperature) == 0)
 
     async def _send(
         self,

@@ -1,8 +1,8 @@
 """HTTP client for a chat server, with retries.
 
-OpenAI's own client is not used: it ignores a Retry-After above two minutes, its waits can't be set,
-it reads nothing from a server that answers a streamed request with a plain body, and it needs four
-times the CPU for each piece of a stream.
+OpenAI's own client is not used: it does not retry after a Retry-After above two minutes, its waits
+can't be set, it reads nothing from a server that answers a streamed request with a plain body, and
+it needs 80 to 250 us of CPU for each piece of a stream instead of 25.
 """
 
 import asyncio

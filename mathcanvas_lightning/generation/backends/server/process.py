@@ -85,11 +85,11 @@ class ServerConfig:
     the name. By default a temporary file, kept only if the server fails."""
 
     def __post_init__(self) -> None:
-        program, shown = " ".join(self.parts), journal_command(self.parts)
+        program = " ".join(self.parts)
         if "{port}" not in program or ("{model_path}" in program and self.model_path is None):
             raise ConfigError(
                 "server",
-                found=f"the command {shown!r}, model_path {self.model_path!r}",
+                found=f"the command {program!r}, model_path {self.model_path!r}",
                 wanted="{port} in the command, and a model_path if it has {model_path}",
                 remedy="Set model_path, or correct the command.",
             )
@@ -199,7 +199,7 @@ class ServerProcess:
         self._port_holder = hold_port()
         self._port = self._port_holder.getsockname()[1]
         command = self._config.arguments(self._port)
-        logger.info("starting %s; its log is %s", journal_command(command), self._log)
+        logger.info("starting %s; its log is %s", " ".join(command), self._log)
         # -P: modules beside the launcher must not shadow those of other packages.
         launcher = [sys.executable, "-P", server_launcher.__file__]
         launcher += [str(os.getpid()), str(self._config.stop_timeout_s)]
@@ -283,7 +283,7 @@ class ServerProcess:
 
     def _error(self, found: str) -> BackendError:
         return BackendError(
-            f"the server {journal_command(self._config.arguments(self._port))}",
+            f"the server {' '.join(self._config.arguments(self._port))}",
             found=found,
             wanted="a server that stays ready",
             remedy=f"The last lines of its log {self._log}:\n{self._tail(TAIL_LINES)}",
