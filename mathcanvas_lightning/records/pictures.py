@@ -5,7 +5,7 @@ import binascii
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ MISSING, UNREADABLE, TOO_LARGE = "picture_missing", "picture_unreadable", "pictu
 MAX_PATH_CHARACTERS = 4096
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SHOWN_CHARACTERS = 200
+ReadBytes = Callable[[str, int], bytes]
+"""Takes a path or URL and a maximum size, and returns the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def read_pictures(
     *,
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
+    read: ReadBytes | None = None,
 ) -> tuple[Picture, ...]:
     """Reads all pictures of a record.
 
@@ -66,6 +69,7 @@ def read_pictures(
         base: Folder or URL for relative paths; by default the record's `image_base`.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked, see `check_image`.
+        read: Reads files and URLs; by default with the retries of a `Storage`.
 
     Returns:
         One picture for each reference, in order.
@@ -74,7 +78,9 @@ def read_pictures(
         PictureError: At the first picture that is missing, broken or too large; names the record.
     """
     base = record.image_base if base is None else base
-    return load_pictures(record.images, base, place=record.uid, limits=limits, depth=depth)
+    return load_pictures(
+        record.images, base, place=record.uid, limits=limits, depth=depth, read=read
+    )
 
 
 def load_pictures(
@@ -84,6 +90,7 @@ def load_pictures(
     place: str,
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
+    read: ReadBytes | None = None,
 ) -> tuple[Picture, ...]:
     """Reads pictures from references; like `read_pictures`, but without a record.
 
@@ -93,6 +100,7 @@ def load_pictures(
         place: Location of the references, for error messages.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked.
+        read: Reads files and URLs; by default with the retries of a `Storage`.
 
     Returns:
         One picture for each reference, in order.
@@ -107,7 +115,7 @@ def load_pictures(
             located = locate_picture(reference, base)
             if isinstance(located, str):
                 name = f"{name} ({without_query(located)})"
-                located = _read(located, limits.max_bytes)
+                located = _read(located, limits.max_bytes, read)
             check_image(located, limits, depth=depth)
         except PictureError as error:
             raise PictureError(error.kind, f"{name}: {error}") from None
@@ -203,9 +211,11 @@ def _begins_image(data: bytes) -> bool:
     return True
 
 
-def _read(location: str, max_bytes: int) -> bytes:
+def _read(location: str, max_bytes: int, read: ReadBytes | None) -> bytes:
     """Reads a file or a URL."""
     try:
+        if read is not None:
+            return read(location, max_bytes)
         return _storage().read_bytes(location, max_bytes=max_bytes)
     except MissingFileError as error:
         raise PictureError(MISSING, f"found {error.found}") from None

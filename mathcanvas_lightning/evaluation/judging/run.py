@@ -101,7 +101,9 @@ class JudgeRun:
         data = RecordDataModule(
             [source], prompt=_Verbatim(), template_options=dict(self.template_options)
         )
-        trainer = Trainer(accelerator="cpu", callbacks=[ResponseWriter(), counter], **QUIET_TRAINER)
+        callbacks = [ResponseWriter(), counter]
+        with _quiet():
+            trainer = Trainer(accelerator="cpu", callbacks=callbacks, **QUIET_TRAINER)
         module = GenerationModule(_KeptOpen(self.backend), sampling)
         try:
             with _quiet():

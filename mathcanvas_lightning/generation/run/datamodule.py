@@ -27,8 +27,9 @@ from mathcanvas_lightning.generation.run.journal import (
     start_rerun,
 )
 from mathcanvas_lightning.generation.run.module import RequestBatch
+from mathcanvas_lightning.records.fetching import FetchSettings, PictureReader, Pictures
 from mathcanvas_lightning.records.filters import RecordFilter
-from mathcanvas_lightning.records.pictures import PictureError, read_pictures
+from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput, iter_records
 from mathcanvas_lightning.records.survey import RecordKey, survey
 
@@ -53,6 +54,8 @@ class RecordDataModule(LightningDataModule):
         template_options: More variables for the model's chat template.
         rerun: Answer all records again. Earlier answers are moved to the journal's folder
             `replaced`. To resume such a run after a kill, start it without this option.
+        fetching: Time limits and parallel requests for pictures at URLs; default:
+            `FetchSettings()`.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RecordDataModule(LightningDataModule):
         batching: Batching | None = None,
         template_options: dict[str, Any] | None = None,
         rerun: bool = False,
+        fetching: FetchSettings | None = None,
     ) -> None:
         super().__init__()
         if not inputs:
@@ -75,6 +79,7 @@ class RecordDataModule(LightningDataModule):
         self.batching = batching or FixedSize()
         self.template_options = template_options or {}
         self.rerun = rerun
+        self._pictures = PictureReader(fetching or FetchSettings())
         self.prepare_data_per_node = False
         self.wanted: dict[str, RecordKey] = {}
         """Uid -> key of the records that need an answer: all but those that filters reject and
@@ -161,7 +166,7 @@ class RecordDataModule(LightningDataModule):
                 yield prepared
 
     def prepared(self, wanted: Mapping[str, RecordKey]) -> Iterator[Prepared]:
-        """Reads records and builds their requests.
+        """Reads records and builds their requests; pictures at URLs are read ahead.
 
         Args:
             wanted: Uid -> key of the records.
@@ -172,6 +177,10 @@ class RecordDataModule(LightningDataModule):
         Raises:
             InputError: If an input has changed since `setup`.
         """
+        for record, pictures in self._pictures.read_ahead(self._records(wanted)):
+            yield self._prepare(record, pictures)
+
+    def _records(self, wanted: Mapping[str, RecordKey]) -> Iterator[Record]:
         for one in self.inputs:
             keys = {key.position: key for key in wanted.values() if key.label == one.label}
             records = iter_records(one, self._fields) if keys else ()
@@ -180,7 +189,7 @@ class RecordDataModule(LightningDataModule):
                 if key is not None:
                     if (record.uid, record.digest) != (key.uid, key.digest):
                         raise _changed(one)
-                    yield self.prepare_record(record)
+                    yield record
                 if not keys:
                     break
             if keys:
@@ -195,8 +204,12 @@ class RecordDataModule(LightningDataModule):
         Returns:
             A request; or a failure if a picture is unreadable or the prompt does not fit.
         """
+        return self._prepare(record, self._pictures.read(record))
+
+    def _prepare(self, record: Record, pictures: Pictures) -> Prepared:
         try:
-            pictures = read_pictures(record)
+            if isinstance(pictures, PictureError):
+                raise pictures
             messages = self.prompt(record, pictures)
         except PictureError as error:
             failure = Failure(kind=error.kind, message=str(error))
