@@ -1,87 +1,28 @@
-"""Reads pictures ahead of need: URLs in parallel, with time limits, and no host that is down."""
+"""Reads the pictures of records ahead of need, those at URLs in parallel."""
 
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
-
-from mathcanvas_lightning.common.paths import is_http, is_remote
-from mathcanvas_lightning.errors import ConfigError, StorageError
+from mathcanvas_lightning.common.paths import is_remote
+from mathcanvas_lightning.records.hosts import FetchSettings, HostReader
 from mathcanvas_lightning.records.pictures import Picture, PictureError, read_pictures
 from mathcanvas_lightning.records.record import Record
-from mathcanvas_lightning.storage.config import StorageConfig
-from mathcanvas_lightning.storage.files import Storage
-from mathcanvas_lightning.storage.retry import AccessDeniedError
 
-MAX_FAILURES = 3
-"""Failures in a row after which a host counts as down."""
-REST_S = 300.0
-"""Time until a host that is down is tried again."""
-MAX_RECENT_BYTES = 64 * 2**20
-"""Maximum size of the pictures that are kept for records that share them."""
 Pictures = tuple[Picture, ...] | PictureError
 """The pictures of a record, or why one of them is unusable."""
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
-class FetchSettings:
-    """How pictures at URLs are read; local files need none of these settings.
-
-    Raises:
-        ConfigError: If a value is too small.
-    """
-
-    timeout_s: float = 20.0
-    """Time limit of one try, from the connection to the last byte."""
-    max_retries: int = 2
-    """Maximum number of retries after a failed try."""
-    num_parallel: int = 16
-    """Number of records whose pictures are read at a time; twice as many are read ahead."""
-
-    def __post_init__(self) -> None:
-        limits = {
-            "timeout_s": (self.timeout_s > 0, "above 0"),
-            "max_retries": (self.max_retries >= 0, "0 or more"),
-            "num_parallel": (self.num_parallel >= 1, "1 or more"),
-        }
-        for name, (fits, wanted) in limits.items():
-            if not fits:
-                raise ConfigError(
-                    f"fetching.{name}",
-                    found=repr(getattr(self, name)),
-                    wanted=wanted,
-                    remedy="Change it.",
-                )
-
-
 class PictureReader:
-    """Reads the pictures of records; keeps recent ones, and remembers which hosts are down.
+    """Reads the pictures of records, also ahead.
 
     Args:
         settings: Settings for URLs.
     """
 
     def __init__(self, settings: FetchSettings) -> None:
-        self._settings = settings
-        plain = StorageConfig(timeout_s=settings.timeout_s, max_retries=settings.max_retries)
-        # The timeout of a storage starts anew with each byte: not for a server that dribbles.
-        limit = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=settings.timeout_s)}}
-        self._plain = Storage(plain)
-        self._web = Storage(
-            StorageConfig(
-                timeout_s=settings.timeout_s,
-                max_retries=settings.max_retries,
-                storage_options=limit,
-            )
-        )
-        self._hosts = HostHealth()
-        self._recent = _RecentFiles()
+        self._num_parallel = settings.num_parallel
+        self._files = HostReader(settings)
 
     def read(self, record: Record) -> Pictures:
         """Reads the pictures of a record.
@@ -90,7 +31,7 @@ class PictureReader:
             One picture for each reference, in order; or the first error.
         """
         try:
-            return read_pictures(record, read=self.read_bytes)
+            return read_pictures(record, files=self._files)
         except PictureError as error:
             return error
 
@@ -104,7 +45,7 @@ class PictureReader:
             Each record with its pictures: in order, but a record with pictures at URLs comes when
             they have arrived. So a slow host delays only its own records.
         """
-        pool = ThreadPoolExecutor(self._settings.num_parallel, "pictures")
+        pool = ThreadPoolExecutor(self._num_parallel, "pictures")
         pending: dict[Future[Pictures], Record] = {}
         try:
             for record in records:
@@ -112,107 +53,11 @@ class PictureReader:
                     yield record, self.read(record)
                     continue
                 pending[pool.submit(self.read, record)] = record
-                yield from _arrived(pending, at_most=2 * self._settings.num_parallel - 1)
+                yield from _arrived(pending, at_most=2 * self._num_parallel - 1)
             while pending:
                 yield from _arrived(pending, at_most=len(pending) - 1)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def read_bytes(self, location: str, max_bytes: int) -> bytes:
-        """Reads a file or a URL.
-
-        Args:
-            location: Path or URL.
-            max_bytes: Maximum size.
-
-        Raises:
-            DataError: If the file does not exist, or is too large.
-            StorageError: If the host does not answer, or is down.
-        """
-        if not is_remote(location):
-            return self._plain.read_bytes(location, max_bytes=max_bytes)
-        if (data := self._recent.get(location)) is not None:
-            return data
-        host = urlsplit(location).netloc.rpartition("@")[2]
-        self._hosts.require(host)
-        storage = self._web if is_http(location) else self._plain
-        try:
-            data = storage.read_bytes(location, max_bytes=max_bytes)
-        except StorageError as error:
-            self._hosts.note(host, is_up=isinstance(error, AccessDeniedError))
-            raise
-        except Exception:
-            self._hosts.note(host, is_up=True)  # it answered: no such file, or too large
-            raise
-        self._hosts.note(host, is_up=True)
-        self._recent.add(location, data)
-        return data
-
-
-@dataclass(slots=True)
-class HostHealth:
-    """Hosts that failed several times in a row; threads may share it."""
-
-    failures: dict[str, int] = field(default_factory=dict)
-    """Host -> failures since its last answer."""
-    down_until: dict[str, float] = field(default_factory=dict)
-    """Host -> time until which it is not asked."""
-    clock: Callable[[], float] = time.monotonic
-    """Returns the time in seconds."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def require(self, host: str) -> None:
-        """Checks that a host may be asked.
-
-        Raises:
-            StorageError: If it is down.
-        """
-        with self.lock:
-            now = self.clock()
-            if self.down_until.get(host, now) <= now:
-                if host in self.down_until:  # one request tries it; the others wait for its result
-                    self.down_until[host] = now + REST_S
-                return
-            count = self.failures[host]
-        raise StorageError(
-            host,
-            found=f"no answer {count} times in a row, so the host is not asked for now",
-            wanted="a host that answers",
-            remedy="Start the run again when it is up: only records without an answer are asked.",
-        )
-
-    def note(self, host: str, *, is_up: bool) -> None:
-        """Notes the result of a request."""
-        with self.lock:
-            if is_up:
-                self.failures.pop(host, None)
-                self.down_until.pop(host, None)
-                return
-            self.failures[host] = self.failures.get(host, 0) + 1
-            if self.failures[host] >= MAX_FAILURES:
-                self.down_until[host] = self.clock() + REST_S
-
-
-class _RecentFiles:
-    """The most recently used files, up to a total size; threads may share it."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[str, bytes] = OrderedDict()
-        self._num_bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, location: str) -> bytes | None:
-        with self._lock:
-            if location in self._files:
-                self._files.move_to_end(location)
-            return self._files.get(location)
-
-    def add(self, location: str, data: bytes) -> None:
-        with self._lock:
-            self._num_bytes += len(data) - len(self._files.pop(location, b""))
-            self._files[location] = data
-            while self._num_bytes > MAX_RECENT_BYTES:
-                self._num_bytes -= len(self._files.popitem(last=False)[1])
 
 
 def _needs_network(record: Record) -> bool:
@@ -229,8 +74,10 @@ def _is_url(reference: Any, base: str) -> bool:
 def _arrived(
     pending: dict[Future[Pictures], Record], *, at_most: int
 ) -> Iterator[tuple[Record, Pictures]]:
-    """Waits until at most some are pending; removes and yields the others."""
-    while len(pending) > at_most:
-        wait(pending, return_when=FIRST_COMPLETED)
+    """Removes and yields what is done; waits until at most some are pending."""
+    while True:
         for future in [one for one in pending if one.done()]:
             yield pending.pop(future), future.result()
+        if len(pending) <= at_most:
+            return
+        wait(pending, return_when=FIRST_COMPLETED)

@@ -5,7 +5,7 @@ import binascii
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mathcanvas_lightning.common.paths import is_remote, join_path, without_query
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.errors import DataError, StorageError
-from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.records.hosts import HostReader
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
 if TYPE_CHECKING:  # records are checked with the functions of this file
@@ -23,8 +23,6 @@ MISSING, UNREADABLE, TOO_LARGE = "picture_missing", "picture_unreadable", "pictu
 MAX_PATH_CHARACTERS = 4096
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SHOWN_CHARACTERS = 200
-ReadBytes = Callable[[str, int], bytes]
-"""Takes a path or URL and a maximum size, and returns the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ def read_pictures(
     *,
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
-    read: ReadBytes | None = None,
+    files: HostReader | None = None,
 ) -> tuple[Picture, ...]:
     """Reads all pictures of a record.
 
@@ -69,7 +67,7 @@ def read_pictures(
         base: Folder or URL for relative paths; by default the record's `image_base`.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked, see `check_image`.
-        read: Reads files and URLs; by default with the retries of a `Storage`.
+        files: Reads files and URLs; by default one that all calls share.
 
     Returns:
         One picture for each reference, in order.
@@ -79,7 +77,7 @@ def read_pictures(
     """
     base = record.image_base if base is None else base
     return load_pictures(
-        record.images, base, place=record.uid, limits=limits, depth=depth, read=read
+        record.images, base, place=record.uid, limits=limits, depth=depth, files=files
     )
 
 
@@ -90,7 +88,7 @@ def load_pictures(
     place: str,
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
-    read: ReadBytes | None = None,
+    files: HostReader | None = None,
 ) -> tuple[Picture, ...]:
     """Reads pictures from references; like `read_pictures`, but without a record.
 
@@ -100,7 +98,7 @@ def load_pictures(
         place: Location of the references, for error messages.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked.
-        read: Reads files and URLs; by default with the retries of a `Storage`.
+        files: Reads files and URLs; by default one that all calls share.
 
     Returns:
         One picture for each reference, in order.
@@ -115,7 +113,7 @@ def load_pictures(
             located = locate_picture(reference, base)
             if isinstance(located, str):
                 name = f"{name} ({without_query(located)})"
-                located = _read(located, limits.max_bytes, read)
+                located = _read(located, limits.max_bytes, files or _files())
             check_image(located, limits, depth=depth)
         except PictureError as error:
             raise PictureError(error.kind, f"{name}: {error}") from None
@@ -211,12 +209,10 @@ def _begins_image(data: bytes) -> bool:
     return True
 
 
-def _read(location: str, max_bytes: int, read: ReadBytes | None) -> bytes:
+def _read(location: str, max_bytes: int, files: HostReader) -> bytes:
     """Reads a file or a URL."""
     try:
-        if read is not None:
-            return read(location, max_bytes)
-        return _storage().read_bytes(location, max_bytes=max_bytes)
+        return files.read(location, max_bytes)
     except MissingFileError as error:
         raise PictureError(MISSING, f"found {error.found}") from None
     except FileTooLargeError as error:
@@ -228,5 +224,5 @@ def _read(location: str, max_bytes: int, read: ReadBytes | None) -> bytes:
 
 
 @cache
-def _storage() -> Storage:
-    return Storage()
+def _files() -> HostReader:
+    return HostReader()

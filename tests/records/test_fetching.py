@@ -15,8 +15,13 @@ import pytest
 from mathcanvas_lightning.errors import ConfigError, StorageError
 from mathcanvas_lightning.generation.requests import GenerationRequest
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
-from mathcanvas_lightning.records import fetching
-from mathcanvas_lightning.records.fetching import FetchSettings, HostHealth, PictureReader
+from mathcanvas_lightning.records.fetching import PictureReader
+from mathcanvas_lightning.records.hosts import (
+    MAX_FAILURES,
+    REST_S,
+    FetchSettings,
+    HostHealth,
+)
 from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput
 from tests.conftest import png
@@ -156,7 +161,7 @@ def test_a_host_that_is_down_is_remembered() -> None:
     for name in names:
         pictures = reader.read(record(name, f"http://{address}/{name}.png"))
         assert isinstance(pictures, PictureError)
-    assert f"no answer {fetching.MAX_FAILURES} times in a row" in str(pictures)
+    assert f"no answer {MAX_FAILURES} times in a row" in str(pictures)
     assert time.monotonic() - began < 10
 
 
@@ -171,13 +176,13 @@ def test_missing_and_secret_pictures_are_no_sign_of_a_host_that_is_down(host: Pi
 def test_a_host_gets_another_chance() -> None:
     now = 1000.0
     health = HostHealth(clock=lambda: now)
-    for _ in range(fetching.MAX_FAILURES):
+    for _ in range(MAX_FAILURES):
         health.require("a")
         health.note("a", is_up=False)
     with pytest.raises(StorageError, match="no answer 3 times"):
         health.require("a")
     health.require("b")
-    now += fetching.REST_S
+    now += REST_S
     health.require("a")  # one request tries it
     with pytest.raises(StorageError):
         health.require("a")

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mathcanvas_lightning.errors import OutputError
 from mathcanvas_lightning.generation.backends.base import GenerationBackend
@@ -101,7 +101,7 @@ class JudgeRun:
         data = RecordDataModule(
             [source], prompt=_Verbatim(), template_options=dict(self.template_options)
         )
-        callbacks = [ResponseWriter(), counter]
+        callbacks: list[Callback] = [ResponseWriter(), counter]
         with _quiet():
             trainer = Trainer(accelerator="cpu", callbacks=callbacks, **QUIET_TRAINER)
         module = GenerationModule(_KeptOpen(self.backend), sampling)

@@ -27,8 +27,9 @@ from mathcanvas_lightning.generation.run.journal import (
     start_rerun,
 )
 from mathcanvas_lightning.generation.run.module import RequestBatch
-from mathcanvas_lightning.records.fetching import FetchSettings, PictureReader, Pictures
+from mathcanvas_lightning.records.fetching import PictureReader, Pictures
 from mathcanvas_lightning.records.filters import RecordFilter
+from mathcanvas_lightning.records.hosts import FetchSettings
 from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput, iter_records
 from mathcanvas_lightning.records.survey import RecordKey, survey

@@ -152,11 +152,13 @@ def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse
 
     Raises:
         BadBodyError: If the body holds no answer, or the server aborted the answer (transient); or
-            if the answer has an unknown form.
+            if the answer has an unknown form: another try would be paid and give the same.
     """
     choices = answer.get("choices") if isinstance(answer, Mapping) else None
     if not isinstance(choices, list) or not choices:
-        raise BadBodyError(f"not a chat completion: {_start(answer)}")
+        raise BadBodyError(
+            f"not a chat completion: {_start(answer)}", transient=not _has_content(answer)
+        )
     try:
         numbers = [_index(choice, position) for position, choice in enumerate(choices)]
         ordered = [choices[i] for i in sorted(range(len(choices)), key=lambda i: numbers[i])]
@@ -180,6 +182,13 @@ def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse
             completion_tokens=_count(usage, "completion_tokens"),
         ),
     )
+
+
+def _has_content(answer: Any) -> bool:
+    """Whether a body without choices is an answer in another form, and no failure of a gateway."""
+    if not isinstance(answer, Mapping) or not answer or "error" in answer:
+        return False
+    return "choices" not in answer or _count(answer.get("usage"), "completion_tokens") > 0
 
 
 def _start(answer: Any) -> str:

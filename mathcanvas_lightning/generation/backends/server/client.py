@@ -238,6 +238,8 @@ class ServerClient:
                 else:
                     data = await response.read()
                 return response.status, data, response.headers.get("Retry-After", "")
+        except aiohttp.ServerTimeoutError as error:  # while connecting
+            raise RequestFailedError("timeout", self._hidden(str(error))) from None
         except TimeoutError:
             raise RequestFailedError("timeout", found) from None
         except aiohttp.ClientPayloadError as error:
