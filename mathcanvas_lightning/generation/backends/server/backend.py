@@ -52,6 +52,8 @@ class _Session:
     done: queue.SimpleQueue[Future[GenerationResponse]] = field(default_factory=queue.SimpleQueue)
     streak: FailureStreak = field(default_factory=FailureStreak)
     testing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failed_test: BackendError | None = None
+    """Error of a test of the server; requests that have not been sent raise it."""
     error: BackendError | None = None
     """Error that stops the backend, None while it works."""
 
@@ -59,6 +61,11 @@ class _Session:
         """Raises the error if there is one."""
         if self.error is not None:
             raise self.error
+
+    def require_server(self) -> None:
+        """Raises the error of a test if there is one."""
+        if self.failed_test is not None:
+            raise self.failed_test
 
 
 class ServerBackend:
@@ -238,6 +245,7 @@ class ServerBackend:
 
 
 async def _answer(session: _Session, request: GenerationRequest) -> GenerationResponse:
+    session.require_server()
     try:
         response = await session.chat.answer(request)
     except PictureError as error:
@@ -259,13 +267,14 @@ async def _test_server(
 ) -> None:
     """Sends a harmless request after several failures; raises a BackendError if it fails too."""
     async with session.testing:
+        session.require_server()
         if not session.streak.needs_test:
             return
-        test = replace(request, messages=TEST_MESSAGES, sampling=replace(request.sampling, n=1))
         try:
-            await session.chat.answer(test, replace(session.chat.client.retries, max_retries=0))
+            await session.chat.test(replace(request, messages=TEST_MESSAGES))
         except RequestFailedError as again:
-            raise _no_answers(session.chat.client, again) from None
+            session.failed_test = _no_answers(session.chat.client, again)
+            raise session.failed_test from None
         text = "%d requests in a row failed (%s); the run continues, as a test request was answered"
         logger.warning(text, session.streak.num_failures, failed)
         session.streak.add_answer()

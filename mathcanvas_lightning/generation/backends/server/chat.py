@@ -45,14 +45,21 @@ class Chat:
     dialect: Dialect = field(default_factory=Dialect)
     """What the server was found not to understand."""
 
-    async def answer(
-        self, request: GenerationRequest, retries: RetryPolicy | None = None
-    ) -> GenerationResponse:
+    async def test(self, request: GenerationRequest) -> None:
+        """Sends a request for one sample at once, ahead of those that wait, without retries.
+
+        Raises:
+            RequestFailedError: If it is not answered.
+        """
+        request = replace(request, sampling=replace(request.sampling, n=1))
+        retries = replace(self.client.retries, max_retries=0)
+        await self._send(request, self._body(request, 0), self.dialect, retries)
+
+    async def answer(self, request: GenerationRequest) -> GenerationResponse:
         """Answers a request.
 
         Args:
             request: The request.
-            retries: Number of retries and waiting times; by default those of the client.
 
         Returns:
             `sampling.n` outputs, or a failure if the model gave no text.
@@ -61,8 +68,7 @@ class Chat:
             PictureError: If a picture cannot be read.
             RequestFailedError: If no try succeeded.
         """
-        retries = retries or self.client.retries
-        first = await self._call(request, retries)
+        first = await self._call(request)
         num_wanted, num_found = request.sampling.n, len(first.outputs)
         if first.failure is not None or num_found == num_wanted:
             return first
@@ -70,7 +76,7 @@ class Chat:
             return replace(first, outputs=first.outputs * num_wanted)
         # The server does not know `n`: ask for the others one at a time, with other seeds.
         others = await asyncio.gather(
-            *(self._call(request, retries, sample) for sample in range(num_found, num_wanted)),
+            *(self._call(request, sample) for sample in range(num_found, num_wanted)),
             return_exceptions=True,
         )
         responses = [first]
@@ -80,12 +86,10 @@ class Chat:
             responses.append(other)
         return _merged(request, responses)
 
-    async def _call(
-        self, request: GenerationRequest, retries: RetryPolicy, sample: int = 0
-    ) -> GenerationResponse:
+    async def _call(self, request: GenerationRequest, sample: int = 0) -> GenerationResponse:
         """Sends one request: for all samples, or for the sample with a number above 0."""
         async with self.slots:
-            body = self._body(request, sample)
+            body, retries = self._body(request, sample), self.client.retries
             try:
                 return await self._send(request, body, self.dialect, retries)
             except RequestFailedError as failed:
