@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mathcanvas_lightning.data.rows.readers import IMAGE_MARK
 from mathcanvas_lightning.data.rows.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
 from mathcanvas_lightning.records.files import FORMATS, read_records
+from mathcanvas_lightning.records.hosts import FetchSettings
 
 ERROR_SUFFIX = "_error"
 """Suffix of the response field's name, for the field with the reason of a missing response."""
@@ -31,6 +32,8 @@ class RecordInput:
     """Prefix of the record ids; default: the file name without suffix."""
     image_base_path: str | None = None
     """Folder or URL for relative picture paths; default: the folder of the input."""
+    fetching: FetchSettings = field(default_factory=FetchSettings)
+    """Time limits and parallel requests for pictures at URLs."""
     index_field: str = "sample_index"
     """Field with a unique text or integer."""
     query_field: str = "query_cot"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from mathcanvas_lightning.errors import ConfigError, StorageError
 from mathcanvas_lightning.generation.requests import GenerationRequest
@@ -206,7 +207,7 @@ def test_a_run_reads_each_picture_once(host: PictureHost, tmp_path: Path) -> Non
         for number in range(20)
     ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = RecordDataModule([RecordInput(path=str(source))], fetching=FAST)
+    data = RecordDataModule([RecordInput(path=str(source), fetching=FAST)])
     data.setup("predict")
     requests = list(data.requests())
     assert {len(one.pictures) for one in requests if isinstance(one, GenerationRequest)} == {1}
@@ -228,3 +229,12 @@ def test_an_early_end_waits_for_nothing(host: PictureHost) -> None:
 def test_settings_are_checked(name: str) -> None:
     with pytest.raises(ConfigError, match=f"fetching.{name}"):
         FetchSettings(**{name: -1})
+
+
+def test_configured_from_yaml() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RecordDataModule, "data")
+    value = {"inputs": [{"path": "a.jsonl", "fetching": {"timeout_s": 3}}, {"path": "b.jsonl"}]}
+    data = parser.instantiate(parser.parse_object({"data": value})).data
+    first, second = (one.fetching for one in data.inputs)
+    assert (first, second) == (FetchSettings(timeout_s=3), FetchSettings())

@@ -29,7 +29,6 @@ from mathcanvas_lightning.generation.run.journal import (
 from mathcanvas_lightning.generation.run.module import RequestBatch
 from mathcanvas_lightning.records.fetching import PictureReader, Pictures
 from mathcanvas_lightning.records.filters import RecordFilter
-from mathcanvas_lightning.records.hosts import FetchSettings
 from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput, iter_records
 from mathcanvas_lightning.records.survey import RecordKey, survey
@@ -55,8 +54,6 @@ class RecordDataModule(LightningDataModule):
         template_options: More variables for the model's chat template.
         rerun: Answer all records again. Earlier answers are moved to the journal's folder
             `replaced`. To resume such a run after a kill, start it without this option.
-        fetching: Time limits and parallel requests for pictures at URLs; default:
-            `FetchSettings()`.
     """
 
     def __init__(
@@ -67,7 +64,6 @@ class RecordDataModule(LightningDataModule):
         batching: Batching | None = None,
         template_options: dict[str, Any] | None = None,
         rerun: bool = False,
-        fetching: FetchSettings | None = None,
     ) -> None:
         super().__init__()
         if not inputs:
@@ -80,7 +76,8 @@ class RecordDataModule(LightningDataModule):
         self.batching = batching or FixedSize()
         self.template_options = template_options or {}
         self.rerun = rerun
-        self._pictures = PictureReader(fetching or FetchSettings())
+        readers = {one.fetching: PictureReader(one.fetching) for one in inputs}
+        self._pictures = {one.label: readers[one.fetching] for one in inputs}
         self.prepare_data_per_node = False
         self.wanted: dict[str, RecordKey] = {}
         """Uid -> key of the records that need an answer: all but those that filters reject and
@@ -178,23 +175,24 @@ class RecordDataModule(LightningDataModule):
         Raises:
             InputError: If an input has changed since `setup`.
         """
-        for record, pictures in self._pictures.read_ahead(self._records(wanted)):
-            yield self._prepare(record, pictures)
-
-    def _records(self, wanted: Mapping[str, RecordKey]) -> Iterator[Record]:
         for one in self.inputs:
-            keys = {key.position: key for key in wanted.values() if key.label == one.label}
-            records = iter_records(one, self._fields) if keys else ()
-            for record in records:
-                key = keys.pop(record.position, None)
-                if key is not None:
-                    if (record.uid, record.digest) != (key.uid, key.digest):
-                        raise _changed(one)
-                    yield record
-                if not keys:
-                    break
-            if keys:
-                raise _changed(one)
+            records = self._records(one, wanted)
+            for record, pictures in self._pictures[one.label].read_ahead(records):
+                yield self._prepare(record, pictures)
+
+    def _records(self, one: RecordInput, wanted: Mapping[str, RecordKey]) -> Iterator[Record]:
+        keys = {key.position: key for key in wanted.values() if key.label == one.label}
+        records = iter_records(one, self._fields) if keys else ()
+        for record in records:
+            key = keys.pop(record.position, None)
+            if key is not None:
+                if (record.uid, record.digest) != (key.uid, key.digest):
+                    raise _changed(one)
+                yield record
+            if not keys:
+                break
+        if keys:
+            raise _changed(one)
 
     def prepare_record(self, record: Record) -> Prepared:
         """Builds the request for a record.
@@ -205,7 +203,8 @@ class RecordDataModule(LightningDataModule):
         Returns:
             A request; or a failure if a picture is unreadable or the prompt does not fit.
         """
-        return self._prepare(record, self._pictures.read(record))
+        label = record.uid.partition(":")[0]
+        return self._prepare(record, self._pictures[label].read(record))
 
     def _prepare(self, record: Record, pictures: Pictures) -> Prepared:
         try:
