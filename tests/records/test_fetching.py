@@ -28,7 +28,8 @@ from mathcanvas_lightning.records.record import Record, RecordInput
 from tests.conftest import png
 
 PICTURE = png()
-FAST = FetchSettings(timeout_s=0.5, max_retries=0, num_parallel=4)
+FAST = FetchSettings(timeout_s=0.5, max_retries=0)
+PATIENT = FetchSettings(timeout_s=60, max_retries=0, num_parallel=2)
 
 
 class PictureHost:
@@ -125,8 +126,8 @@ def kinds(reader: PictureReader, *records: Record) -> dict[str, str]:
 
 def test_urls_are_read_in_parallel(host: PictureHost) -> None:
     records = [record(str(number), f"{host.url}/pair{number}.png") for number in range(8)]
-    assert set(kinds(PictureReader(FetchSettings(num_parallel=4)), *records).values()) == {"read"}
-    assert 2 <= host.max_open <= 4
+    assert set(kinds(PictureReader(PATIENT), *records).values()) == {"read"}
+    assert host.max_open == 2
     assert not host.both.broken
 
 
@@ -137,10 +138,11 @@ def test_a_stalled_url_delays_only_its_record(host: PictureHost, tmp_path: Path)
         record("local", str(tmp_path / "local.png")),
         *(record(str(number), f"{host.url}/{number}.png") for number in range(12)),
     ]
-    reader = PictureReader(FetchSettings(timeout_s=2, max_retries=0, num_parallel=2))
-    found = [one.uid for one, _ in reader.read_ahead(records)]
-    assert sorted(found) == sorted(one.uid for one in records)
-    assert found[-1] == "stalled"
+    ahead = PictureReader(PATIENT).read_ahead(records)
+    found = {next(ahead)[0].uid for _ in range(len(records) - 1)}
+    assert found == {one.uid for one in records} - {"stalled"}
+    host.ended.set()
+    assert [one.uid for one, _ in ahead] == ["stalled"]
 
 
 @pytest.mark.parametrize("name", ["stalls.png", "dribbles.png"])
@@ -168,7 +170,7 @@ def test_a_host_that_is_down_is_remembered() -> None:
 
 def test_missing_and_secret_pictures_are_no_sign_of_a_host_that_is_down(host: PictureHost) -> None:
     names = [f"{kind}{number}.png" for number in range(4) for kind in ("missing", "secret")]
-    reader = PictureReader(FAST)
+    reader = PictureReader(PATIENT)
     found = kinds(reader, *(record(name, f"{host.url}/{name}") for name in names))
     assert set(found.values()) == {"picture_missing", "picture_unreadable"}
     assert kinds(reader, record("good", f"{host.url}/good.png")) == {"good": "read"}
@@ -194,7 +196,7 @@ def test_a_host_gets_another_chance() -> None:
 
 
 def test_a_shared_picture_is_read_once(host: PictureHost) -> None:
-    reader = PictureReader(FAST)
+    reader = PictureReader(PATIENT)
     for name in ("1", "2"):
         assert kinds(reader, record(name, f"{host.url}/shared.png")) == {name: "read"}
     assert host.tries == {"/shared.png": 1}
@@ -207,7 +209,7 @@ def test_a_run_reads_each_picture_once(host: PictureHost, tmp_path: Path) -> Non
         for number in range(20)
     ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = RecordDataModule([RecordInput(path=str(source), fetching=FAST)])
+    data = RecordDataModule([RecordInput(path=str(source), fetching=PATIENT)])
     data.setup("predict")
     requests = list(data.requests())
     assert {len(one.pictures) for one in requests if isinstance(one, GenerationRequest)} == {1}
@@ -217,12 +219,11 @@ def test_a_run_reads_each_picture_once(host: PictureHost, tmp_path: Path) -> Non
 
 def test_an_early_end_waits_for_nothing(host: PictureHost) -> None:
     records = [record(name, f"{host.url}/{name}.png") for name in ("good", "stalls1", "stalls2")]
-    found = PictureReader(FetchSettings(timeout_s=3, max_retries=0, num_parallel=1))
-    ahead = found.read_ahead(records)
-    began = time.monotonic()
+    ahead = PictureReader(PATIENT).read_ahead(records)
     assert next(ahead)[0].uid == "good"
+    began = time.monotonic()
     ahead.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("name", ["timeout_s", "max_retries", "num_parallel"])

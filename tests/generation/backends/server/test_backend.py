@@ -485,7 +485,7 @@ def test_a_stalled_stream_is_retried() -> None:
     plans = {"bad": [ServerFault(stall=True)] * 2}
     with (
         chat_server(ChatServer(plans=plans)) as chat,
-        backend(chat, idle_timeout_s=0.2, timeout_s=30) as made,
+        backend(chat, idle_timeout_s=1, timeout_s=30) as made,
     ):
         assert text(answers(made, ask("bad"))["bad"]) == "re: bad"
         assert chat.tries == {"bad": 3}
@@ -494,10 +494,10 @@ def test_a_stalled_stream_is_retried() -> None:
 def test_a_stream_may_take_longer_than_the_timeout() -> None:
     """The timeout is for the first piece; then only the wait for the next piece counts."""
 
-    with chat_server(ChatServer(pause_s=0.15)) as chat:
-        with backend(chat, timeout_s=0.4, idle_timeout_s=0.4, max_retries=0) as made:
+    with chat_server(ChatServer(pause_s=0.3)) as chat:
+        with backend(chat, timeout_s=1, idle_timeout_s=1, max_retries=0) as made:
             assert text(answers(made, ask("long"))["long"]) == "re: long"
-        with backend(chat, timeout_s=0.4, idle_timeout_s=0.05, max_retries=0) as made:
+        with backend(chat, timeout_s=9, idle_timeout_s=0.05, max_retries=0) as made:
             failure = answers(made, ask("long"))["long"].failure
             assert failure is not None
             assert failure.message.startswith("the answer stalled for 0.05 s")
