@@ -1,17 +1,26 @@
 """A model as judge: one request extracts the answers, one request a part compares them."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from mathcanvas_lightning.common.paths import import_from_here, local_path
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.generation.backends.base import GenerationBackend, generate
-from mathcanvas_lightning.generation.requests import GenerationRequest, Message, Sampling
+from mathcanvas_lightning.evaluation.judging.replies import extracted_answer, read_verdict
+from mathcanvas_lightning.generation.backends.base import GenerationBackend
+from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.post_processors import remove_thinking
+
+if TYPE_CHECKING:
+    from mathcanvas_lightning.evaluation.judging.run import Reply
 
 EXTRACT_PROMPT = """\
 Below are a question and a response to it. Write down the final answer that the response gives, \
@@ -48,7 +57,6 @@ Write 1 if the student's answer{part} says the same as the reference answer, els
 `{part}` is " to part (2)" for the second of several parts, and empty for a single part.
 """
 
-NO_ANSWER = "NONE"
 YES, NO = "1", "0"
 _FIELD = re.compile(r"\{(question|response|reference|answer|part)\}")
 
@@ -78,13 +86,20 @@ class Ruling:
 class Judge:
     """Asks a model whether responses agree with the reference answers.
 
+    The requests are a predict run: each reply is in a journal, and a run that was interrupted asks
+    only what has no reply yet.
+
     Args:
-        backend: Backend that answers the requests; guided decoding restricts verdicts to 0 or 1.
+        backend: Backend that answers the requests.
         extract_prompt: Prompt of the first phase; must contain `{response}`, may contain
             `{question}`.
         compare_prompt: Prompt of the second phase; must contain `{answer}` and `{reference}`, and
-            `{part}` for questions with several parts.
-        max_tokens: Maximum length of an extracted answer, in tokens.
+            `{part}` for questions with several parts. It must ask for 1 or 0, or yes or no.
+        max_tokens: Maximum length of a reply, in tokens, with the thoughts of a model that thinks.
+        template_options: More variables for the model's chat template, such as
+            `enable_thinking: false`.
+        guided: Restrict verdicts to 0 or 1 where the backend can. False lets a model think before
+            its verdict, which is then read from its text.
 
     Raises:
         ConfigError: If a prompt lacks a field.
@@ -96,18 +111,26 @@ class Judge:
         *,
         extract_prompt: str = EXTRACT_PROMPT,
         compare_prompt: str = COMPARE_PROMPT,
-        max_tokens: int = 512,
+        max_tokens: int = 4096,
+        template_options: dict[str, Any] | None = None,
+        guided: bool = True,
     ) -> None:
         _require("extract_prompt", extract_prompt, {"response"})
         _require("compare_prompt", compare_prompt, {"answer", "reference"})
         self.backend = backend
         self.extract_prompt = extract_prompt
         self.compare_prompt = compare_prompt
+        self.template_options = template_options or {}
         self._extracting = Sampling(max_tokens=max_tokens)
-        self._comparing = Sampling(max_tokens=8, choice=(NO, YES))
+        self._comparing = Sampling(
+            max_tokens=max_tokens, choice=(NO, YES) if guided else None, guide_strictly=False
+        )
 
     def judge(
-        self, cases: Sequence[Case], advance: Callable[[int], None] = lambda _: None
+        self,
+        cases: Sequence[Case],
+        advance: Callable[[int], None] = lambda _: None,
+        folder: Path | None = None,
     ) -> list[Ruling]:
         """Judges some cases.
 
@@ -115,60 +138,57 @@ class Judge:
             cases: Any number of cases.
             advance: Called with the number of finished requests. There are one a case and one a
                 part; for cases without an extracted answer the parts count as finished at once.
+            folder: Folder of the journals; without one, nothing is kept.
 
         Returns:
-            A ruling for each case. If a request fails, or its response is neither 0 nor 1, the
-            part is undecided.
+            A ruling for each case. If a request fails, or its reply has no verdict, the part is
+            undecided.
 
         Raises:
-            BackendError: If the backend stops working.
+            BackendError: If the backend stops working; the same call continues in the folder.
+            OutputError: If the folder has replies of another judge.
         """
-        extracted = self._ask(map(self._extraction, range(len(cases)), cases), advance)
-        comparisons: list[GenerationRequest] = []
-        for number, (case, reply) in enumerate(zip(cases, extracted.values(), strict=True)):
-            if reply.text:
-                comparisons += self._comparisons(number, case, reply.text)
-            else:
-                advance(len(case.expected))
-        compared = self._ask(comparisons, advance)
-        return [
-            _ruling(case, reply, [compared.get(_uid(number, part)) for part in _parts(case)])
-            for number, (case, reply) in enumerate(zip(cases, extracted.values(), strict=True))
-        ]
+        from mathcanvas_lightning.evaluation.judging.run import JudgeRun  # Lightning: slow
 
-    def _extraction(self, number: int, case: Case) -> GenerationRequest:
-        fields = {"question": case.question, "response": remove_thinking(case.response)}
-        return _request(f"extract-{number}", self.extract_prompt, fields, self._extracting)
-
-    def _comparisons(self, number: int, case: Case, answer: str) -> list[GenerationRequest]:
-        fields = {"question": case.question, "answer": answer}
-        return [
-            _request(
-                _uid(number, part),
-                self.compare_prompt,
-                fields
-                | {"reference": case.expected[part]}
-                | {"part": f" to part ({part + 1})" if len(case.expected) > 1 else ""},
-                self._comparing,
+        with ExitStack() as stack:
+            if folder is None:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="mathcanvas-judge-")))
+            run = JudgeRun(
+                backend=self.backend, folder=folder, template_options=self.template_options
             )
-            for part in _parts(case)
+            prompts = [self._extraction(case) for case in cases]
+            extracted = run.ask("extract", prompts, self._extracting, advance)
+            answers = [_answer(reply) for reply in extracted]
+            comparisons = [
+                self._comparisons(case, answer.text) if answer.text else []
+                for case, answer in zip(cases, answers, strict=True)
+            ]
+            listed = [prompt for prompts in comparisons for prompt in prompts]
+            advance(sum(len(case.expected) for case in cases) - len(listed))
+            replies = iter(run.ask("compare", listed, self._comparing, advance))
+        return [
+            _ruling(case, answer, list(islice(replies, len(prompts))))
+            for case, answer, prompts in zip(cases, answers, comparisons, strict=True)
         ]
 
-    def _ask(
-        self, requests: Iterable[GenerationRequest], advance: Callable[[int], None]
-    ) -> dict[str, "_Reply"]:
-        """Returns uid -> reply, in the order of the requests."""
-        listed = list(requests)
-        found: dict[str, _Reply] = {}
-        for response in generate(self.backend, listed):
-            if response.failure is not None:
-                failure = f"{response.failure.kind}: {response.failure.message}"
-                found[response.uid] = _Reply(failure=failure)
-            else:
-                text = remove_thinking(response.outputs[0].text)
-                found[response.uid] = _Reply(text="" if text.strip(" .*") == NO_ANSWER else text)
-            advance(1)
-        return {request.uid: found[request.uid] for request in listed}
+    def _extraction(self, case: Case) -> str:
+        response = remove_thinking(case.response)
+        return _filled(self.extract_prompt, {"question": case.question, "response": response})
+
+    def _comparisons(self, case: Case, answer: str) -> list[str]:
+        fields = {"question": case.question, "answer": answer}
+        has_parts = len(case.expected) > 1
+        return [
+            _filled(
+                self.compare_prompt,
+                {
+                    **fields,
+                    "reference": expected,
+                    "part": f" to part ({part})" if has_parts else "",
+                },
+            )
+            for part, expected in enumerate(case.expected, start=1)
+        ]
 
 
 def load_judge(path: str) -> Judge:
@@ -200,45 +220,35 @@ def load_judge(path: str) -> Judge:
     return judge
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reply:
-    text: str = ""
-    failure: str | None = None
-
-
-def _uid(number: int, part: int) -> str:
-    return f"compare-{number}-{part}"
-
-
-def _parts(case: Case) -> range:
-    return range(len(case.expected))
-
-
-def _request(
-    uid: str, prompt: str, fields: Mapping[str, str], sampling: Sampling
-) -> GenerationRequest:
+def _filled(prompt: str, fields: Mapping[str, str]) -> str:
     """Fills in all fields in one pass, since the texts may contain braces."""
-    text = _FIELD.sub(lambda name: fields.get(name[1], name[0]), prompt)
-    return GenerationRequest(
-        uid=uid, messages=(Message(role="user", parts=(text,)),), sampling=sampling
-    )
+    return _FIELD.sub(lambda name: fields.get(name[1], name[0]), prompt)
 
 
-def _ruling(case: Case, extraction: _Reply, comparisons: Sequence[_Reply | None]) -> Ruling:
-    if extraction.failure is not None:
+def _answer(reply: "Reply") -> "Reply":
+    """The extracted answer: a text that may be empty, or the reason why nothing is known of it."""
+    if reply.failure is not None:
+        return reply
+    text = extracted_answer(reply.text)
+    if text is None:
+        return replace(reply, failure="extraction: a reply without text; raise max_tokens")
+    return replace(reply, text=text)
+
+
+def _ruling(case: Case, answer: "Reply", replies: Sequence["Reply"]) -> Ruling:
+    if answer.failure is not None:
         undecided = (None,) * len(case.expected)
-        return Ruling(parts=undecided, failures=(extraction.failure,))
-    if not extraction.text:
+        return Ruling(parts=undecided, failures=(answer.failure,))
+    if not answer.text:
         return Ruling(parts=(False,) * len(case.expected))
     parts, failures = [], []
-    for reply in comparisons:
-        assert reply is not None
-        parts.append({YES: True, NO: False}.get(reply.text))
+    for reply in replies:
+        parts.append(read_verdict(reply.text))
         if reply.failure is not None:
             failures.append(reply.failure)
         elif parts[-1] is None:
             failures.append(f"verdict: {reply.text!r:.60} is neither 0 nor 1")
-    return Ruling(extracted=extraction.text, parts=tuple(parts), failures=tuple(failures))
+    return Ruling(extracted=answer.text, parts=tuple(parts), failures=tuple(failures))
 
 
 def _require(name: str, prompt: str, fields: set[str]) -> None:

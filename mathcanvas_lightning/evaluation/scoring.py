@@ -139,7 +139,7 @@ def _score(
     failures: list[str] = []
     if model is not None:
         try:
-            scored, failures = _judged(scored, model, settings.progress)
+            scored, failures = _judged(scored, model, settings.progress, output)
         finally:
             model.backend.close()
     report = ScoreReport(
@@ -239,7 +239,7 @@ def _part_verdicts(
 
 
 def _judged(
-    scored: Sequence[ScoredRecord], judge: Judge, progress: bool
+    scored: Sequence[ScoredRecord], judge: Judge, progress: bool, output: Path
 ) -> tuple[list[ScoredRecord], list[str]]:
     """Lets the judge decide on open responses; returns the records and the judge's failures."""
     cases = [
@@ -250,7 +250,8 @@ def _judged(
     ]
     total = sum(1 + len(case.expected) for case in cases)
     with progress_bar("Judging", total, show=progress) as advance:
-        rulings = judge.judge(cases, lambda count: advance(count, ""))
+        folder = output.with_name(f"{output.name}.judge")
+        rulings = judge.judge(cases, lambda count: advance(count, ""), folder)
     remaining = iter(rulings)
     judged = [
         replace(

@@ -68,7 +68,7 @@ class Scores:
     num_failed: int
     """Requests without a response; the accuracies count them as wrong."""
     num_undecided: int
-    """Responses that the judge left undecided; the accuracies leave them out."""
+    """Responses that the judge left undecided; the accuracies count them as not right."""
     accuracy: float | None
     """Mean over records of the mean over samples (avg@n) of the share of right parts."""
     interval: tuple[float, float]
@@ -88,16 +88,13 @@ def summarize(records: Sequence[ScoredRecord]) -> Scores:
         records: Any number of records.
 
     Returns:
-        The scores; accuracies are None if no response has a decided verdict.
+        The scores; accuracies are None if there is no response.
     """
     counts = Counter(response.verdict for one in records for response in one.responses)
-    decided = [
-        [response.is_right for response in one.responses if response.verdict != "undecided"]
-        for one in records
-    ]
-    decided = [samples for samples in decided if samples]
+    samples_of = [[response.is_right for response in one.responses] for one in records]
+    samples_of = [samples for samples in samples_of if samples]
     means = {
-        name: _mean([_mean([credit(parts) for parts in samples]) for samples in decided])
+        name: _mean([_mean([credit(parts) for parts in samples]) for samples in samples_of])
         for name, credit in CREDITS.items()
     }
     has_samples = any(len(one.responses) > 1 for one in records)
@@ -109,10 +106,10 @@ def summarize(records: Sequence[ScoredRecord]) -> Scores:
         num_unanswered=counts["unanswered"],
         num_failed=counts["failed"],
         num_undecided=counts["undecided"],
-        accuracy=means["accuracy"] if decided else None,
-        interval=wilson_interval(means["accuracy"], len(decided)),
-        complete=means["complete"] if decided else None,
-        weighted=means["weighted"] if decided else None,
+        accuracy=means["accuracy"] if samples_of else None,
+        interval=wilson_interval(means["accuracy"], len(samples_of)),
+        complete=means["complete"] if samples_of else None,
+        weighted=means["weighted"] if samples_of else None,
         majority=_mean([_majority_is_right(one) for one in records]) if has_samples else None,
     )
 
@@ -121,7 +118,7 @@ def _majority_is_right(scored: ScoredRecord) -> bool:
     """Whether the most frequent answer is right; in a tie, the first of them counts."""
     votes: dict[tuple[str, ...], list[ScoredResponse]] = {}
     for response in scored.responses:
-        if response.verdict in ("right", "wrong"):
+        if response.verdict in ("right", "wrong", "undecided"):
             answers = tuple(
                 vote_of(part.extracted, scored.record.options) for part in response.parts
             )

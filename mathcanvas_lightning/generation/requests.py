@@ -56,6 +56,9 @@ class Sampling:
     """List of allowed answers."""
     regex: str | None = None
     """Regular expression that the answers must match."""
+    guide_strictly: bool = True
+    """Whether a request fails if a server cannot keep to json_schema, choice or regex; if false, it
+    is then answered freely."""
 
     def __post_init__(self) -> None:
         limits = {

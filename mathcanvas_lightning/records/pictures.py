@@ -15,7 +15,7 @@ from mathcanvas_lightning.common.paths import is_remote, join_path, without_quer
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
 from mathcanvas_lightning.errors import DataError, StorageError
 from mathcanvas_lightning.records.access import Access, is_allowed
-from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.records.hosts import HostReader
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError
 
 if TYPE_CHECKING:  # records are checked with the functions of this file
@@ -60,6 +60,7 @@ def read_pictures(
     *,
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
+    files: HostReader | None = None,
 ) -> tuple[Picture, ...]:
     """Reads all pictures of a record.
 
@@ -69,6 +70,7 @@ def read_pictures(
         base: Folder or URL for relative paths; by default the record's `image_base`.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked, see `check_image`.
+        files: Reads files and URLs; by default one that all calls share.
 
     Returns:
         One picture for each reference, in order.
@@ -78,8 +80,9 @@ def read_pictures(
     """
     base = record.image_base if base is None else base
     access: Access = "any" if record.allow_any_path else "web"
+    images, where = record.images, record.uid
     return load_pictures(
-        record.images, base, place=record.uid, access=access, limits=limits, depth=depth
+        images, base, place=where, access=access, limits=limits, depth=depth, files=files
     )
 
 
@@ -91,6 +94,7 @@ def load_pictures(
     access: Access = "web",
     limits: ImageLimits = ImageLimits(),
     depth: Depth = "checksums",
+    files: HostReader | None = None,
 ) -> tuple[Picture, ...]:
     """Reads pictures from references; like `read_pictures`, but without a record.
 
@@ -101,6 +105,7 @@ def load_pictures(
         access: Which files and URLs may be read.
         limits: Larger pictures are rejected before they are decoded.
         depth: How much of each picture is checked.
+        files: Reads files and URLs; by default one that all calls share.
 
     Returns:
         One picture for each reference, in order.
@@ -115,7 +120,7 @@ def load_pictures(
             located = locate_picture(reference, base, access)
             if isinstance(located, str):
                 name = f"{name} ({without_query(located)})"
-                located = _read(located, limits.max_bytes)
+                located = _read(located, limits.max_bytes, files or _files())
             check_image(located, limits, depth=depth)
         except PictureError as error:
             raise PictureError(error.kind, f"{name}: {error}") from None
@@ -242,10 +247,10 @@ def _begins_image(data: bytes) -> bool:
     return True
 
 
-def _read(location: str, max_bytes: int) -> bytes:
+def _read(location: str, max_bytes: int, files: HostReader) -> bytes:
     """Reads a file or a URL."""
     try:
-        return _storage().read_bytes(location, max_bytes=max_bytes)
+        return files.read(location, max_bytes)
     except MissingFileError as error:
         raise PictureError(MISSING, f"found {error.found}") from None
     except FileTooLargeError as error:
@@ -257,5 +262,5 @@ def _read(location: str, max_bytes: int) -> bytes:
 
 
 @cache
-def _storage() -> Storage:
-    return Storage()
+def _files() -> HostReader:
+    return HostReader()

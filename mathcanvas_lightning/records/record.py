@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mathcanvas_lightning.data.rows.readers import IMAGE_MARK
 from mathcanvas_lightning.data.rows.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
 from mathcanvas_lightning.records.files import FORMATS, read_records
+from mathcanvas_lightning.records.hosts import FetchSettings
 from mathcanvas_lightning.records.marks import escape_marks
 
 ERROR_SUFFIX = "_error"
@@ -36,6 +37,8 @@ class RecordInput:
     """Whether records may name pictures outside image_base_path. By default only files below it
     (links are followed) and http(s) URLs are read, because others may not be meant for the
     model."""
+    fetching: FetchSettings = field(default_factory=FetchSettings)
+    """Time limits and parallel requests for pictures at URLs."""
     index_field: str = "sample_index"
     """Field with a unique text or integer."""
     query_field: str = "query_cot"

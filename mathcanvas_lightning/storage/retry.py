@@ -38,6 +38,10 @@ class FileTooLargeError(DataError):
     """A file over the size limit of its reader."""
 
 
+class AccessDeniedError(StorageError):
+    """A file that the server does not give to this user."""
+
+
 class ContentError(Exception):
     """Received bytes that are not what the file format requires; a retry may fix it."""
 
@@ -108,12 +112,12 @@ def _final_error(place: str, error: BaseException, tries: int) -> MathCanvasErro
     if isinstance(error, PermissionError):
         found = f"access denied ({_describe(error)})"
         remedy = "Check the credentials in storage_options or the environment."
-    else:
-        found = f"a storage failure in each of {tries} tries, the last one: {_describe(error)}"
-        remedy = (
-            "Check the server and the network, or raise max_retries or timeout_s; "
-            "fetched data stays in the cache."
-        )
+        return AccessDeniedError(place, found=found, wanted="a successful request", remedy=remedy)
+    found = f"a storage failure in each of {tries} tries, the last one: {_describe(error)}"
+    remedy = (
+        "Check the server and the network, or raise max_retries or timeout_s; "
+        "fetched data stays in the cache."
+    )
     return StorageError(place, found=found, wanted="a successful request", remedy=remedy)
 
 

@@ -45,13 +45,53 @@ class MarkedBackend(EchoBackend):
 
     def _answer(self, request: GenerationRequest) -> GenerationResponse:
         text = request.messages[-1].text
-        is_extraction = request.sampling.choice is None
+        is_extraction = "of the student:" not in text
         if ("fail here" if is_extraction else "fail there") in text:
             return GenerationResponse(
                 uid=request.uid, failure=Failure(kind="timeout", message="too slow")
             )
         reply = _extracted(text) if is_extraction else _compared(text)
         return GenerationResponse(uid=request.uid, outputs=(Output(text=reply),))
+
+
+class FailingBackend(MarkedBackend):
+    """Fails all requests with a word, like a server that refuses them.
+
+    Args:
+        word: The word.
+    """
+
+    def __init__(self, word: str = "Reference answer") -> None:
+        super().__init__()
+        self.word = word
+
+    def _answer(self, request: GenerationRequest) -> GenerationResponse:
+        if self.word not in request.messages[-1].text:
+            return super()._answer(request)
+        failure = Failure(kind="http_400", message="Unrecognized request argument")
+        return GenerationResponse(uid=request.uid, failure=failure)
+
+
+class MortalBackend(MarkedBackend):
+    """Raises a BackendError after some answers.
+
+    Args:
+        lives: Number of answers.
+    """
+
+    def __init__(self, lives: int) -> None:
+        super().__init__()
+        self.lives = lives
+
+    def collect(self) -> list[GenerationResponse]:
+        """Answers one request at a time."""
+        if self.lives == 0:
+            raise BackendError(
+                "engine", found="its end", wanted="a live one", remedy="Start again."
+            )
+        self.lives -= 1
+        request = self.waiting.popleft()
+        return [self._answer(request)]
 
 
 class DeadBackend(EchoBackend):

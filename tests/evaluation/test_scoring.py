@@ -214,8 +214,48 @@ def test_a_judge_decides_on_answers_that_the_rules_marked_wrong(tmp_path: Path) 
     assert report.failures == ["timeout: too slow"]
     overall = report.overall
     assert (overall.num_records, overall.num_undecided) == (8, 1)
-    assert overall.accuracy == pytest.approx(3 / 7)  # undecided is neither right nor wrong
+    assert overall.accuracy == pytest.approx(3 / 8)  # undecided is not right
     assert json.loads(report.output.read_text())["judge_failures"] == ["timeout: too slow"]
+
+
+@pytest.mark.parametrize("word", ["Reference answer", "Final answer:", "Question:"])
+def test_a_failing_judge_never_raises_a_score(tmp_path: Path, word: str) -> None:
+    records = [
+        *({"answer": "5", "model_answer": ["\\boxed{5}", *["\\boxed{moon} [[m]]"] * 3]},) * 3,
+        {"answer": "5", "model_answer": ["\\boxed{5}", *["\\boxed{6} [[6]]"] * 3]},
+        {"answer": ["5", "7"], "model_answer": ["(1) 5 (2) moon [[m]]", "(1) 5 (2) 7"]},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    plain = score(path).overall
+    judge = tmp_path / "judge.yaml"
+    backend = {
+        "class_path": "tests.evaluation.judging.FailingBackend",
+        "init_args": {"word": word},
+    }
+    judge.write_text(yaml.safe_dump({"backend": backend}))
+    judged = score(path, judge=str(judge)).overall
+    for name in ("accuracy", "complete", "weighted", "majority"):
+        assert getattr(judged, name) <= getattr(plain, name)
+    assert judged.interval[1] <= plain.interval[1]
+    assert judged.num_undecided + judged.num_right >= 4
+
+
+def test_a_judge_that_died_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", JUDGED)
+    judge = tmp_path / "judge.yaml"
+    for lives, code in ((3, 1), (99, 0)):
+        backend = {
+            "class_path": "tests.evaluation.judging.MortalBackend",
+            "init_args": {"lives": lives},
+        }
+        judge.write_text(yaml.safe_dump({"backend": backend}))
+        words = ["score", "--input", path, "--judge", str(judge), "--num_workers", "1"]
+        assert main(words) == code
+    journal = tmp_path / "a_scores.json.judge" / "extract.jsonl.journal" / "rank0.jsonl"
+    lines = map(json.loads, journal.read_text().splitlines())
+    answered = [line["uid"] for line in lines if not line["error"]]
+    assert len(answered) == len(set(answered)) == 4  # none was asked twice
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_dead_judge_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

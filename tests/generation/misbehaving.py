@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,40 @@ class ServerFault:
     """End the connection without an answer."""
     cut: bool = False
     """End the connection in the middle of the body."""
+    stall: bool = False
+    """Send nothing more after the first events of a stream."""
+
+
+Answer = dict[str, Any]
 
 
 @dataclass
 class ChatServer:
-    """Answers a question "x" by "re: x"."""
+    """Answers a question "x" by "re: x"; as a stream, if the request wants one."""
+
+    fault: ServerFault | None = None
+    """Fault of all requests without a plan."""
+    shape: Callable[[Answer], Answer] = lambda answer: answer
+    """Changes each answer: to the form in which another server would send it."""
+    refuse: Callable[[dict[str, Any]], str | None] = lambda body: None
+    """The message with which the server refuses a body with status 400; None to accept it."""
+    streams: bool = True
+    """Whether it knows streams; if not, it ignores the field."""
 
     models: tuple[str, ...] = ("parrot",)
     delay_s: float = 0.0
     """Delay before each answer, in seconds."""
+    pause_s: float = 0.0
+    """Delay before each event of a stream, in seconds."""
     plans: dict[str, list[ServerFault]] = field(default_factory=dict)
     """Question -> faults of its first tries; later tries are answered."""
     models_fault: ServerFault | None = None
     """Fault of the list of models."""
+    list_models: Callable[[list[str]], Any] = lambda names: {
+        "object": "list",
+        "data": [{"id": name, "object": "model"} for name in names],
+    }
+    """Writes the list of models."""
     tries: Counter[str] = field(default_factory=Counter)
     """Question -> number of tries."""
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -76,7 +97,9 @@ class ChatServer:
             self.num_open += 1
             self.max_open = max(self.max_open, self.num_open)
             plan = self.plans.get(question, [])
-            fault = plan.pop(0) if plan else None
+            fault = plan.pop(0) if plan else self.fault
+            if fault is None and (message := self.refuse(body)) is not None:
+                fault = ServerFault(status=400, message=message)
         try:
             yield fault
         finally:
@@ -108,8 +131,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif chat.models_fault is not None:
             self.fail(chat.models_fault, b"")
         else:
-            models = [{"id": name, "object": "model"} for name in chat.models]
-            self.send(200, json.dumps({"object": "list", "data": models}).encode())
+            self.send(200, json.dumps(chat.list_models(list(chat.models))).encode())
 
     def do_POST(self) -> None:
         chat = self.server.chat
@@ -117,13 +139,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = body["messages"][-1]["content"]
         question = content if isinstance(content, str) else content[-1]["text"]
-        answer = json.dumps(completion(*[f"re: {question}"] * body.get("n", 1))).encode()
+        answer = chat.shape(completion(*[f"re: {question}"] * body.get("n", 1)))
         with chat.opened(question, body) as fault:
             time.sleep(chat.delay_s)
-            if fault is None:
-                self.send(200, answer)
+            if chat.streams and body.get("stream") and (fault is None or fault.cut or fault.stall):
+                self.stream(events(answer), fault)
+            elif fault is None:
+                self.send(200, json.dumps(answer).encode())
             else:
-                self.fail(fault, answer)
+                self.fail(fault, json.dumps(answer).encode())
+
+    def stream(self, parts: list[Any], fault: ServerFault | None) -> None:
+        """Sends events; if planned, ends or stalls after the first two."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for part in parts if fault is None else parts[:2]:
+            time.sleep(self.server.chat.pause_s)
+            data = f"data: {part if isinstance(part, str) else json.dumps(part)}\n\n".encode()
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        if fault is None:
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        if fault.stall:
+            self.server.chat.ended.wait(60)
+        self.close_connection = True
 
     def fail(self, fault: ServerFault, answer: bytes) -> None:
         """Fails as planned."""
@@ -166,6 +207,28 @@ def completion(*texts: str | None, reason: str | None = "stop") -> dict[str, Any
     ]
     usage = {"prompt_tokens": 3, "completion_tokens": 2 * len(texts)}
     return {"choices": choices[::-1], "usage": usage}
+
+
+def events(answer: Answer) -> list[Any]:
+    """The events of a streamed completion: each text in two pieces, then the finish reasons."""
+    parts: list[Any] = []
+    for choice in answer["choices"]:
+        named = {"index": choice["index"]} if "index" in choice else {}
+        for number in range(2):
+            delta = {
+                name: value[number * (len(value) // 2) :][
+                    : len(value) if number else len(value) // 2
+                ]
+                for name, value in choice["message"].items()
+                if isinstance(value, str)
+            }
+            if number and isinstance(choice["message"].get("content"), list):
+                delta["content"] = choice["message"]["content"]
+            parts.append({"choices": [{**named, "delta": delta, "finish_reason": None}]})
+        parts.append(
+            {"choices": [{**named, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+        )
+    return [*parts, {"choices": [], "usage": answer.get("usage")}, "[DONE]"]
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def unsupported(sampling: Sampling, *more: str) -> list[str]:
         Names of the fields that are set.
     """
     plain = Sampling()
-    names = ("repetition_penalty", "stop", "json_schema", "choice", "regex", *more)
+    guides = ("json_schema", "choice", "regex") if sampling.guide_strictly else ()
+    names = ("repetition_penalty", "stop", *guides, *more)
     return [name for name in names if getattr(sampling, name) != getattr(plain, name)]
 
 

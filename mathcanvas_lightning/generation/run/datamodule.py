@@ -38,8 +38,9 @@ from mathcanvas_lightning.generation.run.journal.folder import (
 from mathcanvas_lightning.generation.run.journal.lines import Entry, origin_of
 from mathcanvas_lightning.generation.run.journal.origin import has_same_origin
 from mathcanvas_lightning.generation.run.module import GenerationModule, RequestBatch
+from mathcanvas_lightning.records.fetching import PictureReader, Pictures
 from mathcanvas_lightning.records.filters import RecordFilter
-from mathcanvas_lightning.records.pictures import PictureError, read_pictures
+from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput, iter_records
 from mathcanvas_lightning.records.survey import OnFault, RecordKey, survey
 
@@ -97,6 +98,8 @@ class RecordDataModule(LightningDataModule):
         self.rerun = rerun
         self.on_fault = on_fault
         self.existing_output = existing_output
+        readers = {one.fetching: PictureReader(one.fetching) for one in inputs}
+        self._pictures = {one.label: readers[one.fetching] for one in inputs}
         self.prepare_data_per_node = False
         self._selection = Selection()
         self._locks: list[FileLock] = []
@@ -200,7 +203,7 @@ class RecordDataModule(LightningDataModule):
                 yield prepared
 
     def prepared(self, wanted: Mapping[str, RecordKey]) -> Iterator[Prepared]:
-        """Reads records and builds their requests.
+        """Reads records and builds their requests; pictures at URLs are read ahead.
 
         Args:
             wanted: Uid -> key of the records.
@@ -212,19 +215,24 @@ class RecordDataModule(LightningDataModule):
             InputError: If an input has changed since `setup`.
         """
         for one in self.inputs:
-            keys = {key.position: key for key in wanted.values() if key.label == one.label}
-            skipped = self.skipped.get(one.label, {})
-            records = iter_records(one, self._fields, skipped=skipped) if keys else ()
-            for record in records:
-                key = keys.pop(record.position, None)
-                if key is not None:
-                    if (record.uid, record.digest) != (key.uid, key.digest):
-                        raise _changed(one)
-                    yield self.prepare_record(record)
-                if not keys:
-                    break
-            if keys:
-                raise _changed(one)
+            records = self._records(one, wanted)
+            for record, pictures in self._pictures[one.label].read_ahead(records):
+                yield self._prepare(record, pictures)
+
+    def _records(self, one: RecordInput, wanted: Mapping[str, RecordKey]) -> Iterator[Record]:
+        keys = {key.position: key for key in wanted.values() if key.label == one.label}
+        skipped = self.skipped.get(one.label, {})
+        records = iter_records(one, self._fields, skipped=skipped) if keys else ()
+        for record in records:
+            key = keys.pop(record.position, None)
+            if key is not None:
+                if (record.uid, record.digest) != (key.uid, key.digest):
+                    raise _changed(one)
+                yield record
+            if not keys:
+                break
+        if keys:
+            raise _changed(one)
 
     def prepare_record(self, record: Record) -> Prepared:
         """Builds the request for a record.
@@ -235,8 +243,13 @@ class RecordDataModule(LightningDataModule):
         Returns:
             A request; or a failure if a picture is unreadable or the prompt does not fit.
         """
+        label = record.uid.partition(":")[0]
+        return self._prepare(record, self._pictures[label].read(record))
+
+    def _prepare(self, record: Record, pictures: Pictures) -> Prepared:
         try:
-            pictures = read_pictures(record)
+            if isinstance(pictures, PictureError):
+                raise pictures
             messages = self.prompt(record, pictures)
         except PictureError as error:
             failure = Failure(kind=error.kind, message=str(error))

@@ -1,11 +1,10 @@
-"""JSON bodies of OpenAI's chat API: builds requests, parses answers and errors.
+"""JSON bodies of OpenAI's chat API: builds requests, parses answers.
 
 Source: https://platform.openai.com/docs/api-reference/chat; for the fields that only vLLM has
 `vllm/entrypoints/openai/chat_completion/protocol.py`.
 """
 
 import json
-import re
 from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
@@ -25,6 +24,7 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.records.pictures import Picture, PictureError, failure_kind
 
+MAX_MESSAGE_CHARS = 2000
 MIME_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
@@ -33,12 +33,6 @@ MIME_TYPES = {
     "GIF": "image/gif",
 }
 """Image formats that servers accept; other pictures are converted to PNG."""
-PROMPT_TOO_LONG = re.compile(
-    r"context.length|context.window|longer than the (model|maximum)|greater than max_model_len",
-    re.IGNORECASE,
-)
-"""Matches the error of a prompt that is too long, by itself or together with `max_tokens`
-(OpenAI's code, vLLM, SGLang, llama.cpp)."""
 ANY_LENGTH: Mapping[str, Any] = {"max_tokens": None, "max_completion_tokens": None}
 """Extra fields that remove the length limit: the answer may fill the window."""
 ABORTED = ("abort", "error")
@@ -50,13 +44,24 @@ NO_ANSWER = {
 }
 """Finish reason -> failure message, for an answer without text."""
 MAX_MESSAGE_CHARS = 2000
+THOUGHTS = ("reasoning_content", "reasoning")
+"""Fields of a message with the thoughts of the model (DeepSeek and vLLM, OpenRouter)."""
 
 
 class BadBodyError(ValueError):
-    """The body of an answer does not follow the API."""
+    """The body of an answer does not follow the API.
+
+    Args:
+        message: Description, with the start of the body.
+        transient: Whether another try may give a better one.
+    """
+
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
-def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) -> bytes:
+def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Builds the body of a chat completion request.
 
     Args:
@@ -65,7 +70,7 @@ def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) 
         extra: Extra fields. They override the others; a field with the value None is removed.
 
     Returns:
-        A JSON object.
+        Field -> JSON value.
 
     Raises:
         PictureError: If a picture cannot be read.
@@ -78,8 +83,7 @@ def chat_body(request: GenerationRequest, model: str, extra: Mapping[str, Any]) 
     if request.template_options:
         body["chat_template_kwargs"] = dict(request.template_options)
     body |= extra
-    fields = {name: value for name, value in body.items() if value is not None}
-    return json.dumps(fields).encode()
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -136,32 +140,42 @@ def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
 def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse:
     """Parses the answer to a chat completion request.
 
+    Servers differ: an index or a finish reason may be missing, the content may be a list of parts,
+    and a model that ran out of tokens while it thought has thoughts but no content.
+
     Args:
         request: The request.
         answer: The decoded JSON body.
 
     Returns:
-        `sampling.n` outputs; an output may be empty if the server returned no text. Or a failure,
-        if a content filter blocked the text or the model called tools.
+        At most `sampling.n` outputs, fewer if the server does not know `n`; an output may be empty
+        if the server returned no text. Or a failure, if a content filter blocked the text or the
+        model called tools.
 
     Raises:
-        BadBodyError: If a required field is missing, or the server aborted the answer.
+        BadBodyError: If the body holds no answer, or the server aborted the answer (transient); or
+            if the answer has an unknown form: another try would be paid and give the same.
     """
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices, list) or not choices:
+        raise BadBodyError(
+            f"not a chat completion: {_start(answer)}", transient=not _has_content(answer)
+        )
     try:
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        outputs = tuple(_output(choice) for choice in choices)
-        usage = answer.get("usage")
-    except (KeyError, TypeError, AttributeError):
-        body = json.dumps(answer)[:MAX_MESSAGE_CHARS]
-        raise BadBodyError(f"not a chat completion: {body}") from None
-    if len(outputs) != request.sampling.n:
-        raise BadBodyError(f"{len(outputs)} answers instead of {request.sampling.n}")
+        numbers = [_index(choice, position) for position, choice in enumerate(choices)]
+        ordered = [choices[i] for i in sorted(range(len(choices)), key=lambda i: numbers[i])]
+        outputs = tuple(map(_output, ordered))[: request.sampling.n]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, BadBodyError):
+            raise
+        raise BadBodyError(f"not a chat completion: {_start(answer)}", transient=False) from None
     for output in outputs:
         if not output.text and output.finish_reason in NO_ANSWER:
             kind = str(output.finish_reason)
             return GenerationResponse(
                 uid=request.uid, failure=Failure(kind=kind, message=NO_ANSWER[kind])
             )
+    usage = answer.get("usage")
     return GenerationResponse(
         uid=request.uid,
         outputs=outputs,
@@ -172,6 +186,17 @@ def read_response(request: GenerationRequest, answer: Any) -> GenerationResponse
     )
 
 
+def _has_content(answer: Any) -> bool:
+    """Whether a body without choices is an answer in another form, and no failure of a gateway."""
+    if not isinstance(answer, Mapping) or not answer or "error" in answer:
+        return False
+    return "choices" not in answer or _count(answer.get("usage"), "completion_tokens") > 0
+
+
+def _start(answer: Any) -> str:
+    return json.dumps(answer)[:MAX_MESSAGE_CHARS]
+
+
 def _count(usage: Any, name: str) -> int:
     """Number of tokens; 0 if the server does not report it."""
     try:
@@ -180,51 +205,76 @@ def _count(usage: Any, name: str) -> int:
         return 0
 
 
-def _output(choice: dict[str, Any]) -> Output:
-    content, reason = choice["message"].get("content"), choice.get("finish_reason")
-    if content is None:  # refused, or all tokens went into thinking
-        content = choice["message"].get("refusal") or ""
-    if not isinstance(content, str) or not isinstance(reason, str):
-        raise TypeError
+def _index(choice: Mapping[str, Any], position: int) -> int:
+    index = choice.get("index")
+    return position if index is None else int(index)
+
+
+def _output(choice: Mapping[str, Any]) -> Output:
+    message, reason = choice["message"], choice.get("finish_reason")
     if reason in ABORTED:
         raise BadBodyError(f"the server aborted the answer: {reason}")
+    content, thoughts = text_of(message.get("content")), thoughts_of(message)
+    if content is None and reason is None and thoughts is None:
+        raise TypeError
+    if content is None:
+        content = text_of(message.get("refusal"))
+    if content is None and thoughts is not None:
+        # The parser of thoughts took all of the text, or all tokens went into thinking.
+        content = f"<think>{thoughts}" if reason == "length" else thoughts
+    if not isinstance(reason, str | None):
+        raise TypeError
     return Output(
-        text=content, finish_reason=reason, token_ids=tuple(choice.get("token_ids") or ())
+        text=content or "", finish_reason=reason, token_ids=tuple(choice.get("token_ids") or ())
     )
+
+
+def text_of(content: Any) -> str | None:
+    """The text of a message's content.
+
+    Args:
+        content: A text, a list of parts (only those with a text count), or null.
+
+    Returns:
+        The text; None if there is no content.
+
+    Raises:
+        TypeError: If the content has another form.
+    """
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise TypeError
+    parts = [part if isinstance(part, str) else part.get("text") for part in content]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def thoughts_of(message: Mapping[str, Any]) -> str | None:
+    """The thoughts in a message; None if there are none."""
+    found = (message.get(name) for name in THOUGHTS)
+    return next((value for value in found if isinstance(value, str) and value), None)
 
 
 def read_models(answer: Any) -> list[str]:
     """Parses a list of models and returns their names.
 
     Args:
-        answer: The decoded JSON body.
+        answer: The decoded JSON body: `{"data": [{"id": ...}]}`, or the list alone, or
+            `{"models": [...]}`; a model may be its name alone.
 
     Raises:
         BadBodyError: If the body is not a list of models.
     """
+    models = answer
+    if isinstance(answer, Mapping):
+        models = answer.get("data", answer.get("models"))
+    if not isinstance(models, list):
+        raise BadBodyError("not a list of models", transient=False)
     try:
-        return [str(model["id"]) for model in answer["data"]]
-    except (KeyError, TypeError):
-        raise BadBodyError("not a list of models") from None
+        return [model if isinstance(model, str) else _model_name(model) for model in models]
+    except (KeyError, TypeError, AttributeError):
+        raise BadBodyError("not a list of models", transient=False) from None
 
 
-def read_error(status: int, data: bytes) -> tuple[str, str]:
-    """Parses an HTTP error into a kind and a message.
-
-    Args:
-        status: HTTP status code.
-        data: Body of the answer: JSON in one of the usual forms, or plain text.
-
-    Returns:
-        `prompt_too_long` or `http_STATUS`, and the server's message.
-    """
-    text = data.decode(errors="replace").strip()
-    try:
-        error = json.loads(text)
-        error = error.get("error", error)
-        message = str(error.get("message") or error.get("detail") or text)
-    except (ValueError, AttributeError):
-        message = text
-    too_long = status in (400, 413, 422) and PROMPT_TOO_LONG.search(text)
-    kind = "prompt_too_long" if too_long else f"http_{status}"
-    return kind, message[:MAX_MESSAGE_CHARS] or "no message"
+def _model_name(model: Mapping[str, Any]) -> str:
+    return str(model["id"] if "id" in model else model["name"])

@@ -2,58 +2,45 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.secrets import hide_secrets
-from mathcanvas_lightning.generation.backends.server.api import (
-    ANY_LENGTH,
-    chat_body,
-    read_models,
-    read_response,
-)
+from mathcanvas_lightning.generation.backends.server.api import read_models
+from mathcanvas_lightning.generation.backends.server.chat import Chat
 from mathcanvas_lightning.generation.backends.server.client import (
-    RequestFailedError,
     RetryPolicy,
+    RetrySettings,
     ServerClient,
+    without_password,
 )
+from mathcanvas_lightning.generation.backends.server.failures import RequestFailedError
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig, ServerProcess
+from mathcanvas_lightning.generation.backends.server.streak import FailureStreak
 from mathcanvas_lightning.generation.backends.settings import check_minimum, journal_options
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
     GenerationResponse,
+    Message,
 )
 from mathcanvas_lightning.records.pictures import PictureError
 
+logger = logging.getLogger(__name__)
+
 PROBE_TIMEOUT_S = 30.0
-REFUSALS = frozenset(f"http_{status}" for status in (301, 302, 307, 308, 401, 402, 403, 404))
-"""Failures that affect all requests: wrong address, or no permission."""
+TEST_MESSAGES = (Message(role="user", parts=("Write 1.",)),)
 T = TypeVar("T")
-
-
-class RetrySettings(TypedDict, total=False):
-    """Settings of a ServerBackend for failed requests; see `RetryPolicy`."""
-
-    max_retries: int
-    """Maximum number of retries after rate limits (HTTP 429), server errors (5xx, 408, 409), lost
-    connections, timeouts, and answers that are truncated, aborted or malformed. Default: 5."""
-    timeout_s: float
-    """Timeout of one try. Default: 600."""
-    backoff_s: float
-    """Maximum wait before the first retry; doubles with each retry. The server's Retry-After (at
-    most timeout_s) is added. Default: 1."""
-    max_backoff_s: float
-    """Upper limit of the doubled wait. Default: 60."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,12 +48,14 @@ class _Session:
     """State between `start` and `close`."""
 
     loop: asyncio.AbstractEventLoop
-    client: ServerClient
-    model: str
-    slots: asyncio.Semaphore
+    chat: Chat
     resources: contextlib.ExitStack
     pending: set[Future[GenerationResponse]] = field(default_factory=set)
     done: queue.SimpleQueue[Future[GenerationResponse]] = field(default_factory=queue.SimpleQueue)
+    streak: FailureStreak = field(default_factory=FailureStreak)
+    testing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failed_test: BackendError | None = None
+    """Error of a test of the server; requests that have not been sent raise it."""
     error: BackendError | None = None
     """Error that stops the backend, None while it works."""
 
@@ -75,16 +64,24 @@ class _Session:
         if self.error is not None:
             raise self.error
 
+    def require_server(self) -> None:
+        """Raises the error of a test if there is one."""
+        if self.failed_test is not None:
+            raise self.failed_test
+
 
 class ServerBackend:
     """Sends requests to a chat server, many at a time.
 
-    A request without success after all retries gets a response with a failure, as long as the
-    server still lists its models. If it does not, or if it refuses all requests (HTTP 401 to 404,
-    or a redirect), a `BackendError` ends the run; the next run answers the remaining requests.
+    A request without success after all retries gets a response with a failure. If several fail in a
+    row (or the first one is refused), a harmless request tests the server: if it is answered, the
+    records are at fault and the run continues; if it fails too, or if the server no longer lists
+    its models, a `BackendError` ends the run. The next run answers the remaining requests.
 
-    An answer may fill the rest of the window, as with vLLM's own engine: if the server reports that
-    prompt and `max_tokens` together are too long, the request is sent again without `max_tokens`.
+    Answers are streamed, so that a stalled server is noticed early and long answers need no long
+    timeout. An answer may fill the rest of the window, as with vLLM's own engine: if the server
+    reports that prompt and `max_tokens` together are too long, the request is sent again without
+    `max_tokens`. If the server does not know `n`, samples are asked for one at a time.
 
     `choice`, `regex`, a `repetition_penalty` other than 1, and template options use vLLM's fields;
     everything else uses OpenAI's. For values that a request does not set, such as top_k, the server
@@ -120,7 +117,7 @@ class ServerBackend:
         extra_body: dict[str, Any] | None = None,
         **retries: Unpack[RetrySettings],
     ) -> None:
-        _check_server(base_url, server)
+        _check_address(base_url, server)
         max_pending = 2 * max_concurrency if max_pending is None else max_pending
         check_minimum(max_concurrency=(max_concurrency, 1), max_pending=(max_pending, 1))
         self._base_url = base_url
@@ -136,7 +133,7 @@ class ServerBackend:
     @property
     def model_name(self) -> str:
         """Name of the model in the journal; "" before `start` if only the server knows it."""
-        return self._session.model if self._session else self._model_name or ""
+        return self._session.chat.model if self._session else self._model_name or ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -179,15 +176,16 @@ class ServerBackend:
                 base_url, check = process.base_url, process.check
             assert base_url is not None
             loop = resources.enter_context(_loop_in_thread())
-            client = _run(loop, self._connect(base_url, check))
+            client = _run(loop, self._connect(base_url))
             resources.callback(lambda: _run(loop, client.close()))
-            self._session = _Session(
-                loop=loop,
+            chat = Chat(
                 client=client,
                 model=_run(loop, _find_model(client, self._model_name)),
+                extra=self._extra_body,
                 slots=asyncio.Semaphore(self._max_concurrency),
-                resources=resources.pop_all(),
+                after_failure=partial(_check_server, client, check),
             )
+            self._session = _Session(loop=loop, chat=chat, resources=resources.pop_all())
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Sends requests; returns at once.
@@ -205,7 +203,7 @@ class ServerBackend:
             )
         session.check()
         for request in requests:
-            answer = self._answer(session, request)
+            answer = _answer(session, request)
             future = asyncio.run_coroutine_threadsafe(answer, session.loop)
             session.pending.add(future)
             future.add_done_callback(session.done.put)
@@ -245,38 +243,69 @@ class ServerBackend:
             for future in list(session.pending):
                 future.cancel()
 
-    async def _connect(self, base_url: str, check: Callable[[], None]) -> ServerClient:
+    async def _connect(self, base_url: str) -> ServerClient:
         api_key = self._api_key or os.environ.get("OPENAI_API_KEY")
-        return ServerClient(base_url, api_key=api_key, retries=self._retries, check=check)
+        return ServerClient(base_url, api_key=api_key, retries=self._retries)
 
-    async def _answer(self, session: _Session, request: GenerationRequest) -> GenerationResponse:
-        async with session.slots:
-            try:
-                return await self._ask(session, request)
-            except PictureError as error:
-                failure = Failure(kind=error.kind, message=str(error))
-            except RequestFailedError as failed:
-                await _check_server_answers(session.client, failed)
-                failure = Failure(kind=failed.kind, message=str(failed))
-        return GenerationResponse(uid=request.uid, failure=failure)
 
-    async def _ask(self, session: _Session, request: GenerationRequest) -> GenerationResponse:
+async def _answer(session: _Session, request: GenerationRequest) -> GenerationResponse:
+    session.require_server()
+    try:
+        response = await session.chat.answer(request)
+    except PictureError as error:
+        failure = Failure(kind=error.kind, message=str(error))
+    except RequestFailedError as failed:
+        session.streak.add_failure(failed.kind)
+        if failed.transient:
+            await _require_models(session.chat.client, failed)
+        await _test_server(session, request, failed)
+        failure = Failure(kind=failed.kind, message=str(failed))
+    else:
+        session.streak.add_answer()
+        return response
+    return GenerationResponse(uid=request.uid, failure=failure)
+
+
+async def _test_server(
+    session: _Session, request: GenerationRequest, failed: RequestFailedError
+) -> None:
+    """Sends a harmless request after several failures; raises a BackendError if it fails too."""
+    async with session.testing:
+        session.require_server()
+        if not session.streak.needs_test:
+            return
         try:
-            return await _complete(session, request, self._extra_body)
-        except RequestFailedError as failed:
-            if failed.kind != "prompt_too_long":
-                raise
-        return await _complete(session, request, {**self._extra_body, **ANY_LENGTH})
+            await session.chat.test(replace(request, messages=TEST_MESSAGES))
+        except RequestFailedError as again:
+            session.failed_test = _no_answers(session.chat.client, again)
+            raise session.failed_test from None
+        text = "%d requests in a row failed (%s); the run continues, as a test request was answered"
+        logger.warning(text, session.streak.num_failures, failed)
+        session.streak.add_answer()
 
 
-async def _complete(
-    session: _Session, request: GenerationRequest, extra: Mapping[str, Any]
-) -> GenerationResponse:
-    return await session.client.ask(
-        "/chat/completions",
-        partial(read_response, request),
-        body=chat_body(request, session.model, extra),
-    )
+async def _check_server(
+    client: ServerClient, check: Callable[[], None], failed: RequestFailedError
+) -> None:
+    """Raises a BackendError after a failed try if the server has ended or hangs."""
+    check()
+    if failed.kind == "timeout":
+        await _require_models(client, failed)
+
+
+async def _require_models(client: ServerClient, failed: RequestFailedError) -> None:
+    """Raises a BackendError if the server does not even list its models."""
+    try:
+        await _list_models(client)
+    except RequestFailedError as probe:
+        if probe.transient:
+            raise _no_answers(client, failed) from None
+
+
+async def _list_models(client: ServerClient) -> list[str]:
+    timeout_s = min(PROBE_TIMEOUT_S, client.retries.timeout_s)
+    retries = replace(client.retries, timeout_s=timeout_s)
+    return await client.ask("/models", read_models, retries=retries)
 
 
 def _as_backend_error(error: Exception) -> BackendError:
@@ -292,21 +321,9 @@ def _as_backend_error(error: Exception) -> BackendError:
     return unexpected
 
 
-async def _check_server_answers(client: ServerClient, failed: RequestFailedError) -> None:
-    """Raises a BackendError if other requests would fail too."""
-    if failed.kind in REFUSALS:
-        raise _no_answers(client, failed)
-    if failed.transient:
-        try:
-            await client.ask("/models", read_models, timeout_s=PROBE_TIMEOUT_S)
-        except RequestFailedError as probe:
-            if probe.transient:
-                raise _no_answers(client, failed) from None
-
-
 async def _find_model(client: ServerClient, wanted: str | None) -> str:
     try:
-        names = await client.ask("/models", read_models, timeout_s=PROBE_TIMEOUT_S)
+        names = await _list_models(client)
     except RequestFailedError as failed:
         if wanted is None or failed.transient or failed.kind == "http_401":
             raise _no_answers(client, failed) from None
@@ -314,7 +331,7 @@ async def _find_model(client: ServerClient, wanted: str | None) -> str:
     if wanted is None and len(names) != 1:
         raise ConfigError(
             "model_name",
-            found=f"none, while {client.base_url} offers {', '.join(names) or 'no model'}",
+            found=f"none, while {client.place} offers {', '.join(names) or 'no model'}",
             wanted="one of its models",
             remedy="Set it.",
         )
@@ -323,11 +340,11 @@ async def _find_model(client: ServerClient, wanted: str | None) -> str:
 
 def _no_answers(client: ServerClient, failed: RequestFailedError) -> BackendError:
     return BackendError(
-        client.base_url,
+        client.place,
         found=str(failed),
         wanted="a running OpenAI-compatible server that accepts the requests",
-        remedy="Check base_url (it usually ends in /v1), model_name and OPENAI_API_KEY, or restart "
-        "the server.",
+        remedy="Check base_url (it usually ends in /v1), model_name, extra_body, OPENAI_API_KEY "
+        "and the account's quota, or restart the server.",
     )
 
 
@@ -365,7 +382,7 @@ def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run_coroutine_threadsafe(work, loop).result()
 
 
-def _check_server(base_url: str | None, server: ServerConfig | None) -> None:
+def _check_address(base_url: str | None, server: ServerConfig | None) -> None:
     if (base_url is None) == (server is None):
         raise ConfigError(
             "server backend",
@@ -376,7 +393,7 @@ def _check_server(base_url: str | None, server: ServerConfig | None) -> None:
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         raise ConfigError(
             "base_url",
-            found=repr(base_url),
+            found=repr(without_password(base_url)),
             wanted="a URL such as http://127.0.0.1:8000/v1",
             remedy="Correct it.",
         )

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -331,7 +332,7 @@ def _is_ready(url: str) -> bool:
     try:
         with opener.open(url, timeout=5) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

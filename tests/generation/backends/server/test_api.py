@@ -13,7 +13,6 @@ from PIL import Image
 from mathcanvas_lightning.generation.backends.server.api import (
     BadBodyError,
     chat_body,
-    read_error,
     read_models,
     read_response,
 )
@@ -38,7 +37,7 @@ def request(*parts: Part, **sampling: Any) -> GenerationRequest:
 
 
 def sent(request: GenerationRequest, **extra: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(chat_body(request, "parrot", extra))
+    body: dict[str, Any] = json.loads(json.dumps(chat_body(request, "parrot", extra)))
     return body
 
 
@@ -211,71 +210,50 @@ def test_blocked_answers_and_tool_calls_are_failures(reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "is_transient"),
     [
-        None,
-        [],
-        "text",
-        {},
-        {"error": {"message": "busy"}},
-        {"choices": []},
-        {"choices": None},
-        {"choices": [{"index": 0}]},
-        {"choices": [{"index": 0, "message": None}]},
-        completion(None, reason=None),
-        completion(3),  # type: ignore[arg-type]
-        completion("one", "too many"),
-        completion("cut off", reason=None),
-        completion("cut off", reason="abort"),
-        completion("cut off", reason="error"),
+        (None, True),
+        ([], True),
+        ("text", True),
+        ({}, True),
+        ({"error": {"message": "busy"}}, True),
+        ({"choices": []}, True),
+        ({"choices": None}, True),
+        ({"choices": None, "usage": {"completion_tokens": 0}}, True),
+        ({"choices": None, "usage": {"completion_tokens": 900}}, False),
+        ({"message": {"role": "assistant", "content": "7"}, "done": True}, False),
+        (completion("cut off", reason="abort"), True),
+        (completion("cut off", reason="error"), True),
+        ({"choices": [{"index": 0}]}, False),
+        ({"choices": [{"index": 0, "message": None}]}, False),
+        ({"choices": [{"index": "first", "message": {"content": "x"}}]}, False),
+        ({"choices": ["x"]}, False),
+        (completion(None, reason=None), False),
+        (completion(3), False),  # type: ignore[arg-type]
+        (completion("x", reason=7), False),  # type: ignore[arg-type]
     ],
 )
-def test_malformed_answers_are_rejected(answer: object) -> None:
-    with pytest.raises(BadBodyError):
+def test_malformed_answers_are_rejected(answer: object, is_transient: bool) -> None:
+    with pytest.raises(BadBodyError) as raised:
         read_response(request(), answer)
+    assert raised.value.transient == is_transient
+
+
+def test_other_numbers_of_answers() -> None:
+    (output,) = read_response(request(), completion("one", "too many")).outputs
+    assert output.text == "one"
+    assert len(read_response(request(n=3), completion("one", "two")).outputs) == 2
 
 
 def test_models_are_read() -> None:
-    assert read_models({"data": [{"id": "a"}, {"id": "b"}]}) == ["a", "b"]
-    for answer in ({}, [], {"data": None}, {"data": [{}]}):
+    for answer in (
+        {"data": [{"id": "a"}, {"id": "b"}]},
+        [{"id": "a"}, {"id": "b"}],
+        {"models": [{"name": "a"}, {"name": "b"}]},
+        ["a", "b"],
+    ):
+        assert read_models(answer) == ["a", "b"]
+    assert read_models([]) == []
+    for answer in ({}, {"data": None}, {"data": [{}]}, 3, None, [None]):
         with pytest.raises(BadBodyError):
             read_models(answer)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "kind", "message"),
-    [
-        (500, {"error": {"message": "no memory", "code": 500}}, "http_500", "no memory"),
-        (400, {"object": "error", "message": "bad role"}, "http_400", "bad role"),
-        (422, {"detail": [{"msg": "missing"}]}, "http_422", "[{'msg': 'missing'}]"),
-        (404, {"error": "no such model"}, "http_404", '{"error": "no such model"}'),
-        (
-            400,
-            {"error": {"message": "too long", "code": "context_length_exceeded"}},
-            "prompt_too_long",
-            "too long",
-        ),
-        (
-            400,
-            {"message": "This model's maximum context length is 512 tokens."},
-            "prompt_too_long",
-            "This model's maximum context length is 512 tokens.",
-        ),
-        (
-            400,
-            {"message": "The input (9 tokens) is longer than the model's context length (8)."},
-            "prompt_too_long",
-            "The input (9 tokens) is longer than the model's context length (8).",
-        ),
-        (500, {"message": "lost the context length"}, "http_500", "lost the context length"),
-    ],
-)
-def test_errors_are_read(status: int, body: object, kind: str, message: str) -> None:
-    assert read_error(status, json.dumps(body).encode()) == (kind, message)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"), [(b"", "no message"), (b"<h1>\xff", "<h1>\ufffd"), (b"[1]", "[1]")]
-)
-def test_errors_of_any_form_are_read(data: bytes, message: str) -> None:
-    assert read_error(502, data) == ("http_502", message)

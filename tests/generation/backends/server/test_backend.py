@@ -18,9 +18,13 @@ from jsonargparse import ArgumentParser
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend, generate
-from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
+from mathcanvas_lightning.generation.backends.server.backend import (
+    TEST_MESSAGES,
+    ServerBackend,
+)
 from mathcanvas_lightning.generation.backends.server.client import RetryPolicy, parse_retry_after
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig
+from mathcanvas_lightning.generation.backends.server.streak import MAX_FAILURES
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
     GenerationResponse,
@@ -30,7 +34,7 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import png
-from tests.generation.misbehaving import ChatServer, ServerFault, chat_server, completion
+from tests.generation.misbehaving import Answer, ChatServer, ServerFault, chat_server, completion
 
 
 def named(fault: object) -> str | None:
@@ -45,6 +49,9 @@ def named(fault: object) -> str | None:
 
 
 BUSY = ServerFault(status=500, message="busy")
+BAD = [f"bad {number}" for number in range(MAX_FAILURES)]
+"""Questions whose failures end the run if a test request fails too."""
+TEST_QUESTION = TEST_MESSAGES[0].text
 
 
 def ask(question: str, *parts: Part, **sampling: Any) -> GenerationRequest:
@@ -104,7 +111,8 @@ def test_concurrency_is_limited() -> None:
 
 def test_several_outputs_and_pictures() -> None:
     with chat_server(ChatServer()) as chat, backend(chat, extra_body={"top_k": 9}) as made:
-        responses = answers(made, ask("two", n=2), ask("see", Picture(png())))
+        drawn = ask("two", n=2, temperature=1.0)
+        responses = answers(made, drawn, ask("see", Picture(png())))
         assert [output.text for output in responses["two"].outputs] == ["re: two"] * 2
         assert responses["two"].usage.completion_tokens == 4
         assert text(responses["see"]) == "re: see"
@@ -296,36 +304,36 @@ def test_a_stopped_server_ends_the_run() -> None:
 
 
 def test_answers_come_before_the_error() -> None:
-    plans = {"bad": [ServerFault(status=404)]}
+    plans = {name: [ServerFault(status=404)] for name in (*BAD, TEST_QUESTION)}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
-        made.submit([ask("good"), ask("bad")])
-        while chat.num_open or len(chat.tries) < 2:
+        made.submit([ask("good"), *map(ask, BAD)])
+        while chat.num_open or len(chat.tries) < 7:
             time.sleep(0.01)
-        time.sleep(0.2)  # both are finished but not collected
-        assert [text(response) for response in made.collect()] == ["re: good"]
+        time.sleep(0.2)  # all are finished but not collected
+        assert "re: good" in [text(one) for one in made.collect() if one.outputs]
         with pytest.raises(BackendError, match="HTTP 404"):
             made.collect()
 
 
 def test_an_error_is_raised_if_nothing_else_is_pending() -> None:
-    plans = {"bad": [ServerFault(status=404)]}
+    plans = {name: [ServerFault(status=404)] for name in (*BAD, TEST_QUESTION)}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
-        made.submit([ask("good"), ask("bad")])
-        while chat.num_open or len(chat.tries) < 2:
+        made.submit([ask("good"), *map(ask, BAD)])
+        while chat.num_open or len(chat.tries) < 7:
             time.sleep(0.01)
         time.sleep(0.2)
         collected = []
         with pytest.raises(BackendError, match="HTTP 404"):
             while made.num_pending:
                 collected += made.collect()
-        assert [text(response) for response in collected] == ["re: good"]
+        assert [text(one) for one in collected if one.outputs] == ["re: good"]
         for call in (
             made.start,
             lambda: made.submit([ask("more")]),
         ):  # both raise it
             with pytest.raises(BackendError, match="HTTP 404"):
                 call()
-        assert made.num_pending == 1
+        assert made.num_pending >= 1
         made.close()
         made.start()
         assert text(answers(made, ask("more"))["more"]) == "re: more"
@@ -382,14 +390,288 @@ def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404])
-def test_refused_requests_end_the_run(status: int) -> None:
+def test_a_server_that_refuses_everything_ends_the_run(status: int) -> None:
     fault = ServerFault(status=status, message="not for you")
+    with chat_server(ChatServer(fault=fault)) as chat, backend(chat, max_concurrency=1) as made:
+        with pytest.raises(BackendError, match="not for you"):
+            answers(made, *(ask(str(number)) for number in range(50)))
+        assert chat.tries.total() <= 3  # one request, a test request, and one that came between
+
+
+@pytest.mark.parametrize("place", [0, 7])
+@pytest.mark.parametrize("status", [402, 403, 404])
+def test_a_refused_input_fails_alone(status: int, place: int) -> None:
+    """OpenRouter answers 403 to an input that its moderation has flagged."""
+    refusal = ServerFault(status=status, message="your input was flagged")
+    questions = [str(number) for number in range(20)]
+    plans = {questions[place]: [refusal]}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat, max_concurrency=2) as made:
+        responses = answers(made, *map(ask, questions))
+        assert kind(responses.pop(questions[place])) == f"http_{status}"
+        assert {text(response) for response in responses.values()} == {
+            f"re: {question}" for question in questions if question != questions[place]
+        }
+        assert chat.tries[questions[place]] == 1
+
+
+def test_many_refused_inputs_in_a_row_do_not_end_the_run() -> None:
+    refusal = ServerFault(status=403, message="your input was flagged")
+    plans = {str(number): [refusal] for number in range(40)}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat, max_concurrency=2) as made:
+        responses = answers(made, *(ask(str(number)) for number in range(41)))
+        assert text(responses.pop("40")) == "re: 40"
+        assert {kind(response) for response in responses.values()} == {"http_403"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ServerFault(
+            status=429,
+            body=b'{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}',
+        ),
+        ServerFault(status=402, message="Insufficient Balance"),
+    ],
+    ids=["quota", "balance"],
+)
+@pytest.mark.parametrize("num_before", [0, 20])
+def test_an_exhausted_quota_ends_the_run(fault: ServerFault, num_before: int) -> None:
+    with chat_server(ChatServer()) as chat, backend(chat, max_concurrency=4) as made:
+        answers(made, *(ask(f"before {number}") for number in range(num_before)))
+        chat.fault = fault
+        with pytest.raises(BackendError, match="quota"):
+            answers(made, *(ask(str(number)) for number in range(200)))
+        assert chat.tries.total() - num_before < 20
+        assert set(chat.tries.values()) == {1}  # nothing is retried, and one test is enough
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (ServerFault(status=400, message="unknown field top_q"), "unknown field top_q"),
+        (ServerFault(status=500, message="CUDA error"), "CUDA error"),
+        (ServerFault(body=b'{"choices": [7]}'), "not a chat completion"),
+    ],
+    ids=named,
+)
+def test_a_server_that_answers_nothing_ends_the_run(fault: ServerFault, words: str) -> None:
     with (
-        chat_server(ChatServer(plans={"bad": [fault]})) as chat,
-        backend(chat) as made,
-        pytest.raises(BackendError, match="not for you"),
+        chat_server(ChatServer(fault=fault)) as chat,
+        backend(chat, max_concurrency=4, max_retries=1) as made,
+        pytest.raises(BackendError, match=words),
     ):
-        answers(made, ask("bad"))
+        answers(made, *(ask(str(number)) for number in range(200)))
+    assert chat.tries.total() < 60
+
+
+def test_prompts_that_are_too_long_are_no_sign_of_a_broken_server() -> None:
+    fault = ServerFault(status=400, message="Prompt is too long")
+    with chat_server(ChatServer(fault=fault)) as chat, backend(chat) as made:
+        responses = answers(made, *(ask(str(number)) for number in range(20)))
+    assert {kind(response) for response in responses.values()} == {"prompt_too_long"}
+
+
+def test_a_hanging_server_is_noticed_after_one_timeout() -> None:
+    hang = ServerFault(hang=True)
+    with chat_server(ChatServer()) as chat:
+        with backend(chat, timeout_s=0.2, max_retries=5, max_concurrency=1) as made:
+            chat.fault = chat.models_fault = hang
+            with pytest.raises(BackendError, match=r"no complete answer in 0\.2 s"):
+                answers(made, ask("hello"))
+        assert chat.tries == {"hello": 1}
+
+
+def test_a_stalled_stream_is_retried() -> None:
+    plans = {"bad": [ServerFault(stall=True)] * 2}
+    with (
+        chat_server(ChatServer(plans=plans)) as chat,
+        backend(chat, idle_timeout_s=1, timeout_s=30) as made,
+    ):
+        assert text(answers(made, ask("bad"))["bad"]) == "re: bad"
+        assert chat.tries == {"bad": 3}
+
+
+def test_a_stream_may_take_longer_than_the_timeout() -> None:
+    """The timeout is for the first piece; then only the wait for the next piece counts."""
+
+    with chat_server(ChatServer(pause_s=0.3)) as chat:
+        with backend(chat, timeout_s=1, idle_timeout_s=1, max_retries=0) as made:
+            assert text(answers(made, ask("long"))["long"]) == "re: long"
+        with backend(chat, timeout_s=9, idle_timeout_s=0.05, max_retries=0) as made:
+            failure = answers(made, ask("long"))["long"].failure
+            assert failure is not None
+            assert failure.message.startswith("the answer stalled for 0.05 s")
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("idle_timeout_s", [5.0, None])
+def test_streams_are_optional(streams: bool, idle_timeout_s: float | None) -> None:
+    with (
+        chat_server(ChatServer(streams=streams)) as chat,
+        backend(chat, idle_timeout_s=idle_timeout_s) as made,
+    ):
+        response = answers(made, ask("hello", n=2, temperature=1.0))["hello"]
+        assert [output.text for output in response.outputs] == ["re: hello"] * 2
+        assert response.usage.completion_tokens == 4
+        assert ("stream" in chat.bodies[0]) == (idle_timeout_s is not None)
+
+
+def refuse_field(name: str, message: str) -> Any:
+    return lambda body: message if name in body else None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("stream", "Streaming is not supported"),
+        ("stream_options", "Unrecognized request argument supplied: stream_options"),
+        (
+            "max_tokens",
+            "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+        ),
+    ],
+)
+def test_a_refused_field_is_left_out(name: str, message: str) -> None:
+    with (
+        chat_server(ChatServer(refuse=refuse_field(name, message))) as chat,
+        backend(chat, max_concurrency=1) as made,
+    ):
+        responses = answers(made, *(ask(str(number), max_tokens=9) for number in range(10)))
+        assert len({text(response) for response in responses.values()}) == 10
+        assert sum(chat.tries.values()) == 11  # only the first request is refused
+        last = chat.bodies[-1]
+        assert last.get("max_tokens", last.get("max_completion_tokens")) == 9
+
+
+STRICT = refuse_field(
+    "structured_outputs", "Unrecognized request argument supplied: structured_outputs"
+)
+
+
+def test_a_server_without_guided_output() -> None:
+    with chat_server(ChatServer(refuse=STRICT)) as chat, backend(chat) as made:
+        guided = ask("strict", choice=("0", "1"))
+        assert kind(answers(made, guided)["strict"]) == "http_400"
+        free = [ask(f"free {i}", choice=("0", "1"), guide_strictly=False) for i in range(9)]
+        responses = answers(made, free[0]) | answers(made, *free[1:])
+        assert text(responses["free 8"]) == "re: free 8"
+        assert chat.tries["free 0"] == 2
+        assert chat.tries["free 8"] == 1
+
+
+def first_only(answer: Answer) -> Answer:
+    return answer | {"choices": answer["choices"][-1:]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": first_only},
+        {"refuse": lambda body: "n must be 1" if body.get("n", 1) > 1 else None},
+        {"refuse": lambda body: "Only one completion choice is allowed" if "n" in body else None},
+    ],
+    ids=["ignored", "refused", "llama.cpp"],
+)
+def test_samples_are_asked_for_one_at_a_time(options: dict[str, Any]) -> None:
+    with chat_server(ChatServer(**options)) as chat, backend(chat) as made:
+        response = answers(made, ask("four", n=4, temperature=1.0))["four"]
+        assert [output.text for output in response.outputs] == ["re: four"] * 4
+        paid = [body for body in chat.bodies if body.get("n", 1) == 1 or "shape" in options]
+        assert len(paid) == 4
+        assert len({body["seed"] for body in paid}) == 4
+
+
+def test_equal_samples_are_made_once() -> None:
+    """VLLM refuses several greedy samples."""
+    refuse = lambda body: "n must be 1" if body.get("n") and not body["temperature"] else None  # noqa: E731
+    with chat_server(ChatServer(refuse=refuse)) as chat, backend(chat) as made:
+        response = answers(made, ask("four", n=4))["four"]
+        assert [output.text for output in response.outputs] == ["re: four"] * 4
+        assert response.usage.completion_tokens == 2
+        assert chat.tries == {"four": 1}
+
+
+def changed_choice(**fields: Any) -> Any:
+    """Changes fields of the first choice; None removes one."""
+
+    def shape(answer: Answer) -> Answer:
+        (choice,) = answer["choices"]
+        return answer | {"choices": [{k: v for k, v in (choice | fields).items() if v is not ...}]}
+
+    return shape
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"index": ...}, "re: x"),
+        ({"finish_reason": None}, "re: x"),
+        ({"message": {"content": [{"type": "text", "text": "re: "}, {"text": "x"}]}}, "re: x"),
+        ({"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "stop"}, "hm"),
+        (
+            {"message": {"content": None, "reasoning": "hm"}, "finish_reason": "length"},
+            "<think>hm",
+        ),
+        ({"message": {"content": "yes", "reasoning_content": "hm"}}, "yes"),
+    ],
+)
+def test_other_forms_of_answers_are_understood(
+    fields: dict[str, Any], wanted: str, streams: bool
+) -> None:
+    with (
+        chat_server(ChatServer(shape=changed_choice(**fields), streams=streams)) as chat,
+        backend(chat) as made,
+    ):
+        assert text(answers(made, ask("x"))["x"]) == wanted
+        assert chat.tries == {"x": 1}
+
+
+def test_an_unknown_form_is_paid_once() -> None:
+    shape = changed_choice(message={"content": {"text": "x"}})
+    with chat_server(ChatServer(shape=shape, streams=False)) as chat, backend(chat) as made:
+        assert kind(answers(made, ask("x"))["x"]) == "bad_body"
+        assert chat.tries == {"x": 1}
+
+
+def test_keys_do_not_appear_in_errors(caplog: pytest.LogCaptureFixture) -> None:
+    fault = ServerFault(status=500, message="wrong key: Bearer sk-secret")
+    options: dict[str, Any] = {"api_key": "sk-secret", "max_retries": 1}
+    with (
+        caplog.at_level("INFO"),
+        chat_server(ChatServer(plans={"bad": [fault] * 9})) as chat,
+        backend(chat, **options) as made,
+    ):
+        failure = answers(made, ask("bad"))["bad"].failure
+        assert failure is not None
+        assert failure.message.startswith("HTTP 500: wrong key: Bearer ...")
+    assert "sk-secret" not in caplog.text
+    closed = ServerBackend("http://me:sk-secret@127.0.0.1:1/v1", max_retries=0)
+    with pytest.raises(BackendError) as raised:
+        closed.start()
+    closed.close()
+    assert "sk-secret" not in str(raised.value)
+    with pytest.raises(ConfigError) as refused:
+        ServerBackend("ftp://me:sk-secret@127.0.0.1:1/v1")
+    assert "sk-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "list_models",
+    [lambda names: names, lambda names: [{"id": names[0]}], lambda names: {"models": names}],
+)
+def test_other_lists_of_models(list_models: Any) -> None:
+    with chat_server(ChatServer(list_models=list_models)) as chat, backend(chat) as made:
+        assert made.model_name == "parrot"
+
+
+def test_a_list_of_models_in_an_unknown_form() -> None:
+    with chat_server(ChatServer(list_models=len)) as chat:
+        with pytest.raises(BackendError, match="not a list of models"), backend(chat):
+            pass
+        with backend(chat, model_name="parrot") as made:
+            assert text(answers(made, ask("hello"))["hello"]) == "re: hello"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
         ask("schema", "Is 7 odd?", json_schema={"type": "boolean"}),
         ask("two", "Tell a story.", n=2, temperature=1.0),
         ask("again", "Tell a story.", n=2, temperature=1.0),
+        ask("same", "Tell a story.", n=2),
         ask("picture", Picture(png()), "What is this?"),
         ask("long", "word " * 700),
         ask("window", "Go on.", max_tokens=600, regex="[a-z ]{3000}"),
@@ -94,5 +95,7 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
     # The seed depends on the id: equal for the same request, different for others.
     first, second = (output.text for output in responses["two"].outputs)
     assert first != second
+    one, other = responses["same"].outputs  # greedy: vLLM refuses to make both
+    assert one == other
     assert responses["two"].outputs == again["two"].outputs
     assert responses["two"].outputs != responses["again"].outputs
