@@ -1,4 +1,4 @@
-"""Equivalence of two answers: letters of choices, texts, quantities, lists, then algebra.
+"""Equivalence of two answers: choices, then formulas and their structure, then quantities, then text.
 
 On unusual input, algebra can take unbounded time; `comparer.Comparer` has a time limit.
 """
@@ -9,30 +9,47 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal
 
-from math_verify import parse, verify  # type: ignore[import-untyped]
-from math_verify.parser import (  # type: ignore[import-untyped]
-    ExprExtractionConfig,
-    LatexExtractionConfig,
+from mathcanvas_lightning.evaluation.comparison import structure
+from mathcanvas_lightning.evaluation.comparison.algebra import (
+    is_formula,
+    proportional,
+    read_formula,
+    same_formula,
 )
-
-from mathcanvas_lightning.evaluation.comparison.notation import canonical, same_text
+from mathcanvas_lightning.evaluation.comparison.choices import (
+    LETTERS,
+    bare_options,
+    letters_in,
+    same_statements,
+    split_letter,
+)
+from mathcanvas_lightning.evaluation.comparison.notation import canonical
+from mathcanvas_lightning.evaluation.comparison.numbers import parse_number, same_number
+from mathcanvas_lightning.evaluation.comparison.phrases import phrase_of, same_phrase, same_text
 from mathcanvas_lightning.evaluation.comparison.quantities import (
-    parse_number,
-    same_dimension,
+    parse_compound,
+    parse_quantity,
+    ratio_terms,
     same_quantity,
-    split_unit,
+    same_time,
 )
-from mathcanvas_lightning.evaluation.extraction import clean, split_list
+from mathcanvas_lightning.evaluation.comparison.regions import (
+    has_region,
+    same_inequality,
+    same_region,
+)
+from mathcanvas_lightning.evaluation.extraction import clean
 
 How = Literal["choice", "option", "text", "number", "list", "math", "time_limit", "judge", "none"]
 """The rule that decided: letter, value of the right option, ...; "none" without an answer."""
 MAX_CHARACTERS = 500
-MAX_ITEMS = 12
 
-_LETTER = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Za-z])\)?(?:[.):].*)?")
-_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|^[a-z]{2,}$|^[A-Za-z]$")
-_NAME = re.compile(r"[-+\d\s]*\\?[A-Za-z\\°'{}_\d\s]*(?:\([a-z]\))?")
-_BRACKETS = {"(": ")]", "[": ")]", r"\{": (r"\}",)}
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
+          "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
+_BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
+_BASED = re.compile(rf"\(?([0-9A-Fa-f]+)\)?(?:_\{{{_BASE}\}}|\s*\(?(?:in )?base\s?{_BASE}\)?)")
+_APPROXIMATELY = re.compile(r"^(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.$-])")
+_PRODUCT = re.compile(r"[a-z]{2,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +70,7 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
 
     Args:
         given: An answer.
-        expected: The reference: a letter, the text of an option, or any other answer.
+        expected: The reference: one or more letters, the text of an option, or any other answer.
         options: Texts of the choices of a multiple-choice question; a letter and the text of its
             option are equivalent.
 
@@ -63,40 +80,43 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
     given, expected = clean(given), clean(expected)
     if not given or not expected:
         return Comparison(False, "none")
-    if options:
-        right_option = choice_letter(expected, options, is_reference=True)
-        if right_option is not None:
-            return _compare_choice(given, right_option, options)
-    elif re.fullmatch("[A-J]", expected) and (letter := _letter_of(given, "ABCDEFGHIJ")):
-        return Comparison(letter == expected, "choice")
     try:
+        if options and (right := _right_options(expected, options)):
+            return _compare_options(given, right, options)
+        if not options and (found := _compare_letters(given, expected)) is not None:
+            return found
+        if (same := same_statements(given, expected)) is not None:
+            return Comparison(same, "choice")
         return _compare_values(canonical(given), canonical(expected))
-    except (ValueError, ArithmeticError, RecursionError):
-        return Comparison(False, "text")
+    except (ValueError, ArithmeticError, RecursionError, AttributeError, TypeError):
+        return Comparison(False, "text")  # SymPy raises them for unusual formulas
 
 
 def choice_letter(answer: str, options: Sequence[str], *, is_reference: bool = False) -> str | None:
-    """Finds the letter of the option that an answer names.
+    """Finds the letters of the options that an answer names.
 
     Args:
-        answer: "B", "(B)", "B. 12 cm", or the text of an option.
-        options: Texts of the options A, B, ...
-        is_reference: Whether the answer is a reference, where only a bare letter counts as a
-            letter ("B. 12 cm" does not).
+        answer: "B", "(B)", "B. 12 cm", "AC", or the text of an option.
+        options: Texts of the options A, B, ...; they may carry their letters.
+        is_reference: Whether the answer is a reference, which may be the value of no option.
 
     Returns:
-        A capital letter, or None.
+        Capital letters, or None.
     """
     answer = clean(answer)
     letters = ascii_uppercase[: len(options)]
     if len(answer) == 1 and answer in letters:
         return answer
+    bare = [canonical(clean(option)) for option in bare_options(options)]
     text = canonical(answer)
-    for letter, option in zip(letters, options, strict=False):
-        if same_text(text, canonical(clean(option))):
+    for letter, option, whole in zip(letters, bare, options, strict=False):
+        if same_text(text, option) or same_text(text, canonical(clean(whole))):
             return letter
-    found = _letter_of(answer, letters)
-    return None if is_reference and len(answer) > 4 else found
+    named, rest = split_letter(answer)
+    if is_reference and named and rest and named in letters:
+        same = _same(canonical(rest), bare[letters.index(named)])
+        return named if same else None
+    return letters_in(answer, letters) or None
 
 
 def vote_of(given: str, options: Sequence[str] = ()) -> str:
@@ -104,127 +124,324 @@ def vote_of(given: str, options: Sequence[str] = ()) -> str:
     if letter := choice_letter(given, options):
         return letter
     text = canonical(clean(given))
-    number = parse_number(split_unit(_value(text))[0])
-    return text.casefold() if number is None else str(number.value)
+    values = structure.statement(text).values
+    quantity = parse_quantity(values[0] if values else text)
+    number = parse_number(quantity.body)
+    if number is not None:
+        return str(number.value)
+    items = next(structure.readings(text))
+    is_list = len(items) > 1 and structure.bracketed(text) is None
+    return ",".join(sorted(vote_of(item) for item in items)) if is_list else text.casefold()
 
 
-def _compare_choice(given: str, right: str, options: Sequence[str]) -> Comparison:
-    letter = choice_letter(given, options)
-    if letter is not None:
-        return Comparison(letter == right, "choice")
-    option = options[ascii_uppercase.index(right)]
-    found = _compare_values(canonical(given), canonical(clean(option)))
-    return Comparison(found.is_right, "option")
+def _right_options(expected: str, options: Sequence[str]) -> str:
+    """The letters that a reference names; empty if it is the value of no option."""
+    return choice_letter(expected, options, is_reference=True) or ""
 
 
-def _letter_of(answer: str, letters: str) -> str | None:
-    match = _LETTER.fullmatch(canonical(answer))
-    letter = match[1].upper() if match else ""
-    return letter if letter and letter in letters else None
+def _compare_options(given: str, right: str, options: Sequence[str]) -> Comparison:
+    letters = choice_letter(given, options)
+    if letters is not None:
+        return Comparison(letters == right, "choice")
+    bare = [canonical(clean(option)) for option in bare_options(options)]
+    wanted = [bare[ascii_uppercase.index(letter)] for letter in right]
+    text = canonical(given)
+    if len(wanted) == 1:
+        return Comparison(_same(text, wanted[0]), "option")
+    return Comparison(_unordered(structure.split_items(text), wanted), "option")
+
+
+def _compare_letters(given: str, expected: str) -> Comparison | None:
+    """Compares letters of choices whose options are not known; None if it is no such question."""
+    letter, rest = split_letter(expected)
+    if len(letters_in(expected, LETTERS)) < 2 and letter and letter in LETTERS:
+        found = letters_in(given, LETTERS)
+        if found:
+            return Comparison(found == letter, "choice")
+        return Comparison(_same(canonical(given), canonical(rest)), "option")
+    is_marked = len(expected) > 1 or expected.isupper()
+    right = letters_in(expected, LETTERS) if is_marked else ""
+    if not right:
+        marked = letters_in(given, LETTERS) if len(expected) == 1 and len(given) > 1 else ""
+        return Comparison(True, "choice") if marked == expected.upper() and marked else None
+    found = letters_in(given, LETTERS)
+    if not found or (len(right) > 1 and canonical(given) == canonical(expected)):
+        return None
+    return Comparison(found == right, "choice")
 
 
 def _compare_values(given: str, expected: str) -> Comparison:
-    """Compares two answers in canonical form."""
+    """Compares two answers in canonical form, and says by which rule."""
     if same_text(given, expected):
         return Comparison(True, "text")
     if max(len(given), len(expected)) > MAX_CHARACTERS:
         return Comparison(False, "text")
-    if (same := _same_quantity(_value(given), _value(expected))) is not None:
-        return Comparison(same, "number")
-    if (same := _same_list(given, expected)) is not None:
-        return Comparison(same, "list")
-    return _compare_formulas(given, expected)
+    is_right = _same(given, expected)
+    return Comparison(is_right, _rule(given, expected))
 
 
-def _value(text: str) -> str:
-    """The text after "x =", if the left side is a name."""
-    name, sign, value = text.rpartition("=")
-    is_name = not name or ("=" not in name and "," not in text and bool(_NAME.fullmatch(name)))
-    return value if sign and is_name and value else text
+def _rule(given: str, expected: str) -> How:
+    values = [structure.statement(one).values for one in (given, expected)]
+    if all(one and parse_number(parse_quantity(one[0]).body) is not None for one in values):
+        return "number"
+    if any(len(structure.split_items(one)) > 1 or structure.bracketed(one) for one in (given, expected)):
+        return "list"
+    texts = [parse_quantity(one[0] if one else "").body for one in values]
+    return "math" if all(map(is_formula, texts)) else "text"
 
 
-def _same_quantity(given: str, expected: str) -> bool | None:
-    """Compares two numbers with optional units; None if either is not a number."""
-    (given_body, given_unit), (body, unit) = split_unit(given), split_unit(expected)
-    first, second = parse_number(given_body), parse_number(body)
+def _same(given: str, expected: str) -> bool:
+    """Whether two answers in canonical form are equivalent."""
+    given, expected = _APPROXIMATELY.sub("", given), _APPROXIMATELY.sub("", expected)
+    if same_text(given, expected):
+        return True
+    for rule in (same_time, _same_plain, same_phrase, _same_digits, _same_compound):
+        if (same := rule(given, expected)) is not None:
+            return same
+    if (has_region(given) or has_region(expected)) and (
+        (same := same_region(given, expected)) is not None
+    ):
+        return same
+    for rule in (_same_ratio, _same_matrix, _same_list, _same_brackets):
+        if (same := rule(given, expected)) is not None:
+            return same
+    return _same_statement(given, expected)
+
+
+def _same_plain(given: str, expected: str) -> bool | None:
+    """Compares two plain numbers."""
+    first, second = parse_number(given), parse_number(expected)
     if first is None or second is None:
         return None
-    return same_quantity(first, given_unit, second, unit)
+    # 100,200 may also be a list of two.
+    return same_number(first, second)
+
+
+def _same_compound(given: str, expected: str) -> bool | None:
+    """Compares "1 hour and 30 minutes" with a value: it is no list."""
+    is_compound = parse_compound(given) is not None or parse_compound(expected) is not None
+    return _same_value(given, expected) if is_compound else None
+
+
+def _same_digits(given: str, expected: str) -> bool | None:
+    """Compares numbers with bases; a missing base is assumed to be that of the other."""
+    first, second = _based(given), _based(expected)
+    if not (first[1] or second[1]):
+        return None
+    return first[0] == second[0] and (not first[1] or not second[1] or first[1] == second[1])
+
+
+def _based(text: str) -> tuple[str, str]:
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return text, ""
+    base = match[2] or match[3]
+    return match[1].upper(), _BASES.get(base, base)
+
+
+def _same_ratio(given: str, expected: str) -> bool | None:
+    first, second = ratio_terms(given), ratio_terms(expected)
+    if not first and not second:
+        return None
+    if first and second:
+        return len(first) == len(second) and all(
+            _same_value(f"({a})*({second[0]})", f"({b})*({first[0]})")
+            for a, b in zip(first[1:], second[1:], strict=True)
+        )
+    terms, other = (first, expected) if first else (second, given)
+    return len(terms) == 2 and _same_value(f"({terms[0]})/({terms[1]})", other)
+
+
+def _same_matrix(given: str, expected: str) -> bool | None:
+    first, second = structure.rows_of(_value(given)), structure.rows_of(_value(expected))
+    if not first or not second:
+        return None
+    if [len(row) for row in first] != [len(row) for row in second]:
+        return False
+    cells = zip(sum(first, []), sum(second, []), strict=True)
+    return all(_same(a.strip(), b.strip()) for a, b in cells)
 
 
 def _same_list(given: str, expected: str) -> bool | None:
-    """Compares two lists, in order if they have brackets; None if either is not a list."""
-    (left, right, items), (expected_left, expected_right, wanted) = _items(given), _items(expected)
-    if len(items) < 2 and len(wanted) < 2:
+    """Compares lists without brackets, in any order unless only one has names."""
+    firsts, seconds = list(structure.readings(given)), list(structure.readings(expected))
+    if all(len(one) < 2 for one in (*firsts, *seconds)):
         return None
-    if len(items) != len(wanted):
-        return None if min(len(items), len(wanted)) == 1 else False
-    if len(items) > MAX_ITEMS or (
-        left and expected_left and left + right != expected_left + expected_right
-    ):
+    for first in firsts:
+        for second in seconds:
+            if len(first) == len(second) > 1 and _same_items(first, second):
+                return True
+    others = [one for one in ((given, seconds), (expected, firsts)) if len(one[1][0]) > 1]
+    for text, lists in others:  # a list against (1,2) or {1,2}
+        found = structure.bracketed(_value(text))
+        if found is not None and any(_matches_brackets(one, found) for one in lists):
+            return True
+    is_list = len(firsts[0]) > 1 or len(seconds[0]) > 1
+    return False if is_list else None
+
+
+def _matches_brackets(items: Sequence[str], found: structure.Bracketed) -> bool:
+    if len(items) != len(found.items) or len(items) > structure.MAX_ITEMS:
         return False
-    if left in ("(", "[") or expected_left in ("(", "["):
-        return all(_is_same(a, b) for a, b in zip(items, wanted, strict=True))
-    for item in items:
-        match = next((one for one in wanted if _is_same(item, one)), None)
+    values = _named_values(items)
+    if not found.is_ordered:
+        return _unordered(values, found.items)
+    is_open = found.left == "(" and found.right == ")"
+    if not (is_open or found.left == "⟦" or (len(items) > 2 and found.left + found.right == "[]")):
+        return False
+    return all(_same(a, b) for a, b in zip(values, found.items, strict=True))
+
+
+def _named_values(items: Sequence[str]) -> list[str]:
+    """The values of items, in the order of their names: y = 4, x = 3 is (3, 4)."""
+    found = [structure.statement(item) for item in items]
+    if all(one.name for one in found) and len({one.name for one in found}) == len(found):
+        found.sort(key=lambda one: one.name)
+    return [one.values[0] if one.values else "" for one in found]
+
+
+def _same_items(first: Sequence[str], second: Sequence[str]) -> bool:
+    if len(first) > structure.MAX_ITEMS:
+        return list(first) == list(second)
+    names = [_names(items) for items in (first, second)]
+    distinct = [len(set(one)) == len(one) and all(one) for one in names]
+    if any(distinct) and not all(any(one) for one in names):
+        # x = 2, y = 3 against 2, 3: in the order given, or that of the names.
+        pairs = [(_bare(first), _bare(second)), (_named_values(first), _named_values(second))]
+        return any(all(map(_same, *pair)) for pair in pairs)
+    return _unordered(_with_names(first, names[0]), _with_names(second, names[1]))
+
+
+def _names(items: Sequence[str]) -> list[str]:
+    return [structure.statement(item).name for item in items]
+
+
+def _bare(items: Sequence[str]) -> list[str]:
+    return [(structure.statement(item).values or ("",))[0] for item in items]
+
+
+def _with_names(items: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Repeats the name in "x = 2, 3"."""
+    if names[0] and not any(names[1:]) and not structure.bracketed(_value(items[0])):
+        return [items[0], *(f"{names[0]}={item}" for item in items[1:])]
+    return list(items)
+
+
+def _unordered(first: Sequence[str], second: Sequence[str]) -> bool:
+    if len(first) != len(second) or len(first) > structure.MAX_ITEMS:
+        return False
+    remaining = list(second)
+    for item in first:
+        match = next((one for one in remaining if _same(item, one)), None)
         if match is None:
             return False
-        wanted.remove(match)
+        remaining.remove(match)
     return True
 
 
-def _is_same(given: str, expected: str) -> bool:
-    """Compares items of lists with their names: "x=1, y=2" is not "x=2, y=1"."""
-    names = _name(given).casefold(), _name(expected).casefold()
-    return (not all(names) or names[0] == names[1]) and _compare_values(given, expected).is_right
+def _same_brackets(given: str, expected: str) -> bool | None:
+    """Compares tuples, intervals, vectors and sets, with the name of a point or without."""
+    first_name, first_text = _point(given)
+    second_name, second_text = _point(expected)
+    first, second = structure.bracketed(first_text), structure.bracketed(second_text)
+    if first is None or second is None:
+        return None if first is None and second is None else _one_bracketed(given, expected)
+    if first_name and second_name and first_name != second_name:
+        return False
+    if not first.is_ordered or not second.is_ordered:
+        same_kind = first.is_ordered == second.is_ordered
+        return same_kind and _unordered(_distinct(first.items), _distinct(second.items))
+    if len(first.items) != len(second.items) or not _same_kind(first, second):
+        return False
+    return all(_same(a, b) for a, b in zip(first.items, second.items, strict=True))
 
 
-def _items(text: str) -> tuple[str, str, list[str]]:
-    """The brackets around a list, and its items."""
-    for left, rights in _BRACKETS.items():
-        for right in rights:
-            if text.startswith(left) and text.endswith(right):
-                items = split_list(text[len(left) : -len(right)])
-                if len(items) > 1:
-                    return left, right, items
-    return "", "", split_list(text)
-
-
-def _compare_formulas(given: str, expected: str) -> Comparison:
-    if ("=" in given) != ("=" in expected) or _name(given) == _name(expected):
-        given, expected = _value(given), _value(expected)
-    (given, unit), (expected, expected_unit) = split_unit(given), split_unit(expected)
-    if unit is not None and expected_unit is not None and unit != expected_unit:
-        same = same_dimension(unit, expected_unit) and unit.factor == expected_unit.factor
-        if not same:
-            return Comparison(False, "text")
-    if same_text(given, expected):
-        return Comparison(True, "text")
-    if not (_is_formula(given) and _is_formula(expected)) or _mixes_cases(given, expected):
-        return Comparison(False, "text")
-    return Comparison(_same_formula(given, expected), "math")
-
-
-def _name(text: str) -> str:
-    return text.rpartition("=")[0] if _value(text) != text else ""
-
-
-def _is_formula(text: str) -> bool:
-    """Whether a text has no words, which algebra would read as products of letters."""
-    return bool(text) and _WORDS.search(text) is None
-
-
-def _mixes_cases(given: str, expected: str) -> bool:
-    """Whether a letter occurs in upper and lower case, which math-verify does not distinguish."""
-    letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", given + expected)))
-    return any(letter.upper() in letters for letter in letters if letter.islower())
-
-
-def _same_formula(given: str, expected: str) -> bool:
-    """Asks math-verify, without its time limits, which work only in the main thread."""
-    config = (LatexExtractionConfig(), ExprExtractionConfig())
-    first, second = (
-        parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
-        for text in (expected, given)
+def _same_kind(first: structure.Bracketed, second: structure.Bracketed) -> bool:
+    """Whether brackets may mean the same: kinds of brackets differ between intervals only."""
+    kinds = {first.left + first.right, second.left + second.right}
+    return len(kinds) == 1 or kinds <= {"()", "⟦⟧"} or (
+        len(first.items) > 2 and kinds <= {"()", "[]", "⟦⟧"}
     )
-    return bool(first and second and verify(first, second, timeout_seconds=None))
+
+
+def _one_bracketed(given: str, expected: str) -> bool | None:
+    """Compares {5} with 5."""
+    for text, other in ((given, expected), (expected, given)):
+        found = structure.bracketed(text)
+        if found is not None and not found.is_ordered and len(found.items) == 1:
+            return _same(found.items[0], other)
+    return None
+
+
+def _distinct(items: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    for item in items:
+        if not any(_same(item, one) for one in kept):
+            kept.append(item)
+    return kept
+
+
+def _point(text: str) -> tuple[str, str]:
+    """The name of a point or vector, and its coordinates: P(1,2), (x,y)=(1,2), v = (1,2)."""
+    if match := re.fullmatch(r"([A-Z](?:_\{?\w+\}?|'|\d)*)\s*=?\s*(\(.*\))", text):
+        return match[1], match[2]
+    sides = structure.equation(text)
+    if sides and (structure.is_name(sides[0]) or structure.names_of(sides[0])):
+        return structure.statement(text).name or sides[0], sides[1]
+    return "", text
+
+
+def _value(text: str) -> str:
+    return _point(text)[1]
+
+
+def _same_statement(given: str, expected: str) -> bool:
+    """Compares values with or without names, equations, and inequalities."""
+    if has_region(given) or has_region(expected):
+        return same_inequality(given, expected)
+    first, second = structure.statement(given), structure.statement(expected)
+    if first.name and second.name and first.name != second.name:
+        return _same_equation(given, expected)
+    if (given, expected) != (first.values[:1] or ("",))[:1] + (second.values[:1] or ("",))[:1]:
+        if any(
+            (a, b) != (given, expected) and _same(a, b) for a in first.values for b in second.values
+        ):
+            return True
+    return _same_equation(given, expected) or _same_value(given, expected)
+
+
+def _same_equation(given: str, expected: str) -> bool:
+    first, second = _difference(given), _difference(expected)
+    return first is not None and second is not None and proportional(first, second)
+
+
+def _difference(text: str) -> object | None:
+    """The numerator of left minus right side."""
+    sides = structure.equation(text)
+    if sides is None or not all(is_formula(one) or _PRODUCT.fullmatch(one) for one in sides):
+        return None
+    left, right = read_formula(sides[0]), read_formula(sides[1])
+    if left is None or right is None:
+        return None
+    import sympy
+
+    return sympy.fraction(sympy.together(left - right))[0]
+
+
+def _same_value(given: str, expected: str) -> bool:
+    """Compares two values, with units if both have known ones."""
+    if same_text(given, expected):
+        return True
+    first, second = parse_quantity(given), parse_quantity(expected)
+    if first.is_doubtful != second.is_doubtful and not (first.units and second.units):
+        return _same_number_or_formula(given, expected)  # 5h against 5 is a product
+    if first.units or second.units:
+        return same_quantity(first, second, _same_number_or_formula)
+    return _same_number_or_formula(first.body, second.body)
+
+
+def _same_number_or_formula(given: str, expected: str) -> bool:
+    first, second = parse_number(given), parse_number(expected)
+    if first is not None and second is not None:
+        return same_number(first, second)
+    return same_formula(given, expected)

@@ -1,173 +1,207 @@
-"""Exact numbers with units, parsed from answers."""
+"""Values with units: 12 cm, 1 hour 30 minutes, 5:30 pm, 3:2, 50 %."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
-RELATIVE_TOLERANCE = Fraction(1, 10**6)
-"""Tolerance if one of the numbers is a decimal: 0.333333 is a third, 0.333 is not."""
-MAX_DIGITS = 60
-MAX_EXPONENT = 60
+from mathcanvas_lightning.evaluation.comparison.numbers import Number, parse_number, same_number
+from mathcanvas_lightning.evaluation.comparison.units import Unit, find_units, is_unitless
+
+MAX_RATIO = 4
+MAX_PLACES = 25
+NOON_S = 12 * 3600
+_PIECE = re.compile(
+    r"\s*(?P<number>\d[\d,]*(?:\.\d+)?|\d+/\d+)\s*(?P<unit>[^\W\d_]+|[°'\"]|'')(?:\s+and(?=\s))?"
+)
+_INNER_UNITS = {("s", "m"): "min", ("°", "'"): "'", ("m", "'"): "ft", ("m", '"'): "in"}
+_CLOCK = re.compile(
+    r"(?P<early>上午|下午|晚上|早上)?\s*(?P<hour>\d{1,2})(?:[:：](?P<minute>\d\d)(?:[:：](?P<second>\d\d))?)?"
+    r"\s*(?:o'clock)?\s*(?P<half>[aApP]\.?\s?[mM]\.?|noon|midnight)?"
+)
+_HALVES = {"上午": "a", "早上": "a", "下午": "p", "晚上": "p", "noon": "p", "midnight": "a"}
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """A unit of measurement, or the name of counted things."""
+class Quantity:
+    """A value and its unit."""
 
-    kind: str
-    """Dimension, or the name itself for an unknown unit."""
-    power: int = 1
-    """Exponent: 2 for areas, 3 for volumes."""
-    factor: Fraction = Fraction(1)
-    """Size relative to the base unit, with the power applied."""
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """An exact number."""
-
-    value: Fraction
-    is_decimal: bool
-    """Whether it was written with a decimal point and may be rounded."""
+    body: str
+    """The value in canonical form."""
+    units: tuple[Unit, ...] = ()
+    """Meanings of the unit; empty without one."""
+    is_doubtful: bool = False
+    """Whether the unit may be a factor: 5m is a length or a product."""
 
 
-def _table() -> dict[str, tuple[str, Fraction]]:
-    kinds = {
-        "length": "mm 1/1000;cm 1/100;dm 1/10;m 1;km 1000;inch 127/5000;in 127/5000;"
-        "foot 381/1250;feet 381/1250;ft 381/1250;yard 1143/1250;mile 201168/125;"
-        "millimeter 1/1000;centimeter 1/100;meter 1;kilometer 1000;"
-        "millimetre 1/1000;centimetre 1/100;metre 1;kilometre 1000",
-        "mass": "mg 1/1000;g 1;gram 1;kg 1000;kilogram 1000;ton 1000000;tonne 1000000",
-        "time": "s 1;sec 1;second 1;min 60;minute 60;h 3600;hr 3600;hour 3600;day 86400",
-        "volume": "ml 1/1000;mL 1/1000;l 1;L 1;liter 1;litre 1",
-        "angle": "° 1;degree 1;deg 1",
-        "percent": "% 1;percent 1",
-    }
-    return {
-        name: (kind, Fraction(factor))
-        for kind, units in kinds.items()
-        for name, factor in (unit.split() for unit in units.split(";"))
-    }
-
-
-_UNITS = _table()
-_DIGITS = r"(?:\d{1,3}(?:(?:,|\s)\d{3})+|\d+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
-_NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:"
-    rf"(?P<whole>\d+)?\s*\\frac\{{(?P<over>\d+)\}}\{{(?P<under>\d+)\}}"
-    rf"|(?:(?P<mixed>\d+)\s)?(?P<top>{_DIGITS})/(?P<bottom>{_DIGITS})"
-    rf"|(?P<decimal>{_DECIMAL})"
-    rf"(?:(?:[eE]|\\(?:times|cdot)\s?10\^\{{?)(?P<exponent>[-+]?\d+)\}}?)?"
-    rf")"
-)
-_SIGNED_FRACTION = re.compile(r"\\frac\{-(\d+)\}\{(\d+)\}")
-_UNIT = re.compile(
-    r"(?P<body>.*[\d)}\]]|.*\\pi)(?P<gap>\s*)(?P<prefix>(?:square|cubic|sq\.?)\s)?"
-    r"(?P<name>%|°|[A-Za-z]+(?:\s?/\s?[A-Za-z]+)?)\s?(?:\^?(?P<power>[23]))?"
-)
-_NO_UNITS = frozenset({"unit", "units", "squareunit"})
-
-
-def parse_number(text: str) -> Number | None:
-    """Parses a number.
-
-    Args:
-        text: Integer (also 1,000), decimal (also 1.2e-3), fraction or mixed number in canonical
-            form.
-
-    Returns:
-        The number; None for other texts, and for numbers with too many digits.
-    """
-    if len(text) > MAX_DIGITS:
-        return None
-    text = _SIGNED_FRACTION.sub(r"-\\frac{\1}{\2}", text)
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return None
-    part = {name: re.sub(r"[,\s]", "", found or "") for name, found in match.groupdict().items()}
-    top, bottom = part["over"] or part["top"], part["under"] or part["bottom"]
-    if bottom and not int(bottom):
-        return None
-    if bottom:
-        value = int(part["whole"] or part["mixed"] or 0) + Fraction(int(top), int(bottom))
-    else:
-        exponent = int(part["exponent"] or 0)
-        if abs(exponent) > MAX_EXPONENT:
-            return None
-        value = Fraction(part["decimal"].rstrip(".")) * Fraction(10) ** exponent
-    return Number(-value if part["sign"] == "-" else value, "." in part["decimal"])
-
-
-def split_unit(text: str) -> tuple[str, Unit | None]:
+def parse_quantity(text: str) -> Quantity:
     """Splits an answer into value and unit.
 
     Args:
         text: Answer in canonical form.
 
     Returns:
-        The text before the unit, and the unit; the whole text and None without a unit.
+        The value and the known unit; the whole text as value if it has none.
     """
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return text, None
-    name, body = re.sub(r"\s", "", match["name"]), match["body"]
-    if name in _NO_UNITS:
-        return body, None
-    is_apart = bool(match["gap"]) or not name.isalpha()
-    if len(name) == 1 and not is_apart:  # 5m is a product, 5 m a length
-        return text, None
-    singular = name if name in _UNITS else re.sub(r"(?<=.)(?:(?<=ch)es|s)$", "", name)
-    prefix = (match["prefix"] or "").strip()
-    power = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3}.get(prefix, int(match["power"] or 1))
-    if singular in _UNITS or (singular := singular.lower()) in _UNITS:
-        kind, factor = _UNITS[singular]
-        if kind == "volume":
-            return body, Unit("length", 3, factor / 1000)
-        return body, Unit(kind, power, factor**power)
-    if len(singular) > 2 and parse_number(body) is not None:
-        return body, Unit(singular, power)
-    return text, None
+    if (compound := parse_compound(text)) is not None:
+        return compound
+    for found in re.finditer(r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text):
+        body, name = text[: found.start()].strip(), text[found.end() :].strip()
+        is_apart = found[0] != "" or not name[0].isalpha() or not name[0].isascii()
+        if body[-1:].isalpha() and body[-1] != "π" and not (is_apart and parse_number(body)):
+            continue
+        if body.count("(") != body.count(")") or (name == "°" and "\\" in body and "frac" not in body):
+            continue  # \\sin 30° is a number
+        if is_unitless(name):
+            return Quantity(body)
+        if units := find_units(name):
+            return Quantity(body, units, is_doubtful=len(name) == 1 and not is_apart)
+    return Quantity(text)
 
 
 def same_quantity(
-    given: Number, given_unit: Unit | None, expected: Number, expected_unit: Unit | None
+    given: Quantity, expected: Quantity, same_value: Callable[[str, str], bool]
 ) -> bool:
-    """Compares two numbers with their units.
+    """Compares two values with their units.
 
-    A missing unit is assumed to be that of the other number. A percentage also equals its value:
-    50 % equals 50 and 0.5.
+    A missing unit is assumed to be that of the other value. A percentage also equals its value:
+    50 % equals 50 and 0.5; a multiple of pi may be an angle in radians.
 
     Args:
-        given: Number of the answer.
-        given_unit: Unit of the answer.
-        expected: Number of the reference.
-        expected_unit: Unit of the reference.
+        given: Value of the answer.
+        expected: Value of the reference.
+        same_value: Compares two values without units.
 
     Returns:
         Whether the quantities are equal.
     """
-    if given_unit is not None and expected_unit is not None:
-        if not same_dimension(given_unit, expected_unit):
-            return False
-        factor = given_unit.factor / expected_unit.factor
-        return _same_number(given, expected, factor)
-    if _same_number(given, expected):
-        return True
-    if expected_unit is not None and expected_unit.kind == "percent":
-        return _same_number(given, expected, Fraction(100))
-    is_percent = given_unit is not None and given_unit.kind == "percent"
-    return is_percent and _same_number(given, expected, Fraction(1, 100))
+    if given.units and expected.units:
+        return any(
+            _same_in_units(given.body, one, expected.body, other, same_value)
+            for one in given.units
+            for other in expected.units
+            if one.dimension == other.dimension
+        )
+    unit = (given.units or expected.units)[0]
+    with_unit, bare = (given, expected) if given.units else (expected, given)
+    if unit.is_percent:
+        is_share = same_value(_scaled(with_unit.body, Fraction(1, 100)), bare.body)
+        number = parse_number(given.body)
+        is_small = bool(given.units) and number is not None and abs(number.value) < 1
+        return is_share or (not is_small and same_value(given.body, expected.body))
+    if unit.dimension == (("°", 1),) and "π" in bare.body and not unit.pi_power:
+        return same_value(_scaled(with_unit.body, unit.factor), _scaled(bare.body, Fraction(180), -1))
+    return same_value(given.body, expected.body)
 
 
-def same_dimension(first: Unit, second: Unit) -> bool:
-    """Whether one unit can be converted into the other."""
-    return (first.kind, first.power) == (second.kind, second.power)
+def same_time(given: str, expected: str) -> bool | None:
+    """Compares two times of day; a missing "am" or "pm" is assumed to be that of the other.
+
+    Args:
+        given: Answer in canonical form.
+        expected: Reference in canonical form.
+
+    Returns:
+        Whether they are the same time; None if not both are times, or neither says so.
+    """
+    first, second = _clock(given), _clock(expected)
+    if first is None or second is None or not (first[1] or second[1]):
+        return None
+    if "half" in (first[1], second[1]) and "" in (first[1], second[1]):
+        return first[0] % NOON_S == second[0] % NOON_S
+    return first[0] == second[0]
 
 
-def _same_number(given: Number, expected: Number, factor: Fraction = Fraction(1)) -> bool:
-    value = given.value * factor
-    if given.is_decimal or expected.is_decimal:
-        size = max(abs(value), abs(expected.value))
-        return abs(value - expected.value) <= RELATIVE_TOLERANCE * size
-    return value == expected.value
+def ratio_terms(text: str) -> list[str]:
+    """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
+    terms = [term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?=[\dA-Za-z])", text)]
+    is_ratio = 2 <= len(terms) <= MAX_RATIO and all(terms) and "|" not in text
+    return terms if is_ratio and all(re.search(r"[\dA-Zπ}a-z]", term) for term in terms) else []
+
+
+def _scaled(body: str, factor: Fraction, pi_power: int = 0) -> str:
+    """The text of a value times a factor."""
+    number = parse_number(body)
+    if number is None or pi_power:
+        turns = {0: "", 1: "*π", -1: "/π"}[pi_power]
+        return f"({body if number is None else number.value})*({factor}){turns}"
+    value = number.value * factor
+    if number.places is None or 10**MAX_PLACES % value.denominator:
+        return str(value)
+    return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"  # it may be rounded
+
+
+def _same_in_units(
+    given: str, unit: Unit, expected: str, other: Unit, same_value: Callable[[str, str], bool]
+) -> bool:
+    if (unit.factor, unit.zero, unit.pi_power) == (other.factor, other.zero, other.pi_power):
+        return same_value(given, expected)
+    first, second = parse_number(given), parse_number(expected)
+    if first is None or second is None or unit.pi_power != other.pi_power:
+        return same_value(
+            _scaled(given, unit.factor / other.factor, unit.pi_power - other.pi_power), expected
+        )
+    value = (first.value * unit.factor + unit.zero - other.zero) / other.factor
+    back = (second.value * other.factor + other.zero - unit.zero) / unit.factor
+    return same_number(Number(value), second) or same_number(first, Number(back))
+
+
+def parse_compound(text: str) -> Quantity | None:
+    """Adds the parts of "1 hour 30 minutes", "2 ft 3 in", "30°15'".
+
+    Args:
+        text: A text in canonical form.
+
+    Returns:
+        The sum in base units; None if the text is something else.
+    """
+    total, position, last = Fraction(0), 0, None
+    count = 0
+    while position < len(text):
+        piece = _PIECE.match(text, position)
+        if piece is None or (number := parse_number(piece["number"])) is None:
+            return None
+        unit = _unit_of(piece["unit"], last)
+        if unit is None or (last is not None and not _is_finer(unit, last)):
+            return None
+        total += number.value * unit.factor
+        position, last, count = piece.end(), unit, count + 1
+    if count < 2 or last is None:
+        return None
+    base = Unit(last.dimension)
+    return Quantity(str(total), (base,))
+
+
+def _unit_of(name: str, last: Unit | None) -> Unit | None:
+    name = '"' if name == "''" else name
+    if last is None:
+        # 5'3" is a length, 30°15' an angle.
+        units = find_units("ft" if name == "'" else name)
+        return units[-1] if units else None
+    base = last.dimension[0][0] if last.dimension else ""
+    units = find_units(_INNER_UNITS.get((base, name), name))
+    return next((unit for unit in units if unit.dimension == last.dimension), None)
+
+
+def _is_finer(unit: Unit, last: Unit) -> bool:
+    return unit.dimension == last.dimension and unit.factor < last.factor
+
+
+def _clock(text: str) -> tuple[int, str] | None:
+    """Seconds since midnight, and why the half of the day is known: "half", "24", or ""."""
+    text = {"noon": "12:00 noon", "midnight": "12:00 midnight"}.get(text.lower(), text)
+    match = _CLOCK.fullmatch(text)
+    if match is None or not (match["minute"] or match["half"] or match["early"]):
+        return None
+    hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
+    if hour > 24 or minute > 59 or second > 59:
+        return None
+    half = match["half"] or match["early"] or ""
+    half = _HALVES.get(half.lower(), half[:1].lower())
+    is_whole_day = hour > 12 or match["hour"].startswith("0")
+    if half and hour <= 12:
+        hour = hour % 12 + (12 if half == "p" else 0)
+    return hour % 24 * 3600 + minute * 60 + second, "half" if half else "24" if is_whole_day else ""
+
+

@@ -1,0 +1,52 @@
+"""The mark of an answer that a prompt asks for: a preset, or a regular expression."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mathcanvas_lightning.errors import ConfigError
+
+PRESETS: Mapping[str, str] = MappingProxyType(
+    {
+        "boxed": r"\boxed{...}",
+        "answer_tag": r"<answer>\s*(.*?)\s*</answer>",
+        "hash": r"^#{4}[ \t]*(\S.*?)[ \t]*$",
+        "answer_line": r"^[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_]*\s*(\S.*?)[ \t]*$",
+    }
+)
+"""Name -> regular expression; "boxed" finds boxes with any braces inside."""
+BOXED = re.compile(re.escape(PRESETS["boxed"]))
+
+
+def answer_pattern(pattern: str) -> re.Pattern[str]:
+    """Makes the pattern that marks an answer.
+
+    Args:
+        pattern: Name of a preset, or a regular expression whose first group (or whole match) is
+            the answer.
+
+    Returns:
+        The compiled pattern; `BOXED` for boxes.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if pattern == "boxed":
+        return BOXED
+    try:
+        compiled = re.compile(PRESETS.get(pattern, pattern), re.I | re.M | re.S if pattern == "answer_tag" else re.I | re.M if pattern in PRESETS else re.M)
+    except re.error as error:
+        raise _no_pattern(pattern, str(error)) from None
+    # A forgotten or misspelt preset is a valid expression that matches its own letters.
+    if not pattern or re.fullmatch(r"[a-z_]+", pattern) and pattern not in PRESETS:
+        raise _no_pattern(pattern, "a plain word")
+    return compiled
+
+
+def _no_pattern(pattern: str, found: str) -> ConfigError:
+    return ConfigError(
+        "answer_pattern",
+        found=f"{pattern!r}: {found}",
+        wanted=f"{', '.join(PRESETS)}, or a regular expression",
+        remedy=r"Name a preset, or put the answer into a group: 'ANSWER:\s*(.*)'.",
+    )
