@@ -26,6 +26,7 @@ NUM_POINTS = 4
 _CONFIG = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _WORD = re.compile(r"(?<![\\A-Za-z{_])[A-Za-z]{3,}(?![A-Za-z])")
 _NO_FORMULA = re.compile(r"[,;?!]{2}|[=<>≤≥≠≈∈∪∩∖±∓⦃⦄⟦⟧;\"∅ℝℤℕℚ]|[一-鿿]|,")
+_BOUNDS = re.compile(r"(?<=\\sum)_\{[^{}]*\}|(?<=\\prod)_\{[^{}]*\}|^det⟦[^⟦⟧]*⟧$")
 _TO_LATEX = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -53,7 +54,7 @@ def is_formula(text: str) -> bool:
     Args:
         text: A text in canonical form.
     """
-    if not text or _NO_FORMULA.search(text) or re.fullmatch(r"[a-z]{2,}|[A-Za-z\s]{3,}", text):
+    if not text or _NO_FORMULA.search(_BOUNDS.sub("", text)) or re.fullmatch(r"[a-z]{2,}|[A-Za-z\s]{3,}", text):
         return False
     return not any(_is_word(text, word) for word in _WORD.finditer(text))
 
@@ -94,6 +95,8 @@ def read_formula(text: str) -> Any | None:
     number = parse_number(text)
     if number is not None:
         return sympy.Rational(number.value.numerator, number.value.denominator)
+    if text.startswith("det⟦"):
+        return _determinant(text[4:-1])
     try:
         found = latex2sympy(_latex(text), normalization_config=None, conversion_config=_CONFIG)
     except Exception:  # the parser raises plain exceptions
@@ -202,6 +205,13 @@ def _rounds(first: Any, given: Number | None, second: Any, expected: Number | No
             number = Number(Fraction(*map(int, sympy.Rational(value).as_numer_denom())))
         values.append(number)
     return same_number(*values)
+
+
+def _determinant(cells: str) -> Any | None:
+    rows = [[read_formula(cell) for cell in row.split("&")] for row in cells.split(";")]
+    if any(cell is None for row in rows for cell in row) or {len(row) for row in rows} != {len(rows)}:
+        return None
+    return sympy.Matrix(rows).det()
 
 
 def _is_word(text: str, word: re.Match[str]) -> bool:

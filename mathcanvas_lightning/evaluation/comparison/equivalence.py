@@ -48,7 +48,12 @@ _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven
           "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 _BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
 _BASED = re.compile(rf"\(?([0-9A-Fa-f]+)\)?(?:_\{{{_BASE}\}}|\s*\(?(?:in )?base\s?{_BASE}\)?)")
-_APPROXIMATELY = re.compile(r"^(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.$-])")
+_LEAD = re.compile(
+    r"^(?:(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.-])"
+    r"|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|coordinates|value|values|numbers?)"
+    r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\()))"
+)
+_MEMBER = re.compile(r"([A-Za-zα-ω])∈⦃([^⦃⦄]*)⦄")
 _PRODUCT = re.compile(r"[a-z]{2,3}")
 
 
@@ -159,7 +164,7 @@ def _compare_letters(given: str, expected: str) -> Comparison | None:
         if found:
             return Comparison(found == letter, "choice")
         return Comparison(_same(canonical(given), canonical(rest)), "option")
-    is_marked = len(expected) > 1 or expected.isupper()
+    is_marked = len(expected) > 1 or expected in LETTERS or (expected in "abcde" and given in LETTERS)
     right = letters_in(expected, LETTERS) if is_marked else ""
     if not right:
         marked = letters_in(given, LETTERS) if len(expected) == 1 and len(given) > 1 else ""
@@ -192,7 +197,7 @@ def _rule(given: str, expected: str) -> How:
 
 def _same(given: str, expected: str) -> bool:
     """Whether two answers in canonical form are equivalent."""
-    given, expected = _APPROXIMATELY.sub("", given), _APPROXIMATELY.sub("", expected)
+    given, expected = _essence(given), _essence(expected)
     if same_text(given, expected):
         return True
     for rule in (same_time, _same_plain, same_phrase, _same_digits, _same_compound):
@@ -206,6 +211,15 @@ def _same(given: str, expected: str) -> bool:
         if (same := rule(given, expected)) is not None:
             return same
     return _same_statement(given, expected)
+
+
+def _essence(text: str) -> str:
+    """Removes "about" and "the point"; writes x ∈ {1, 4} as x = 1, x = 4."""
+    text = _LEAD.sub("", text)
+    member = _MEMBER.fullmatch(text)
+    if member is None or re.search("[|:]", member[2]):
+        return text
+    return ", ".join(f"{member[1]}={item}" for item in structure.split_items(member[2], in_brackets=True))
 
 
 def _same_plain(given: str, expected: str) -> bool | None:
@@ -344,8 +358,12 @@ def _same_brackets(given: str, expected: str) -> bool | None:
     first_name, first_text = _point(given)
     second_name, second_text = _point(expected)
     first, second = structure.bracketed(first_text), structure.bracketed(second_text)
+    if first is None and second is None:
+        return None
+    if (single := _one_bracketed(given, expected)) is not None:
+        return single
     if first is None or second is None:
-        return None if first is None and second is None else _one_bracketed(given, expected)
+        return None
     if first_name and second_name and first_name != second_name:
         return False
     if not first.is_ordered or not second.is_ordered:
@@ -365,12 +383,12 @@ def _same_kind(first: structure.Bracketed, second: structure.Bracketed) -> bool:
 
 
 def _one_bracketed(given: str, expected: str) -> bool | None:
-    """Compares {5} with 5."""
-    for text, other in ((given, expected), (expected, given)):
-        found = structure.bracketed(text)
-        if found is not None and not found.is_ordered and len(found.items) == 1:
-            return _same(found.items[0], other)
-    return None
+    """Compares {5} with 5, and {(0,1)} with (0,1)."""
+    items = [found.items if (found := structure.bracketed(one)) and not found.is_ordered else ()
+             for one in (given, expected)]  # fmt: skip
+    if all(items) or max(map(len, items)) != 1:
+        return None
+    return _same((items[0] or (given,))[0], (items[1] or (expected,))[0])
 
 
 def _distinct(items: Sequence[str]) -> list[str]:

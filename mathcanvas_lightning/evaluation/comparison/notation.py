@@ -155,7 +155,9 @@ _TEXT = re.compile(
     r"|operatorname|boxed|fbox|unit|underline)\*?\s*(?=\{)"
 )
 _AMOUNT = r"([-+]?\s*\d[\d,. ]*(?<=\d)(?:\s+(?:thousand|million|billion|trillion))?)"
-_CURRENCIES = {r"\$": "dollars", "€": "euros", "£": "GBP", "¥": "yuan", "₹": "rupees"}
+_CURRENCIES = {
+    r"(?:US)?\$": "dollars", "USD": "dollars", r"Rs\.?": "rupees", "€": "euros", "£": "GBP", "¥": "yuan", "₹": "rupees",
+}  # fmt: skip
 
 
 def _compiled(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -187,6 +189,8 @@ _SYMBOLS = _compiled(
     (r"~=|≃|≒", "≈"),
     (r"\+\s*/\s*-|\+-", "±"),
     (rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![A-Za-z])", r"\\\1"),
+    (r"(?<![\\A-Za-z])[Tt]riangle\s+(?=[A-Z]{3}(?![A-Za-z]))", "△"),
+    (r"(?<![\\A-Za-z])[Aa]ngle\s+(?=[A-Z]{1,3}(?![A-Za-z]))", "∠"),
     (r"(?<![\\A-Za-z])(gcd|lcm|max|min)(?=\s*\()", r"\\\1"),
     (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", "*"),
     (r"(?<=[\d)\]])\s+[uU]\s+(?=[(\[])|(?<=[)\]])\s*U\s*(?=[(\[])", "∪"),
@@ -288,9 +292,8 @@ def _without_dollars(text: str) -> str:
     text = text.replace("$$", " ").replace(r"\$", "\0")
     text = re.sub(r"\$([^$]*)\$(?!\d)", r" \1 ", text).replace("\0", "$")
     for sign, name in _CURRENCIES.items():
-        if sign[-1] in text:
-            text = re.sub(rf"([-+]?)\s*{sign}\s*{_AMOUNT}", rf" \1\2 {name} ", text)
-            text = re.sub(rf"(\d)\s*{sign}", rf"\1 {name} ", text)
+        text = re.sub(rf"([-+]?)\s*{sign}\s*{_AMOUNT}", rf" \1\2 {name} ", text)
+        text = re.sub(rf"(\d)\s*{sign}(?![A-Za-z])", rf"\1 {name} ", text)
     text = re.sub(r"(dollars|euros|GBP|yuan|rupees)\s+(?:dollars|USD|euros?|EUR|pounds|CNY|RMB|yuan)\b", r"\1", text)
     return text.replace("$", " ")
 

@@ -5,9 +5,7 @@ import re
 _CLASSES = {
     "yes": "yes|true|t|correct|right|y|是|是的|对|正确|√|✓",
     "no": "no|false|f|incorrect|n|否|不是|错|错误|不正确|×|✗",
-    "no solution": "no solution|no solutions|no real solution|no real solutions|no real root"
-    "|no real roots|no such solution|no solution exists|there is no solution|there are no solutions"
-    "|no such number|empty set|the empty set|none|∅|无解|无实数解|无实数根|没有解|空集",
+    "no solution": "empty set|the empty set|none|∅|无解|无实数解|无实数根|没有解|空集",
     "does not exist": "dne|does not exist|doesn't exist|the limit does not exist|limit does not exist"
     "|不存在",
     "infinitely many": "infinitely many|infinitely many solutions|infinite|infinite solutions"
@@ -21,6 +19,10 @@ _CLASSES = {
 }  # fmt: skip
 _CLASS_OF = {phrase: name for name, phrases in _CLASSES.items() for phrase in phrases.split("|")}
 _ARTICLE = re.compile(r"^(?:the|a|an|it is|it's|they are|there are|there is)\s+(?=\S)")
+_NO_SOLUTION = re.compile(
+    r"(?:(?:the |this )?(?:equation|system|inequality|problem|x|it|there) (?:has|is|are) )?"
+    r"no (?:real |integer |such |possible |valid )?(?:solutions?|roots?|values?|numbers?)(?: exists?)?"
+)
 _DECIDED = re.compile(r"(yes|no|true|false)\s*[,.;:]\s*\S", re.IGNORECASE)
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
@@ -49,6 +51,8 @@ def phrase_of(text: str) -> str:
     known = _CLASS_OF.get(plain) or _CLASS_OF.get(_ARTICLE.sub("", plain))
     if known:
         return known
+    if _NO_SOLUTION.fullmatch(plain):
+        return "no solution"
     decided = _DECIDED.match(text)
     return _CLASS_OF[decided[1].lower()] if decided else ""
 

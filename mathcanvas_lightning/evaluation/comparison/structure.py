@@ -10,7 +10,7 @@ MAX_ITEMS = 20
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|&")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _NAME = re.compile(
-    r"[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+\}?'*)(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
+    r"m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
     r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+"
 )
 _CHAIN = re.compile(r"(?<![<>≤≥≠!])=(?!=)")
@@ -142,10 +142,11 @@ def rows_of(text: str) -> list[list[str]]:
         return [row.split("&") for row in text[1:-1].split(";")]
     if not (text[:2] in ("[[", "((") and partner(text, 0) == len(text) - 1):
         return _plain_rows(text)
-    rows = [bracketed(row.strip()) for row in split_top(text[1:-1], re.compile(r"[,;]"))]
-    if any(row is None or not row.is_ordered for row in rows):
+    rows = [row.strip() for row in split_top(text[1:-1], re.compile(r"[,;]"))]
+    if not all(row[:1] in ("[", "(") and partner(row, 0) == len(row) - 1 for row in rows):
         return []
-    return [list(row.items) for row in rows if row is not None]
+    found = [split_items(row[1:-1], in_brackets=True) for row in rows]
+    return found if len({len(row) for row in found}) == 1 and text[0] == "[" else []
 
 
 def _plain_rows(text: str) -> list[list[str]]:

@@ -55,6 +55,7 @@ _CONCLUSION = re.compile(
     r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+"
     r"|\bat\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
+_BEHIND = re.compile(r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which)\b.*")
 _SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
 _SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
@@ -185,5 +186,7 @@ def _conclusion(line: str) -> str:
     tail = sentence[verbs[-1].end() :]
     if len(verbs) > 1 and "≈" in verbs[-1][0] and sentence[: verbs[-1].start()].count("$") % 2 == 0:
         tail = sentence[verbs[-2].end() :]
+    if not is_plain(tail) and re.match(r"\\?[$-]?\d", tail):
+        tail = _BEHIND.sub("", tail)  # 15 students in the class
     tail = tail if tail.count("$") % 2 == 0 or tail.startswith("$") else tail.replace("$", " ")
     return tail if is_plain(tail) else ""

@@ -1,0 +1,162 @@
+"""Answers built from random numbers: perturbed ones differ, permuted and re-spaced ones are equal."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mathcanvas_lightning.evaluation.comparison.equivalence import compare
+
+Items = list[str]
+
+INTEGERS = st.integers(-400, 400).map(str)
+FRACTIONS = st.tuples(st.integers(1, 30), st.integers(2, 9)).map(
+    lambda pair: f"\\frac{{{pair[0] * 10 + 1}}}{{{pair[1] * 10}}}"
+)
+DECIMALS = st.integers(-999, 999).map(lambda value: f"{value / 100}")
+ROOTS = st.tuples(st.integers(2, 9), st.sampled_from([2, 3, 5, 7])).map(
+    lambda pair: f"{pair[0]}\\sqrt{{{pair[1]}}}"
+)
+NUMBERS = st.one_of(INTEGERS, FRACTIONS, DECIMALS, ROOTS)
+
+
+def perturbed(number: str) -> str:
+    """Another number of the same kind."""
+    if number.startswith("\\frac"):
+        return number.replace("\\frac{", "\\frac{1", 1)
+    if "\\sqrt" in number:
+        return str(int(number[0]) + 1) + number[1:]
+    return f"{float(number) + 0.5}" if "." in number else str(int(number) + 1)
+
+
+def point(items: Items, gap: str) -> str:
+    return f"({f',{gap}'.join(items)})"
+
+
+def points(items: Items, gap: str) -> str:
+    pairs = [f"({x},{gap}{y})" for x, y in zip(items[::2], items[1::2], strict=False)]
+    return f", {gap}".join(pairs)
+
+
+def listed(items: Items, gap: str) -> str:
+    return f", {gap}".join(items)
+
+
+def joined(items: Items, gap: str) -> str:
+    return f"{', '.join(items[:-1])} and{gap or ' '}{items[-1]}"
+
+
+def set_of(items: Items, gap: str) -> str:
+    return f"\\{{{gap}{f',{gap}'.join(items)}{gap}\\}}"
+
+
+def matrix(items: Items, gap: str) -> str:
+    a, b, c, d = items[:4]
+    return f"\\begin{{pmatrix}}{gap}{a}{gap}&{gap}{b}{gap}\\\\{gap}{c}&{d}\\end{{pmatrix}}"
+
+
+def named(items: Items, gap: str) -> str:
+    return ", ".join(f"{x}{gap}={gap}{value}" for x, value in zip("abcd", items, strict=False))
+
+
+def solutions(items: Items, gap: str) -> str:
+    return f"{gap or ' '}or ".join(f"x{gap}={gap}{value}" for value in items)
+
+
+def length(items: Items, gap: str) -> str:
+    return f"{items[0]}{gap}\\text{{ cm}}"
+
+
+ORDERED: list[Callable[[Items, str], str]] = [point, points, matrix, named]
+UNORDERED: list[Callable[[Items, str], str]] = [listed, joined, set_of, solutions]
+DISTINCT = st.lists(NUMBERS, min_size=4, max_size=4).filter(
+    lambda items: not any(
+        compare(a, b).is_right for at, a in enumerate(items) for b in items[at + 1 :]
+    )
+)
+GAPS = st.sampled_from(["", " ", "  ", "\\,", "\\ "])
+
+
+@pytest.mark.parametrize("shape", [*ORDERED, *UNORDERED, length])
+@settings(max_examples=25, deadline=None)
+@given(items=DISTINCT, gap=GAPS, at=st.integers(0, 3))
+def test_spaces_do_not_matter_and_numbers_do(
+    shape: Callable[[Items, str], str], items: Items, gap: str, at: int
+) -> None:
+    expected = shape(items, "")
+    assert compare(shape(items, gap), expected).is_right
+    at = 0 if shape is length else at
+    other = [*items[:at], perturbed(items[at]), *items[at + 1 :]]
+    if shape in UNORDERED and any(compare(other[at], one).is_right for one in items):
+        return
+    assert not compare(shape(other, ""), expected).is_right
+    assert not compare(expected, shape(other, gap)).is_right
+
+
+@pytest.mark.parametrize("shape", UNORDERED)
+@settings(max_examples=25, deadline=None)
+@given(items=DISTINCT, order=st.permutations(range(4)))
+def test_the_order_of_solutions_does_not_matter(
+    shape: Callable[[Items, str], str], items: Items, order: list[int]
+) -> None:
+    assert compare(shape([items[at] for at in order], ""), shape(items, "")).is_right
+
+
+@settings(max_examples=40, deadline=None)
+@given(items=DISTINCT)
+def test_the_order_within_a_tuple_matters(items: Items) -> None:
+    first = items[:2]
+    assert not compare(point(first[::-1], ""), point(first, "")).is_right
+    assert not compare(points([*items[2:], *items[1::-1]], ""), points(items, "")).is_right
+    assert compare(points([*items[2:], *items[:2]], ""), points(items, "")).is_right
+    assert not compare(named([*items[1::-1], *items[2:]], ""), named(items, "")).is_right
+    assert not compare(matrix([items[0], *items[2:0:-1], items[3]], ""), matrix(items, "")).is_right
+    assert not compare(joined(first, ""), items[0]).is_right
+
+
+ENDS = st.lists(st.integers(-30, 30), min_size=4, max_size=4, unique=True).map(sorted)
+BRACKETS = st.tuples(*[st.sampled_from("(["), st.sampled_from(")]")] * 2)
+
+
+def interval(left: str, start: int, end: int, right: str) -> str:
+    return f"{left}{start},{end}{right}"
+
+
+@settings(max_examples=60, deadline=None)
+@given(ends=ENDS, brackets=BRACKETS, at=st.integers(0, 3))
+def test_unions_of_intervals(ends: list[int], brackets: tuple[str, ...], at: int) -> None:
+    a, b, c, d = ends
+    first, second = interval(brackets[0], a, b, brackets[1]), interval(brackets[2], c, d, brackets[3])
+    union = f"{first}\\cup{second}"
+    assert compare(f"{second} ∪ {first}", union).is_right
+    signs = {"(": "<", ")": "<", "[": "\\le", "]": "\\le"}
+    written = (
+        f"{a}{signs[brackets[0]]} x {signs[brackets[1]]} {b} or "
+        f"{c}{signs[brackets[2]]} x {signs[brackets[3]]} {d}"
+    )
+    assert compare(written, union).is_right
+    assert compare(union, written).is_right
+    other = list(brackets)
+    other[at] = {"(": "[", "[": "(", ")": "]", "]": ")"}[other[at]]
+    changed = f"{interval(other[0], a, b, other[1])}\\cup{interval(other[2], c, d, other[3])}"
+    assert not compare(changed, union).is_right
+    assert not compare(first, union).is_right
+
+
+@settings(max_examples=60, deadline=None)
+@given(number=st.integers(2, 999), other=st.integers(2, 999))
+def test_unicode_roots_and_powers(number: int, other: int) -> None:
+    assert compare(f"√{number}", f"\\sqrt{{{number}}}").is_right
+    assert compare(f"√{number}", f"\\sqrt{{{other}}}").is_right == (number == other)
+    assert compare(f"10^-{number % 50}", f"10^{{-{number % 50}}}").is_right
+    assert compare(f"{number}, {other + 100}", f"{number}{other + 100}").is_right is False
+
+
+@settings(max_examples=60, deadline=None)
+@given(letters=st.sets(st.sampled_from("ABCDE"), min_size=1), other=st.sets(st.sampled_from("ABCDE"), min_size=1))
+def test_letters_of_choices(letters: set[str], other: set[str]) -> None:
+    run, listing = "".join(sorted(letters)), " and ".join(sorted(letters, reverse=True))
+    assert compare(run, listing).is_right
+    assert compare("".join(f"({one})" for one in sorted(letters)), run).is_right
+    assert compare(", ".join(other), run).is_right == (letters == other)
