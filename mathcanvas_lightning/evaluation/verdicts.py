@@ -7,7 +7,7 @@ from typing import Literal
 
 from mathcanvas_lightning.evaluation.answered import Answered
 from mathcanvas_lightning.evaluation.comparison.equivalence import How, vote_of
-from mathcanvas_lightning.evaluation.credit import CREDITS, wilson_interval
+from mathcanvas_lightning.evaluation.credit import CREDITS, plain_credit, wilson_interval
 
 Verdict = Literal["right", "wrong", "unanswered", "failed", "undecided"]
 """`unanswered`: no answer in the response; `failed`: no response; `undecided`: the judge failed."""
@@ -45,6 +45,11 @@ class ScoredResponse:
         """For each part, whether its answer is right."""
         return tuple(part.verdict == "right" for part in self.parts)
 
+    @property
+    def may_be_right(self) -> tuple[bool, ...]:
+        """For each part, whether its answer is right or undecided."""
+        return tuple(part.verdict in ("right", "undecided") for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRecord:
@@ -68,7 +73,7 @@ class Scores:
     num_failed: int
     """Requests without a response; the accuracies count them as wrong."""
     num_undecided: int
-    """Responses that the judge left undecided; the accuracies leave them out."""
+    """Responses that the judge left undecided; the accuracies count them as not right."""
     accuracy: float | None
     """Mean over records of the mean over samples (avg@n) of the share of right parts."""
     interval: tuple[float, float]
@@ -79,6 +84,8 @@ class Scores:
     """Like `accuracy`, but later parts weigh more (see `credit.part_weights`)."""
     majority: float | None
     """Share of records whose most frequent answer is right (maj@n); None if all have one sample."""
+    upper: float | None = None
+    """`accuracy` if all undecided parts were right: the upper bound, as `accuracy` is the lower."""
 
 
 def summarize(records: Sequence[ScoredRecord]) -> Scores:
@@ -88,16 +95,13 @@ def summarize(records: Sequence[ScoredRecord]) -> Scores:
         records: Any number of records.
 
     Returns:
-        The scores; accuracies are None if no response has a decided verdict.
+        The scores; accuracies are None if there is no response.
     """
     counts = Counter(response.verdict for one in records for response in one.responses)
-    decided = [
-        [response.is_right for response in one.responses if response.verdict != "undecided"]
-        for one in records
-    ]
-    decided = [samples for samples in decided if samples]
+    samples_of = [[response.is_right for response in one.responses] for one in records]
+    samples_of = [samples for samples in samples_of if samples]
     means = {
-        name: _mean([_mean([credit(parts) for parts in samples]) for samples in decided])
+        name: _mean([_mean([credit(parts) for parts in samples]) for samples in samples_of])
         for name, credit in CREDITS.items()
     }
     has_samples = any(len(one.responses) > 1 for one in records)
@@ -109,19 +113,29 @@ def summarize(records: Sequence[ScoredRecord]) -> Scores:
         num_unanswered=counts["unanswered"],
         num_failed=counts["failed"],
         num_undecided=counts["undecided"],
-        accuracy=means["accuracy"] if decided else None,
-        interval=wilson_interval(means["accuracy"], len(decided)),
-        complete=means["complete"] if decided else None,
-        weighted=means["weighted"] if decided else None,
+        accuracy=means["accuracy"] if samples_of else None,
+        interval=wilson_interval(means["accuracy"], len(samples_of)),
+        complete=means["complete"] if samples_of else None,
+        weighted=means["weighted"] if samples_of else None,
         majority=_mean([_majority_is_right(one) for one in records]) if has_samples else None,
+        upper=_upper(records),
     )
+
+
+def _upper(records: Sequence[ScoredRecord]) -> float | None:
+    shares = [
+        _mean([plain_credit(response.may_be_right) for response in one.responses])
+        for one in records
+        if one.responses
+    ]
+    return _mean(shares) if shares else None
 
 
 def _majority_is_right(scored: ScoredRecord) -> bool:
     """Whether the most frequent answer is right; in a tie, the first of them counts."""
     votes: dict[tuple[str, ...], list[ScoredResponse]] = {}
     for response in scored.responses:
-        if response.verdict in ("right", "wrong"):
+        if response.verdict in ("right", "wrong", "undecided"):
             answers = tuple(
                 vote_of(part.extracted, scored.record.options) for part in response.parts
             )

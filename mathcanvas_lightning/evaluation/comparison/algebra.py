@@ -17,7 +17,11 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[
 from sympy.core.function import AppliedUndef
 
 from mathcanvas_lightning.evaluation.comparison.notation import FUNCTIONS, partner
-from mathcanvas_lightning.evaluation.comparison.numbers import Number, parse_number, same_number
+from mathcanvas_lightning.evaluation.comparison.quantities.numbers import (
+    Number,
+    parse_number,
+    same_number,
+)
 
 DIGITS = 30
 TOLERANCE = sympy.Float(10, DIGITS) ** -20
@@ -54,7 +58,11 @@ def is_formula(text: str) -> bool:
     Args:
         text: A text in canonical form.
     """
-    if not text or _NO_FORMULA.search(_BOUNDS.sub("", text)) or re.fullmatch(r"[a-z]{2,}|[A-Za-z\s]{3,}", text):
+    if (
+        not text
+        or _NO_FORMULA.search(_BOUNDS.sub("", text))
+        or re.fullmatch(r"[a-z]{2,}|[A-Za-z\s]{3,}", text)
+    ):
         return False
     return not any(_is_word(text, word) for word in _WORD.finditer(text))
 
@@ -75,9 +83,9 @@ def same_formula(given: str, expected: str) -> bool:
     if first is None or second is None:
         return False
     numbers = parse_number(given), parse_number(expected)
-    if not first.free_symbols and not second.free_symbols:
-        if any(number is not None and number.places is not None for number in numbers):
-            return _rounds(first, numbers[0], second, numbers[1])
+    is_constant = not first.free_symbols and not second.free_symbols
+    if is_constant and any(one is not None and one.places is not None for one in numbers):
+        return _rounds(first, numbers[0], second, numbers[1])
     return same_expression(first, second)
 
 
@@ -139,7 +147,9 @@ def proportional(first: Any, second: Any, *, positive: bool = False) -> bool:
     return _is_constant_ratio(first, second, positive=positive)
 
 
-def _is_constant_ratio(first: Any, second: Any, *, only: Any = None, positive: bool = False) -> bool:
+def _is_constant_ratio(
+    first: Any, second: Any, *, only: Any = None, positive: bool = False
+) -> bool:
     ratio, num_values = only, 0
     for values in _points(sorted({one.name for one in first.free_symbols | second.free_symbols})):
         a, b = _value(first, values), _value(second, values)
@@ -181,7 +191,7 @@ def _value(expression: Any, values: dict[Any, Any]) -> Any | None:
         found = expression.subs(values).evalf(DIGITS, maxn=200)
     except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         return None
-    real, imaginary = (found.as_real_imag() if found.is_number else (None, None))
+    real, imaginary = found.as_real_imag() if found.is_number else (None, None)
     if real is None or not (real.is_Float or real.is_Rational):
         return None
     if abs(imaginary) <= TOLERANCE * abs(real):
@@ -209,7 +219,9 @@ def _rounds(first: Any, given: Number | None, second: Any, expected: Number | No
 
 def _determinant(cells: str) -> Any | None:
     rows = [[read_formula(cell) for cell in row.split("&")] for row in cells.split(";")]
-    if any(cell is None for row in rows for cell in row) or {len(row) for row in rows} != {len(rows)}:
+    if any(cell is None for row in rows for cell in row) or {len(row) for row in rows} != {
+        len(rows)
+    }:
         return None
     return sympy.Matrix(rows).det()
 

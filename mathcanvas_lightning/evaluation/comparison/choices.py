@@ -17,7 +17,8 @@ _LEAD = re.compile(
 _MARKED = r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z]))"
 _SINGLE = re.compile(rf"{_MARKED}[.):、,:]?")
 _WITH_TEXT = re.compile(
-    r"(?:\(([A-Za-z])\)\s*|\[([A-Za-z])\]\s*|([A-Za-z])(?:[.):]\s*|、\s*|,\s+(?=\d)))(?=\S)(.*)", re.DOTALL
+    r"(?:\(([A-Za-z])\)\s*|\[([A-Za-z])\]\s*|([A-Za-z])(?:[.):]\s*|、\s*|,\s+(?=\d)))(?=\S)(.*)",
+    re.DOTALL,
 )
 _SEVERAL = re.compile(
     r"[\[({]?\s*(?:[A-Z]{2,8}|\(?[A-Z]\)?(?:\s*(?:,|;|、|&|/|\band\b|和|与|\s)+\s*\(?[A-Z]\)?)+"
@@ -107,7 +108,9 @@ def same_statements(given: str, expected: str) -> bool | None:
         Whether they name the same; None unless one has circled numbers or several in brackets.
     """
     first, second = statements_in(given), statements_in(expected)
-    is_clear = any(re.search("[①-⑳]", one) for one in (given, expected)) or len(first) > 1 < len(second)
+    is_clear = any(re.search("[①-⑳]", one) for one in (given, expected)) or len(first) > 1 < len(
+        second
+    )
     if not is_clear or not (first or second):
         return None
     first, second = first or _plain_numbers(given), second or _plain_numbers(expected)
@@ -116,7 +119,9 @@ def same_statements(given: str, expected: str) -> bool | None:
 
 def _plain_numbers(text: str) -> frozenset[int]:
     text = text.strip(" .$")
-    return frozenset(map(int, re.findall(r"\d+", text))) if _NUMBERS.fullmatch(text) else frozenset()
+    return (
+        frozenset(map(int, re.findall(r"\d+", text))) if _NUMBERS.fullmatch(text) else frozenset()
+    )
 
 
 def _digits(text: str) -> str:
@@ -126,11 +131,17 @@ def _digits(text: str) -> str:
 
 def _without_lead(answer: str) -> str:
     text = "".join(
-        unicodedata.normalize("NFKC", one) if "\N{FULLWIDTH LATIN CAPITAL LETTER A}" <= one <= "\N{FULLWIDTH LATIN SMALL LETTER Z}"
-        or one in "（）［］：，．" else one
+        unicodedata.normalize("NFKC", one)
+        if "\N{FULLWIDTH LATIN CAPITAL LETTER A}" <= one <= "\N{FULLWIDTH LATIN SMALL LETTER Z}"
+        or one in "（）［］：，．"
+        else one
         for one in answer.strip()
     )
-    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mathit|rm|bf)\s*\{([^{}]*)\}|\$|\\[ ,;]|~|\\q?quad", r" \1", text)
+    text = re.sub(
+        r"\\(?:text|textbf|mathrm|mathbf|mathit|rm|bf)\s*\{([^{}]*)\}|\$|\\[ ,;]|~|\\q?quad",
+        r" \1",
+        text,
+    )
     text = text.replace("**", "").strip().strip(".。").strip()
     while (rest := _LEAD.sub("", text, count=1) if _LEAD.match(text) else text) != text and rest:
         text = rest.strip()

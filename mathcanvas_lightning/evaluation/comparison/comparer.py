@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
 
+import mathcanvas_lightning
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison, compare
 
@@ -130,13 +132,13 @@ class Comparer:
 def _start(time_limit_s: float) -> "subprocess.Popen[str]":
     """Starts a process that answers each line of JSON with a line of JSON."""
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", __name__, str(time_limit_s)],
+        [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": _module_path()},
     )
     if _exchange(process, "") != READY:
         _end(process)
@@ -147,6 +149,13 @@ def _start(time_limit_s: float) -> "subprocess.Popen[str]":
             remedy=f"Run {sys.executable} -m {__name__} 5 to see why.",
         )
     return process
+
+
+def _module_path() -> str:
+    """The folders of modules, without the working folder: that may be somebody's data."""
+    here, package = Path.cwd().resolve(), Path(mathcanvas_lightning.__file__).parents[1]
+    folders = [path for path in sys.path if path and Path(path).resolve() != here]
+    return os.pathsep.join([*folders, str(package)])
 
 
 def _exchange(process: "subprocess.Popen[str]", line: str) -> str:

@@ -145,9 +145,7 @@ _COMMANDS = {
     "Psi": "Ψ",
     "Omega": "Ω",
 }
-FUNCTIONS = (
-    "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt"
-).split()
+FUNCTIONS = ("arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt").split()
 """Names that mean functions, with or without a backslash."""
 _GREEK_WORDS = "alpha beta gamma theta lambda omega sigma phi pi infty".split()
 _TEXT = re.compile(
@@ -156,7 +154,8 @@ _TEXT = re.compile(
 )
 _AMOUNT = r"([-+]?\s*\d[\d,. ]*(?<=\d)(?:\s+(?:thousand|million|billion|trillion))?)"
 _CURRENCIES = {
-    r"(?:US)?\$": "dollars", "USD": "dollars", r"Rs\.?": "rupees", "€": "euros", "£": "GBP", "¥": "yuan", "₹": "rupees",
+    r"(?:US)?\$": "dollars", "USD": "dollars", r"Rs\.?": "rupees", "₹": "rupees",
+    "€": "euros", "£": "GBP", "¥": "yuan",
 }  # fmt: skip
 
 
@@ -169,7 +168,10 @@ _LATEX = _compiled(
     (r"(?<=\d)\\[,! ](?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3})", ""),
     (r"\{,\}", ","),
     (r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
-    (r"\\begin\{(?:aligned|cases|gathered|align\*?|split)\}|\\end\{(?:aligned|cases|gathered|align\*?|split)\}", " "),
+    (
+        r"\\(?:begin|end)\{(?:aligned|cases|gathered|align\*?|split)\}",
+        " ",
+    ),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
     (r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\mathbb{\1}"),
@@ -179,7 +181,10 @@ _LATEX = _compiled(
     (r"\\[,;:!> ]|~|\\q?quad(?![A-Za-z])|\\space(?![A-Za-z])", " "),
     (r"\\%", "%"),
     (r"\\[#&_]", " "),
-    (r"\^\s*(?:\{\s*(?:\\circ|\\mathrm\{o\}|\\text\{o\}|o)\s*\}|\\circ(?![A-Za-z])|o(?![A-Za-z]))", "°"),
+    (
+        r"\^\s*(?:\{\s*(?:\\circ|\\(?:mathrm|text)\{o\}|o)\s*\}|(?:\\circ|o)(?![A-Za-z]))",
+        "°",
+    ),
 )
 _SYMBOLS = _compiled(
     (r"\*\*", "^"),
@@ -225,7 +230,9 @@ def canonical(answer: str) -> str:
         return " ".join(text.split())
     text = _replaced(text, _LATEX)
     text = _without_dollars(text)
-    text = re.sub(r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{\1\}", _matrix, text)
+    text = re.sub(
+        r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{\1\}", _matrix, text
+    )
     text = re.sub(r"([(\[|])\s*(⟦[^⟦⟧]*⟧)\s*([)\]|])", r"\2", text)
     text = re.sub(r"\\([A-Za-z]+)\s*", _command, text)
     text = _replaced(_without_text_commands(text), _SYMBOLS)
@@ -266,7 +273,9 @@ def _replaced(text: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
 def _plain_characters(text: str) -> str:
     """Rewrites characters that stand for several: fractions, powers, roots, full-width digits."""
     text = re.sub("[¼-¾⅐-⅞]", lambda sign: f" {_plain(sign[0])} ", text)
-    text = re.sub(f"[{''.join(_SUPERSCRIPTS)}]+", lambda run: _run(run[0], "^", _SUPERSCRIPTS), text)
+    text = re.sub(
+        f"[{''.join(_SUPERSCRIPTS)}]+", lambda run: _run(run[0], "^", _SUPERSCRIPTS), text
+    )
     text = re.sub(f"[{''.join(_SUBSCRIPTS)}]+", lambda run: _run(run[0], "_", _SUBSCRIPTS), text)
     # Circled numbers name statements: "②④" is not 24.
     text = re.sub("[①-⑳]", lambda sign: f"({_plain(sign[0])})", text)
@@ -294,7 +303,11 @@ def _without_dollars(text: str) -> str:
     for sign, name in _CURRENCIES.items():
         text = re.sub(rf"([-+]?)\s*{sign}\s*{_AMOUNT}", rf" \1\2 {name} ", text)
         text = re.sub(rf"(\d)\s*{sign}(?![A-Za-z])", rf"\1 {name} ", text)
-    text = re.sub(r"(dollars|euros|GBP|yuan|rupees)\s+(?:dollars|USD|euros?|EUR|pounds|CNY|RMB|yuan)\b", r"\1", text)
+    text = re.sub(
+        r"(dollars|euros|GBP|yuan|rupees)\s+(?:dollars|USD|euros?|EUR|pounds|CNY|RMB|yuan)\b",
+        r"\1",
+        text,
+    )
     return text.replace("$", " ")
 
 
@@ -311,7 +324,8 @@ def _without_text_commands(text: str) -> str:
 def _matrix(match: re.Match[str]) -> str:
     rows = [row for row in re.split(r"␤|;", match[2].replace(r"\hline", "")) if row.strip()]
     name = "det" if match[1] == "vmatrix" else ""
-    return f" {name}⟦{';'.join('&'.join(cell.strip() for cell in row.split('&')) for row in rows)}⟧"
+    cells = ["&".join(cell.strip() for cell in row.split("&")) for row in rows]
+    return f" {name}⟦{';'.join(cells)}⟧"
 
 
 def _command(match: re.Match[str]) -> str:
@@ -360,8 +374,13 @@ def _sets(text: str) -> str:
         if end < 0 or re.search(r"[\\A-Za-z^_}\]]$", text[:start]):
             continue
         inner = text[start + 1 : end]
-        left, right = ("⦃", "⦄") if re.search("[,;:|]", inner) or not inner.strip() else ("", "")
+        is_set = not inner.strip() or re.search("[,;:|]", inner)
+        left, right = ("⦃", "⦄") if is_set else ("", "")
         text = f"{text[:start]}{left}{inner}{right}{text[end + 1 :]}"
         position = start
     text = re.sub(r"⦃\s*⦄", "∅", text)
-    return re.sub(r"\\mathbb\{([RZNQC])\}", lambda name: dict(zip("RZNQC", "ℝℤℕℚℂ", strict=True))[name[1]], text)
+    return re.sub(
+        r"\\mathbb\{([RZNQC])\}",
+        lambda name: dict(zip("RZNQC", "ℝℤℕℚℂ", strict=True))[name[1]],
+        text,
+    )

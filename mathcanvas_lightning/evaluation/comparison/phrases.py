@@ -6,12 +6,12 @@ _CLASSES = {
     "yes": "yes|true|t|correct|right|y|是|是的|对|正确|√|✓",
     "no": "no|false|f|incorrect|n|否|不是|错|错误|不正确|×|✗",
     "no solution": "empty set|the empty set|none|∅|无解|无实数解|无实数根|没有解|空集",
-    "does not exist": "dne|does not exist|doesn't exist|the limit does not exist|limit does not exist"
-    "|不存在",
+    "does not exist": "dne|does not exist|doesn't exist|limit does not exist|不存在",
     "infinitely many": "infinitely many|infinitely many solutions|infinite|infinite solutions"
     "|infinite number of solutions|infinitely many|无数个|无穷多解|无数解|无穷多个",
-    "all reals": "all real numbers|all reals|all real|ℝ|(-∞,∞)|(-∞,+∞)|x∈ℝ|the set of real numbers"
-    "|the set of all real numbers|real numbers|all real values|全体实数|任意实数|实数集|一切实数",
+    "all reals": "all real numbers|all reals|all real|ℝ|(-∞,∞)|(-∞,+∞)|x∈ℝ"
+    "|set of real numbers|set of all real numbers|real numbers|all real values"
+    "|全体实数|任意实数|实数集|一切实数",
     "undefined": "undefined|not defined|无意义",
     "impossible": "impossible|not possible|it is impossible|cannot be done",
     "cannot be determined": "cannot be determined|can not be determined|can't be determined"
@@ -21,7 +21,8 @@ _CLASS_OF = {phrase: name for name, phrases in _CLASSES.items() for phrase in ph
 _ARTICLE = re.compile(r"^(?:the|a|an|it is|it's|they are|there are|there is)\s+(?=\S)")
 _NO_SOLUTION = re.compile(
     r"(?:(?:the |this )?(?:equation|system|inequality|problem|x|it|there) (?:has|is|are) )?"
-    r"no (?:real |integer |such |possible |valid )?(?:solutions?|roots?|values?|numbers?)(?: exists?)?"
+    r"no (?:real |integer |such |possible |valid )?(?:solutions?|roots?|values?|numbers?)"
+    r"(?: exists?)?"
 )
 _DECIDED = re.compile(r"(yes|no|true|false)\s*[,.;:]\s*\S", re.IGNORECASE)
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")

@@ -95,7 +95,9 @@ def read_region(text: str) -> Region | None:
     parts = split_top(text, re.compile(r"\s*\bor\b\s*"))
     if len(parts) > 1:
         return _joined(parts, sympy.Union)
-    parts = [one.strip() for one in split_top(text, re.compile(r",|;|\s*\band\b\s*")) if one.strip()]
+    parts = [
+        one.strip() for one in split_top(text, re.compile(r",|;|\s*\band\b\s*")) if one.strip()
+    ]
     if len(parts) > 1 and _RELATION.search(parts[0]):
         return _conditions(parts)
     return _single(text)

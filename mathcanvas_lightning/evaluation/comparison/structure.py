@@ -174,7 +174,9 @@ def statement(text: str) -> Statement:
     if len(chain) > 1 and is_name(chain[0]):
         name = chain[0]
         first = chain[-1]
-    elif len(chain) > 1 and not any(re.search("[A-Za-zα-ω]", _without_functions(one)) for one in chain):
+    elif len(chain) > 1 and not any(
+        re.search("[A-Za-zα-ω]", _without_functions(one)) for one in chain
+    ):
         first = chain[-1]
     elif len(sides) > 1 and is_name(first) and len(chain) == 1:
         name, first = first, ""

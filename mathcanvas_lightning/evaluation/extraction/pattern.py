@@ -9,7 +9,7 @@ from mathcanvas_lightning.errors import ConfigError
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
         "boxed": r"\boxed{...}",
-        "answer_tag": r"<answer>\s*(.*?)\s*</answer>",
+        "answer_tag": r"<answer>\s*((?s:.*?))\s*</answer>",
         "hash": r"^#{4}[ \t]*(\S.*?)[ \t]*$",
         "answer_line": r"^[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_]*\s*(\S.*?)[ \t]*$",
     }
@@ -33,14 +33,14 @@ def answer_pattern(pattern: str) -> re.Pattern[str]:
     """
     if pattern == "boxed":
         return BOXED
+    if pattern in PRESETS:
+        return re.compile(PRESETS[pattern], re.IGNORECASE | re.MULTILINE)
+    if re.fullmatch(r"[a-z_]*", pattern):  # a misspelt preset would match its own letters
+        raise _no_pattern(pattern, "no preset, and nothing but letters")
     try:
-        compiled = re.compile(PRESETS.get(pattern, pattern), re.I | re.M | re.S if pattern == "answer_tag" else re.I | re.M if pattern in PRESETS else re.M)
+        return re.compile(pattern, re.MULTILINE)
     except re.error as error:
         raise _no_pattern(pattern, str(error)) from None
-    # A forgotten or misspelt preset is a valid expression that matches its own letters.
-    if not pattern or re.fullmatch(r"[a-z_]+", pattern) and pattern not in PRESETS:
-        raise _no_pattern(pattern, "a plain word")
-    return compiled
 
 
 def _no_pattern(pattern: str, found: str) -> ConfigError:

@@ -29,7 +29,7 @@ _HASHES = re.compile(r"^#{4}[ \t]*(\S.{0,200}?)[ \t]*$", re.MULTILINE)
 _LETTER = r"(?:\(([A-Za-z])\)|([A-Z])(?![\w'])\)?)"
 _CHOSEN = re.compile(
     rf"\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick)\b(?:\s+(?:is|option|choice))?\s*:?\s*"
-    rf"{_LETTER}(?!\s+(?:(?:is|are|was)\s+(?:not|in|wrong|false)|would\b|could\b|isn't|can't|fails|does))"
+    rf"{_LETTER}(?!\s+(?:(?:is|are|was)\s+(?:not|in|wrong|false)|would\b|could\b|isn't|can't))"
 )
 _CORRECT = re.compile(
     r"\b((?:\(?[A-H]\)?(?:\s*(?:,|&|\band\b)\s*)*)+)\s*(?:is|are|must be)\s+"
@@ -37,11 +37,12 @@ _CORRECT = re.compile(
 )
 _GUESS = re.compile(
     r"\b(?:it\s+is|it's|it\s+must\s+be|go\s+with|going\s+with|goes\s+with)\s+"
-    r"(?:option\s+|choice\s+)?\(?([A-H])\)?(?=[.!]?\s*(?:\n|$))", re.IGNORECASE,
+    r"(?:option\s+|choice\s+)?\(?([A-H])\)?(?=[.!]?\s*(?:\n|$))",
+    re.IGNORECASE,
 )
 _LEAD = re.compile(
     r"^(?:(?:therefore|thus|hence|so|approximately|approx\.?|about|roughly|around|nearly|equal to"
-    r"|given by|simply|just|exactly|clearly|now|then|therefore|option|choice|约为?|大约)(?![A-Za-z])"
+    r"|given by|simply|just|exactly|clearly|now|then|option|choice|约为?|大约)(?![A-Za-z])"
     r"[\s,:]*|[:=]\s*)",
     re.IGNORECASE,
 )
@@ -49,7 +50,9 @@ _REASON = re.compile(r",?\s+(?:because|since|which|where|so that|as)\s", re.IGNO
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|;(?=\s+[A-Za-z]{2,}\s)|,?\s(?=not\s)")
 _DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
 _LETTER_AND_TEXT = re.compile(r"(\(?[A-Z]\)?)[.,:]\s+(?=\S)")
-_PROSE_AHEAD = re.compile(r"(?:option|note|since|because|choice|this|that|the other|however|we|it)\b", re.I)
+_PROSE_AHEAD = re.compile(
+    r"(?:option|note|since|because|choice|this|that|the other|however|we|it)\b", re.I
+)
 _CONCLUSION = re.compile(
     r"\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|weighs?|measures?|makes?"
     r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+"
@@ -107,7 +110,11 @@ def statement(text: str) -> str:
     while (shorter := _LEAD.sub("", line)) != line:
         line = shorter
     letter = _LETTER_AND_TEXT.match(line)
-    if letter and line[letter.end()].isalpha() and (len(_WORD.findall(line)) > 6 or _PROSE_AHEAD.match(line, letter.end())):
+    if (
+        letter
+        and line[letter.end()].isalpha()
+        and (len(_WORD.findall(line)) > 6 or _PROSE_AHEAD.match(line, letter.end()))
+    ):
         return letter[1]
     skip = letter.end() if letter and letter[0][-2] != "," else 0
     for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
@@ -184,7 +191,8 @@ def _conclusion(line: str) -> str:
     if not verbs or not _PROSE.search(sentence[: verbs[-1].end()]):
         return ""
     tail = sentence[verbs[-1].end() :]
-    if len(verbs) > 1 and "≈" in verbs[-1][0] and sentence[: verbs[-1].start()].count("$") % 2 == 0:
+    is_outside = sentence[: verbs[-1].start()].count("$") % 2 == 0
+    if len(verbs) > 1 and "≈" in verbs[-1][0] and is_outside:
         tail = sentence[verbs[-2].end() :]
     if not is_plain(tail) and re.match(r"\\?[$-]?\d", tail):
         tail = _BEHIND.sub("", tail)  # 15 students in the class

@@ -1,5 +1,6 @@
-"""Answers built from random numbers: perturbed ones differ, permuted and re-spaced ones are equal."""
+"""Answers built from random numbers: perturbed ones differ, permuted ones are equal."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -10,24 +11,24 @@ from mathcanvas_lightning.evaluation.comparison.equivalence import compare
 
 Items = list[str]
 
-INTEGERS = st.integers(-400, 400).map(str)
-FRACTIONS = st.tuples(st.integers(1, 30), st.integers(2, 9)).map(
-    lambda pair: f"\\frac{{{pair[0] * 10 + 1}}}{{{pair[1] * 10}}}"
-)
-DECIMALS = st.integers(-999, 999).map(lambda value: f"{value / 100}")
-ROOTS = st.tuples(st.integers(2, 9), st.sampled_from([2, 3, 5, 7])).map(
-    lambda pair: f"{pair[0]}\\sqrt{{{pair[1]}}}"
-)
-NUMBERS = st.one_of(INTEGERS, FRACTIONS, DECIMALS, ROOTS)
+KINDS: list[Callable[[int], str]] = [
+    str,
+    lambda value: f"-{value}",
+    lambda value: f"\\frac{{{value}}}{{7}}",
+    lambda value: f"{value / 100:.2f}",
+    lambda value: f"{value}\\sqrt{{3}}",
+    lambda value: f"{value}\\pi",
+]
+"""Each number of the form 10 n + 1 with n < 100 gives another value in each kind."""
+NUMBERS = st.tuples(
+    st.lists(st.integers(0, 99), min_size=4, max_size=4, unique=True),
+    st.lists(st.sampled_from(KINDS), min_size=4, max_size=4),
+).map(lambda both: [kind(10 * n + 1) for n, kind in zip(*both, strict=True)])
 
 
 def perturbed(number: str) -> str:
-    """Another number of the same kind."""
-    if number.startswith("\\frac"):
-        return number.replace("\\frac{", "\\frac{1", 1)
-    if "\\sqrt" in number:
-        return str(int(number[0]) + 1) + number[1:]
-    return f"{float(number) + 0.5}" if "." in number else str(int(number) + 1)
+    """A number with another last digit: 51/7 becomes 52/7."""
+    return re.sub(r"1(?=\D*(?:\{\d\})?$)", "2", number, count=1)
 
 
 def point(items: Items, gap: str) -> str:
@@ -70,17 +71,12 @@ def length(items: Items, gap: str) -> str:
 
 ORDERED: list[Callable[[Items, str], str]] = [point, points, matrix, named]
 UNORDERED: list[Callable[[Items, str], str]] = [listed, joined, set_of, solutions]
-DISTINCT = st.lists(NUMBERS, min_size=4, max_size=4).filter(
-    lambda items: not any(
-        compare(a, b).is_right for at, a in enumerate(items) for b in items[at + 1 :]
-    )
-)
 GAPS = st.sampled_from(["", " ", "  ", "\\,", "\\ "])
 
 
 @pytest.mark.parametrize("shape", [*ORDERED, *UNORDERED, length])
-@settings(max_examples=25, deadline=None)
-@given(items=DISTINCT, gap=GAPS, at=st.integers(0, 3))
+@settings(max_examples=15, deadline=None)
+@given(items=NUMBERS, gap=GAPS, at=st.integers(0, 3))
 def test_spaces_do_not_matter_and_numbers_do(
     shape: Callable[[Items, str], str], items: Items, gap: str, at: int
 ) -> None:
@@ -88,23 +84,22 @@ def test_spaces_do_not_matter_and_numbers_do(
     assert compare(shape(items, gap), expected).is_right
     at = 0 if shape is length else at
     other = [*items[:at], perturbed(items[at]), *items[at + 1 :]]
-    if shape in UNORDERED and any(compare(other[at], one).is_right for one in items):
-        return
+    assert other[at] != items[at]
     assert not compare(shape(other, ""), expected).is_right
     assert not compare(expected, shape(other, gap)).is_right
 
 
 @pytest.mark.parametrize("shape", UNORDERED)
-@settings(max_examples=25, deadline=None)
-@given(items=DISTINCT, order=st.permutations(range(4)))
+@settings(max_examples=15, deadline=None)
+@given(items=NUMBERS, order=st.permutations(range(4)))
 def test_the_order_of_solutions_does_not_matter(
     shape: Callable[[Items, str], str], items: Items, order: list[int]
 ) -> None:
     assert compare(shape([items[at] for at in order], ""), shape(items, "")).is_right
 
 
-@settings(max_examples=40, deadline=None)
-@given(items=DISTINCT)
+@settings(max_examples=15, deadline=None)
+@given(items=NUMBERS)
 def test_the_order_within_a_tuple_matters(items: Items) -> None:
     first = items[:2]
     assert not compare(point(first[::-1], ""), point(first, "")).is_right
@@ -123,11 +118,14 @@ def interval(left: str, start: int, end: int, right: str) -> str:
     return f"{left}{start},{end}{right}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ends=ENDS, brackets=BRACKETS, at=st.integers(0, 3))
 def test_unions_of_intervals(ends: list[int], brackets: tuple[str, ...], at: int) -> None:
     a, b, c, d = ends
-    first, second = interval(brackets[0], a, b, brackets[1]), interval(brackets[2], c, d, brackets[3])
+    first, second = (
+        interval(brackets[0], a, b, brackets[1]),
+        interval(brackets[2], c, d, brackets[3]),
+    )
     union = f"{first}\\cup{second}"
     assert compare(f"{second} ∪ {first}", union).is_right
     signs = {"(": "<", ")": "<", "[": "\\le", "]": "\\le"}
@@ -144,7 +142,7 @@ def test_unions_of_intervals(ends: list[int], brackets: tuple[str, ...], at: int
     assert not compare(first, union).is_right
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(number=st.integers(2, 999), other=st.integers(2, 999))
 def test_unicode_roots_and_powers(number: int, other: int) -> None:
     assert compare(f"√{number}", f"\\sqrt{{{number}}}").is_right
@@ -153,8 +151,11 @@ def test_unicode_roots_and_powers(number: int, other: int) -> None:
     assert compare(f"{number}, {other + 100}", f"{number}{other + 100}").is_right is False
 
 
-@settings(max_examples=60, deadline=None)
-@given(letters=st.sets(st.sampled_from("ABCDE"), min_size=1), other=st.sets(st.sampled_from("ABCDE"), min_size=1))
+@settings(max_examples=25, deadline=None)
+@given(
+    letters=st.sets(st.sampled_from("ABCDE"), min_size=1),
+    other=st.sets(st.sampled_from("ABCDE"), min_size=1),
+)
 def test_letters_of_choices(letters: set[str], other: set[str]) -> None:
     run, listing = "".join(sorted(letters)), " and ".join(sorted(letters, reverse=True))
     assert compare(run, listing).is_right

@@ -227,7 +227,7 @@ def test_maximum_number_of_records(tmp_path: Path) -> None:
 
 
 def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scores = Path(write(tmp_path / "answers.jsonl", RECORDS)).with_name("answers_scores.json")
+    scores = Path(write(tmp_path / "answers.jsonl", RECORDS)).with_name("answers.jsonl_scores.json")
     os.utime(scores, (0, 0))
     assert "older than the answers" in show(tmp_path / "answers.jsonl")[1]
     assert "older than the answers" in caplog.text
@@ -314,4 +314,4 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [one.name for one in page.parent.iterdir()] == ["page.html"]
     assert main(["report", "--input", path, "--query_field", "nothing"]) == 1
     assert "error: " in capsys.readouterr().err
-    assert json.loads((tmp_path / "answers_scores.json").read_text())["overall"]
+    assert json.loads((tmp_path / "answers.jsonl_scores.json").read_text())["overall"]

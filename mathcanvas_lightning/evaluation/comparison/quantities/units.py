@@ -1,11 +1,11 @@
-"""A closed table of units: SI units with their prefixes, everyday units, currencies, counted things.
+"""A closed table of units: SI with prefixes, everyday units, currencies, counted things.
 
 A word that is not in the table is no unit.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from types import MappingProxyType
@@ -32,6 +32,8 @@ class Unit:
         """Whether it is the percent sign."""
         return self.dimension == (("%", 1),)
 
+
+_Names = Mapping[str, tuple[Unit, ...]]
 
 _PREFIXES = {
     "n": Fraction(1, 10**9), "μ": Fraction(1, 10**6), "u": Fraction(1, 10**6),
@@ -67,11 +69,13 @@ cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies,pen
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
 角 yuan 1/10 | 分 yuan 1/100 | yen,JPY yen 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
-平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000 | 公顷 m2 10000
-立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000 | 毫升 m3 1/1000000 | 升 m3 1/1000
+平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
+公顷 m2 10000 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
+毫升 m3 1/1000000 | 升 m3 1/1000
 克 g 1 | 千克,公斤 g 1000 | 斤 g 500 | 吨 g 1000000 | 秒 s 1 | 分钟 s 60
 小时,时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
-度 ° 1 | 弧度 ° 180:-1 | 米/秒 m/s 1 | 千米/时 m/s 5/18 | 牛 g*m/s2 1000 | 伏 g*m2/s3/A 1000
+度 ° 1 | 弧度 ° 180:-1 | 米/秒 m/s 1 | 千米/时 m/s 5/18 | 牛 g*m/s2 1000
+伏 g*m2/s3/A 1000
 """
 _NO_UNITS = frozenset("unit units".split())
 _COUNTED = frozenset(
@@ -95,7 +99,8 @@ _COUNTED = frozenset(
     button bulb lamp candle battery phone computer song movie painting picture photo image
     bracelet necklace ring gift present stone rock shell star planet interval symmetry handshake
     day night morning trial toss flip roll draw move turn jump bounce bacteria cell
-    molecule atom particle electron 个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 页 道 题 倍 间 盒 袋 瓶
+    molecule atom particle electron
+    个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 页 道 题 倍 间 盒 袋 瓶
     """.split()
 )
 _DESCRIBING = frozenset(
@@ -107,12 +112,6 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^?\{?(?P<exponent>-?\d)\}?)?"
     r"|(?P<sign>[*/()]))",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    names: Mapping[str, tuple[Unit, ...]] = field(default_factory=dict)
-    symbols: Mapping[str, Unit] = field(default_factory=dict)
 
 
 def find_units(text: str) -> tuple[Unit, ...]:
@@ -131,27 +130,29 @@ def find_units(text: str) -> tuple[Unit, ...]:
 
 @lru_cache(maxsize=4096)
 def _find(text: str) -> tuple[Unit, ...]:
-    table = _table()
-    if simple := _named(text, table):
+    names = _table()
+    if simple := _named(text, names):
         return simple
     if counted := _counted(text):
         return (Unit(((counted, 1),)),)
-    unit = _product(text.replace("·", "*"), table)
+    unit = _product(text, names)
     return () if unit is None else (unit,)
 
 
 def is_unitless(text: str) -> bool:
     """Whether a text says "units" of an unknown kind: "square units"."""
     words = text.lower().split()
-    return bool(words) and words[-1].split("^")[0] in _NO_UNITS and set(words[:-1]) <= _POWERS.keys()
+    return (
+        bool(words) and words[-1].split("^")[0] in _NO_UNITS and set(words[:-1]) <= _POWERS.keys()
+    )
 
 
-def _named(name: str, table: _Table) -> tuple[Unit, ...]:
+def _named(name: str, names: _Names) -> tuple[Unit, ...]:
     for form in (name, name.lower() if len(name) > 2 else name):
         for singular in (form, form.removesuffix("s"), form.removesuffix("es")):
-            if len(singular) > 1 or singular == form:
-                if found := table.names.get(singular):
-                    return found
+            found = names.get(singular, ())
+            if found and (len(singular) > 1 or singular == form):
+                return found
     return ()
 
 
@@ -164,7 +165,7 @@ def _counted(text: str) -> str:
     return next((one for one in forms if one in _COUNTED), "")
 
 
-def _product(text: str, table: _Table) -> Unit | None:
+def _product(text: str, names: _Names) -> Unit | None:
     """Multiplies named units: "m/s^2", "kg*m^2", "square metres", "metres per second"."""
     text = re.sub(r"\bper\b|每", "/", text)
     power_ahead, divides, within, position = 1, False, False, 0
@@ -177,7 +178,9 @@ def _product(text: str, table: _Table) -> Unit | None:
             return None
         position = token.end()
         if sign := token["sign"]:
-            divides, within = (sign == "/", False) if sign in "*/" and not within else (divides, within)
+            divides, within = (
+                (sign == "/", False) if sign in "*/" and not within else (divides, within)
+            )
             within = within or sign == "("
             within = within and sign != ")"
             pending = sign != ")"
@@ -185,14 +188,13 @@ def _product(text: str, table: _Table) -> Unit | None:
         if (ahead := _POWERS.get(token["name"].lower())) and not token["power"]:
             power_ahead = ahead
             continue
-        found = _named(token["name"], table)
-        if not found or found[0].zero or found[0].pi_power:
-            if not found or token["name"] not in ("rad", "C", "K"):
-                return None
+        found = _named(token["name"], names)
+        if not found or found[0].zero or (found[0].pi_power and token["name"] != "rad"):
+            return None
         exponent = int(token["exponent"] or 1) * power_ahead * (-1 if divides else 1)
         for base, power in found[0].dimension:
             powers[base] = powers.get(base, 0) + power * exponent
-        factor *= found[0].factor**exponent
+        factor *= found[0].factor ** exponent
         power_ahead, pending = 1, False
         divides = divides and within
     if pending or power_ahead != 1 or text.count("(") != text.count(")"):
@@ -205,7 +207,7 @@ def _sorted(powers: Mapping[str, int]) -> Dimension:
 
 
 @lru_cache(maxsize=1)
-def _table() -> _Table:
+def _table() -> _Names:
     names: dict[str, list[Unit]] = {}
     for symbol, unit, words in _si_units():
         for prefix, size in (("", Fraction(1)), *_PREFIXES.items()):
@@ -223,7 +225,7 @@ def _table() -> _Table:
         for spelling in spellings.split(","):
             # A plain entry comes before a prefixed one: "min" is a minute, "ft" a foot.
             names.setdefault(spelling.replace("^", " "), []).insert(0, unit)
-    return _Table(MappingProxyType({name: tuple(found) for name, found in names.items()}))
+    return MappingProxyType({name: tuple(found) for name, found in names.items()})
 
 
 def _si_units() -> Iterator[tuple[str, Unit, list[str]]]:

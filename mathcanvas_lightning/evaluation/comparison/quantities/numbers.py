@@ -67,11 +67,11 @@ class Number:
 
 
 def parse_number(text: str) -> Number | None:
-    """Parses a number.
+    r"""Parses a number.
 
     Args:
         text: Integer (also 1,000), decimal (also 1.2*10^{-3}), fraction, mixed number, repeating
-            decimal (0.\\overline{3}, 0.(3), 0.333...) or number words, in canonical form.
+            decimal (0.\overline{3}, 0.(3), 0.333...) or number words, in canonical form.
 
     Returns:
         The number; None for other texts, and for numbers with too many digits.
@@ -103,9 +103,9 @@ def same_number(given: Number, expected: Number) -> bool:
     if not decimals:
         return False
     difference = abs(given.value - expected.value)
-    if max(one.num_significant for one in decimals) >= FLOAT_DIGITS:
-        if difference <= FLOAT_TOLERANCE * abs(expected.value):
-            return True
+    has_float = max(one.num_significant for one in decimals) >= FLOAT_DIGITS
+    if has_float and difference <= FLOAT_TOLERANCE * abs(expected.value):
+        return True
     if len(decimals) == 2 and given.places == expected.places:
         return False
     coarse = min(decimals, key=lambda one: one.places or 0)

@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from mathcanvas_lightning.evaluation.comparison.numbers import Number, parse_number, same_number
-from mathcanvas_lightning.evaluation.comparison.units import Unit, find_units, is_unitless
+from mathcanvas_lightning.evaluation.comparison.quantities.numbers import (
+    Number,
+    parse_number,
+    same_number,
+)
+from mathcanvas_lightning.evaluation.comparison.quantities.units import (
+    Unit,
+    find_units,
+    is_unitless,
+)
 
 MAX_RATIO = 4
 MAX_PLACES = 25
@@ -17,10 +25,16 @@ _PIECE = re.compile(
 )
 _INNER_UNITS = {("s", "m"): "min", ("°", "'"): "'", ("m", "'"): "ft", ("m", '"'): "in"}
 _CLOCK = re.compile(
-    r"(?P<early>上午|下午|晚上|早上)?\s*(?P<hour>\d{1,2})(?:[:：](?P<minute>\d\d)(?:[:：](?P<second>\d\d))?)?"
+    r"(?P<early>上午|下午|晚上|早上)?\s*(?P<hour>\d{1,2})"
+    r"(?:[:：](?P<minute>\d\d)(?:[:：](?P<second>\d\d))?)?"
     r"\s*(?:o'clock)?\s*(?P<half>[aApP]\.?\s?[mM]\.?|noon|midnight)?"
 )
 _HALVES = {"上午": "a", "早上": "a", "下午": "p", "晚上": "p", "noon": "p", "midnight": "a"}
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+          "eight": "8",
+          "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
+_BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
+_BASED = re.compile(rf"\(?([0-9A-Fa-f]+)\)?(?:_\{{{_BASE}\}}|\s*\(?(?:in )?base\s?{_BASE}\)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +60,16 @@ def parse_quantity(text: str) -> Quantity:
     """
     if (compound := parse_compound(text)) is not None:
         return compound
-    for found in re.finditer(r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text):
+    for found in re.finditer(
+        r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text
+    ):
         body, name = text[: found.start()].strip(), text[found.end() :].strip()
         is_apart = found[0] != "" or not name[0].isalpha() or not name[0].isascii()
         if body[-1:].isalpha() and body[-1] != "π" and not (is_apart and parse_number(body)):
             continue
-        if body.count("(") != body.count(")") or (name == "°" and "\\" in body and "frac" not in body):
+        if body.count("(") != body.count(")") or (
+            name == "°" and "\\" in body and "frac" not in body
+        ):
             continue  # \\sin 30° is a number
         if is_unitless(name):
             return Quantity(body)
@@ -91,7 +109,9 @@ def same_quantity(
         is_small = bool(given.units) and number is not None and abs(number.value) < 1
         return is_share or (not is_small and same_value(given.body, expected.body))
     if unit.dimension == (("°", 1),) and "π" in bare.body and not unit.pi_power:
-        return same_value(_scaled(with_unit.body, unit.factor), _scaled(bare.body, Fraction(180), -1))
+        return same_value(
+            _scaled(with_unit.body, unit.factor), _scaled(bare.body, Fraction(180), -1)
+        )
     return same_value(given.body, expected.body)
 
 
@@ -111,6 +131,22 @@ def same_time(given: str, expected: str) -> bool | None:
     if "half" in (first[1], second[1]) and "" in (first[1], second[1]):
         return first[0] % NOON_S == second[0] % NOON_S
     return first[0] == second[0]
+
+
+def same_digits(given: str, expected: str) -> bool | None:
+    """Compares numbers with bases; a missing base is assumed to be that of the other.
+
+    Args:
+        given: Answer in canonical form, such as 101_{2} or "101 base 2".
+        expected: Reference in canonical form.
+
+    Returns:
+        Whether digits and base are the same; None unless one has a base.
+    """
+    first, second = _based(given), _based(expected)
+    if not (first[1] or second[1]):
+        return None
+    return first[0] == second[0] and (not first[1] or not second[1] or first[1] == second[1])
 
 
 def ratio_terms(text: str) -> list[str]:
@@ -205,3 +241,9 @@ def _clock(text: str) -> tuple[int, str] | None:
     return hour % 24 * 3600 + minute * 60 + second, "half" if half else "24" if is_whole_day else ""
 
 
+def _based(text: str) -> tuple[str, str]:
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return text, ""
+    base = match[2] or match[3]
+    return match[1].upper(), _BASES.get(base, base)
