@@ -17,10 +17,10 @@ import sympy
 from latex2sympy2_extended import latex2sympy
 from math_verify import parse, verify
 
-_WORDS = (
+_WORDS = (  # noqa: SIM905
     "square ways integers dollars mph inches ft hours km units sue points feet minutes digits "
     "cents degrees cm gm pounds meters meals edges students multiples"
-).split()  # noqa: SIM905
+).split()
 _ANSWER = re.compile(r"answer is:?\s*(.*?)(?:\.\s|\.?$)", re.IGNORECASE | re.MULTILINE)
 _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 

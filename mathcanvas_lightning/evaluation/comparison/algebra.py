@@ -46,6 +46,7 @@ _TO_LATEX = tuple(
         (r"(?<=\d)\s+(?=[\d(])", r" ? "),
         (r"\\(?:d|rm d)(?![A-Za-z])", "d"),
         (r"∠|△", ""),
+        (r"I", r"\\iota "),  # a current; only i is imaginary
         (r"'", "_{p}"),
         (r"\\exp\s*\(", r"e^("),
     )
@@ -116,6 +117,7 @@ def read_formula(text: str) -> Any | None:
         lambda part: isinstance(part, AppliedUndef),
         lambda part: sympy.Symbol(part.func.__name__) * sympy.Mul(*part.args),
     )
+    found = found.replace(_is_odd_root, _odd_root)
     if not found.has(sympy.Sum, sympy.Product):
         found = found.subs(sympy.Symbol("i"), sympy.I)
     return None if found.has(sympy.nan, sympy.zoo) else found
@@ -151,12 +153,11 @@ def _is_constant_ratio(
     first: Any, second: Any, *, only: Any = None, positive: bool = False
 ) -> bool:
     ratio, num_values = only, 0
-    for values in _points(sorted({one.name for one in first.free_symbols | second.free_symbols})):
+    names = sorted({one.name for one in first.free_symbols | second.free_symbols})
+    for number, values in enumerate(_points(names)):
         a, b = _value(first, values), _value(second, values)
-        if a is None or b is None:
-            continue
-        if not (a.is_real and b.is_real) and num_values:
-            continue
+        if a is None or b is None or (number >= NUM_POINTS and not (a.is_real and b.is_real)):
+            continue  # negative values may have no logarithm
         if _is_close(b, 0) or _is_close(a, 0):
             if not _is_close(a, b):
                 return False
@@ -166,9 +167,7 @@ def _is_constant_ratio(
         if not _is_close(a, ratio * b) or (positive and not (ratio.is_real and ratio > 0)):
             return False
         num_values += 1
-        if not values:
-            break
-    return num_values > 0
+    return num_values > (1 if names and only is None else 0)
 
 
 def _points(names: Sequence[str]) -> Iterator[dict[Any, Any]]:
@@ -215,6 +214,16 @@ def _rounds(first: Any, given: Number | None, second: Any, expected: Number | No
             number = Number(Fraction(*map(int, sympy.Rational(value).as_numer_denom())))
         values.append(number)
     return same_number(*values)
+
+
+def _is_odd_root(part: Any) -> bool:
+    """Whether an expression is an odd root of a negative number, which is real in schools."""
+    is_root = part.is_Pow and part.exp.is_Rational and part.exp.q > 1 and part.exp.q % 2 == 1
+    return bool(is_root and part.base.is_number and part.base.is_negative)
+
+
+def _odd_root(part: Any) -> Any:
+    return (-1) ** part.exp.p * (-part.base) ** part.exp
 
 
 def _determinant(cells: str) -> Any | None:

@@ -174,6 +174,7 @@ _LATEX = _compiled(
     ),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+    (r"\\text\s*\{\s*([()\[\],])\s*\}", r"\1"),
     (r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\mathbb{\1}"),
     (r"\\\{", "⦃"),
     (r"\\\}", "⦄"),
@@ -374,7 +375,8 @@ def _sets(text: str) -> str:
         if end < 0 or re.search(r"[\\A-Za-z^_}\]]$", text[:start]):
             continue
         inner = text[start + 1 : end]
-        is_set = not inner.strip() or re.search("[,;:|]", inner)
+        is_joined = re.search("[∪∩∖]", text[max(start - 2, 0) : start] + text[end + 1 : end + 3])
+        is_set = not inner.strip() or is_joined or re.search("[,;:|]", inner)
         left, right = ("⦃", "⦄") if is_set else ("", "")
         text = f"{text[:start]}{left}{inner}{right}{text[end + 1 :]}"
         position = start

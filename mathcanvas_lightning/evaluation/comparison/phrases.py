@@ -3,8 +3,8 @@
 import re
 
 _CLASSES = {
-    "yes": "yes|true|t|correct|right|y|是|是的|对|正确|√|✓",
-    "no": "no|false|f|incorrect|n|否|不是|错|错误|不正确|×|✗",
+    "yes": "yes|true|correct|right|是|是的|对|正确|√|✓",
+    "no": "no|false|incorrect|否|不是|错|错误|不正确|×|✗",
     "no solution": "empty set|the empty set|none|∅|无解|无实数解|无实数根|没有解|空集",
     "does not exist": "dne|does not exist|doesn't exist|limit does not exist|不存在",
     "infinitely many": "infinitely many|infinitely many solutions|infinite|infinite solutions"
@@ -18,6 +18,7 @@ _CLASSES = {
     "|not enough information|insufficient information|无法确定|不能确定",
 }  # fmt: skip
 _CLASS_OF = {phrase: name for name, phrases in _CLASSES.items() for phrase in phrases.split("|")}
+_DECIDING_LETTERS = {"T": "yes", "F": "no", "Y": "yes", "N": "no"}
 _ARTICLE = re.compile(r"^(?:the|a|an|it is|it's|they are|there are|there is)\s+(?=\S)")
 _NO_SOLUTION = re.compile(
     r"(?:(?:the |this )?(?:equation|system|inequality|problem|x|it|there) (?:has|is|are) )?"
@@ -39,6 +40,10 @@ def same_phrase(given: str, expected: str) -> bool | None:
         Whether they mean the same; None unless both are known phrases.
     """
     first, second = phrase_of(given), phrase_of(expected)
+    if first in ("yes", "no") and not second:
+        second = _DECIDING_LETTERS.get(expected, "")
+    elif second in ("yes", "no") and not first:
+        first = _DECIDING_LETTERS.get(given, "")
     return None if not first or not second else first == second
 
 

@@ -114,7 +114,7 @@ def _single(text: str) -> Region | None:
         return None if found is None else Region(found.points, name.strip())
     if _RELATION.search(text):
         return _inequality(text)
-    return _interval(text)
+    return _solution(text) or _interval(text)
 
 
 def _joined(parts: Sequence[str], unite: Any) -> Region | None:
@@ -192,16 +192,37 @@ def _inequality(text: str) -> Region | None:
     return Region(points, symbol.name)
 
 
+def _solution(text: str) -> Region | None:
+    """Reads "x = 0", one of the alternatives in "x = 0 or x > 2"."""
+    name, sign, value = text.partition("=")
+    if not sign or not re.fullmatch(r"[A-Za-zα-ω]", name):
+        return None
+    found = _end(value)
+    return None if found is None or found.free_symbols else Region(sympy.FiniteSet(found), name)
+
+
 def _solved(left: Any, sign: str, right: Any, symbol: Any) -> Any | None:
     if left == symbol and not right.free_symbols:
         return _half_line(sign, right)
     if right == symbol and not left.free_symbols:
         return _half_line(_OPPOSITE[sign], left)
+    if (line := _linear(left, sign, right, symbol)) is not None:
+        return line
     relations = {"<": sympy.Lt, ">": sympy.Gt, "≤": sympy.Le, "≥": sympy.Ge, "≠": sympy.Ne}
     try:
         return solve_univariate_inequality(relations[sign](left, right), symbol, relational=False)
     except (TypeError, ValueError, NotImplementedError, AttributeError):
         return None
+
+
+def _linear(left: Any, sign: str, right: Any, symbol: Any) -> Any | None:
+    """Solves 3x + 2 > 8 at once: the general solver is slow."""
+    difference = sympy.expand(left - right)
+    slope = difference.coeff(symbol, 1)
+    rest = sympy.expand(difference - slope * symbol)
+    if not slope.is_number or rest.free_symbols or slope.is_zero is not False:
+        return None
+    return _half_line(sign if slope.is_positive else _OPPOSITE[sign], -rest / slope)
 
 
 def _half_line(sign: str, end: Any) -> Any:

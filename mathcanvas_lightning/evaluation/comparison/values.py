@@ -33,7 +33,11 @@ from mathcanvas_lightning.evaluation.comparison.regions import (
 _LEAD = re.compile(
     r"^(?:(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.-])"
     r"|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|coordinates|values?|numbers?)"
-    r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\()))"
+    r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\())"
+    r"|(?:the\s+)?(?:line|curve|circle|parabola|function|equation)\s+(?=[^=]{1,20}=))"
+)
+_EXCEPT = re.compile(
+    r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)"
 )
 _MEMBER = re.compile(r"([A-Za-zα-ω])∈⦃([^⦃⦄]*)⦄")
 _PRODUCT = re.compile(r"[a-z]{2,3}")
@@ -65,6 +69,8 @@ def same(given: str, expected: str) -> bool:
 def _essence(text: str) -> str:
     """Removes "about" and "the point"; writes x ∈ {1, 4} as x = 1, x = 4."""
     text = _LEAD.sub("", text)
+    if excluded := _EXCEPT.fullmatch(text):
+        return f"ℝ∖⦃{excluded[1]}⦄"
     member = _MEMBER.fullmatch(text)
     if member is None or re.search("[|:]", member[2]):
         return text
@@ -89,7 +95,7 @@ def _same_compound(given: str, expected: str) -> bool | None:
 
 
 def _same_ratio(given: str, expected: str) -> bool | None:
-    first, second = ratio_terms(given), ratio_terms(expected)
+    first, second = (ratio_terms(one.rpartition("=")[2]) for one in (given, expected))
     if not first and not second:
         return None
     if first and second:

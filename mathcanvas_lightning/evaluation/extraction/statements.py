@@ -36,7 +36,7 @@ _CORRECT = re.compile(
     r"(?:the\s+|both\s+|all\s+)?(?:correct|right|true)\b"
 )
 _GUESS = re.compile(
-    r"\b(?:it\s+is|it's|it\s+must\s+be|go\s+with|going\s+with|goes\s+with)\s+"
+    r"\b(?:I\s+guess|I\s+think|it\s+is|it's|it\s+must\s+be|go\s+with|going\s+with|goes\s+with)\s+"
     r"(?:option\s+|choice\s+)?\(?([A-H])\)?(?=[.!]?\s*(?:\n|$))",
     re.IGNORECASE,
 )
@@ -58,13 +58,16 @@ _CONCLUSION = re.compile(
     r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+"
     r"|\bat\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
-_BEHIND = re.compile(r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which)\b.*")
+_BEHIND = re.compile(r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more)\b.*")
 _SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
 _SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.&*()\[\]\\]|\\text\{|\}|\\q?quad|\band\b|\bor\b)*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.&*()\[\]\\]|\\text\{|\}|\\q?quad|\band\b|\bor\b"
+    r"|[A-Za-z]\s*=)*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ def _conclusion(line: str) -> str:
     is_outside = sentence[: verbs[-1].start()].count("$") % 2 == 0
     if len(verbs) > 1 and "≈" in verbs[-1][0] and is_outside:
         tail = sentence[verbs[-2].end() :]
-    if not is_plain(tail) and re.match(r"\\?[$-]?\d", tail):
+    if re.match(r"\\?[$-]?\d", tail):
         tail = _BEHIND.sub("", tail)  # 15 students in the class
     tail = tail if tail.count("$") % 2 == 0 or tail.startswith("$") else tail.replace("$", " ")
     return tail if is_plain(tail) else ""

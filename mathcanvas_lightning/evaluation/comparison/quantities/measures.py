@@ -34,7 +34,10 @@ _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven
           "eight": "8",
           "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 _BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
-_BASED = re.compile(rf"\(?([0-9A-Fa-f]+)\)?(?:_\{{{_BASE}\}}|\s*\(?(?:in )?base\s?{_BASE}\)?)")
+_BASED = re.compile(
+    rf"\(?([0-9A-Fa-f]+)\)?(?:_\{{\(?{_BASE}\)?\}}|\s*\(?(?:in )?base\s?{_BASE}\)?)"
+)
+_PREFIXED = re.compile(r"0([bx])([0-9A-Fa-f]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,8 @@ def _clock(text: str) -> tuple[int, str] | None:
 
 
 def _based(text: str) -> tuple[str, str]:
+    if prefixed := _PREFIXED.fullmatch(text):
+        return prefixed[2].upper(), {"b": "2", "x": "16"}[prefixed[1]]
     match = _BASED.fullmatch(text)
     if match is None:
         return text, ""

@@ -67,7 +67,7 @@ mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm ° 6
 atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
 cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies,pence,p penny 1
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
-角 yuan 1/10 | 分 yuan 1/100 | yen,JPY yen 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
+角 yuan 1/10 | 分 yuan 1/100 | yen,JPY,円 yen 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
 平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
 公顷 m2 10000 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
@@ -99,6 +99,18 @@ _COUNTED = frozenset(
     button bulb lamp candle battery phone computer song movie painting picture photo image
     bracelet necklace ring gift present stone rock shell star planet interval symmetry handshake
     day night morning trial toss flip roll draw move turn jump bounce bacteria cell
+    beat note song string hole nail screw bolt wire pipe cable lamp fan mirror frame sign flag mat
+    rug towel blanket pillow cushion bench stool couch sofa bed crib shop store market farm field
+    garden park pool lake river mountain hill road street path lane bridge gate wall fence roof
+    stair step ladder tunnel cave island beach seashell feather nest egg worm butterfly snail whale
+    shark lion tiger bear elephant giraffe zebra deer fox wolf mouse mice rat hamster kitten puppy
+    teen senior nurse doctor driver pilot farmer baker cook chef artist actor singer dancer soldier
+    police officer neighbor neighbour classmate teammate runner swimmer cyclist hiker camper scout
+    crayon poster banner drawing painting puzzle riddle quiz story chapter paragraph sentence symbol
+    digit prime factor bit row seat ride visit call message email post link file folder click
+    donut doughnut muffin cupcake brownie pancake waffle sandwich burger hotdog taco bean pea carrot
+    potato potatoes tomato tomatoes onion pepper cucumber melon watermelon grape mango coconut nut
+    almond walnut peanut pretzel popcorn chip cracker noodle dumpling drink juice soda coffee tea
     molecule atom particle electron
     个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 页 道 题 倍 间 盒 袋 瓶
     """.split()
