@@ -85,9 +85,10 @@ def same_formula(given: str, expected: str) -> bool:
         return False
     numbers = parse_number(given), parse_number(expected)
     is_constant = not first.free_symbols and not second.free_symbols
-    if is_constant and any(one is not None and one.places is not None for one in numbers):
-        return _rounds(first, numbers[0], second, numbers[1])
-    return same_expression(first, second)
+    if same_expression(first, second):
+        return True
+    has_decimal = any(one is not None and one.places is not None for one in numbers)
+    return is_constant and has_decimal and _rounds(first, numbers[0], second, numbers[1])
 
 
 @lru_cache(maxsize=2048)
@@ -155,9 +156,13 @@ def _is_constant_ratio(
     ratio, num_values = only, 0
     names = sorted({one.name for one in first.free_symbols | second.free_symbols})
     for number, values in enumerate(_points(names)):
+        if number >= NUM_POINTS and not (
+            _is_real_at(first, values) and _is_real_at(second, values)
+        ):
+            continue  # negative values have no roots and logarithms
         a, b = _value(first, values), _value(second, values)
-        if a is None or b is None or (number >= NUM_POINTS and not (a.is_real and b.is_real)):
-            continue  # negative values may have no logarithm
+        if a is None or b is None:
+            continue
         if _is_close(b, 0) or _is_close(a, 0):
             if not _is_close(a, b):
                 return False
@@ -196,6 +201,14 @@ def _value(expression: Any, values: dict[Any, Any]) -> Any | None:
     if abs(imaginary) <= TOLERANCE * abs(real):
         return real
     return found
+
+
+def _is_real_at(expression: Any, values: dict[Any, Any]) -> bool:
+    """Whether no root or logarithm of a negative number is needed."""
+    powers = [one.base for one in expression.atoms(sympy.Pow) if not one.exp.is_Integer]
+    needed = [*powers, *(one.args[0] for one in expression.atoms(sympy.log))]
+    found = [_value(one, values) for one in needed]
+    return all(one is not None and one.is_real and one >= 0 for one in found)
 
 
 def _is_close(a: Any, b: Any) -> bool:

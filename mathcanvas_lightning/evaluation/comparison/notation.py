@@ -155,7 +155,7 @@ _TEXT = re.compile(
 _AMOUNT = r"([-+]?\s*\d[\d,. ]*(?<=\d)(?:\s+(?:thousand|million|billion|trillion))?)"
 _CURRENCIES = {
     r"(?:US)?\$": "dollars", "USD": "dollars", r"Rs\.?": "rupees", "₹": "rupees",
-    "€": "euros", "£": "GBP", "¥": "yuan",
+    "€": "euros", "£": "GBP", "¥": "yensign",
 }  # fmt: skip
 
 

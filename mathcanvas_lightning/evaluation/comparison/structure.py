@@ -13,6 +13,7 @@ _NAME = re.compile(
     r"m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
     r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+"
 )
+_MATRIX = re.compile(r"([^⟦⟧=]*(?<!det))⟦([^⟦⟧]*)⟧")
 _CHAIN = re.compile(r"(?<![<>≤≥≠!])=(?!=)")
 
 
@@ -138,8 +139,10 @@ def rows_of(text: str) -> list[list[str]]:
     Args:
         text: A text in canonical form, such as ⟦1&2;3&4⟧ or [[1,2],[3,4]].
     """
-    if text[:1] == "⟦" and text[-1:] == "⟧":
-        return [row.split("&") for row in text[1:-1].split(";")]
+    if scaled := _MATRIX.fullmatch(text):
+        rows = [row.split("&") for row in scaled[2].split(";")]
+        scale = scaled[1].rstrip("* ")
+        return [[f"({scale})*({cell})" if scale else cell for cell in row] for row in rows]
     if not (text[:2] in ("[[", "((") and partner(text, 0) == len(text) - 1):
         return _plain_rows(text)
     rows = [row.strip() for row in split_top(text[1:-1], re.compile(r"[,;]"))]

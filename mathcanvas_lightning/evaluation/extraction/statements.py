@@ -12,7 +12,7 @@ MAX_PHRASES = 20
 """Number of phrases such as "answer is" that are tried, from the end."""
 
 PHRASE = re.compile(
-    r"(?:\banswers?\b"
+    r"(?:\b(?:answers?|ans)\b"
     r"(?:\s+(?:to|for|of)\b[^\n.:=]{0,100}?)?"
     r"(?:\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b\s+not\b[^\n.]{1,40}?\bbut\s"
     r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?|\s*[:=]"
@@ -59,6 +59,12 @@ _CONCLUSION = re.compile(
     r"|\bat\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
 _BEHIND = re.compile(r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more)\b.*")
+_ENDING = re.compile(
+    r"(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|所以|因此|综上|故)\b"
+    r".{0,200}?\s"
+    r"(\\?\$?-?\d[\d,./]*(?:\s?[A-Za-z°%/²³^]+){0,2})[.!]?",
+    re.IGNORECASE,
+)
 _SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
 _SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
@@ -95,6 +101,8 @@ def candidates(text: str) -> Iterator[str]:
         if segments := _SEGMENTS.search(last_line):
             yield segments[0]
         yield _conclusion(last_line)
+        if ending := _ENDING.fullmatch(last_line):
+            yield ending[1]
         if last_line != plain.strip() and is_plain(last_line):
             yield last_line
     if "\n" not in plain.strip() and not _REFUSAL.match(plain.strip()):

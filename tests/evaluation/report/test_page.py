@@ -242,6 +242,29 @@ def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         write_report(other, scores=str(tmp_path / "absent.json"))
 
 
+def test_scores_of_an_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    scores = Path(write(path, RECORDS)).with_name("answers.jsonl_scores.json")
+    scores.rename(tmp_path / "answers_scores.json")
+    assert [verdicts(one) for one in show(path)[2]] != [["unscored"]] * 3 + [["failed"]]
+    other = write(tmp_path / "answers.json", RECORDS, score=False)  # the same stem
+    assert "aren&#39;t scored yet" in show(other)[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("verdict", "<meta http-equiv=refresh>"), ("verdict", 3), ("extracted", ["x"]), ("how", None)],
+)
+def test_verdicts_that_are_none(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "answers.jsonl"
+    scores = Path(write(path, RECORDS)).with_name("answers.jsonl_scores.json")
+    written = json.loads(scores.read_text())
+    written["records"][0]["responses"][0]["parts"][0][field] = value
+    scores.write_text(json.dumps(written))
+    with pytest.raises(InputError, match="mathcanvas score"):
+        write_report(path)
+
+
 def test_errors_list_the_fields(tmp_path: Path) -> None:
     path = write(tmp_path / "answers.jsonl", RECORDS)
     with pytest.raises(InputError, match="query_cot, answer, model_answer"):

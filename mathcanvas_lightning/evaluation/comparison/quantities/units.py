@@ -58,6 +58,7 @@ t,ton,tonne,metric^ton g 1000000 | lb,lbs,pound g 45359237/100000 | oz,ounce g 4
 s,sec,second s 1 | min,minute s 60 | h,hr,hour s 3600 | day,d s 86400 | week,wk s 604800
 month month 1 | yr,year month 12 | decade month 120 | century,centuries month 1200
 l,ltr m3 1/1000 | ml m3 1/1000000 | cc m3 1/1000000 | gal,gallon gal 1 | quart,qt gal 1/4
+fl^oz gal 1/128 | tablespoon,tbsp gal 1/256 | teaspoon,tsp gal 1/768
 pint,pt gal 1/8 | cup gal 1/16 | ha,hectare m2 10000 | acre acre 1 | are m2 100
 °,degree,deg ° 1 | ',arcminute ° 1/60 | ",arcsecond ° 1/3600 | rad,radian ° 180:-1
 revolution,rev,turn ° 360 | %,percent,pct % 1 | ‰ % 1/10
@@ -67,7 +68,8 @@ mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm ° 6
 atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
 cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies,pence,p penny 1
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
-角 yuan 1/10 | 分 yuan 1/100 | yen,JPY,円 yen 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
+角 yuan 1/10 | 分 yuan 1/100 | yen,JPY,円 yen 1
+yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
 平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
 公顷 m2 10000 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
@@ -201,6 +203,8 @@ def _product(text: str, names: _Names) -> Unit | None:
             power_ahead = ahead
             continue
         found = _named(token["name"], names)
+        if not found and (counted := _counted(token["name"])):
+            found = (Unit(((counted, 1),)),)
         if not found or found[0].zero or (found[0].pi_power and token["name"] != "rad"):
             return None
         exponent = int(token["exponent"] or 1) * power_ahead * (-1 if divides else 1)
