@@ -89,9 +89,8 @@ def score_responses(
 ) -> ScoreReport:
     """Scores the answers of a model against reference answers.
 
-    The final answer of each response is extracted and compared: letters of choices, numbers with
-    their units, lists, formulas. A record may have several responses (a list), and a question
-    several parts (a reference of several answers).
+    The final answer of each response is extracted and compared. A record may have several responses
+    (a list), and a question several parts (a reference of several answers).
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of records.
@@ -100,11 +99,9 @@ def score_responses(
         options_field: Field with the texts of the choices, for multiple-choice questions.
         question_field: Field with the question, for the judge.
         by: Fields to group by, such as subject and level; each value gets scores.
-        output: JSON file for scores and verdicts; by default <input>_scores.json beside the input,
-            such as answers.jsonl_scores.json.
-        answer_pattern: How responses mark their answer, if the prompt asks for a mark: boxed,
-            answer_tag (<answer>..</answer>), hash (#### ..), answer_line (Answer: ..), or a regular
-            expression whose first group is the answer; by default all usual ways.
+        output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
+        answer_pattern: Mark of the answer in responses: boxed, answer_tag, hash (#### ..),
+            answer_line (Answer: ..), or a regular expression with a group; by default all of them.
         judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
             and init_args): a model that decides on answers that the rules marked wrong.
         puzzles: Folder of generate-blockmoving: also check what BlockMoving answers state and draw.
@@ -128,11 +125,9 @@ def score_responses(
         question=question_field,
         by=(by,) if isinstance(by, str) else tuple(by),
     )
+    mark = compile_pattern(answer_pattern)
     settings = ComparisonSettings(
-        num_workers=num_workers,
-        time_limit_s=time_limit_s,
-        progress=progress,
-        pattern=None if answer_pattern is None else compile_pattern(answer_pattern),
+        num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
     )
     checks = None if puzzles is None else _puzzle_files(input, puzzles, folders)
     return _score(input, _output_path(input, output), fields, settings, judge, checks)

@@ -18,21 +18,21 @@ PRESETS: Mapping[str, str] = MappingProxyType(
 BOXED = re.compile(re.escape(PRESETS["boxed"]))
 
 
-def answer_pattern(pattern: str) -> re.Pattern[str]:
+def answer_pattern(pattern: str | None) -> re.Pattern[str] | None:
     """Makes the pattern that marks an answer.
 
     Args:
         pattern: Name of a preset, or a regular expression whose first group (or whole match) is
-            the answer.
+            the answer; None for all the usual marks.
 
     Returns:
-        The compiled pattern; `BOXED` for boxes.
+        The compiled pattern; `BOXED` for boxes, None for None.
 
     Raises:
         ConfigError: If it is neither.
     """
-    if pattern == "boxed":
-        return BOXED
+    if pattern is None or pattern == "boxed":
+        return None if pattern is None else BOXED
     if pattern in PRESETS:
         return re.compile(PRESETS[pattern], re.IGNORECASE | re.MULTILINE)
     if re.fullmatch(r"[a-z_]*", pattern):  # a misspelt preset would match its own letters
