@@ -89,8 +89,7 @@ def score_responses(
 ) -> ScoreReport:
     """Scores the answers of a model against reference answers.
 
-    The final answer of each response is extracted and compared. A record may have several responses
-    (a list), and a question several parts (a reference of several answers).
+    A record may have several responses (a list), and a question several parts.
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of records.
@@ -118,6 +117,7 @@ def score_responses(
         ConfigError: If an option can't be used.
         BackendError: If the judge can't start, or stops working.
     """
+    mark = compile_pattern(answer_pattern)
     fields = Fields(
         answer=answer_field,
         response=response_field,
@@ -125,7 +125,6 @@ def score_responses(
         question=question_field,
         by=(by,) if isinstance(by, str) else tuple(by),
     )
-    mark = compile_pattern(answer_pattern)
     settings = ComparisonSettings(
         num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
     )
