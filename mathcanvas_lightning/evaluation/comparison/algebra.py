@@ -29,6 +29,9 @@ SMALLEST = sympy.Float(10, DIGITS) ** -100
 NUM_POINTS = 4
 _CONFIG = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _WORD = re.compile(r"(?<![\\A-Za-z{_])[A-Za-z]{3,}(?![A-Za-z])")
+_SHORT_WORDS = frozenset(
+    "am an as at be by do go he hi if in is it me my no of oh ok on or ox so to up us we".split()
+)
 _NO_FORMULA = re.compile(r"[,;?!]{2}|[=<>≤≥≠≈∈∪∩∖±∓⦃⦄⟦⟧;\"∅ℝℤℕℚ]|[一-鿿]|,")
 _BOUNDS = re.compile(r"(?<=\\sum)_\{[^{}]*\}|(?<=\\prod)_\{[^{}]*\}|^det⟦[^⟦⟧]*⟧$")
 _TO_LATEX = tuple(
@@ -59,11 +62,7 @@ def is_formula(text: str) -> bool:
     Args:
         text: A text in canonical form.
     """
-    if (
-        not text
-        or _NO_FORMULA.search(_BOUNDS.sub("", text))
-        or re.fullmatch(r"[a-z]{2,}|[A-Za-z\s]{3,}", text)
-    ):
+    if not text or _NO_FORMULA.search(_BOUNDS.sub("", text)) or _is_only_words(text):
         return False
     return not any(_is_word(text, word) for word in _WORD.finditer(text))
 
@@ -246,6 +245,13 @@ def _determinant(cells: str) -> Any | None:
     }:
         return None
     return sympy.Matrix(rows).det()
+
+
+def _is_only_words(text: str) -> bool:
+    """Whether a text has only letters, and they are no product such as "ab" or "xyz"."""
+    if not re.fullmatch(r"[a-z]{2,}|[A-Za-z\s]{3,}", text):
+        return False
+    return text in _SHORT_WORDS or not re.fullmatch("[a-z]{2}|[abc]{3}|[pqr]{3}|[xyz]{3}", text)
 
 
 def _is_word(text: str, word: re.Match[str]) -> bool:

@@ -6,10 +6,12 @@ braces, braces of sets become ⦃ ⦄, matrices ⟦1&2;3&4⟧, and signs of curr
 
 import re
 import unicodedata
+from functools import lru_cache
 
 MAX_CHARACTERS = 2000
 """Longer texts are not rewritten; they are no formulas."""
 
+_PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ", "0123456789+-=()n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
 _CHARACTERS = {
@@ -178,6 +180,7 @@ _LATEX = _compiled(
     (r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\mathbb{\1}"),
     (r"\\\{", "⦃"),
     (r"\\\}", "⦄"),
+    (r"(?<=[\])}R])\s*\\\s+(?=\\?\{)", r"\\setminus "),
     (r"\\[()\[\]]", " "),
     (r"\\[,;:!> ]|~|\\q?quad(?![A-Za-z])|\\space(?![A-Za-z])", " "),
     (r"\\%", "%"),
@@ -217,6 +220,7 @@ _SPACES = _compiled(
 )
 
 
+@lru_cache(maxsize=4096)
 def canonical(answer: str) -> str:
     r"""Rewrites an answer in canonical form: `\dfrac12 \,\text{cm}` becomes `\frac{1}{2} cm`.
 
@@ -226,6 +230,8 @@ def canonical(answer: str) -> str:
     Returns:
         The answer on one line, without dollars, layout commands and meaningless spaces.
     """
+    if _PLAIN_NUMBER.fullmatch(answer):
+        return answer
     text = _plain_characters(answer)
     if len(text) > MAX_CHARACTERS:
         return " ".join(text.split())

@@ -34,8 +34,10 @@ _LEAD = re.compile(
     r"^(?:(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.-])"
     r"|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|coordinates|values?|numbers?)"
     r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\())"
+    r"|[Tt]he\s+[a-z]+(?:\s+(?!not\b)[a-z]+){0,4}\s+(?:is|are|equals)\s*(?=[(\[⦃⟨⟦\d\\-])"
     r"|(?:the\s+)?(?:line|curve|circle|parabola|function|equation)\s+(?=[^=]{1,20}=))"
 )
+_NOTE = re.compile(r"(?<=.)\s?\((?=[a-z\s]*[a-z]{4})[a-z]{2,}(?:\s[a-z]+){0,4}\)$")
 _EXCEPT = re.compile(
     r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)"
 )
@@ -68,7 +70,7 @@ def same(given: str, expected: str) -> bool:
 
 def _essence(text: str) -> str:
     """Removes "about" and "the point"; writes x ∈ {1, 4} as x = 1, x = 4."""
-    text = _LEAD.sub("", text)
+    text = _NOTE.sub("", _LEAD.sub("", text))
     if excluded := _EXCEPT.fullmatch(text):
         return f"ℝ∖⦃{excluded[1]}⦄"
     member = _MEMBER.fullmatch(text)

@@ -122,6 +122,10 @@ _DESCRIBING = frozenset(
     "small large big new old boy girl".split()
 )
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_FRACTION = re.compile(r"\\frac\{((?:[^{}]|\{[^{}]*\})*)\}\{((?:[^{}]|\{[^{}]*\})*)\}")
+_BEHIND = re.compile(
+    r"\s(?:old|long|tall|wide|high|deep|each|apart|away|left|altogether|in total)$"
+)
 _TOKEN = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^?\{?(?P<exponent>-?\d)\}?)?"
     r"|(?P<sign>[*/()]))",
@@ -138,6 +142,7 @@ def find_units(text: str) -> tuple[Unit, ...]:
         Its meanings ("pounds" are a mass or a currency); empty if a word is not in the table.
     """
     text = re.sub(r"\b(square|cubic|sq|cu)(?:\s|\.\s?)(?=[A-Za-z])", r"\1 ", " ".join(text.split()))
+    text = _FRACTION.sub(r"\1/(\2)", _BEHIND.sub("", text))
     text = text.replace(" squared", "^2").replace(" cubed", "^3").strip(".")
     return _find(text) if 0 < len(text) <= MAX_NAME else ()
 
