@@ -11,10 +11,10 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 from latex2sympy2_extended import latex2sympy  # type: ignore[import-untyped]
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
-from sympy.core.function import AppliedUndef
+from sympy.core.function import AppliedUndef  # type: ignore[import-untyped]
 
 from mathcanvas_lightning.evaluation.comparison.notation import FUNCTIONS, partner
 from mathcanvas_lightning.evaluation.comparison.quantities.numbers import (
@@ -194,8 +194,10 @@ def _value(expression: Any, values: dict[Any, Any]) -> Any | None:
         found = expression.subs(values).evalf(DIGITS, maxn=200)
     except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         return None
-    real, imaginary = found.as_real_imag() if found.is_number else (None, None)
-    if real is None or not (real.is_Float or real.is_Rational):
+    if not found.is_number:
+        return None
+    real, imaginary = found.as_real_imag()
+    if not (real.is_Float or real.is_Rational):
         return None
     if abs(imaginary) <= TOLERANCE * abs(real):
         return real

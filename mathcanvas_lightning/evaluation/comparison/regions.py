@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
-from sympy import S
-from sympy.solvers.inequalities import solve_univariate_inequality
+import sympy  # type: ignore[import-untyped]
+from sympy.solvers.inequalities import (  # type: ignore[import-untyped]
+    solve_univariate_inequality,
+)
 
 from mathcanvas_lightning.evaluation.comparison.algebra import (
     is_formula,
@@ -20,7 +21,12 @@ from mathcanvas_lightning.evaluation.comparison.structure import split_items, sp
 MARKS = re.compile(r"[<>≤≥≠∈∪∩∖ℝ]|\|.*[<>≤≥≠∈]|⦃[^|:]*[|:]")
 _RELATION = re.compile(r"[<>≤≥≠]")
 _OPPOSITE = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
-_NAMED: dict[str, Any] = {"ℝ": S.Reals, "∅": S.EmptySet, "ℤ": S.Integers, "ℕ": S.Naturals}
+_NAMED: dict[str, Any] = {
+    "ℝ": sympy.S.Reals,
+    "∅": sympy.S.EmptySet,
+    "ℤ": sympy.S.Integers,
+    "ℕ": sympy.S.Naturals,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,7 @@ def _inequality(text: str) -> Region | None:
     if len(symbols) != 1:
         return None
     (symbol,) = symbols
-    points = S.Reals
+    points = sympy.S.Reals
     for left, sign, right in zip(values, signs, values[1:], strict=False):
         one = _solved(left, sign, right, symbol)
         if one is None:
@@ -227,7 +233,7 @@ def _linear(left: Any, sign: str, right: Any, symbol: Any) -> Any | None:
 
 def _half_line(sign: str, end: Any) -> Any:
     if sign == "≠":
-        return sympy.Complement(S.Reals, sympy.FiniteSet(end))
+        return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(end))
     if sign in "<≤":
         return sympy.Interval(-sympy.oo, end, True, sign == "<")
     return sympy.Interval(end, sympy.oo, sign == ">", True)

@@ -140,9 +140,9 @@ def rows_of(text: str) -> list[list[str]]:
         text: A text in canonical form, such as ⟦1&2;3&4⟧ or [[1,2],[3,4]].
     """
     if scaled := _MATRIX.fullmatch(text):
-        rows = [row.split("&") for row in scaled[2].split(";")]
+        cells = [row.split("&") for row in scaled[2].split(";")]
         scale = scaled[1].rstrip("* ")
-        return [[f"({scale})*({cell})" if scale else cell for cell in row] for row in rows]
+        return [[f"({scale})*({cell})" if scale else cell for cell in row] for row in cells]
     if not (text[:2] in ("[[", "((") and partner(text, 0) == len(text) - 1):
         return _plain_rows(text)
     rows = [row.strip() for row in split_top(text[1:-1], re.compile(r"[,;]"))]

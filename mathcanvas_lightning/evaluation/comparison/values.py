@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 
 from mathcanvas_lightning.evaluation.comparison import structure
 from mathcanvas_lightning.evaluation.comparison.algebra import (

@@ -56,7 +56,7 @@ def reference_parts(answer: Any) -> tuple[str, ...]:
             marks = _marks(text, pattern, numbering)
             if len(marks) > 1 and not text[: marks[0].start()].strip("$ "):
                 pieces = tuple(clean(piece) for piece in _between(text, marks))
-                if all(pieces):
+                if all(re.sub(r"[①-⑳\W]", "", piece) for piece in pieces):
                     return pieces
     return (clean(text),) if text else ()
 

@@ -47,7 +47,8 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r",?\s+(?:because|since|which|where|so that|as)\s", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|;(?=\s+[A-Za-z]{2,}\s)|,?\s(?=not\s)")
+_SENTENCE_END = re.compile(r"(?<!\.)[.!?](?=\s|$)|;(?=\s+[A-Za-z]{2,}\s)|,\s(?=not\s)")
+_FACTORIAL = re.compile(r"(?<=[\dA-Za-z)])!(?=$)")
 _DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
 _LETTER_AND_TEXT = re.compile(r"(\(?[A-Z]\)?)[.,:]\s+(?=\S)")
 _PROSE_AHEAD = re.compile(
@@ -93,8 +94,7 @@ def candidates(text: str) -> Iterator[str]:
     marked = sorted(_marked(text), key=lambda one: one.start)
     yield from (one.text for one in reversed(marked[-MAX_PHRASES:]))
     plain = EMPHASIS.sub("", text)
-    ends = [phrase.end() for phrase in PHRASE.finditer(plain)][-MAX_PHRASES:]
-    yield from (statement(plain[end : end + 4 * MAX_CHARACTERS]) for end in reversed(ends))
+    yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
     yield from _chosen(plain)
     last_line = plain.strip().rpartition("\n")[2].strip()
     if len(last_line) <= 4 * MAX_CHARACTERS:
@@ -109,11 +109,12 @@ def candidates(text: str) -> Iterator[str]:
         yield plain
 
 
-def statement(text: str) -> str:
+def statement(text: str, *, is_line: bool = False) -> str:
     """The rest of a sentence after "is", up to its end or to "because".
 
     Args:
         text: The text after a phrase such as "the answer is".
+        is_line: Whether it follows "Answer:"; an exclamation mark is a factorial then.
     """
     if display := _DISPLAY.match(text):
         return display[1] or display[2]
@@ -121,17 +122,19 @@ def statement(text: str) -> str:
     while (shorter := _LEAD.sub("", line)) != line:
         line = shorter
     letter = _LETTER_AND_TEXT.match(line)
-    if (
-        letter
-        and line[letter.end()].isalpha()
-        and (len(_WORD.findall(line)) > 6 or _PROSE_AHEAD.match(line, letter.end()))
-    ):
+    if letter and line[letter.end()].isalpha() and _is_prose(line, letter.end()):
         return letter[1]
+    if is_line and _FACTORIAL.search(line.rstrip()):
+        return line
     skip = letter.end() if letter and letter[0][-2] != "," else 0
     for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
         if end is not None:
             line = line[: min(end.start(), len(line))]
     return line
+
+
+def _is_prose(line: str, start: int) -> bool:
+    return len(_WORD.findall(line)) > 6 or _PROSE_AHEAD.match(line, start) is not None
 
 
 def is_plain(text: str) -> bool:
@@ -151,13 +154,20 @@ def _marked(text: str) -> Iterator[Marked]:
     """Yields boxes, tags, and phrases with a plain answer, unsorted."""
     yield from _box_groups(text)
     yield from (Marked(tag[1], tag.start()) for tag in _TAG.finditer(text))
-    yield from (Marked(one[1], one.start()) for one in _HASHES.finditer(text) if is_plain(one[1]))
+    for one in _HASHES.finditer(text):
+        if is_plain(one[1]) or not text[one.end() :].strip():
+            yield Marked(one[1], one.start())
     for found in _JSON.finditer(text):
         yield Marked(_json_text(found[1]), found.start())
     for phrase in [*PHRASE.finditer(text)][-MAX_PHRASES:]:
-        stated = EMPHASIS.sub("", statement(text[phrase.end() : phrase.end() + 4 * MAX_CHARACTERS]))
+        stated = EMPHASIS.sub("", _stated(text, phrase))
         if is_plain(stated) and not find_boxes(stated):
             yield Marked(stated, phrase.start())
+
+
+def _stated(text: str, phrase: re.Match[str]) -> str:
+    rest = text[phrase.end() : phrase.end() + 4 * MAX_CHARACTERS]
+    return statement(rest, is_line=phrase[0].rstrip().endswith((":", "=")))
 
 
 def _box_groups(text: str) -> Iterator[Marked]:

@@ -195,9 +195,13 @@ def _count(words: list[str]) -> Fraction | None:
                 return None
             current, seen = current + _WORDS[word], True
         elif word == "hundred" or word in ("dozen", "dozens"):
-            current, seen = (current or 1) * SCALES[word], True
+            current, seen = (current or Fraction(1)) * SCALES[word], True
         elif word in SCALES:
-            total, current, seen = total + (current or 1) * SCALES[word], Fraction(0), True
+            total, current, seen = (
+                total + (current or Fraction(1)) * SCALES[word],
+                Fraction(0),
+                True,
+            )
         elif word == "and" and 0 < position < len(words) - 1 and words[position - 1] in SCALES:
             continue
         elif position == 0 and len(words) > 1 and _NUMBER.fullmatch(word):

@@ -231,8 +231,8 @@ def _sorted(powers: Mapping[str, int]) -> Dimension:
 def _table() -> _Names:
     names: dict[str, list[Unit]] = {}
     for symbol, unit, words in _si_units():
-        for prefix, size in (("", Fraction(1)), *_PREFIXES.items()):
-            scaled = Unit(unit.dimension, unit.factor * size)
+        for prefix, scale in (("", Fraction(1)), *_PREFIXES.items()):
+            scaled = Unit(unit.dimension, unit.factor * scale)
             names.setdefault(prefix + symbol, []).append(scaled)
         for word in words:
             names.setdefault(word, []).append(unit)
