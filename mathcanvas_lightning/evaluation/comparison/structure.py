@@ -183,7 +183,6 @@ def statement(text: str) -> Statement:
         first = chain[-1]
     elif len(sides) > 1 and is_name(first) and len(chain) == 1:
         name, first = first, ""
-    # A decimal after "≈" in brackets: \\sqrt{2} (≈ 1.41)
     return Statement(_plain_name(name), tuple(one for one in (first, *values) if one))
 
 

@@ -90,7 +90,7 @@ def _peeled(text: str) -> str:
     """Removes one layer of enclosing characters."""
     text = EMPHASIS.sub("", text).strip()
     if not text.endswith(("\\,", "\\;", "\\.")):
-        text = re.sub(r"(?<=[^.])[.,;:]$", "", text).rstrip()
+        text = re.sub(r"(?<=[^.])[.,;:]$|(?<=\.{3})\.$", "", text).rstrip()
     boxes = find_boxes(text)
     if len(boxes) == 1 and (boxes[0].start, boxes[0].end) == (0, len(text)):
         return boxes[0].content.strip()
