@@ -133,6 +133,9 @@ def _same_list(given: str, expected: str) -> bool | None:
         found = structure.bracketed(_value(text))
         if found is not None and any(_matches_brackets(one, found) for one in lists):
             return True
+    for text, items, other in ((given, firsts[0], seconds[0]), (expected, seconds[0], firsts[0])):
+        if len(items) > 1 == len(other) and re.search(r"\bor\b", text):  # 3/4 or 0.75
+            return all(same(item, other[0]) for item in items)
     is_list = len(firsts[0]) > 1 or len(seconds[0]) > 1
     return False if is_list else None
 
