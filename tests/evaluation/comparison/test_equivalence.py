@@ -1,8 +1,8 @@
 """Equal and different answers, and time limits for pathological ones."""
 
 import re
+import resource
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +132,11 @@ def comparer() -> Iterator[Comparer]:
         yield made
 
 
+def processor_time() -> float:
+    """Seconds that ended child processes have worked."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
+
 @pytest.mark.parametrize(("first", "second"), EQUAL)
 def test_equal(first: str, second: str) -> None:
     assert compare(first, second).is_right
@@ -244,9 +249,9 @@ def test_nothing_is_raised(comparer: Comparer, first: str, second: str) -> None:
     ],
 )
 def test_pathological_answers_end_at_the_time_limit(comparer: Comparer, answer: str) -> None:
-    start = time.monotonic()
+    before = processor_time()
     assert not comparer.compare(answer, "5.5").is_right
-    assert time.monotonic() - start < 30
+    assert processor_time() - before < 30
     assert comparer.compare("\\frac{4}{2}", "2").is_right  # still works
 
 
