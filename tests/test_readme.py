@@ -66,7 +66,7 @@ def test_commands_run_as_written(clone: Path) -> None:
         if not not_run:
             run_block(clone, language, code)
     fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
-    beats_chance(clone / "demo" / "reasoning_scores.json")
+    beats_chance(clone / "demo" / "reasoning.parquet_scores.json")
     assert (clone / "demo" / "exported" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").stat().st_size > 100_000
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
@@ -85,7 +85,7 @@ def test_commands_run_as_written(clone: Path) -> None:
         drawn = list((clone / "demo" / folder).glob("*/images/reasoning_image_*.png"))
         assert len(drawn) == sum(one["image_steps"] for one in counts)
     for answers in ("answers", "tool_answers"):
-        scores = json.loads((clone / "demo" / f"{answers}_scores.json").read_text())
+        scores = json.loads((clone / "demo" / f"{answers}.jsonl_scores.json").read_text())
         assert len(scores["records"]) == num_questions
     assert (clone / "demo" / "puzzles" / "task_19" / "composite.png").is_file()
 

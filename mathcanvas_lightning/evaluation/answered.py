@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.extraction import reference_parts
-from mathcanvas_lightning.records.files import read_records
+from mathcanvas_lightning.records.files import format_of, read_records
 from mathcanvas_lightning.records.record import ERROR_SUFFIX
 
 UID_FIELDS = ("uid", "id")
@@ -25,6 +25,8 @@ class Fields:
     question: str
     by: tuple[str, ...]
     """Fields that records are grouped by."""
+    has_listed_responses: bool = False
+    """Whether responses are JSON lists of samples, as in a CSV file of several samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
         InputError: If there is no such file, it is malformed, a field is in no record, or no
             record has a reference answer.
     """
+    fields = replace(fields, has_listed_responses=has_listed_responses(path, fields.response))
     found: dict[str, None] = {}
     records: list[Answered] = []
     num_records = 0
@@ -94,6 +97,22 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
             remedy="Name the field with the reference answers with --answer_field.",
         )
     return AnsweredFile(records=records, num_without_reference=num_records - len(records))
+
+
+def has_listed_responses(path: str | Path, field: str) -> bool:
+    """Whether a CSV file, which has no lists, has several samples a record as JSON text.
+
+    The text of one response may be such a list too; so all of them must be.
+
+    Args:
+        path: File of answered records.
+        field: Name of the field with the responses.
+    """
+    if format_of(path) != "csv":
+        return False
+    records = (record for record in read_records(path) if isinstance(record, Mapping))
+    texts = [text for record in records if (text := record.get(field))]
+    return bool(texts) and all(isinstance(_listed(text), list) for text in texts)
 
 
 def require_object(record: Any, place: str) -> Mapping[str, Any]:
@@ -139,7 +158,7 @@ def answered_of(index: int, record: Mapping[str, Any], fields: Fields) -> Answer
         question=question if isinstance(question, str) else "",
         options=_options(record.get(fields.options)),
         expected=reference_parts(_listed(record.get(fields.answer))),
-        responses=(None,) if has_failed else _responses(record.get(fields.response)),
+        responses=(None,) if has_failed else _responses(record.get(fields.response), fields),
         groups={name: _group(record.get(name)) for name in fields.by},
     )
 
@@ -151,8 +170,8 @@ def _options(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
 
 
-def _responses(value: Any) -> tuple[str | None, ...]:
-    samples = _listed(value)
+def _responses(value: Any, fields: Fields) -> tuple[str | None, ...]:
+    samples = _listed(value) if fields.has_listed_responses else value
     if not isinstance(samples, list | tuple):
         return (_text(samples),)
     return tuple(map(_text, samples)) or (None,)

@@ -3,15 +3,22 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import ijson
 
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.puzzles import CheckScore
-from mathcanvas_lightning.evaluation.verdicts import PartVerdict, ScoredResponse, Scores
+from mathcanvas_lightning.evaluation.verdicts import (
+    PartVerdict,
+    ScoredResponse,
+    Scores,
+    Verdict,
+)
 
 T = TypeVar("T")
+SUFFIX = "_scores.json"
+VERDICTS = frozenset(get_args(Verdict))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,39 @@ class ScoredLine:
     """Position of the record in its file, from 0."""
     uid: str | None
     responses: tuple[ScoredResponse, ...]
+
+
+def scores_path(records: Path) -> Path:
+    """The default file of scores beside a file or folder of records.
+
+    Args:
+        records: File or folder of answered records; its suffix is kept, so that answers.json and
+            answers.jsonl have scores of their own.
+
+    Returns:
+        The path, such as answers.jsonl_scores.json.
+    """
+    return records.with_name(f"{records.name}{SUFFIX}")
+
+
+def find_scores(records: Path) -> Path | None:
+    """Finds the scores of a file or folder of records.
+
+    Args:
+        records: File or folder of answered records.
+
+    Returns:
+        The default file; else a file of an earlier version, named without the suffix of the
+        records, if it names these records as its input; None if there is neither.
+    """
+    path = scores_path(records)
+    if path.exists():
+        return path
+    earlier = records.with_name(f"{records.stem}{SUFFIX}")
+    if not earlier.exists():
+        return None
+    scored = next(_items(earlier, "input", str), "")
+    return earlier if Path(scored).name == records.name else None
 
 
 def read_summary(path: Path) -> ScoreSummary:
@@ -105,10 +145,19 @@ def _line(value: Any) -> ScoredLine:
         index=value["index"],
         uid=value.get("uid"),
         responses=tuple(
-            ScoredResponse(parts=tuple(PartVerdict(**part) for part in response["parts"]))
+            ScoredResponse(parts=tuple(map(_part, response["parts"])))
             for response in value["responses"]
         ),
     )
+
+
+def _part(value: Any) -> PartVerdict:
+    part = PartVerdict(**value)
+    if part.verdict not in VERDICTS:
+        raise ValueError(f"verdict {part.verdict!r:.60}")
+    if not all(isinstance(text, str) for text in (part.extracted, part.expected, part.how)):
+        raise TypeError("an answer that is not text")
+    return part
 
 
 def _no_scores(path: Path, found: str) -> InputError:

@@ -57,6 +57,7 @@ def _cells(scores: Scores) -> dict[str, str]:
         "records": f"{scores.num_records:,}",
         "accuracy": _share(scores.accuracy),
         "95 %": " to ".join(map(_share, scores.interval)),
+        "bounds": _bounds(scores),
         "complete": _share(scores.complete if has_parts else None),
         "weighted": _share(scores.weighted if has_parts else None),
         "majority": _share(scores.majority),
@@ -66,6 +67,13 @@ def _cells(scores: Scores) -> dict[str, str]:
         "failed": f"{scores.num_failed:,}",
         "undecided": f"{scores.num_undecided:,}" if scores.num_undecided else "-",
     }
+
+
+def _bounds(scores: Scores) -> str:
+    """Accuracies if the undecided answers are wrong, and if they are right."""
+    if not scores.num_undecided or scores.upper is None:
+        return "-"
+    return f"{_share(scores.accuracy)} to {_share(scores.upper)}"
 
 
 def _share(value: float | None) -> str:

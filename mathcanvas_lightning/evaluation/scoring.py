@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -16,9 +17,11 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.answered import Answered, Fields, read_answered
 from mathcanvas_lightning.evaluation.comparison.comparer import Comparer, Pair
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison
+from mathcanvas_lightning.evaluation.extraction import answer_pattern as compile_pattern
 from mathcanvas_lightning.evaluation.extraction import clean, extract_answers
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
 from mathcanvas_lightning.evaluation.puzzles import CheckScore, PuzzleFiles, check_puzzles
+from mathcanvas_lightning.evaluation.score_files import scores_path
 from mathcanvas_lightning.evaluation.verdicts import (
     PartVerdict,
     ScoredRecord,
@@ -63,6 +66,8 @@ class ComparisonSettings:
     """Time limit of one comparison, in seconds."""
     progress: bool = True
     """Whether to show a progress bar."""
+    pattern: re.Pattern[str] | None = None
+    """Mark of the answer in a response; None for the usual ones."""
 
 
 def score_responses(
@@ -74,6 +79,7 @@ def score_responses(
     question_field: str = "query_cot",
     by: Sequence[str] = (),
     output: str | None = None,
+    answer_pattern: str | None = None,
     judge: str | None = None,
     puzzles: str | None = None,
     folders: str | None = None,
@@ -83,9 +89,7 @@ def score_responses(
 ) -> ScoreReport:
     """Scores the answers of a model against reference answers.
 
-    The final answer of each response is extracted and compared: letters of choices, numbers with
-    their units, lists, formulas. A record may have several responses (a list), and a question
-    several parts (a reference of several answers).
+    A record may have several responses (a list), and a question several parts.
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of records.
@@ -95,6 +99,8 @@ def score_responses(
         question_field: Field with the question, for the judge.
         by: Fields to group by, such as subject and level; each value gets scores.
         output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
+        answer_pattern: Mark of the answer in responses: boxed, answer_tag, hash (#### ..),
+            answer_line (Answer: ..), or a regular expression with a group; by default all of them.
         judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
             and init_args): a model that decides on answers that the rules marked wrong.
         puzzles: Folder of generate-blockmoving: also check what BlockMoving answers state and draw.
@@ -111,6 +117,7 @@ def score_responses(
         ConfigError: If an option can't be used.
         BackendError: If the judge can't start, or stops working.
     """
+    mark = compile_pattern(answer_pattern)
     fields = Fields(
         answer=answer_field,
         response=response_field,
@@ -119,7 +126,7 @@ def score_responses(
         by=(by,) if isinstance(by, str) else tuple(by),
     )
     settings = ComparisonSettings(
-        num_workers=num_workers, time_limit_s=time_limit_s, progress=progress
+        num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
     )
     checks = None if puzzles is None else _puzzle_files(input, puzzles, folders)
     return _score(input, _output_path(input, output), fields, settings, judge, checks)
@@ -164,7 +171,7 @@ def _puzzle_files(source: str, puzzles: str, folders: str | None) -> PuzzleFiles
 
 def _output_path(source: str, output: str | None) -> Path:
     path = local_path(source)
-    target = path.with_name(f"{path.stem}_scores.json") if output is None else local_path(output)
+    target = scores_path(path) if output is None else local_path(output)
     if target.resolve() == path.resolve():
         raise ConfigError(
             "--output",
@@ -177,7 +184,11 @@ def _output_path(source: str, output: str | None) -> Path:
 
 def _compared(records: Sequence[Answered], settings: ComparisonSettings) -> list[ScoredRecord]:
     """Scores records by the rules, without a judge."""
-    answers = [_extracted(record, response) for record in records for response in record.responses]
+    answers = [
+        _extracted(record, response, settings.pattern)
+        for record in records
+        for response in record.responses
+    ]
     comparisons = iter(_compare([pair for parts in answers for pair in parts], settings))
     remaining = iter(answers)
     return [
@@ -210,15 +221,17 @@ def _compare(pairs: Sequence[Pair], settings: ComparisonSettings) -> list[Compar
     return comparisons
 
 
-def _extracted(record: Answered, response: str | None) -> list[Pair]:
+def _extracted(
+    record: Answered, response: str | None, pattern: re.Pattern[str] | None
+) -> list[Pair]:
     """Pairs the answer to each part with its reference; answers that are missing are empty."""
     expected = record.expected
     if response is None:
         given: Sequence[str] = [""] * len(expected)
-    elif len(expected) == 1 and clean(response) == expected[0]:
+    elif pattern is None and len(expected) == 1 and clean(response) == expected[0]:
         given = expected  # of any length
     else:
-        given = extract_answers(response, len(expected))
+        given = extract_answers(response, len(expected), pattern)
     return [Pair(*both, record.options) for both in zip(given, expected, strict=True)]
 
 

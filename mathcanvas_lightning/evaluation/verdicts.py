@@ -7,7 +7,7 @@ from typing import Literal
 
 from mathcanvas_lightning.evaluation.answered import Answered
 from mathcanvas_lightning.evaluation.comparison.equivalence import How, vote_of
-from mathcanvas_lightning.evaluation.credit import CREDITS, wilson_interval
+from mathcanvas_lightning.evaluation.credit import CREDITS, plain_credit, wilson_interval
 
 Verdict = Literal["right", "wrong", "unanswered", "failed", "undecided"]
 """`unanswered`: no answer in the response; `failed`: no response; `undecided`: the judge failed."""
@@ -45,6 +45,11 @@ class ScoredResponse:
         """For each part, whether its answer is right."""
         return tuple(part.verdict == "right" for part in self.parts)
 
+    @property
+    def may_be_right(self) -> tuple[bool, ...]:
+        """For each part, whether its answer is right or undecided."""
+        return tuple(part.verdict in ("right", "undecided") for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRecord:
@@ -79,6 +84,8 @@ class Scores:
     """Like `accuracy`, but later parts weigh more (see `credit.part_weights`)."""
     majority: float | None
     """Share of records whose most frequent answer is right (maj@n); None if all have one sample."""
+    upper: float | None = None
+    """`accuracy` if all undecided parts were right: the upper bound, as `accuracy` is the lower."""
 
 
 def summarize(records: Sequence[ScoredRecord]) -> Scores:
@@ -111,7 +118,17 @@ def summarize(records: Sequence[ScoredRecord]) -> Scores:
         complete=means["complete"] if samples_of else None,
         weighted=means["weighted"] if samples_of else None,
         majority=_mean([_majority_is_right(one) for one in records]) if has_samples else None,
+        upper=_upper(records),
     )
+
+
+def _upper(records: Sequence[ScoredRecord]) -> float | None:
+    shares = [
+        _mean([plain_credit(response.may_be_right) for response in one.responses])
+        for one in records
+        if one.responses
+    ]
+    return _mean(shares) if shares else None
 
 
 def _majority_is_right(scored: ScoredRecord) -> bool:

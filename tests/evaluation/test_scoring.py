@@ -53,7 +53,7 @@ def test_formats_give_the_same_scores(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"answers{suffix}"
     write(path, RECORDS)
     report = score(path, by=["subject"])
-    assert report.output == tmp_path / "answers_scores.json"
+    assert report.output == tmp_path / f"answers{suffix}_scores.json"
     overall = report.overall
     assert (overall.num_records, overall.num_responses, report.num_without_reference) == (7, 7, 1)
     assert (overall.num_right, overall.num_wrong) == (3, 2)
@@ -137,10 +137,61 @@ def test_other_field_names_and_failures_of_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(
         'truth,choices,said,said_error\nB,"[""1"", ""2""]",2,\n5,,,"timeout: too slow"\n'
-        '5,,"[""5"", ""6""]",\n'
     )
     report = score(path, answer_field="truth", response_field="said", options_field="choices")
-    assert verdicts(report) == [["right"], ["failed"], ["right", "wrong"]]
+    assert verdicts(report) == [["right"], ["failed"]]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_the_text_of_one_response_is_one_sample(tmp_path: Path, suffix: str) -> None:
+    records = [
+        {"answer": "B", "model_answer": '["B", "C"]'},
+        {"answer": "B", "model_answer": "\\boxed{B}"},
+    ]
+    path = tmp_path / f"a{suffix}"
+    write(path, [{"options": None, "subject": None} | record for record in records])
+    report = score(path)
+    assert (report.overall.num_responses, report.overall.majority) == (2, None)
+
+
+def test_samples_in_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('answer,model_answer\n5,"[""5"", ""6""]"\n7,"[""7"", null]"\n8,\n')
+    assert verdicts(score(path)) == [["right", "wrong"], ["right", "failed"], ["unanswered"]]
+
+
+def test_files_of_one_stem_have_scores_of_their_own(tmp_path: Path) -> None:
+    right, wrong = ([{"answer": "5", "model_answer": said}] for said in ("5", "6"))
+    reports = [
+        score(write_lines(tmp_path / "same.jsonl", right)),
+        score(write_json(tmp_path / "same.json", wrong)),
+    ]
+    assert len({report.output for report in reports}) == 2
+    assert [verdicts(report) for report in reports] == [[["right"]], [["wrong"]]]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "response", "verdict"),
+    [
+        ("boxed", "\\boxed{5} The answer is 6.", "right"),
+        ("boxed", "The answer is 5.", "unanswered"),
+        ("answer_tag", "\\boxed{6} <answer>5</answer>", "right"),
+        ("hash", "The answer is 6.\n#### 5", "right"),
+        ("answer_line", "**Answer:** 5\nThe answer is 6.", "right"),
+        (r"RESULT=(\d+)", "RESULT=6, no: RESULT=5", "right"),
+        (r"\d+(?= apples)", "6 pears, 5 apples", "right"),
+    ],
+)
+def test_the_mark_of_an_answer(tmp_path: Path, pattern: str, response: str, verdict: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"answer": "5", "model_answer": response}])
+    assert verdicts(score(path, answer_pattern=pattern)) == [[verdict]]
+
+
+@pytest.mark.parametrize("pattern", ["bxed", "(5", ""])
+def test_a_mark_that_is_none(tmp_path: Path, pattern: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", RECORDS)
+    with pytest.raises(ConfigError, match=r"answer_pattern.*boxed, answer_tag"):
+        score(path, answer_pattern=pattern)
 
 
 def test_long_references_match_themselves(tmp_path: Path) -> None:
@@ -166,7 +217,7 @@ def test_files_that_can_not_be_scored(
     path = write_lines(tmp_path / "a.jsonl", records)
     with pytest.raises(InputError, match=message):
         score(path, **options)
-    assert not (tmp_path / "a_scores.json").exists()
+    assert not (tmp_path / "a.jsonl_scores.json").exists()
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -273,7 +324,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("50.0%", "42.9%", "49.1%", "subject: lengths", "66.7%", "1 records without"):
         assert text in output, output
     assert "undecided" not in output
-    assert str(tmp_path / "a_scores.json") in output
+    assert str(tmp_path / "a.jsonl_scores.json") in output
     assert main(["score", "--input", path, "--answer_field", "truth"]) == 1
     assert "--answer_field truth" in capsys.readouterr().err
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
 
+import mathcanvas_lightning
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison, compare
 
@@ -40,7 +42,7 @@ class Comparer:
 
     Args:
         num_processes: Number of concurrent comparisons.
-        time_limit_s: Time limit of one comparison, in seconds.
+        time_limit_s: Time limit of one comparison, in seconds of processor time.
 
     Raises:
         ConfigError: If either is not above 0.
@@ -130,13 +132,13 @@ class Comparer:
 def _start(time_limit_s: float) -> "subprocess.Popen[str]":
     """Starts a process that answers each line of JSON with a line of JSON."""
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", __name__, str(time_limit_s)],
+        [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": _module_path()},
     )
     if _exchange(process, "") != READY:
         _end(process)
@@ -147,6 +149,13 @@ def _start(time_limit_s: float) -> "subprocess.Popen[str]":
             remedy=f"Run {sys.executable} -m {__name__} 5 to see why.",
         )
     return process
+
+
+def _module_path() -> str:
+    """The folders of modules, without the working folder: that may be somebody's data."""
+    here, package = Path.cwd().resolve(), Path(mathcanvas_lightning.__file__).parents[1]
+    folders = [path for path in sys.path if path and Path(path).resolve() != here]
+    return os.pathsep.join([*folders, str(package)])
 
 
 def _exchange(process: "subprocess.Popen[str]", line: str) -> str:
@@ -182,10 +191,11 @@ def _serve(time_limit_s: float) -> None:
     answers.flush()
     for line in sys.stdin:
         given, expected, options = json.loads(line)
-        # The alarm has no handler, so it ends the process, even during one long operation.
-        signal.setitimer(signal.ITIMER_REAL, time_limit_s)
+        # The signal has no handler, so it ends the process, even during one long operation. The
+        # timer counts the time of this process: a busy machine must not change verdicts.
+        signal.setitimer(signal.ITIMER_PROF, time_limit_s)
         found = compare(given, expected, options)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(astuple(found)) + "\n")
         answers.flush()
 

@@ -1,38 +1,32 @@
-"""Equivalence of two answers: letters of choices, texts, quantities, lists, then algebra.
+"""Equivalence of two answers: choices first, then values, then text.
 
 On unusual input, algebra can take unbounded time; `comparer.Comparer` has a time limit.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal
 
-from math_verify import parse, verify  # type: ignore[import-untyped]
-from math_verify.parser import (  # type: ignore[import-untyped]
-    ExprExtractionConfig,
-    LatexExtractionConfig,
+from mathcanvas_lightning.evaluation.comparison import structure
+from mathcanvas_lightning.evaluation.comparison.algebra import is_formula
+from mathcanvas_lightning.evaluation.comparison.choices import (
+    LETTERS,
+    bare_options,
+    letters_in,
+    same_statements,
+    split_letter,
 )
-
-from mathcanvas_lightning.evaluation.comparison.notation import canonical, same_text
-from mathcanvas_lightning.evaluation.comparison.quantities import (
-    parse_number,
-    same_dimension,
-    same_quantity,
-    split_unit,
-)
-from mathcanvas_lightning.evaluation.extraction import clean, split_list
+from mathcanvas_lightning.evaluation.comparison.notation import canonical
+from mathcanvas_lightning.evaluation.comparison.phrases import same_text
+from mathcanvas_lightning.evaluation.comparison.quantities.measures import parse_quantity
+from mathcanvas_lightning.evaluation.comparison.quantities.numbers import parse_number
+from mathcanvas_lightning.evaluation.comparison.values import same, same_unordered
+from mathcanvas_lightning.evaluation.extraction import clean
 
 How = Literal["choice", "option", "text", "number", "list", "math", "time_limit", "judge", "none"]
 """The rule that decided: letter, value of the right option, ...; "none" without an answer."""
 MAX_CHARACTERS = 500
-MAX_ITEMS = 12
-
-_LETTER = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Za-z])\)?(?:[.):].*)?")
-_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|^[a-z]{2,}$|^[A-Za-z]$")
-_NAME = re.compile(r"[-+\d\s]*\\?[A-Za-z\\°'{}_\d\s]*(?:\([a-z]\))?")
-_BRACKETS = {"(": ")]", "[": ")]", r"\{": (r"\}",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +47,7 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
 
     Args:
         given: An answer.
-        expected: The reference: a letter, the text of an option, or any other answer.
+        expected: The reference: one or more letters, the text of an option, or any other answer.
         options: Texts of the choices of a multiple-choice question; a letter and the text of its
             option are equivalent.
 
@@ -63,40 +57,43 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
     given, expected = clean(given), clean(expected)
     if not given or not expected:
         return Comparison(False, "none")
-    if options:
-        right_option = choice_letter(expected, options, is_reference=True)
-        if right_option is not None:
-            return _compare_choice(given, right_option, options)
-    elif re.fullmatch("[A-J]", expected) and (letter := _letter_of(given, "ABCDEFGHIJ")):
-        return Comparison(letter == expected, "choice")
     try:
+        if options and (right := _right_options(expected, options)):
+            return _compare_options(given, right, options)
+        if not options and (found := _compare_letters(given, expected)) is not None:
+            return found
+        if (named := same_statements(given, expected)) is not None:
+            return Comparison(named, "choice")
         return _compare_values(canonical(given), canonical(expected))
-    except (ValueError, ArithmeticError, RecursionError):
+    except Exception:  # SymPy raises many kinds for unusual formulas
         return Comparison(False, "text")
 
 
 def choice_letter(answer: str, options: Sequence[str], *, is_reference: bool = False) -> str | None:
-    """Finds the letter of the option that an answer names.
+    """Finds the letters of the options that an answer names.
 
     Args:
-        answer: "B", "(B)", "B. 12 cm", or the text of an option.
-        options: Texts of the options A, B, ...
-        is_reference: Whether the answer is a reference, where only a bare letter counts as a
-            letter ("B. 12 cm" does not).
+        answer: "B", "(B)", "B. 12 cm", "AC", or the text of an option.
+        options: Texts of the options A, B, ...; they may carry their letters.
+        is_reference: Whether the answer is a reference, which may be the value of no option.
 
     Returns:
-        A capital letter, or None.
+        Capital letters, or None.
     """
     answer = clean(answer)
     letters = ascii_uppercase[: len(options)]
     if len(answer) == 1 and answer in letters:
         return answer
+    bare = [canonical(clean(option)) for option in bare_options(options)]
     text = canonical(answer)
-    for letter, option in zip(letters, options, strict=False):
-        if same_text(text, canonical(clean(option))):
+    for letter, option, whole in zip(letters, bare, options, strict=False):
+        if same_text(text, option) or same_text(text, canonical(clean(whole))):
             return letter
-    found = _letter_of(answer, letters)
-    return None if is_reference and len(answer) > 4 else found
+    named, rest = split_letter(answer)
+    if is_reference and named and rest and named in letters:
+        is_same = same(canonical(rest), bare[letters.index(named)])
+        return named if is_same else None
+    return letters_in(answer, letters) or None
 
 
 def vote_of(given: str, options: Sequence[str] = ()) -> str:
@@ -104,127 +101,64 @@ def vote_of(given: str, options: Sequence[str] = ()) -> str:
     if letter := choice_letter(given, options):
         return letter
     text = canonical(clean(given))
-    number = parse_number(split_unit(_value(text))[0])
-    return text.casefold() if number is None else str(number.value)
+    values = structure.statement(text).values
+    quantity = parse_quantity(values[0] if values else text)
+    number = parse_number(quantity.body)
+    if number is not None:
+        return str(number.value)
+    items = next(structure.readings(text))
+    is_list = len(items) > 1 and structure.bracketed(text) is None
+    return ",".join(sorted(vote_of(item) for item in items)) if is_list else text.casefold()
 
 
-def _compare_choice(given: str, right: str, options: Sequence[str]) -> Comparison:
-    letter = choice_letter(given, options)
-    if letter is not None:
-        return Comparison(letter == right, "choice")
-    option = options[ascii_uppercase.index(right)]
-    found = _compare_values(canonical(given), canonical(clean(option)))
-    return Comparison(found.is_right, "option")
+def _right_options(expected: str, options: Sequence[str]) -> str:
+    """The letters that a reference names; empty if it is the value of no option."""
+    return choice_letter(expected, options, is_reference=True) or ""
 
 
-def _letter_of(answer: str, letters: str) -> str | None:
-    match = _LETTER.fullmatch(canonical(answer))
-    letter = match[1].upper() if match else ""
-    return letter if letter and letter in letters else None
+def _compare_options(given: str, right: str, options: Sequence[str]) -> Comparison:
+    letters = choice_letter(given, options)
+    if letters is not None:
+        return Comparison(letters == right, "choice")
+    bare = [canonical(clean(option)) for option in bare_options(options)]
+    wanted = [bare[ascii_uppercase.index(letter)] for letter in right]
+    text = canonical(given)
+    if len(wanted) == 1:
+        return Comparison(same(text, wanted[0]), "option")
+    return Comparison(same_unordered(structure.split_items(text), wanted), "option")
+
+
+def _compare_letters(given: str, expected: str) -> Comparison | None:
+    """Compares letters of choices whose options are not known; None if it is no such question."""
+    right, found = letters_in(expected, LETTERS), letters_in(given, LETTERS)
+    letter, rest = split_letter(expected)
+    if len(right) < 2 and letter and letter in LETTERS:  # B. 12 cm
+        if found:
+            return Comparison(found == letter, "choice")
+        return Comparison(same(canonical(given), canonical(rest)), "option")
+    if len(expected) == 1 and expected.islower():  # a variable, unless the answer says otherwise
+        is_letter = found == expected.upper() and (len(given) > 1 or expected in "abcde")
+        return Comparison(True, "choice") if is_letter and given != expected else None
+    return Comparison(found == right, "choice") if right and found else None
 
 
 def _compare_values(given: str, expected: str) -> Comparison:
-    """Compares two answers in canonical form."""
+    """Compares two answers in canonical form, and says by which rule."""
     if same_text(given, expected):
         return Comparison(True, "text")
     if max(len(given), len(expected)) > MAX_CHARACTERS:
         return Comparison(False, "text")
-    if (same := _same_quantity(_value(given), _value(expected))) is not None:
-        return Comparison(same, "number")
-    if (same := _same_list(given, expected)) is not None:
-        return Comparison(same, "list")
-    return _compare_formulas(given, expected)
+    is_right = same(given, expected)
+    return Comparison(is_right, _rule(given, expected))
 
 
-def _value(text: str) -> str:
-    """The text after "x =", if the left side is a name."""
-    name, sign, value = text.rpartition("=")
-    is_name = not name or ("=" not in name and "," not in text and bool(_NAME.fullmatch(name)))
-    return value if sign and is_name and value else text
-
-
-def _same_quantity(given: str, expected: str) -> bool | None:
-    """Compares two numbers with optional units; None if either is not a number."""
-    (given_body, given_unit), (body, unit) = split_unit(given), split_unit(expected)
-    first, second = parse_number(given_body), parse_number(body)
-    if first is None or second is None:
-        return None
-    return same_quantity(first, given_unit, second, unit)
-
-
-def _same_list(given: str, expected: str) -> bool | None:
-    """Compares two lists, in order if they have brackets; None if either is not a list."""
-    (left, right, items), (expected_left, expected_right, wanted) = _items(given), _items(expected)
-    if len(items) < 2 and len(wanted) < 2:
-        return None
-    if len(items) != len(wanted):
-        return None if min(len(items), len(wanted)) == 1 else False
-    if len(items) > MAX_ITEMS or (
-        left and expected_left and left + right != expected_left + expected_right
+def _rule(given: str, expected: str) -> How:
+    values = [structure.statement(one).values for one in (given, expected)]
+    if all(one and parse_number(parse_quantity(one[0]).body) is not None for one in values):
+        return "number"
+    if any(
+        len(structure.split_items(one)) > 1 or structure.bracketed(one) for one in (given, expected)
     ):
-        return False
-    if left in ("(", "[") or expected_left in ("(", "["):
-        return all(_is_same(a, b) for a, b in zip(items, wanted, strict=True))
-    for item in items:
-        match = next((one for one in wanted if _is_same(item, one)), None)
-        if match is None:
-            return False
-        wanted.remove(match)
-    return True
-
-
-def _is_same(given: str, expected: str) -> bool:
-    """Compares items of lists with their names: "x=1, y=2" is not "x=2, y=1"."""
-    names = _name(given).casefold(), _name(expected).casefold()
-    return (not all(names) or names[0] == names[1]) and _compare_values(given, expected).is_right
-
-
-def _items(text: str) -> tuple[str, str, list[str]]:
-    """The brackets around a list, and its items."""
-    for left, rights in _BRACKETS.items():
-        for right in rights:
-            if text.startswith(left) and text.endswith(right):
-                items = split_list(text[len(left) : -len(right)])
-                if len(items) > 1:
-                    return left, right, items
-    return "", "", split_list(text)
-
-
-def _compare_formulas(given: str, expected: str) -> Comparison:
-    if ("=" in given) != ("=" in expected) or _name(given) == _name(expected):
-        given, expected = _value(given), _value(expected)
-    (given, unit), (expected, expected_unit) = split_unit(given), split_unit(expected)
-    if unit is not None and expected_unit is not None and unit != expected_unit:
-        same = same_dimension(unit, expected_unit) and unit.factor == expected_unit.factor
-        if not same:
-            return Comparison(False, "text")
-    if same_text(given, expected):
-        return Comparison(True, "text")
-    if not (_is_formula(given) and _is_formula(expected)) or _mixes_cases(given, expected):
-        return Comparison(False, "text")
-    return Comparison(_same_formula(given, expected), "math")
-
-
-def _name(text: str) -> str:
-    return text.rpartition("=")[0] if _value(text) != text else ""
-
-
-def _is_formula(text: str) -> bool:
-    """Whether a text has no words, which algebra would read as products of letters."""
-    return bool(text) and _WORDS.search(text) is None
-
-
-def _mixes_cases(given: str, expected: str) -> bool:
-    """Whether a letter occurs in upper and lower case, which math-verify does not distinguish."""
-    letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", given + expected)))
-    return any(letter.upper() in letters for letter in letters if letter.islower())
-
-
-def _same_formula(given: str, expected: str) -> bool:
-    """Asks math-verify, without its time limits, which work only in the main thread."""
-    config = (LatexExtractionConfig(), ExprExtractionConfig())
-    first, second = (
-        parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
-        for text in (expected, given)
-    )
-    return bool(first and second and verify(first, second, timeout_seconds=None))
+        return "list"
+    texts = [parse_quantity(one[0] if one else "").body for one in values]
+    return "math" if all(map(is_formula, texts)) else "text"

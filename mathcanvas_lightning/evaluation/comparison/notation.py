@@ -1,66 +1,226 @@
-"""A canonical form for the many notations of answers."""
+"""A canonical notation for answers in plain text, Unicode or LaTeX.
+
+Operators become single characters (≤ ∪ ± π ...), arguments of roots, powers and fractions get
+braces, braces of sets become ⦃ ⦄, matrices ⟦1&2;3&4⟧, and signs of currencies words.
+"""
 
 import re
 import unicodedata
+from functools import lru_cache
 
-_SYMBOLS = {
+MAX_CHARACTERS = 2000
+"""Longer texts are not rewritten; they are no formulas."""
+
+_PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ", "0123456789+-=()n", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
+_CHARACTERS = {
+    "\N{FULLWIDTH COMMA}": ", ",
+    "\N{IDEOGRAPHIC COMMA}": ", ",
+    "\N{FULLWIDTH SEMICOLON}": "; ",
+    "\N{IDEOGRAPHIC FULL STOP}": ".",
+    "\N{LEFT BLACK LENTICULAR BRACKET}": "[",
+    "\N{RIGHT BLACK LENTICULAR BRACKET}": "]",
     "\N{MINUS SIGN}": "-",
     "\N{EN DASH}": "-",
-    "\N{MULTIPLICATION SIGN}": r"\times ",
-    "\N{MIDDLE DOT}": r"\cdot ",
+    "\N{NON-BREAKING HYPHEN}": "-",
+    "\N{HYPHEN}": "-",
+    "\N{MULTIPLICATION SIGN}": "*",
+    "\N{MIDDLE DOT}": "*",
+    "\N{DOT OPERATOR}": "*",
+    "\N{BULLET OPERATOR}": "*",
     "\N{DIVISION SIGN}": "/",
-    "\N{GREEK SMALL LETTER PI}": r"\pi ",
-    "\N{INFINITY}": r"\infty ",
-    "\N{LESS-THAN OR EQUAL TO}": r"\le ",
-    "\N{GREATER-THAN OR EQUAL TO}": r"\ge ",
-    "\N{NOT EQUAL TO}": r"\ne ",
-    "\N{ALMOST EQUAL TO}": "=",
-    "\N{SUPERSCRIPT TWO}": "^2",
-    "\N{SUPERSCRIPT THREE}": "^3",
+    "\N{FRACTION SLASH}": "/",
+    "\N{DIVISION SLASH}": "/",
+    "\N{RATIO}": ":",
+    "\N{LESS-THAN OVER EQUAL TO}": "≤",
+    "\N{LESS-THAN OR SLANTED EQUAL TO}": "≤",
+    "\N{GREATER-THAN OVER EQUAL TO}": "≥",
+    "\N{GREATER-THAN OR SLANTED EQUAL TO}": "≥",
     "\N{SQUARE ROOT}": r"\sqrt ",
-    "\N{ANGLE}": r"\angle ",
-    "\N{DEGREE SIGN}": r"\degree ",
+    "\N{CUBE ROOT}": r"\sqrt[3]",
+    "\N{FOURTH ROOT}": r"\sqrt[4]",
     "\N{PRIME}": "'",
+    "\N{DOUBLE PRIME}": '"',
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{MASCULINE ORDINAL INDICATOR}": "°",
+    "\N{SET MINUS}": "∖",
+    "\N{EMPTY SET}": "∅",
+    "\N{LATIN CAPITAL LETTER O WITH STROKE}": "∅",
+    "\N{DOUBLE-STRUCK CAPITAL R}": "ℝ",
+    "\N{GREEK PHI SYMBOL}": "φ",
+    "\N{GREEK LUNATE EPSILON SYMBOL}": "ε",
 }
-_FRACTION_SIGN = re.compile("[¼-¾⅐-⅞]")
-_FUNCTIONS = "sqrt|pi|sin|cos|tan|cot|sec|csc|log|ln|exp|theta|alpha|beta|gamma|infty"
-_REWRITES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\begin\{(?:aligned|array)\}(?:\{[^{}]*\})?|\\end\{(?:aligned|array)\}", " "),
-        (r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:approx|simeq)(?![A-Za-z])", "="),
-        (r"\\leq(?![A-Za-z])", r"\\le"),
-        (r"\\geq(?![A-Za-z])", r"\\ge"),
-        (r"\\neq(?![A-Za-z])", r"\\ne"),
-        (r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])", " "),
-        (r"\{,\}", ","),
-        (r"\\?\$", ""),
-        (r"\\%", "%"),
-        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", "°"),
-        (
-            r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boxed)"
-            r"\s*\{([^{}]*)\}",
-            r" \1 ",
-        ),
-        (rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])", r"\\\1"),
-        (r"\*\*", "^"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
-        (r"\^\s*\{(\w)\}", r"^\1"),
-        (r"\s+", " "),
-        # A space between letters or digits has a meaning: "1 1/2" is not "11/2". So does a space
-        # before a letter: "\\sqrt{3} m" is a length in metres.
-        (r"(?<![0-9A-Za-z%°)}]) | (?![0-9A-Za-z%°\\])", ""),
-        (r" (?=\\(?!text))", ""),
-    )
+_KEPT = "ℝℤℕℚℂ"
+"""Characters that NFKC would turn into plain letters."""
+_COMMANDS = {
+    "le": "≤",
+    "leq": "≤",
+    "leqslant": "≤",
+    "ge": "≥",
+    "geq": "≥",
+    "geqslant": "≥",
+    "lt": "<",
+    "gt": ">",
+    "ne": "≠",
+    "neq": "≠",
+    "approx": "≈",
+    "simeq": "≈",
+    "doteq": "≈",
+    "in": "∈",
+    "cup": "∪",
+    "cap": "∩",
+    "setminus": "∖",
+    "backslash": "∖",
+    "infty": "∞",
+    "infin": "∞",
+    "pm": "±",
+    "mp": "∓",
+    "times": "*",
+    "cdot": "*",
+    "ast": "*",
+    "div": "/",
+    "colon": ":",
+    "emptyset": "∅",
+    "varnothing": "∅",
+    "angle": "∠",
+    "measuredangle": "∠",
+    "triangle": "△",
+    "degree": "°",
+    "degrees": "°",
+    "langle": "⟨",
+    "rangle": "⟩",
+    "lvert": "|",
+    "rvert": "|",
+    "vert": "|",
+    "mid": "|",
+    "ldots": "...",
+    "dots": "...",
+    "cdots": "...",
+    "prime": "'",
+    "wedge": " and ",
+    "land": " and ",
+    "vee": " or ",
+    "lor": " or ",
+    "lg": r"\log ",
+    "lbrace": "⦃",
+    "rbrace": "⦄",
+    "lbrack": "[",
+    "rbrack": "]",
+    "R": "ℝ",
+    "euro": "€",
+    "pounds": "£",
+    "yen": "¥",
+    "imath": "i",
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+    "delta": "δ",
+    "epsilon": "ε",
+    "varepsilon": "ε",
+    "zeta": "ζ",
+    "eta": "η",
+    "theta": "θ",
+    "vartheta": "θ",
+    "kappa": "κ",
+    "lambda": "λ",
+    "mu": "μ",
+    "nu": "ν",
+    "xi": "ξ",
+    "pi": "π",
+    "rho": "ρ",
+    "sigma": "σ",
+    "tau": "τ",
+    "phi": "φ",
+    "varphi": "φ",
+    "chi": "χ",
+    "psi": "ψ",
+    "omega": "ω",
+    "Gamma": "Γ",
+    "Delta": "Δ",
+    "Theta": "Θ",
+    "Lambda": "Λ",
+    "Sigma": "Σ",
+    "Phi": "Φ",
+    "Psi": "Ψ",
+    "Omega": "Ω",
+}
+FUNCTIONS = ("arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt").split()
+"""Names that mean functions, with or without a backslash."""
+_GREEK_WORDS = "alpha beta gamma theta lambda omega sigma phi pi infty".split()
+_TEXT = re.compile(
+    r"\\(?:text(?:normal|bf|it|rm|sf|tt)?|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox"
+    r"|operatorname|boxed|fbox|unit|underline)\*?\s*(?=\{)"
 )
-_LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_AMOUNT = r"([-+]?\s*\d[\d,. ]*(?<=\d)(?:\s+(?:thousand|million|billion|trillion))?)"
+_CURRENCIES = {
+    r"(?:US)?\$": "dollars", "USD": "dollars", r"Rs\.?": "rupees", "₹": "rupees",
+    "€": "euros", "£": "GBP", "¥": "yensign",
+}  # fmt: skip
 
 
+def _compiled(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+_LATEX = _compiled(
+    (r"\\\\(?:\[[^\]]{1,8}\])?", " ␤ "),
+    (r"(?<=\d)\\[,! ](?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3})", ""),
+    (r"\{,\}", ","),
+    (r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
+    (
+        r"\\(?:begin|end)\{(?:aligned|cases|gathered|align\*?|split)\}",
+        " ",
+    ),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+    (r"\\text\s*\{\s*([()\[\],])\s*\}", r"\1"),
+    (r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\mathbb{\1}"),
+    (r"\\\{", "⦃"),
+    (r"\\\}", "⦄"),
+    (r"(?<=[\])}R])\s*\\\s+(?=\\?\{)", r"\\setminus "),
+    (r"\\[()\[\]]", " "),
+    (r"\\[,;:!> ]|~|\\q?quad(?![A-Za-z])|\\space(?![A-Za-z])", " "),
+    (r"\\%", "%"),
+    (r"\\[#&_]", " "),
+    (
+        r"\^\s*(?:\{\s*(?:\\circ|\\(?:mathrm|text)\{o\}|o)\s*\}|(?:\\circ|o)(?![A-Za-z]))",
+        "°",
+    ),
+)
+_SYMBOLS = _compiled(
+    (r"\*\*", "^"),
+    (r"<=|=<|≦", "≤"),
+    (r">=|≧", "≥"),
+    (r"!=|<>", "≠"),
+    (r"~=|≃|≒", "≈"),
+    (r"\+\s*/\s*-|\+-", "±"),
+    (rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![A-Za-z])", r"\\\1"),
+    (r"(?<![\\A-Za-z])[Tt]riangle\s+(?=[A-Z]{3}(?![A-Za-z]))", "△"),
+    (r"(?<![\\A-Za-z])[Aa]ngle\s+(?=[A-Z]{1,3}(?![A-Za-z]))", "∠"),
+    (r"(?<![\\A-Za-z])(gcd|lcm|max|min)(?=\s*\()", r"\\\1"),
+    (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", "*"),
+    (r"(?<=[\d)\]])\s+[uU]\s+(?=[(\[])|(?<=[)\]])\s*U\s*(?=[(\[])", "∪"),
+    (r"\s*(?:和|与|以及|且)\s*", " and "),
+    (r"\s*(?:或者|或)\s*", " or "),
+    (r"␤", "; "),
+    # ]0,1[ is (0,1), [0,1[ is [0,1)
+    (r"(?:^|(?<=[∪∩∈=\s]))\]([^\[\]()]+[,;][^\[\]()]+)(?=[\[\]])", r"(\1"),
+    (r"(?:^|(?<=[∪∩∈=\s]))([(\[])([^\[\]()]+[,;][^\[\]()]+)\[", r"\1\2)"),
+    (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])|(?<=\d)\^\{?(?:st|nd|rd|th)\}?(?![A-Za-z])", ""),
+)
+_SPACES = _compiled(
+    (r"\s+", " "),
+    # A space between letters or digits has a meaning: "1 1/2" is not "11/2". So does a space
+    # before a letter: "\\sqrt{3} m" is a length in metres, and after a comma: "100, 200" is a list.
+    (r"(?<![0-9A-Za-z%°)}\]⦄,πΩ'\"]) | (?![0-9A-Za-z%°\\μΩ'\"])", ""),
+    (r" (?=\\)", ""),
+)
+
+
+@lru_cache(maxsize=4096)
 def canonical(answer: str) -> str:
     r"""Rewrites an answer in canonical form: `\dfrac12 \,\text{cm}` becomes `\frac{1}{2} cm`.
 
@@ -70,29 +230,165 @@ def canonical(answer: str) -> str:
     Returns:
         The answer on one line, without dollars, layout commands and meaningless spaces.
     """
-    text = _FRACTION_SIGN.sub(lambda sign: f" {_plain(sign[0])}", answer)
-    text = "".join(_SYMBOLS.get(character, character) for character in text)
-    text = _plain(text)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return text.strip().rstrip(".")
+    if _PLAIN_NUMBER.fullmatch(answer):
+        return answer
+    text = _plain_characters(answer)
+    if len(text) > MAX_CHARACTERS:
+        return " ".join(text.split())
+    text = _replaced(text, _LATEX)
+    text = _without_dollars(text)
+    text = re.sub(
+        r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{\1\}", _matrix, text
+    )
+    text = re.sub(r"([(\[|])\s*(⟦[^⟦⟧]*⟧)\s*([)\]|])", r"\2", text)
+    text = re.sub(r"\\([A-Za-z]+)\s*", _command, text)
+    text = _replaced(_without_text_commands(text), _SYMBOLS)
+    for word in _GREEK_WORDS:
+        if word in text:
+            text = re.sub(rf"(?<![\\A-Za-z]){word}(?![A-Za-z])", _COMMANDS[word], text)
+    text = _replaced(_sets(_with_braces(text)), _SPACES)
+    return text.strip().rstrip(".;,") if not text.strip().endswith("...") else text.strip()
 
 
-def same_text(given: str, expected: str) -> bool:
-    """Compares two answers as texts; case matters in formulas, but not in words.
+def partner(text: str, start: int) -> int:
+    """Finds the bracket that closes the one at `start`; any kind may close any other.
 
     Args:
-        given: Answer in canonical form.
-        expected: Reference in canonical form.
+        text: A text.
+        start: Position of an opening bracket.
 
     Returns:
-        Whether the texts are the same.
+        The position of its partner, or -1.
     """
-    if given == expected:
-        return bool(given)
-    has_words = _LONG_WORD.search(given) and _LONG_WORD.search(expected)
-    return bool(has_words) and given.casefold() == expected.casefold()
+    depth = 0
+    for position in range(start, len(text)):
+        if text[position] in "([{⦃⟨⟦":
+            depth += 1
+        elif text[position] in ")]}⦄⟩⟧":
+            depth -= 1
+            if depth == 0:
+                return position
+    return -1
+
+
+def _replaced(text: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _plain_characters(text: str) -> str:
+    """Rewrites characters that stand for several: fractions, powers, roots, full-width digits."""
+    text = re.sub("[¼-¾⅐-⅞]", lambda sign: f" {_plain(sign[0])} ", text)
+    text = re.sub(
+        f"[{''.join(_SUPERSCRIPTS)}]+", lambda run: _run(run[0], "^", _SUPERSCRIPTS), text
+    )
+    text = re.sub(f"[{''.join(_SUBSCRIPTS)}]+", lambda run: _run(run[0], "_", _SUBSCRIPTS), text)
+    # Circled numbers name statements: "②④" is not 24.
+    text = re.sub("[①-⑳]", lambda sign: f"({_plain(sign[0])})", text)
+    text = "".join(_CHARACTERS.get(character, character) for character in text)
+    text = "".join(one if one in _KEPT else _plain(one) for one in text)
+    # A second pass, since full-width forms have become plain characters.
+    return "".join(_CHARACTERS.get(character, character) for character in text)
 
 
 def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/")
+
+
+def _run(run: str, sign: str, characters: dict[str, str]) -> str:
+    return f"{sign}{{{''.join(characters[one] for one in run)}}}"
+
+
+def _without_dollars(text: str) -> str:
+    r"""Removes the dollars around formulas, and writes amounts as "5 dollars".
+
+    A dollar is a currency if it is escaped, or a number but no second dollar follows.
+    """
+    text = text.replace("$$", " ").replace(r"\$", "\0")
+    text = re.sub(r"\$([^$]*)\$(?!\d)", r" \1 ", text).replace("\0", "$")
+    for sign, name in _CURRENCIES.items():
+        text = re.sub(rf"([-+]?)\s*{sign}\s*{_AMOUNT}", rf" \1\2 {name} ", text)
+        text = re.sub(rf"(\d)\s*{sign}(?![A-Za-z])", rf"\1 {name} ", text)
+    text = re.sub(
+        r"(dollars|euros|GBP|yuan|rupees)\s+(?:dollars|USD|euros?|EUR|pounds|CNY|RMB|yuan)\b",
+        r"\1",
+        text,
+    )
+    return text.replace("$", " ")
+
+
+def _without_text_commands(text: str) -> str:
+    r"""Replaces \\text{...} and its like by their content."""
+    while found := _TEXT.search(text):
+        end = partner(text, found.end())
+        if end < 0:
+            return text
+        text = f"{text[: found.start()]} {text[found.end() + 1 : end]} {text[end + 1 :]}"
+    return text
+
+
+def _matrix(match: re.Match[str]) -> str:
+    rows = [row for row in re.split(r"␤|;", match[2].replace(r"\hline", "")) if row.strip()]
+    name = "det" if match[1] == "vmatrix" else ""
+    cells = ["&".join(cell.strip() for cell in row.split("&")) for row in rows]
+    return f" {name}⟦{';'.join(cells)}⟧"
+
+
+def _command(match: re.Match[str]) -> str:
+    sign = _COMMANDS.get(match[1])
+    if sign is None:
+        return match[0]
+    # "\\pi r" has a space that ends the command; "\\le 2" too.
+    return sign + (" " if sign in ("π", "Ω", "°") and match[0][-1].isspace() else "")
+
+
+def _with_braces(text: str) -> str:
+    """Puts braces around the arguments of roots, powers, subscripts, fractions."""
+    found = re.search(r"\\(frac|binom|sqrt)(?![A-Za-z])\s*|[\^_]\s*", text)
+    if found is None:
+        return text
+    end = found.end()
+    head = text[: found.start()] + found[0].strip()
+    if found[1] == "sqrt" and text[end : end + 1] == "[" and (index := partner(text, end)) > 0:
+        head, end = head + text[end : index + 1], index + 1
+    for _ in range(2 if found[1] in ("frac", "binom") else 1):
+        argument, end = _argument(text, end, is_fraction=found[1] in ("frac", "binom"))
+        head += f"{{{_with_braces(argument)}}}"
+    return head + _with_braces(text[end:])
+
+
+def _argument(text: str, start: int, *, is_fraction: bool) -> tuple[str, int]:
+    r"""The argument at `start`, and its end: `{..}`, a number, a command, or one character."""
+    while text[start : start + 1] == " ":
+        start += 1
+    if text[start : start + 1] in ("{", "(") and not (is_fraction and text[start] == "("):
+        end = partner(text, start)
+        if end > 0:
+            return text[start + 1 : end].strip(), end + 1
+    command = r"\\[A-Za-z]+(?:\{[^{}]*\})*"
+    pattern = rf"\d|{command}|." if is_fraction else rf"[-+]?(?:\d+(?:\.\d+)?|{command}|[^\s,;)])"
+    found = re.compile(pattern).match(text, start)
+    return (found[0], found.end()) if found else ("", start)
+
+
+def _sets(text: str) -> str:
+    """Turns braces of sets into ⦃ ⦄, and removes braces that only group."""
+    position = 0
+    while (start := text.find("{", position)) >= 0:
+        position = start + 1
+        end = partner(text, start)
+        if end < 0 or re.search(r"[\\A-Za-z^_}\]]$", text[:start]):
+            continue
+        inner = text[start + 1 : end]
+        is_joined = re.search("[∪∩∖]", text[max(start - 2, 0) : start] + text[end + 1 : end + 3])
+        is_set = not inner.strip() or is_joined or re.search("[,;:|]", inner)
+        left, right = ("⦃", "⦄") if is_set else ("", "")
+        text = f"{text[:start]}{left}{inner}{right}{text[end + 1 :]}"
+        position = start
+    text = re.sub(r"⦃\s*⦄", "∅", text)
+    return re.sub(
+        r"\\mathbb\{([RZNQC])\}",
+        lambda name: dict(zip("RZNQC", "ℝℤℕℚℂ", strict=True))[name[1]],
+        text,
+    )

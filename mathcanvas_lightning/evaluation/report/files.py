@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation.report.selection import Selection
+from mathcanvas_lightning.evaluation.score_files import find_scores, scores_path
 from mathcanvas_lightning.generation.run.journal.folder import claimed_folders, journal_folder
 from mathcanvas_lightning.records.files import read_records
 
@@ -59,13 +60,12 @@ def _beside(path: Path, ending: str) -> Path:
 def _scores_path(path: Path, scores: str | None, selection: Selection) -> Path | None:
     if scores is not None:
         return Path(scores)
-    default = _beside(path, "_scores.json")
-    if default.exists():
+    if (default := find_scores(path)) is not None:
         return default
     if selection.only in ("right", "wrong"):
         raise ConfigError(
             f"--only {selection.only}",
-            found=f"no {default}",
+            found=f"no {scores_path(path)}",
             wanted="verdicts",
             remedy="Run mathcanvas score first, or name its file with --scores.",
         )

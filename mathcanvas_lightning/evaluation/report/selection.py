@@ -12,6 +12,7 @@ from mathcanvas_lightning.evaluation.answered import (
     Answered,
     Fields,
     answered_of,
+    has_listed_responses,
     listed_fields,
     require_object,
 )
@@ -106,6 +107,7 @@ def _records(
         options="options",
         question=names.query_field,
         by=(),
+        has_listed_responses=has_listed_responses(names.path, names.response_field),
     )
     for index, record in enumerate(read_records(names.path)):
         checked = require_object(record, f"{names.path}, record {index}")

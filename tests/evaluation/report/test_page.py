@@ -228,7 +228,7 @@ def test_maximum_number_of_records(tmp_path: Path) -> None:
 
 
 def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scores = Path(write(tmp_path / "answers.jsonl", RECORDS)).with_name("answers_scores.json")
+    scores = Path(write(tmp_path / "answers.jsonl", RECORDS)).with_name("answers.jsonl_scores.json")
     os.utime(scores, (0, 0))
     assert "older than the answers" in show(tmp_path / "answers.jsonl")[1]
     assert "older than the answers" in caplog.text
@@ -241,6 +241,29 @@ def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             write_report(str(tmp_path / "answers.jsonl"))
     with pytest.raises(InputError, match="No such file"):
         write_report(other, scores=str(tmp_path / "absent.json"))
+
+
+def test_scores_of_an_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    scores = Path(write(path, RECORDS)).with_name("answers.jsonl_scores.json")
+    scores.rename(tmp_path / "answers_scores.json")
+    assert [verdicts(one) for one in show(path)[2]] != [["unscored"]] * 3 + [["failed"]]
+    other = write(tmp_path / "answers.json", RECORDS, score=False)  # the same stem
+    assert "aren&#39;t scored yet" in show(other)[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("verdict", "<meta http-equiv=refresh>"), ("verdict", 3), ("extracted", ["x"]), ("how", None)],
+)
+def test_verdicts_that_are_none(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "answers.jsonl"
+    scores = Path(write(path, RECORDS)).with_name("answers.jsonl_scores.json")
+    written = json.loads(scores.read_text())
+    written["records"][0]["responses"][0]["parts"][0][field] = value
+    scores.write_text(json.dumps(written))
+    with pytest.raises(InputError, match="mathcanvas score"):
+        write_report(path)
 
 
 def test_errors_list_the_fields(tmp_path: Path) -> None:
@@ -315,7 +338,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [one.name for one in page.parent.iterdir()] == ["page.html"]
     assert main(["report", "--input", path, "--query_field", "nothing"]) == 1
     assert "error: " in capsys.readouterr().err
-    assert json.loads((tmp_path / "answers_scores.json").read_text())["overall"]
+    assert json.loads((tmp_path / "answers.jsonl_scores.json").read_text())["overall"]
 
 
 def test_pictures_outside_of_the_folders_are_not_shown(tmp_path: Path) -> None:

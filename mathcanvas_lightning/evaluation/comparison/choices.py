@@ -1,0 +1,156 @@
+"""Letters of choices: one or several, bare, in brackets, before their text; numbered statements."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+LETTERS = "ABCDEFGHIJ"
+"""Letters of questions whose options are not known."""
+MAX_SEVERAL = 8
+
+_LEAD = re.compile(
+    r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answers?|options?|choices?)\b(?:\s+(?:is|are))?\s*:?\s*"
+    r"|(?:所以|因此|故)?\s*(?:正确)?(?:答案|选项|选择|应选|故选|选)\s*[是为]?\s*[::]?\s*|answer\s+",
+    re.IGNORECASE,
+)
+_MARKED = r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z]))"
+_SINGLE = re.compile(rf"{_MARKED}[.):、,:]?")
+_WITH_TEXT = re.compile(
+    r"(?:\(([A-Za-z])\)\s*|\[([A-Za-z])\]\s*|([A-Za-z])(?:[.):]\s*|、\s*|,\s+(?=\d)))(?=\S)(.*)",
+    re.DOTALL,
+)
+_SEVERAL = re.compile(
+    r"[\[({]?\s*(?:[A-Z]{2,8}|\(?[A-Z]\)?(?:\s*(?:,|;|、|&|/|\band\b|和|与|\s)+\s*\(?[A-Z]\)?)+"
+    r"|(?:\([A-Z]\)\s*){2,8})\s*(?:only)?\s*[\])}]?"
+)
+_STATEMENT = r"(?:[①-⑳]|\((?:\d{1,2})\))"
+_STATEMENTS = re.compile(rf"(?:{_STATEMENT}(?:\s|,|;|、|and|和|与|&|only|只有)*)+")
+_NUMBERS = re.compile(r"\d{1,2}(?:(?:\s*(?:,|;|、|and|和)\s*)+\d{1,2})*(?:\s*only)?")
+
+
+def letters_in(answer: str, letters: str) -> str:
+    """Finds the letters of choices that an answer consists of.
+
+    Args:
+        answer: "B", "(b)", "Option B", "B. 12 cm", "A, B, D", "ABD", ...
+        letters: Letters that exist.
+
+    Returns:
+        Different capital letters in order; empty if the answer is something else.
+    """
+    text = _without_lead(answer)
+    if single := _SINGLE.fullmatch(text):
+        return _known("".join(filter(None, single.groups())).upper(), letters)
+    if _SEVERAL.fullmatch(text):
+        found = re.findall(r"[A-Z]", text)
+        is_run = re.fullmatch(r"\W*[A-Z]{2,}(?:\s*only)?\W*", text) is not None
+        if len(set(found)) < len(found) or (is_run and found != sorted(found)):
+            return ""
+        return _known("".join(sorted(found)), letters)
+    letter, _ = split_letter(text)
+    return _known(letter, letters)
+
+
+def split_letter(text: str) -> tuple[str, str]:
+    """Splits "B. 12 cm" into letter and text.
+
+    Args:
+        text: An answer or an option.
+
+    Returns:
+        The capital letter and the text behind it; an empty letter and the whole text without one.
+    """
+    match = _WITH_TEXT.fullmatch(text.strip())
+    if match is None:
+        return "", text
+    letter = next(filter(None, match.groups()[:3]))
+    return letter.upper(), match[4].strip()
+
+
+def bare_options(options: Sequence[str]) -> list[str]:
+    """Removes the letters that options carry: "A. 12 cm" becomes "12 cm".
+
+    Args:
+        options: Texts of the options A, B, ...
+
+    Returns:
+        The texts; as they are unless each one begins with its own letter.
+    """
+    pieces = [split_letter(option) for option in options]
+    carried = "".join(letter for letter, _ in pieces)
+    if len(pieces) > 1 and carried == ascii_uppercase[: len(options)]:
+        return [text for _, text in pieces]
+    return list(options)
+
+
+def statements_in(answer: str) -> frozenset[int]:
+    """Finds the numbers of statements that an answer consists of: ①③, (1)(3).
+
+    Args:
+        answer: An answer before it is rewritten in canonical form.
+    """
+    text = _without_lead(answer.replace("\N{FULLWIDTH LEFT PARENTHESIS}", "("))
+    text = text.replace("\N{FULLWIDTH RIGHT PARENTHESIS}", ")").strip(" .")
+    if not _STATEMENTS.fullmatch(text):
+        return frozenset()
+    return frozenset(int(one) for one in re.findall(r"\d+", _digits(text)))
+
+
+def same_statements(given: str, expected: str) -> bool | None:
+    """Compares numbers of statements; a plain list "1, 3" may name statements too.
+
+    Args:
+        given: An answer.
+        expected: The reference.
+
+    Returns:
+        Whether they name the same; None unless one has circled numbers or several in brackets.
+    """
+    first, second = statements_in(given), statements_in(expected)
+    is_clear = any(re.search("[①-⑳]", one) for one in (given, expected)) or len(first) > 1 < len(
+        second
+    )
+    if not is_clear or not (first or second):
+        return None
+    first, second = first or _plain_numbers(given), second or _plain_numbers(expected)
+    return bool(first) and first == second
+
+
+def _plain_numbers(text: str) -> frozenset[int]:
+    text = text.strip(" .$")
+    return (
+        frozenset(map(int, re.findall(r"\d+", text))) if _NUMBERS.fullmatch(text) else frozenset()
+    )
+
+
+def _digits(text: str) -> str:
+    return "".join(f" {unicodedata.digit(one, 0) or unicodedata.numeric(one):.0f} "
+                   if "①" <= one <= "⑳" else one for one in text)  # fmt: skip
+
+
+def _without_lead(answer: str) -> str:
+    text = "".join(
+        unicodedata.normalize("NFKC", one)
+        if "\N{FULLWIDTH LATIN CAPITAL LETTER A}" <= one <= "\N{FULLWIDTH LATIN SMALL LETTER Z}"
+        or one in "（）［］：，．"
+        else one
+        for one in answer.strip()
+    )
+    text = re.sub(
+        r"\\(?:text|textbf|mathrm|mathbf|mathit|rm|bf)\s*\{([^{}]*)\}|\$|\\[ ,;]|~|\\q?quad",
+        r" \1",
+        text,
+    )
+    text = text.replace("**", "").strip().strip(".。").strip()
+    text = re.sub(
+        r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice)s?)?$", "", text
+    )
+    text = re.sub(r"^[Bb]oth\s+", "", text)
+    while (rest := _LEAD.sub("", text, count=1) if _LEAD.match(text) else text) != text and rest:
+        text = rest.strip()
+    return text
+
+
+def _known(found: str, letters: str) -> str:
+    return found if found and set(found) <= set(letters) else ""

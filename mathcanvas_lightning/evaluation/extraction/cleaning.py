@@ -1,0 +1,103 @@
+r"""Boxes, and what encloses an answer: emphasis, dollars, quotes, a full stop."""
+
+import re
+from dataclasses import dataclass
+
+MAX_ENCLOSED = 2000
+"""From longer texts, `clean` removes no enclosing characters."""
+
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+[^\s{}$\\.,;]+|\\.|[{}]")
+EMPHASIS = re.compile(r"(?<![\w)*])(\*\*|__)(?=\S)|(?<=\S)(\*\*|__)(?![\w(*])")
+_ENCLOSING = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("`", "`"))
+_LETTER_IN_BRACKETS = re.compile(
+    r"\(([A-Z])\)|\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?([A-Z])\)?\.?\s*\}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    r"""A `\boxed{...}`, `\fbox{...}` or `\boxed 7`."""
+
+    content: str
+    start: int
+    end: int
+
+
+def clean(answer: str) -> str:
+    """Removes enclosing emphasis, dollars, quotes, box and full stop from an answer.
+
+    Args:
+        answer: An answer.
+
+    Returns:
+        The answer on one line; brackets around a single letter are removed too.
+    """
+    text = " ".join(answer.split())
+    if len(text) <= MAX_ENCLOSED:
+        while (peeled := _peeled(text)) != text:
+            text = peeled
+    return text
+
+
+def find_boxes(text: str) -> list[Box]:
+    """Finds closed boxes, without empty boxes and boxes in boxes.
+
+    Args:
+        text: A response.
+    """
+    found: list[Box] = []
+    opened: list[tuple[int, int] | None] = []
+    for token in _BOX_TOKEN.finditer(text):
+        if token[0] == "}":
+            box = opened.pop() if opened else None
+            if box is not None and (content := text[box[1] : token.start()]).strip():
+                while found and found[-1].end > box[0]:
+                    found.pop()
+                found.append(Box(content, box[0], token.end()))
+        elif token[0] == "{":
+            opened.append(None)
+        elif token[0].endswith("{") and len(token[0]) > 2:
+            opened.append(token.span())
+        elif len(token[0]) > 2:
+            found.append(Box(token[0].split(maxsplit=1)[1], token.start(), token.end()))
+    return found
+
+
+def split_list(answer: str) -> list[str]:
+    """Splits at commas, semicolons, "and" and "or" outside brackets.
+
+    Args:
+        answer: An answer, such as "1, 4 and 7".
+
+    Returns:
+        The items; a single one if the answer is not a list.
+    """
+    items, start, depth = [], 0, 0
+    for match in re.finditer(r"\\[{}]|[(\[{]|[)\]}]|,|;|\s(?:and|or)\s", answer):
+        token = match[0]
+        if token in ("(", "[", "{", r"\{"):
+            depth += 1
+        elif token in (")", "]", "}", r"\}"):
+            depth -= 1
+        elif depth == 0:
+            items.append(answer[start : match.start()])
+            start = match.end()
+    items.append(answer[start:])
+    return [item.strip() for item in items if item.strip()]
+
+
+def _peeled(text: str) -> str:
+    """Removes one layer of enclosing characters."""
+    text = EMPHASIS.sub("", text).strip()
+    if not text.endswith(("\\,", "\\;", "\\.")):
+        text = re.sub(r"(?<=[^.])[.,;:]$|(?<=\.{3})\.$", "", text).rstrip()
+    boxes = find_boxes(text)
+    if len(boxes) == 1 and (boxes[0].start, boxes[0].end) == (0, len(text)):
+        return boxes[0].content.strip()
+    for left, right in _ENCLOSING:
+        inner = text[len(left) : -len(right)]
+        encloses = len(text) > len(left + right) and text == left + inner + right
+        if encloses and left not in inner and right not in inner:
+            return inner.strip()
+    letter = _LETTER_IN_BRACKETS.fullmatch(text)
+    return (letter[1] or letter[2]) if letter else text

@@ -1,0 +1,221 @@
+"""What a response states as its answer, most reliable statement first."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mathcanvas_lightning.evaluation.extraction.cleaning import EMPHASIS, Box, clean, find_boxes
+
+MAX_CHARACTERS = 300
+MAX_PHRASES = 20
+"""Number of phrases such as "answer is" that are tried, from the end."""
+
+PHRASE = re.compile(
+    r"(?:\b(?:answers?|ans)\b"
+    r"(?:\s+(?:to|for|of)\b[^\n.:=]{0,100}?)?"
+    r"(?:\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b\s+not\b[^\n.]{1,40}?\bbut\s"
+    r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?|\s*[:=]"
+    r"|\s*\n|\s+(?=\(?(?-i:[A-Z])\)?(?!\w)))\s*"
+    r"|(?:答案|结果)(?:应该|应)?[是为选:\s]{1,4}"
+    r"|(?:故选|应选|因此选|所以选|选择|正确选项[是为]|选)\s*:?\s*(?=[(A-H]))",
+    re.IGNORECASE | re.VERBOSE,
+)
+_JSON = re.compile(
+    r'"(?:final[_ ])?answer"\s*:\s*("(?:[^"\\]|\\.){1,300}"|-?\d[\d.]*|\[[^\[\]]{1,200}\])', re.I
+)
+_TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
+_HASHES = re.compile(r"^#{4}[ \t]*(\S.{0,200}?)[ \t]*$", re.MULTILINE)
+_LETTER = r"(?:\(([A-Za-z])\)|([A-Z])(?![\w'])\)?)"
+_CHOSEN = re.compile(
+    rf"\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick)\b(?:\s+(?:is|option|choice))?\s*:?\s*"
+    rf"{_LETTER}(?!\s+(?:(?:is|are|was)\s+(?:not|in|wrong|false)|would\b|could\b|isn't|can't))"
+)
+_CORRECT = re.compile(
+    r"\b((?:\(?[A-H]\)?(?:\s*(?:,|&|\band\b)\s*)*)+)\s*(?:is|are|must be)\s+"
+    r"(?:the\s+|both\s+|all\s+)?(?:correct|right|true)\b"
+)
+_GUESS = re.compile(
+    r"\b(?:I\s+guess|I\s+think|it\s+is|it's|it\s+must\s+be|go\s+with|going\s+with|goes\s+with)\s+"
+    r"(?:option\s+|choice\s+)?\(?([A-H])\)?(?=[.!]?\s*(?:\n|$))",
+    re.IGNORECASE,
+)
+_LEAD = re.compile(
+    r"^(?:(?:therefore|thus|hence|so|approximately|approx\.?|about|roughly|around|nearly|equal to"
+    r"|given by|simply|just|exactly|clearly|now|then|option|choice|约为?|大约)(?![A-Za-z])"
+    r"[\s,:]*|[:=]\s*)",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r",?\s+(?:because|since|which|where|so that|as)\s", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<!\.)[.!?](?=\s|$)|;(?=\s+[A-Za-z]{2,}\s)|,\s(?=not\s)")
+_FACTORIAL = re.compile(r"(?<=[\dA-Za-z)])!(?=$)")
+_DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
+_LETTER_AND_TEXT = re.compile(r"(\(?[A-Z]\)?)[.,:]\s+(?=\S)")
+_PROSE_AHEAD = re.compile(
+    r"(?:option|note|since|because|choice|this|that|the other|however|we|it)\b", re.I
+)
+_CONCLUSION = re.compile(
+    r"\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|weighs?|measures?|makes?"
+    r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+"
+    r"|\bat\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
+)
+_BEHIND = re.compile(r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more)\b.*")
+_ENDING = re.compile(
+    r"(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|所以|因此|综上|故)\b"
+    r".{0,200}?\s"
+    r"(\\?\$?-?\d[\d,./]*(?:\s?[A-Za-z°%/²³^]+){0,2})[.!]?",
+    re.IGNORECASE,
+)
+_SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
+_SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
+_REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.&*()\[\]\\]|\\text\{|\}|\\q?quad|\band\b|\bor\b"
+    r"|[A-Za-z]\s*=)*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """An answer with a mark: a box, a tag, a phrase."""
+
+    text: str
+    start: int
+
+
+def candidates(text: str) -> Iterator[str]:
+    """Yields possible answers, the most reliable first.
+
+    Args:
+        text: A response without thoughts.
+    """
+    marked = sorted(_marked(text), key=lambda one: one.start)
+    yield from (one.text for one in reversed(marked[-MAX_PHRASES:]))
+    plain = EMPHASIS.sub("", text)
+    yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
+    yield from _chosen(plain)
+    last_line = plain.strip().rpartition("\n")[2].strip()
+    if len(last_line) <= 4 * MAX_CHARACTERS:
+        if segments := _SEGMENTS.search(last_line):
+            yield segments[0]
+        yield _conclusion(last_line)
+        if ending := _ENDING.fullmatch(last_line):
+            yield ending[1]
+        if last_line != plain.strip() and is_plain(last_line):
+            yield last_line
+    if "\n" not in plain.strip() and not _REFUSAL.match(plain.strip()):
+        yield plain
+
+
+def statement(text: str, *, is_line: bool = False) -> str:
+    """The rest of a sentence after "is", up to its end or to "because".
+
+    Args:
+        text: The text after a phrase such as "the answer is".
+        is_line: Whether it follows "Answer:"; an exclamation mark is a factorial then.
+    """
+    if display := _DISPLAY.match(text):
+        return display[1] or display[2]
+    line = text.partition("\n")[0]
+    while (shorter := _LEAD.sub("", line)) != line:
+        line = shorter
+    letter = _LETTER_AND_TEXT.match(line)
+    if letter and line[letter.end()].isalpha() and _is_prose(line, letter.end()):
+        return letter[1]
+    if is_line and _FACTORIAL.search(line.rstrip()):
+        return line
+    skip = letter.end() if letter and letter[0][-2] != "," else 0
+    for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
+        if end is not None:
+            line = line[: min(end.start(), len(line))]
+    return line
+
+
+def _is_prose(line: str, start: int) -> bool:
+    return len(_WORD.findall(line)) > 6 or _PROSE_AHEAD.match(line, start) is not None
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is a letter, or a number or formula with at most three words.
+
+    Args:
+        text: A candidate.
+    """
+    text = clean(text)
+    if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
+        return True
+    begins = re.match(r"[-+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text)
+    return bool(begins) and len(_WORD.findall(re.sub(r"\\text\{([^{}]*)\}", "", text))) <= 3
+
+
+def _marked(text: str) -> Iterator[Marked]:
+    """Yields boxes, tags, and phrases with a plain answer, unsorted."""
+    yield from _box_groups(text)
+    yield from (Marked(tag[1], tag.start()) for tag in _TAG.finditer(text))
+    for one in _HASHES.finditer(text):
+        if is_plain(one[1]) or not text[one.end() :].strip():
+            yield Marked(one[1], one.start())
+    for found in _JSON.finditer(text):
+        yield Marked(_json_text(found[1]), found.start())
+    for phrase in [*PHRASE.finditer(text)][-MAX_PHRASES:]:
+        stated = EMPHASIS.sub("", _stated(text, phrase))
+        if is_plain(stated) and not find_boxes(stated):
+            yield Marked(stated, phrase.start())
+
+
+def _stated(text: str, phrase: re.Match[str]) -> str:
+    rest = text[phrase.end() : phrase.end() + 4 * MAX_CHARACTERS]
+    return statement(rest, is_line=phrase[0].rstrip().endswith((":", "=")))
+
+
+def _box_groups(text: str) -> Iterator[Marked]:
+    """Joins adjacent boxes: several answers."""
+    group: list[Box] = []
+    for box in find_boxes(text):
+        if group and not _BETWEEN_BOXES.fullmatch(text[group[-1].end : box.start][:100]):
+            yield _joined(group)
+            group = []
+        group.append(box)
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[Box]) -> Marked:
+    contents = dict.fromkeys(box.content.strip() for box in group)
+    return Marked(", ".join(contents), group[-1].start)
+
+
+def _json_text(value: str) -> str:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value.strip('"')
+    return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+
+
+def _chosen(text: str) -> Iterator[str]:
+    """Yields letters that a sentence calls correct, or chooses."""
+    if correct := [one[1] for one in _CORRECT.finditer(text)]:
+        yield correct[-1].strip(" ,&")
+    chosen = ["".join(filter(None, one.groups())).upper() for one in _CHOSEN.finditer(text)]
+    yield from chosen[-1:]
+    guesses = _GUESS.findall(text)
+    yield from (letter.upper() for letter in guesses[-1:])
+
+
+def _conclusion(line: str) -> str:
+    """The text after the last "is" or equals sign of a line, if it is mathematics."""
+    sentence = line.rstrip(".! ")
+    verbs = list(_CONCLUSION.finditer(sentence))
+    if not verbs or not _PROSE.search(sentence[: verbs[-1].end()]):
+        return ""
+    tail = sentence[verbs[-1].end() :]
+    is_outside = sentence[: verbs[-1].start()].count("$") % 2 == 0
+    if len(verbs) > 1 and "≈" in verbs[-1][0] and is_outside:
+        tail = sentence[verbs[-2].end() :]
+    if re.match(r"\\?[$-]?\d", tail):
+        tail = _BEHIND.sub("", tail)  # 15 students in the class
+    tail = tail if tail.count("$") % 2 == 0 or tail.startswith("$") else tail.replace("$", " ")
+    return tail if is_plain(tail) else ""
