@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info
 
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.parallel import start_from_a_server
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.errors import ConfigError
@@ -191,6 +192,7 @@ def run_cli(args: Sequence[str]) -> None:
         ConfigError: If settings contradict each other.
     """
     leave_process_group_at_exit()
+    start_from_a_server([MathCanvasDataModule.__module__])
     try:
         MathCanvasCLI(
             BagelModule,

@@ -8,7 +8,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import (
+    get_all_start_methods,
+    get_context,
+    get_start_method,
+    parent_process,
+    set_forkserver_preload,
+    set_start_method,
+)
 from typing import TypeVar
 
 from mathcanvas_lightning.errors import ConfigError, WorkerError
@@ -114,3 +121,18 @@ def _guard() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def start_from_a_server(preload: Sequence[str]) -> None:
+    """Makes worker processes of this program start from a server process that has no threads.
+
+    A fork of a process with threads (progress bar, gloo, autograd) copies their locks as they are
+    at this moment, and the child may wait for one that nobody releases. Does nothing if the start
+    method is set already, or where there is no such server.
+
+    Args:
+        preload: Modules that the server imports once for all workers.
+    """
+    if get_start_method(allow_none=True) is None and "forkserver" in get_all_start_methods():
+        set_start_method("forkserver")
+        set_forkserver_preload(list(preload))

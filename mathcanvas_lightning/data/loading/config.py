@@ -105,7 +105,8 @@ class WorkerConfig:
     """Page-lock the packs, so that they are copied to a GPU while it computes. None: if there is a
     GPU."""
     start_method: str | None = None
-    """How processes start: fork, forkserver or spawn; None for Python's default."""
+    """How processes start: fork, forkserver or spawn. None: forkserver with `mathcanvas fit`,
+    since a fork copies the locks of other threads and may hang; else Python's default."""
 
     def share(self, num_local_ranks: int) -> "WorkerConfig":
         """The same configuration with a number of workers.
