@@ -18,10 +18,10 @@ from mathcanvas_lightning.conversion.output.splits import is_folder_name
 from mathcanvas_lightning.conversion.output.writer import FOOTER_KEY, ShardLayout
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
 from mathcanvas_lightning.errors import OutputError
+from mathcanvas_lightning.storage.files import PARQUET_SUFFIXES
 
 REJECTS_FILE = "rejects.jsonl"
 SUMMARY_FILE = "conversion.json"
-PARQUET_SUFFIXES = (".parquet", ".pq")
 _SHARD = re.compile(r"(?P<name>.+)_(?P<number>\d{3}|[1-9]\d{3,})\.parquet")
 
 

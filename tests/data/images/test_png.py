@@ -6,7 +6,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -79,6 +79,7 @@ def test_damage_that_may_change_pixels(kind: bytes) -> None:
     assert caught.value.reason == "image_unreadable"
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_chunk_never_loses_pixels(data: st.DataObject) -> None:
     """Not even if the damage makes a chunk of pixels look like one without."""
