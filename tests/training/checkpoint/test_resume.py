@@ -159,7 +159,7 @@ def test_frozen_weights_are_left_out_of_shards(runs: Runs) -> None:
         sum(path.stat().st_size for path in runs(name).saved(CUT).glob("*.distcp"))
         for name in ("lora_cut_2", "cut_2")
     ]
-    assert sizes[0] < sizes[1] / 10
+    assert sizes[0] < sizes[1] / 5
     trained = [name for name in stored_shapes(runs("lora_cut_2").saved(CUT)) if "lora" in name]
     assert trained
     assert {n for n in stored_shapes(runs("lora_cut_2").saved(CUT)) if "lora" not in n} == {
