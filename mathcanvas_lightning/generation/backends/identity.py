@@ -1,5 +1,6 @@
 """Fingerprints of models: they change if the files of a model change under the same name."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ FILES = (
 WHOLE_BYTES = 64 * 2**20
 """Files up to this size are hashed completely, of larger ones samples."""
 SAMPLE_BYTES = 4096
+MAX_HEADER_BYTES = 100 * 2**20
+"""Limit of the safetensors library."""
 NUM_SAMPLES = 1024
 """Number of samples of a large file that is not in the format safetensors."""
 Stamp = tuple[str, int, int]
@@ -74,24 +77,25 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield file.read(SAMPLE_BYTES)
 
 
-def _sampled_offsets(file: BinaryIO, size: int) -> Iterator[int]:
-    """Start, middle and end of each tensor of a safetensors file; else offsets at equal distances.
+def _sampled_offsets(file: BinaryIO, size: int) -> list[int]:
+    """Header, and start, middle and end of each tensor of a safetensors file.
 
+    For other formats, offsets at equal distances.
     Source: https://huggingface.co/docs/safetensors (8 bytes with the length of a JSON header).
     """
     length = int.from_bytes(file.read(8), "little")
-    yield 0
-    try:
-        header = json.loads(file.read(length)) if length < WHOLE_BYTES else {}
-        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-        yield from range(0, 8 + length, SAMPLE_BYTES)
-        for start, end in spans:
-            for offset in (start, (start + end) // 2, max(start, end - SAMPLE_BYTES)):
-                yield 8 + length + offset
-    except (ValueError, KeyError, TypeError, AttributeError):
-        spans = []
+    spans: list[list[int]] = []
+    if length < size:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+            spans = [entry["data_offsets"] for n, entry in header.items() if n != "__metadata__"]
     if not spans:
-        yield from range(0, size, max(1, size // NUM_SAMPLES))
+        return [*range(0, size, max(1, size // NUM_SAMPLES))]
+    offsets = [*range(0, 8 + length, SAMPLE_BYTES)]
+    for start, end in spans:
+        inside = (start, (start + end) // 2, max(start, end - SAMPLE_BYTES))
+        offsets += [8 + length + offset for offset in inside]
+    return offsets
 
 
 def _hub_commit(name: str, revision: str | None) -> str | None:

@@ -65,7 +65,9 @@ def shown_command(command: Sequence[str]) -> str:
     Args:
         command: The program and its arguments.
     """
-    return " ".join(_masked(command, []))
+    found: list[str] = []
+    words = _masked(command, found)
+    return hide_secrets(" ".join(words), found)
 
 
 def secrets_of(command: Sequence[str], environment: Mapping[str, str]) -> frozenset[str]:

@@ -54,6 +54,7 @@ def test_nested_secrets() -> None:
         (["bash", "-c", "serve --api-key 'S 1'"], "bash -c 'serve --api-key ...'"),
         (["bash", "-c", "echo 'a b'"], "bash -c 'echo '\"'\"'a b'\"'\"''"),
         (["serve", "http://me:S1@host/x"], "serve http://host/x"),
+        (["sh", "-c", "echo SECRET", "--api-key", "SECRET"], "sh -c 'echo ...' --api-key ..."),
     ],
 )
 def test_commands(command: Sequence[str], shown: str) -> None:

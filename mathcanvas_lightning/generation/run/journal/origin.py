@@ -63,9 +63,10 @@ def require_same_origin(entries: Iterable[Entry], now: str) -> None:
         return
     path, before = other
     changed = differences(before, now)
-    names = {"model": (json.loads(before)["model"], json.loads(now)["model"])} | changed
+    models = json.loads(before)["model"], json.loads(now)["model"]
+    named = {"model": models} | changed if all(models) else changed
     old, new = (
-        ", ".join(f"{name} {json.dumps(pair[side])}" for name, pair in names.items())
+        ", ".join(f"{name} {json.dumps(pair[side])}" for name, pair in named.items())
         for side in (0, 1)
     )
     raise OutputError(
