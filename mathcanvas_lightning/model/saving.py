@@ -74,6 +74,25 @@ def write_checkpoint(
                 _link_or_copy(Path(source, name), folder / name)
 
 
+def other_files(folder: Path, config: BagelConfig) -> list[str]:
+    """Lists what `write_checkpoint` never writes, in the folder of an earlier export.
+
+    Args:
+        folder: The folder.
+        config: Sizes of any model; they do not change the names.
+
+    Returns:
+        Sorted names of files and folders.
+    """
+    written = {*config.files(), PROCESSOR_FILE, INDEX_FILE, VAE_FILE, *TOKENIZER_FILES}
+    weights = SHARD_PATTERN.format(suffix="*")
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() or not (path.name in written or path.match(weights))
+    )
+
+
 def write_shards(
     folder: Path,
     state: Mapping[str, Tensor],

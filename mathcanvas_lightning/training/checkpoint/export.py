@@ -17,7 +17,7 @@ from mathcanvas_lightning.model.checkpoint import (
     find_weights,
 )
 from mathcanvas_lightning.model.config import LLM_FILE, BagelConfig
-from mathcanvas_lightning.model.saving import write_checkpoint
+from mathcanvas_lightning.model.saving import other_files, write_checkpoint
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
 from mathcanvas_lightning.training.checkpoint.weights import (
     NetworkWeights,
@@ -86,7 +86,11 @@ def export_checkpoint(
     weights = NetworkWeights(saved, record, initial, average=ema, place=checkpoint)
     _check_adapters(weights, merge_lora, checkpoint)
     target = local_path(output).resolve()
-    _check_output(target, overwrite, [local_path(checkpoint), *([folder] if folder else [])])
+    _check_output(target, [local_path(checkpoint), *([folder] if folder else [])])
+    if overwrite:
+        _check_replaced(target, record.config)
+    elif not _is_free(target):
+        raise _occupied(target, "existing files", "or give --overwrite to replace an export")
     _audit(weights, record, checkpoint, folder)
     _write(weights, record.config, target, DTYPES[dtype], folder)
     return ExportReport(
@@ -122,25 +126,32 @@ def _source_folder(path: str | None, *, is_option: bool) -> Path | None:
     return local_path(path).resolve()
 
 
-def _check_output(target: Path, overwrite: bool, inputs: list[Path]) -> None:
+def _check_output(target: Path, inputs: list[Path]) -> None:
     if any(target in (path, *path.parents) for path in (given.resolve() for given in inputs)):
-        raise OutputError(
-            str(target),
-            found="the input of the export in it",
-            wanted="another directory",
-            remedy="Choose another --output.",
-        )
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        raise _occupied(target, "the input of the export in it")
+
+
+def _check_replaced(target: Path, config: BagelConfig) -> None:
+    """Accepts only a folder that has nothing but an earlier export."""
+    if _is_free(target):
         return
-    if not overwrite or not (target / LLM_FILE).is_file():
-        raise OutputError(
-            str(target),
-            found="other files" if overwrite else "existing files",
-            wanted="an earlier export" if overwrite else "an empty or absent directory",
-            remedy="Choose another --output."
-            if overwrite
-            else "Choose another --output, or give --overwrite to replace an earlier export.",
-        )
+    if not (target / LLM_FILE).is_file():
+        raise _occupied(target, "no export in it, but other files")
+    if others := other_files(target, config):
+        raise _occupied(target, f"an export, and other files: {', '.join(others[:5])}")
+
+
+def _is_free(target: Path) -> bool:
+    return not target.exists() or (target.is_dir() and not any(target.iterdir()))
+
+
+def _occupied(target: Path, found: str, remedy: str = "") -> OutputError:
+    return OutputError(
+        str(target),
+        found=found,
+        wanted="an empty or absent directory" if remedy else "another directory, or only an export",
+        remedy=" ".join(("Choose another --output,", remedy)).strip(" ,") + ".",
+    )
 
 
 def _audit(weights: NetworkWeights, record: RunRecord, place: str, folder: Path | None) -> None:

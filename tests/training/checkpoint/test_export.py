@@ -272,10 +272,14 @@ def test_output_is_guarded(trained: Trained, fresh: Path, tmp_path: Path) -> Non
         export_checkpoint(str(trained[1]), output=str(out))
     assert folder_bytes(out) == before
     export_checkpoint(str(trained[1]), output=str(out), overwrite=True, dtype="fp32")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"other files: notes\.txt"):
+        export_checkpoint(str(trained[1]), output=str(out), overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
     assert folder_bytes(out) != before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("All of it.")
-    with pytest.raises(OutputError, match="found other files; wanted an earlier export"):
+    with pytest.raises(OutputError, match="no export in it, but other files"):
         export_checkpoint(str(trained[1]), output=str(tmp_path / "mine"), overwrite=True)
     for folder in (fresh, fresh.parent, trained[1]):
         with pytest.raises(OutputError, match="the input of the export"):
