@@ -68,7 +68,7 @@ def test_commands_run_as_written(clone: Path) -> None:
     fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
     beats_chance(clone / "demo" / "reasoning.parquet_scores.json")
     assert (clone / "demo" / "exported" / "ema.safetensors").is_file()
-    assert (clone / "demo" / "shards.html").stat().st_size > 100_000
+    assert (clone / "demo" / "shards.html").read_text().count("data:image/") >= 10
     assert (clone / "demo" / "blocks" / "train" / "train_parquet_info.json").is_file()
     num_questions = len(read_jsonl(clone / "tools" / "questions.jsonl"))
     for answers in ("answers.jsonl", "tool_answers.jsonl"):

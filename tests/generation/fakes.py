@@ -50,8 +50,10 @@ class LastFirst(EchoBackend):
 class Failing(EchoBackend):
     """Fails requests that contain a word, while a file exists."""
 
-    def __init__(self, word: str, while_exists: str | None = None) -> None:
-        super().__init__("failing")
+    def __init__(
+        self, word: str, while_exists: str | None = None, *, name: str = "failing"
+    ) -> None:
+        super().__init__(name)
         self.word = word
         self.while_exists = while_exists
 

@@ -57,9 +57,12 @@ class ReasoningFolders(ResponseCallback):
         inputs = data_of(trainer).inputs
         self._parents = {}
         for source in inputs:
-            parent = self._parent(source, inputs)
-            self._parents[source.label] = parent
-            claim_folders(journal_folder(source.output_path), parent)
+            self._parents[source.label] = self._parent(source, inputs)
+        # One choice for all ranks: a later one may find the folders of an earlier one.
+        self._parents = trainer.strategy.broadcast(self._parents)
+        if trainer.is_global_zero:
+            for source in inputs:
+                claim_folders(journal_folder(source.output_path), self._parents[source.label])
 
     def on_responses(
         self,

@@ -80,7 +80,7 @@ def test_a_failure_after_a_change_hides_the_old_answer(
 ) -> None:
     asked(pictured)
     (tmp_path / "b.png").write_bytes(png(colour="blue"))
-    report = predict(Failing("1"), [pictured])
+    report = predict(Failing("1", name="last-first"), [pictured])
     assert report.num_failed == 1
     assert read_lines(pictured.output_path)[1]["model_answer"] is None
     (tmp_path / "b.png").write_bytes(b"broken")
