@@ -258,7 +258,7 @@ def test_missing_files_and_unknown_suffixes(tmp_path: Path, name: str) -> None:
 
 
 def test_folders_without_shards_and_folders_instead_of_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no \.parquet file"):
+    with pytest.raises(InputError, match=r"no \.parquet or \.pq file"):
         list(read_records(tmp_path))
 
 
