@@ -9,6 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import (
+    current_process,
     get_all_start_methods,
     get_context,
     get_start_method,
@@ -121,6 +122,24 @@ def _guard() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def refuse_in_a_starting_worker() -> None:
+    """Call this before waiting for a lock that a process with workers may hold.
+
+    A new worker imports the script of its parent. If that script does its work while it is
+    imported, the worker would wait for its parent, and the parent for the worker.
+
+    Raises:
+        WorkerError: If this process is such a worker.
+    """
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself checks it
+        raise WorkerError(
+            "worker process",
+            found="a script that starts its work when a worker imports it",
+            wanted='work below if __name__ == "__main__"',
+            remedy='Put the work of your script below if __name__ == "__main__".',
+        )
 
 
 def start_from_a_server(preload: Sequence[str]) -> None:

@@ -21,7 +21,11 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from mathcanvas_lightning.common.atomic import written_whole
-from mathcanvas_lightning.common.parallel import count_workers, ordered_map
+from mathcanvas_lightning.common.parallel import (
+    count_workers,
+    ordered_map,
+    refuse_in_a_starting_worker,
+)
 from mathcanvas_lightning.common.paths import (
     file_name,
     is_remote,
@@ -187,6 +191,7 @@ def build_index(
     Raises:
         DataError: If there is no file, or a file can't be opened.
         StorageError: If a server fails.
+        WorkerError: If worker processes can't start, or are killed.
     """
     path = plain_path(path)
     found = source.storage.list_statuses(path, suffix=source.suffix)
@@ -195,6 +200,7 @@ def build_index(
     homes = _index_homes(root, index_dir)
     sidecars = [_Sidecar(file, found[file], root, homes, source, tokenizer) for file in files]
     if not all(sidecar.is_current() for sidecar in sidecars):
+        refuse_in_a_starting_worker()
         homes[0].mkdir(parents=True, exist_ok=True)
         with FileLock(homes[0] / ".lock"):
             stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]

@@ -244,3 +244,30 @@ def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     assert 3 <= done < 20
     assert build(folder).num_rows == 400
     assert len(scans) == 20 - done  # finished shards are not scanned again
+
+
+def test_a_script_without_main_guard_ends_with_a_remedy(tmp_path: Path) -> None:
+    interleaved_shards(tmp_path / "shards", 40)
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from mathcanvas_lightning.data.index.index import build_index
+from mathcanvas_lightning.data.rows.source import RowSource
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.files import Storage
+
+source = RowSource("interleaved", Storage(StorageConfig()))
+build_index({str(tmp_path / "shards")!r}, source, TextTokenizer({str(TOKENIZER)!r}), num_workers=1)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert 'below if __name__ == "__main__"' in done.stderr.splitlines()[-1]
