@@ -47,7 +47,7 @@ def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures["planning"]) == {"interleaved", "mixture"}
+    assert set(figures["planning"]) == {"interleaved", "mixture", "long rows"}
     packing = figures["packing"]
     assert packing["ours"]["tokens"] == packing["baseline"]["tokens"] > 0
     assert figures["fill"]["all, ours"]["samples"] == 3000

@@ -29,7 +29,7 @@ from tests.generation.runs import predict, read_lines, run_command, run_file, wr
 from tests.generation.tiny_idefics3 import make_tiny_idefics3
 
 pytestmark = [*real_engine, *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS)]
-NUM_SUMS = 80
+NUM_SUMS, NUM_BEFORE_KILL = 40, 8
 MAX_TOKENS = 24
 WINDOW = 256
 
@@ -75,10 +75,10 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
     output = tmp_path / "tool.jsonl"
     kill_in_the_middle(tool(smollm2, source, output), output)
     kept = [line["uid"] for line in journal_lines(output)]
-    assert 20 <= len(kept) < NUM_SUMS
+    assert NUM_BEFORE_KILL <= len(kept) < NUM_SUMS
     assert not output.exists()
     done = subprocess.run(
-        tool(smollm2, source, output), capture_output=True, text=True, timeout=600, check=False
+        tool(smollm2, source, output), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert f"{NUM_SUMS - len(kept)} asked" in done.stdout
@@ -99,17 +99,17 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
     by_tool, by_command = read_lines(output), read_lines(tmp_path / "answers.jsonl")
     assert [one["sample_index"] for one in by_tool] == list(range(NUM_SUMS))
     assert by_tool == by_command
-    assert len({one["model_answer"] for one in by_tool}) > 20
+    assert len({one["model_answer"] for one in by_tool}) > 10
     report = score_responses(str(output), progress=False)
     assert report.overall.num_failed == 0
     assert report.overall.accuracy > 0.2  # much better than chance, even with this small model
 
 
 def kill_in_the_middle(command: list[str], output: Path) -> None:
-    """Kills a run after 20 answers; checks that all its processes end."""
+    """Kills a run after some answers; checks that all its processes end."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 1000
-        while len(journal_lines(output)) < 20:
+        while len(journal_lines(output)) < NUM_BEFORE_KILL:
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             assert time.monotonic() < deadline
             time.sleep(0.02)
