@@ -131,3 +131,13 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a test fail if the network of a run is made."""
+    from mathcanvas_lightning.training.module import BagelModule
+
+    def refuse(self: BagelModule) -> None:
+        raise AssertionError("the network was loaded")
+
+    monkeypatch.setattr(BagelModule, "configure_model", refuse)

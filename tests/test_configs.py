@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
-from tests.conftest import ROOT, TRAINER_WARNINGS, golden_folder, read_jsonl
+from tests.conftest import ROOT, TRAINER_WARNINGS, golden_folder, read_jsonl, refuse_to_load
 from tests.data.make_rows import edit_shards, interleaved_shards, t2i_shards, vlm_file
 from tests.generation.misbehaving import ChatServer, chat_server
 from tests.parity.packs import need
@@ -169,12 +169,7 @@ def test_wrong_settings_are_reported_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mathcanvas_lightning.training.module import BagelModule
-
-    def refuse(self: BagelModule) -> None:
-        raise AssertionError("the network was loaded")
-
-    monkeypatch.setattr(BagelModule, "configure_model", refuse)
+    refuse_to_load(monkeypatch)
     folder = interleaved_shards(tmp_path / "set", 4)
     content = {
         "data": {

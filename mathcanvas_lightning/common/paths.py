@@ -29,6 +29,11 @@ def local_path(path: str | Path) -> Path:
     return Path(plain_path(str(path)))
 
 
+def is_vacant(path: Path) -> bool:
+    """Whether nothing is at a path, or a folder without files."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def plain_path(path: str) -> str:
     """A local path without `file://` and with `~` expanded; other URLs stay unchanged."""
     if is_remote(path):

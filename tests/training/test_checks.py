@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from mathcanvas_lightning.cli.main import main
-from mathcanvas_lightning.training.module import BagelModule
-from tests.conftest import TRAINER_WARNINGS
+from tests.conftest import TRAINER_WARNINGS, refuse_to_load
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Run
 
@@ -86,10 +85,7 @@ def test_refused_before_the_network_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(self: BagelModule) -> None:
-        raise AssertionError("the network was loaded")
-
-    monkeypatch.setattr(BagelModule, "configure_model", refuse)
+    refuse_to_load(monkeypatch)
     run = Run(folder=tmp_path / "run", shards=[shards])
     [_, _, path] = run.words()
     content = yaml.safe_load(Path(path).read_text())

@@ -7,7 +7,6 @@ from string import ascii_uppercase
 
 LETTERS = "ABCDEFGHIJ"
 """Letters of questions whose options are not known."""
-MAX_SEVERAL = 8
 
 _LEAD = re.compile(
     r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answers?|options?|choices?)\b(?:\s+(?:is|are))?\s*:?\s*"

@@ -20,7 +20,7 @@ _LOOKS_SECRET = re.compile(
     r"\bBearer\s+[\w.~+/=-]{8,}"
     r"|\b(?:sk|pk|rk|hf|gsk|xai|ghp|glpat|nvapi)[-_](?=[\w-]*\d)[\w-]{16,}|\bAIza[\w-]{20,}"
 )
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")  # a password may contain @
 
 
 def is_secret(name: str) -> bool:

@@ -234,18 +234,6 @@ class RecordDataModule(LightningDataModule):
         if keys:
             raise _changed(one)
 
-    def prepare_record(self, record: Record) -> Prepared:
-        """Builds the request for a record.
-
-        Args:
-            record: The record.
-
-        Returns:
-            A request; or a failure if a picture is unreadable or the prompt does not fit.
-        """
-        label = record.uid.partition(":")[0]
-        return self._prepare(record, self._pictures[label].read(record))
-
     def _prepare(self, record: Record, pictures: Pictures) -> Prepared:
         try:
             if isinstance(pictures, PictureError):

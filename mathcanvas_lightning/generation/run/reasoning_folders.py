@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
-from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.common.paths import is_vacant, local_path
 from mathcanvas_lightning.errors import OutputError
 from mathcanvas_lightning.generation.requests import Exchange
 from mathcanvas_lightning.generation.run.answer_folders import folder_name, safe_name, write_folder
@@ -116,8 +116,7 @@ def _is_inside_input(folder: Path, inputs: Sequence[RecordInput]) -> bool:
 
 def _has_other_files(folder: Path, output: Path) -> bool:
     """Whether something is there that no run with this output has written."""
-    is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    return not is_empty and not has_answers(journal_folder(output))
+    return not is_vacant(folder) and not has_answers(journal_folder(output))
 
 
 def _taken(folder: Path) -> OutputError:

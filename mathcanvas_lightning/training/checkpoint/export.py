@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
-from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.common.paths import is_vacant, local_path
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import (
@@ -87,10 +87,8 @@ def export_checkpoint(
     _check_adapters(weights, merge_lora, checkpoint)
     target = local_path(output).resolve()
     _check_output(target, [local_path(checkpoint), *([folder] if folder else [])])
-    if overwrite:
-        _check_replaced(target, record.config)
-    elif not _is_free(target):
-        raise _occupied(target, "existing files", "or give --overwrite to replace an export")
+    if not is_vacant(target):
+        _check_replaced(target, record.config, overwrite)
     _audit(weights, record, checkpoint, folder)
     _write(weights, record.config, target, DTYPES[dtype], folder)
     return ExportReport(
@@ -131,18 +129,14 @@ def _check_output(target: Path, inputs: list[Path]) -> None:
         raise _occupied(target, "the input of the export in it")
 
 
-def _check_replaced(target: Path, config: BagelConfig) -> None:
+def _check_replaced(target: Path, config: BagelConfig, overwrite: bool) -> None:
     """Accepts only a folder that has nothing but an earlier export."""
-    if _is_free(target):
-        return
+    if not overwrite:
+        raise _occupied(target, "existing files", "or give --overwrite to replace an export")
     if not (target / LLM_FILE).is_file():
         raise _occupied(target, "no export in it, but other files")
     if others := other_files(target, config):
         raise _occupied(target, f"an export, and other files: {', '.join(others[:5])}")
-
-
-def _is_free(target: Path) -> bool:
-    return not target.exists() or (target.is_dir() and not any(target.iterdir()))
 
 
 def _occupied(target: Path, found: str, remedy: str = "") -> OutputError:

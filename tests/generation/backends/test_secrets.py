@@ -72,5 +72,6 @@ def test_known_secrets_are_hidden_in_logs() -> None:
 def test_what_looks_like_a_key_is_hidden() -> None:
     text = "refused: Bearer abcdefgh123, key sk-proj-0123456789abcdef, at https://a:b@host"
     assert hide_secrets(text) == "refused: ..., key ..., at https://host"
+    assert hide_secrets("at https://me:p@ss@host/v1 now") == "at https://host/v1 now"
     harmless = "Bearer of news; sk-learn is a library; 3 / 4 at https://host/a@b"
     assert hide_secrets(harmless) == harmless

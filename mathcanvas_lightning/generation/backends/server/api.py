@@ -33,8 +33,6 @@ MIME_TYPES = {
     "GIF": "image/gif",
 }
 """Image formats that servers accept; other pictures are converted to PNG."""
-ANY_LENGTH: Mapping[str, Any] = {"max_tokens": None, "max_completion_tokens": None}
-"""Extra fields that remove the length limit: the answer may fill the window."""
 ABORTED = ("abort", "error")
 """Finish reasons of an answer that the server aborted; a retry may succeed."""
 NO_ANSWER = {

@@ -22,7 +22,6 @@ from mathcanvas_lightning.generation.backends.server.client import (
     RetryPolicy,
     RetrySettings,
     ServerClient,
-    without_password,
 )
 from mathcanvas_lightning.generation.backends.server.failures import RequestFailedError
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig, ServerProcess
@@ -393,7 +392,7 @@ def _check_address(base_url: str | None, server: ServerConfig | None) -> None:
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         raise ConfigError(
             "base_url",
-            found=repr(without_password(base_url)),
+            found=repr(hide_secrets(base_url)),
             wanted="a URL such as http://127.0.0.1:8000/v1",
             remedy="Correct it.",
         )

@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+from mathcanvas_lightning.generation.backends.secrets import hide_secrets
 from mathcanvas_lightning.generation.backends.server.api import BadBodyError
 from mathcanvas_lightning.generation.backends.server.failures import (
     RequestFailedError,
@@ -134,7 +135,7 @@ class ServerClient:
     @property
     def place(self) -> str:
         """The base URL without a password, for messages."""
-        return without_password(self.base_url)
+        return hide_secrets(self.base_url)
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -255,13 +256,6 @@ class ServerClient:
         if isinstance(message, bytes):
             return message.replace(self._api_key.encode(), b"...")
         return message.replace(self._api_key, "...")
-
-
-def without_password(url: str) -> str:
-    """The URL without the name and the password of a user."""
-    scheme, separator, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def parse_retry_after(value: str) -> float:
