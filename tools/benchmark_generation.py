@@ -93,7 +93,7 @@ class Bench:
 
     def plain(self, count: int) -> list[list[Any]]:
         """Answers of the plain loop."""
-        maker = ItemMaker(self.model, self.tokenizer, *self.transforms)
+        maker = ItemMaker(self.model.config, self.tokenizer, *self.transforms)
         config = DrawingConfig(num_timesteps=self.options.timesteps)
         generator = PlainGenerator(self.model, self.vae, self.tokenizer, maker, config)
 
