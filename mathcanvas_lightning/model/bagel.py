@@ -82,6 +82,7 @@ class Bagel(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
         components: Collection[str] | None = None,
+        text_head: bool = True,
         seed: int = 0,
         **overrides: Any,
     ) -> Self:
@@ -93,6 +94,8 @@ class Bagel(nn.Module):
             device: Device of all parameters.
             components: Parts to load, of `COMPONENTS`; None loads all. The other parts are
                 initialized randomly.
+            text_head: Whether to load `lm_head`. Without it the model reads and draws, but cannot
+                write: `lm_head` does not exist then.
             seed: Random seed of the parts that are not loaded.
             overrides: Fields of the configuration to change, as in `BagelConfig.preset`. Position
                 tables are rebuilt if their size changes.
@@ -113,9 +116,14 @@ class Bagel(nn.Module):
             )
         weights = find_weights(path)
         config = config_for_weights(BagelConfig.from_directory(path), weights)
-        model = cls.empty(config.override(**overrides), dtype=dtype, device=device)
+        with torch.device("meta"):
+            model = cls(config.override(**overrides))
+        if not text_head:
+            del model.language_model.lm_head
+        model = model.to(dtype=dtype).to_empty(device=device)
         if components is None:
             model.reset_tables()
+            components = None if text_head else {name.split(".")[0] for name in model.state_dict()}
         else:
             model.reset_parameters(seed)
         load_weights(model, weights, place=str(path), components=components)

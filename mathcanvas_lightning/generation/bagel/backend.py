@@ -28,6 +28,7 @@ from mathcanvas_lightning.generation.bagel.problem import (
 )
 from mathcanvas_lightning.generation.bagel.requests import (
     RequestError,
+    failure_of,
     open_picture,
     problems_of,
     response_of,
@@ -35,6 +36,7 @@ from mathcanvas_lightning.generation.bagel.requests import (
     unsupported,
     with_sampling,
 )
+from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -97,7 +99,7 @@ class BagelBackend:
             max_images=max_images,
             drawings=self._options.drawings,
         )
-        self._generator: InterleavedGenerator | None = None
+        self._generator: ProblemSolver | None = None
         self._fingerprint: str | None = None
         """Fingerprint of the loaded model; None if no model is loaded."""
         self._asked: dict[str, _Asked] = {}
@@ -144,8 +146,8 @@ class BagelBackend:
         return len(self._asked) + len(self._ready)
 
     @property
-    def generator(self) -> InterleavedGenerator:
-        """Generator of the loaded model.
+    def generator(self) -> ProblemSolver:
+        """What answers the problems, with the loaded model.
 
         Raises:
             BackendError: If the model is not loaded.
@@ -159,11 +161,11 @@ class BagelBackend:
             )
         return self._generator
 
-    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
+    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
         """Loads the model; does nothing if it is loaded.
 
         Args:
-            local_rank: Not used: the device is enough.
+            local_rank: Rank of this process on its machine.
             device: Device for the model.
 
         Raises:
@@ -172,23 +174,25 @@ class BagelBackend:
         if self._generator is not None:
             return
         loaded = fingerprint(self._checkpoint)
-        is_cpu = torch.device(device).type == "cpu"
-        name = self._options.dtype
-        if name == "auto":
-            name = "float32" if is_cpu else "bfloat16"
-        options = {"dtype": getattr(torch, name), "device": torch.device(device)}
-        model = Bagel.from_checkpoint(self._checkpoint, **options)
+        self._generator = self._load(torch.device(device), local_rank)
+        self._fingerprint = loaded
+
+    def _load(self, device: torch.device, local_rank: int) -> ProblemSolver:  # noqa: ARG002
+        """Loads the model; `local_rank` is not used here, because the device is enough."""
+        parts = self._load_parts(device)
+        return InterleavedGenerator(
+            *parts, config=self._config, limits=self._options.limits, images=self._options.images
+        )
+
+    def _load_parts(
+        self, device: torch.device, *, text_head: bool = True
+    ) -> tuple[Bagel, LatentVAE, TextTokenizer]:
+        options: Any = {"dtype": self._options.torch_dtype(device), "device": device}
+        model = Bagel.from_checkpoint(self._checkpoint, text_head=text_head, **options)
         _warn_of_size(self._config.drawing.size, model.config.drawing_size)
         model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
-        self._generator = InterleavedGenerator(
-            model.eval(),
-            LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options),
-            TextTokenizer(self._checkpoint),
-            config=self._config,
-            limits=self._options.limits,
-            images=self._options.images,
-        )
-        self._fingerprint = loaded
+        vae = LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options)
+        return model.eval(), vae, TextTokenizer(self._checkpoint)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.
@@ -289,8 +293,8 @@ class BagelBackend:
                 )
             ]
         )
-        if answer.finish_reason == "not_finite":
-            raise _not_finite(self._checkpoint)
+        if (failure := failure_of(answer)) is not None:
+            raise _failed_answer(self._checkpoint, failure)
         return answer
 
     def _advance(self) -> list[Answer]:
@@ -299,7 +303,7 @@ class BagelBackend:
         except BaseException as error:
             self.generator.withdraw()
             self._asked.clear()
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, MathCanvasError):
                 raise self._broken(error) from error
             raise
 
@@ -316,9 +320,11 @@ class BagelBackend:
 
     def close(self) -> None:
         """Frees the model; pending requests are dropped."""
-        self._generator = self._fingerprint = None
+        generator, self._generator, self._fingerprint = self._generator, None, None
         self._asked.clear()
         self._ready.clear()
+        if generator is not None:
+            generator.close()
 
     def _take(self, answer: Answer) -> None:
         uid, number = split_problem_uid(answer.uid)
@@ -327,19 +333,10 @@ class BagelBackend:
         if len(asked.answers) == asked.request.sampling.n:
             del self._asked[uid]
             answers = [asked.answers[number] for number in sorted(asked.answers)]
-            if any(answer.finish_reason == "not_finite" for answer in answers):
-                self._ready.append(_failed(asked.request, "not_finite", NOT_FINITE))
-            else:
-                self._ready.append(response_of(asked.request, answers))
+            self._ready.append(response_of(asked.request, answers))
 
 
 log = logging.getLogger(__name__)
-
-NOT_FINITE = (
-    "the network computed NaN or infinite values: its weights are broken, or their precision "
-    "(dtype) is too low"
-)
-"""Message of the failure of a problem."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -354,12 +351,14 @@ def _failed(request: GenerationRequest, kind: str, message: str) -> GenerationRe
     return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
 
 
-def _not_finite(checkpoint: str) -> BackendError:
+def _failed_answer(checkpoint: str, failure: Failure) -> BackendError:
     return BackendError(
         f"BAGEL from {checkpoint}",
-        found=NOT_FINITE,
-        wanted="finite values",
-        remedy="Check the training, export the weights again, or set dtype: float32.",
+        found=failure.message,
+        wanted="an answer",
+        remedy="Check the training, export the weights again, or set dtype: float32."
+        if failure.kind == "not_finite"
+        else "Run again.",
     )
 
 

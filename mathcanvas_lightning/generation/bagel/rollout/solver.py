@@ -104,6 +104,9 @@ class ProblemSolver(ABC):
             raise
         return [answers[uid] for uid in order]
 
+    def close(self) -> None:  # noqa: B027 - optional
+        """Frees what outlives this object, such as a process."""
+
     @abstractmethod
     def _advance(self) -> list[Answer]:
         """Takes problems from the queue, computes, and returns finished answers."""

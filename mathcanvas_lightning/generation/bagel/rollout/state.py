@@ -17,6 +17,7 @@ from mathcanvas_lightning.generation.bagel.problem import (
     Problem,
     Step,
 )
+from mathcanvas_lightning.generation.requests import Failure
 
 Need = Literal["text", "drawing"]
 
@@ -51,6 +52,7 @@ class Rollout:
         self.number = 0
         """Number of the current step."""
         self.finish_reason: FinishReason | None = None
+        self._failure: Failure | None = None
         self._need: Need = "text"
         self._maker, self._capacity = maker, capacity
         self._steps: list[Step] = []
@@ -125,6 +127,10 @@ class Rollout:
         """Ends the problem, because the network computed NaN or infinity."""
         self.finish_reason = "not_finite"
 
+    def stop_failed(self, failure: Failure) -> None:
+        """Ends the problem, because the text engine refused it."""
+        self.finish_reason, self._failure = "failed", failure
+
     def answer(self) -> Answer:
         """The answer of a finished problem."""
         assert self.finish_reason is not None
@@ -134,6 +140,7 @@ class Rollout:
             finish_reason=self.finish_reason,
             num_input_tokens=self._num_input_tokens,
             num_written_tokens=self._num_written,
+            failure=self._failure,
         )
 
     def _keep_text(self, ids: Sequence[int]) -> Item:
