@@ -9,7 +9,8 @@ from mathcanvas_lightning.generation.backends.vllm.messages import ContextReques
 from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
-from mathcanvas_lightning.vllm_bagel.blocks import ContextPart, ImageBlock, blocks_of_pack
+from mathcanvas_lightning.vllm_bagel.blocks import ContextPart, ImageBlock
+from mathcanvas_lightning.vllm_bagel.pictures import blocks_of_pack
 
 
 class TextEngine(Protocol):
