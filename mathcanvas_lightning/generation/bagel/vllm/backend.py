@@ -1,7 +1,7 @@
 """Backend for reasoning with drawings in which vLLM writes and the native steps draw."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack, cast
 
 import torch
@@ -57,7 +57,8 @@ class VLLMBagelBackend(BagelBackend):
 
     Greedy texts and drawings are those of `BagelBackend` in float32. Sampled texts differ from
     those of `BagelBackend`, because vLLM has its own random numbers; they are determined by the
-    seed, the id of the request and the number of the step.
+    seed, the id of the request and the number of the step. A context has at most 2 tokens fewer
+    than the maximum of the model.
 
     With GPUs, the drawer uses the Trainer's, and vLLM the same one: process N of a machine uses
     tensor_parallel_size GPUs from number N x tensor_parallel_size.
@@ -125,13 +126,15 @@ class VLLMBagelBackend(BagelBackend):
         weights = find_weights(self._checkpoint)
         config = config_for_weights(BagelConfig.from_directory(self._checkpoint), weights)
         dtype = self._options.torch_dtype(device)
-        window = context_capacity(config, self._options.limits) + MARGIN
+        longest = config.llm.max_position_embeddings
+        window = min(context_capacity(config, self._options.limits) + MARGIN, longest)
         engine = self._new_engine(str(dtype).removeprefix("torch."), window)
         engine.start(local_rank=local_rank)  # first: then the drawer knows the memory that is left
         share = self._engine.gpu_memory_utilization
         memory = [engine_memory(weights, dtype, self._engine.engine_options or {}, share)]
         try:
-            team, used = self._team(config, cast("TextEngine", engine.client), device)
+            client = cast("TextEngine", engine.client)
+            team, used = self._team(config, client, device, capacity=window - MARGIN)
         except BaseException:
             engine.close()
             raise
@@ -146,7 +149,7 @@ class VLLMBagelBackend(BagelBackend):
         return EngineGenerator(team, reader, self._config, batch_size=size)
 
     def _team(
-        self, config: BagelConfig, engine: TextEngine, device: torch.device
+        self, config: BagelConfig, engine: TextEngine, device: torch.device, *, capacity: int
     ) -> tuple[Team, list[str]]:
         """Adds the drawer to the engine, if problems draw; also describes the drawer's memory."""
         options = self._options
@@ -160,7 +163,7 @@ class VLLMBagelBackend(BagelBackend):
             vae,
             tokenizer,
             num_contexts=self._config.drawing.num_contexts,
-            limits=options.limits,
+            limits=replace(options.limits, max_context_tokens=capacity),
             images=options.images,
         )
         contexts = ContextMaker(workshop.maker, vae, config.latent_patch_size)

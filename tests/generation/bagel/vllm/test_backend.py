@@ -19,6 +19,7 @@ from mathcanvas_lightning.generation.bagel.vllm.backend import TextEngineConfig,
 from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.records.pictures import Picture
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, png
@@ -154,6 +155,16 @@ def test_the_engine_gets_the_settings(fake_vllm: list[FakeVLLM]) -> None:
         "engine_options": {"max_num_seqs": 4},
         "gpu_memory_utilization": 0.3,
     }
+
+
+def test_the_window_ends_with_the_model(fake_vllm: list[FakeVLLM]) -> None:
+    longest = BagelConfig.from_directory(checkpoint()).llm.max_position_embeddings
+    made = backend(max_context_tokens=longest, max_batch_size=1)
+    made.start()
+    drawer = made.generator._team.drawer  # type: ignore[attr-defined]
+    made.close()
+    assert fake_vllm[0].arguments["max_model_len"] == longest
+    assert drawer._workshop.cache.capacity == longest - 2
 
 
 def test_bad_settings_are_found_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
