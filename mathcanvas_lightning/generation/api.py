@@ -83,8 +83,7 @@ def generate_responses(
         system_prompt_file: Text file, or Python file with the system prompt in a variable.
         system_prompt_variable: Name of that variable.
         repetition_penalty: Above 1, tokens that occurred before become less likely.
-        backend: "vllm" (on this machine), "server" (OpenAI-compatible), "bagel" (with drawings),
-            "vllm_bagel" (the same, with texts by vLLM) or "echo" (dry run).
+        backend: "vllm", "server" (OpenAI-compatible), "bagel", "vllm_bagel" or "echo" (dry run).
         base_url: URL of a running server (.../v1); default: start one for this run.
         on_fault: Records with faults: "stop" before the start, or "skip" them with the reason.
         existing_output: Output without journal: "refuse" it, "seed" with its answers, "replace" it.
