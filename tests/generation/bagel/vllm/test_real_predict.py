@@ -16,7 +16,7 @@ from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolde
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.generation.backends.vllm.test_real_predict import journal_lines, kill_in_the_middle
-from tests.generation.engine import engine_lock, real_engine
+from tests.generation.engine import SMALL_CACHE, engine_lock, real_engine
 from tests.generation.reasoning import (
     TRANSFORMS,
     drawing_checkpoint,
@@ -71,6 +71,7 @@ def test_answers_equal_those_of_the_native_backend_after_a_kill(tmp_path: Path) 
         f"{made}.checkpoint={checkpoint}",
         f"{made}.drawing={json.dumps(DRAWING)}",
         f"{made}.max_batch_size=3",
+        f"{made}.engine.engine_options={json.dumps(SMALL_CACHE)}",
         f"--model.init_args.sampling.max_tokens={MAX_TOKENS}",
         f"--data.init_args.inputs={json.dumps([{'path': str(source), 'output': str(output)}])}",
     ]
