@@ -3,10 +3,11 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from mathcanvas_lightning.data.sequence.pack import PackItem, pack_samples
+from mathcanvas_lightning.data.sequence.pack import pack_samples
 from mathcanvas_lightning.data.sequence.rng import hash64
 from mathcanvas_lightning.generation.backends.vllm.messages import ContextRequest, ContextResult
-from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker
+from mathcanvas_lightning.generation.bagel.contexts import MAX_PREFILL_TOKENS, Item, ItemMaker
+from mathcanvas_lightning.generation.bagel.kv_cache import in_passes
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
 from mathcanvas_lightning.vllm_bagel.blocks import ContextPart, ImageBlock
@@ -51,7 +52,7 @@ class ContextMaker:
         self._vae, self._latent_patch = vae, latent_patch
 
     def parts(self, items: Sequence[Item]) -> list[list[ContextPart]]:
-        """The parts of each item; all images are encoded together.
+        """The parts of each item; images are encoded together, as many as memory allows.
 
         Args:
             items: Items in any order.
@@ -59,8 +60,9 @@ class ContextMaker:
         Returns:
             A text has one part, an image one or two blocks.
         """
-        images = [item.content for item in items if item.size_px is not None]
-        blocks = iter(self._blocks(images) if images else ())
+        images = [item for item in items if item.size_px is not None]
+        passes = in_passes(images, lambda item: item.num_tokens, MAX_PREFILL_TOKENS)
+        blocks = (block for group in passes for block in self._blocks(group))
         special = self.maker.tokenizer.special
         return [
             [(special.bos, *item.content.text_ids[0], special.eos)]
@@ -69,10 +71,10 @@ class ContextMaker:
             for item in items
         ]
 
-    def _blocks(self, images: Sequence[PackItem]) -> list[ImageBlock]:
+    def _blocks(self, images: Sequence[Item]) -> list[ImageBlock]:
         maker = self.maker
         pack = pack_samples(
-            images,
+            [item.content for item in images],
             maker.geometry,
             maker.tokenizer.special,
             interpolate_positions=maker.interpolate_positions,
