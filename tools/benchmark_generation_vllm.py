@@ -115,7 +115,7 @@ class ScriptedEngine:
 
     def _scripted(self, uid: str) -> ContextResult:
         del self._asked[uid]
-        step, length = int(uid.rsplit("/", 1)[1]), len(self._bench.text_ids)
+        step, length = int(uid.split("/")[-2]), len(self._bench.text_ids)
         return ContextResult(
             uid=uid,
             token_ids=tuple(self._bench.text_ids),

@@ -7,6 +7,7 @@ gets the whole context with each text; its prefix cache has computed all but the
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from math import isnan
 
 import torch
@@ -68,6 +69,7 @@ class EngineGenerator(ProblemSolver):
         super().__init__(reader, config)
         self._team, self._batch_size = team, batch_size
         self._running: dict[str, _Run] = {}
+        self._serials = count()
 
     def close(self) -> None:
         """Stops the engine."""
@@ -115,7 +117,7 @@ class EngineGenerator(ProblemSolver):
             for _ in run.rollout.items[run.num_made :]:
                 run.context += next(parts)
             run.num_made = len(run.rollout.items)
-            request = text_request(run.rollout, run.context, special.bos, special.eos)
+            request = text_request(run.rollout, run.context, special, next(self._serials))
             run.request = request.uid
             requests.append(request)
         if requests:

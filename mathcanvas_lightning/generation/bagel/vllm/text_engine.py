@@ -5,6 +5,7 @@ from typing import Protocol
 
 from mathcanvas_lightning.data.sequence.pack import pack_samples
 from mathcanvas_lightning.data.sequence.rng import hash64
+from mathcanvas_lightning.data.sequence.tokenizer import SpecialTokens
 from mathcanvas_lightning.generation.backends.vllm.messages import ContextRequest, ContextResult
 from mathcanvas_lightning.generation.bagel.contexts import MAX_PREFILL_TOKENS, Item, ItemMaker
 from mathcanvas_lightning.generation.bagel.kv_cache import in_passes
@@ -88,21 +89,22 @@ class ContextMaker:
 
 
 def text_request(
-    rollout: Rollout, context: Sequence[ContextPart], bos: int, eos: int
+    rollout: Rollout, context: Sequence[ContextPart], special: SpecialTokens, serial: int
 ) -> ContextRequest:
     """Asks for the next text of a problem, and for what follows it.
 
     Args:
         rollout: A problem that needs a text.
         context: Parts of all its items.
-        bos: Token that begins a text.
-        eos: Token that ends a text.
+        special: Special tokens of the model.
+        serial: Number of the request; no two requests of an engine may have the same uid, not even
+            if the first one was withdrawn.
     """
     text = rollout.config.text
     return ContextRequest(
-        uid=f"{rollout.problem.uid}/{rollout.number}",
-        context=(*context, (bos,)),
-        end_id=eos,
+        uid=f"{rollout.problem.uid}/{rollout.number}/{serial}",
+        context=(*context, (special.bos,)),
+        end_id=special.eos,
         max_tokens=rollout.max_new_tokens,
         temperature=text.temperature,
         top_p=text.top_p,

@@ -61,7 +61,7 @@ def scripted(answers: Any, length: int = 6) -> Choose:
     script = Script(answers, length)
 
     def choose(logits: torch.Tensor, request: ContextRequest, index: int) -> int:
-        uid, number = request.uid.rsplit("/", 1)
+        uid, number, _ = request.uid.rsplit("/", 2)
         about = TokenChoice(uid=uid, step=int(number), index=index, config=GREEDY.text, uniform=0.5)
         return script(logits[None], [about])[0]
 
@@ -202,7 +202,9 @@ class Broken(FakeEngine):
 
     def collect(self, *, wait: bool = True) -> list[ContextResult]:
         found = super().collect(wait=wait)
-        return [replace(one, **self.changes) if one.uid == "a/2" else one for one in found]
+        return [
+            replace(one, **self.changes) if one.uid.startswith("a/2/") else one for one in found
+        ]
 
 
 @pytest.mark.parametrize(
