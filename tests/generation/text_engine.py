@@ -85,11 +85,12 @@ class FakeEngine:
             device=weight.device,
         )
         context = Context(row=0)
-        *parts, start = request.context
-        assert start == (self._special.bos,)
-        for part in parts:
-            self._read(cache, context, part)
-        next_id, ids, logprobs = start[0], list[int](), list[float]()
+        *parts, last = request.context
+        assert isinstance(last, tuple)
+        for part in (*parts, last[:-1]):
+            if part:
+                self._read(cache, context, part)
+        next_id, ids, logprobs = last[-1], list[int](), list[float]()
         while len(ids) < request.max_tokens:
             next_id = self._next(cache, context, next_id, request, logprobs)
             if next_id == request.end_id:
