@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.distributed._composable import checkpoint  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -19,10 +20,13 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import has_lora
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.layers.attention import default_path
+from mathcanvas_lightning.model.layers.compilation import compile_options
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -34,9 +38,37 @@ class Parallelism:
     ("selective"), or all ("full")."""
     compile: bool = False
     """Compile each layer with torch.compile."""
+    compile_backend: str = "inductor"
+    """Backend of torch.compile; "aot_eager" needs no compiler, but makes nothing faster."""
+    activation_memory_budget: float | None = None
+    """Share of each layer's activations that is kept for the backward pass, from 0 to 1; the others
+    are recomputed, those first that cost the least time for their memory. Needs `compile`, and
+    replaces `activation_checkpointing`. At 0 only the input of each layer is kept."""
     cpu_offload: bool = False
     """Keep sharded parameters, gradients and optimizer state in host memory. Without effect on a
     CPU."""
+
+    def __post_init__(self) -> None:
+        """Checks the budget.
+
+        Raises:
+            ConfigError: If it is out of range, or contradicts the other settings.
+        """
+        budget, place = self.activation_memory_budget, "model.parallelism.activation_memory_budget"
+        if budget is None:
+            return
+        if not 0 <= budget <= 1:
+            raise ConfigError(
+                place, found=str(budget), wanted="a share from 0 to 1", remedy="Start with 0.1."
+            )
+        if not self.compile or self.activation_checkpointing != "none":
+            raise ConfigError(
+                place,
+                found=f"compile {self.compile}, "
+                f"activation_checkpointing {self.activation_checkpointing!r}",
+                wanted="compile true and activation_checkpointing 'none' beside a budget",
+                remedy="Change these two, or leave the budget out.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +96,26 @@ def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
             checkpoint(layer)
 
 
-def compile_layers(model: Bagel, parallelism: Parallelism) -> None:
-    """Compiles each layer in place. Call it before sharding."""
-    if parallelism.compile:
-        for layer in layers(model):
-            layer.compile(dynamic=True)
+def compile_layers(model: Bagel, parallelism: Parallelism, device: torch.device) -> None:
+    """Compiles the forward pass of each layer in place. Call it before sharding.
+
+    Hooks of activation checkpointing and sharding stay outside of what is compiled.
+
+    Args:
+        model: The network, on any device including "meta".
+        parallelism: Whether to compile, and the share of activations to keep.
+        device: Device of the computation.
+    """
+    if not parallelism.compile:
+        return
+    if parallelism.activation_memory_budget is not None:
+        settings: Any = functorch_config
+        settings.activation_memory_budget = parallelism.activation_memory_budget
+    # Only FlexAttention can be compiled as a whole; the other paths loop over the splits of a pack.
+    options = compile_options(fullgraph=default_path(device) == "flex")
+    for layer in layers(model):
+        compiled = torch.compile(layer.forward, backend=parallelism.compile_backend, **options)
+        layer.forward = compiled  # type: ignore[method-assign]
 
 
 def shard(
@@ -138,7 +185,7 @@ def build_network(
     adapters = _prepare_without_memory(model, prepare)
     _set_dtypes(model, precision)
     checkpoint_activations(model, parallelism)
-    compile_layers(model, parallelism)
+    compile_layers(model, parallelism, device)
     if mesh is not None:
         shard(model, mesh, compute_dtype=precision.compute, parallelism=parallelism)
     on_host = mesh is not None and parallelism.cpu_offload
