@@ -115,7 +115,7 @@ def compile_layers(model: Bagel, parallelism: Parallelism, device: torch.device)
     options = compile_options(fullgraph=default_path(device) == "flex")
     for layer in layers(model):
         compiled = torch.compile(layer.forward, backend=parallelism.compile_backend, **options)
-        layer.forward = compiled  # type: ignore[method-assign]
+        layer.forward = compiled
 
 
 def shard(
@@ -182,7 +182,7 @@ def build_network(
     """
     with torch.device("meta"):
         model = Bagel(config)
-    adapters = _prepare_without_memory(model, prepare)
+    adapters = prepare_without_memory(model, prepare)
     _set_dtypes(model, precision)
     checkpoint_activations(model, parallelism)
     compile_layers(model, parallelism, device)
@@ -201,7 +201,7 @@ def build_network(
 
 
 @torch.no_grad()
-def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> dict[str, Tensor]:
+def prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> dict[str, Tensor]:
     """Prepares a network on "meta", and returns the initial values of its adapters.
 
     peft initializes adapters on the device of the layer they adapt. To get the same values as on

@@ -156,6 +156,13 @@ class LatentVAE(nn.Module):
         return torch.cat([self.autoencoder.decoder(part).float() for part in parts])
 
 
+def count_vae_parameters(config: VAEConfig) -> int:
+    """Counts the parameters of an autoencoder without allocating them."""
+    with torch.device("meta"):
+        vae = LatentVAE(config)
+    return sum(parameter.numel() for parameter in vae.parameters())
+
+
 def to_pixels(images: Tensor) -> Tensor:
     """Converts decoded images to pixels; rounds down, as the reference does.
 
