@@ -215,10 +215,11 @@ class Attention:
         if self.path == "dense":
             return _dense(query, key, value, self._mask)
         if self.path == "sdpa":
-            return self._attend_by_split(query, key, value)
+            attended: Tensor = self._attend_by_split(query, key, value)
+            return attended
         return flex_attend(query, key, value, self._block_mask, self._stack)
 
-    @torch.compiler.disable  # it differs from pack to pack
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it differs from pack to pack
     def _attend_by_split(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (x[self._order].split(self._lengths) for x in (query, key, value))
         return torch.cat([group.attend(q, k, v) for group in self._groups])[self._inverse]
