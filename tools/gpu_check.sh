@@ -12,10 +12,10 @@ failed=0
 
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     device=cuda preset=small trainer=(--trainer.accelerator gpu --trainer.precision 32-true)
-    adapters=configs/trainer/one_gpu_24gb.yaml layers=4 tokens=16384 wide=7b dtype=bfloat16
+    layers=4 tokens=16384 wide=7b dtype=bfloat16
 else
     device=cpu preset=tiny trainer=(--trainer.accelerator cpu --trainer.precision 32-true)
-    adapters=configs/trainer/one_gpu_24gb.yaml layers=2 tokens=2048 wide=tiny dtype=float32
+    layers=2 tokens=2048 wide=tiny dtype=float32
 fi
 
 # check TITLE COMMAND...: runs it, with its output in a log file, and adds a line to the table.
@@ -70,14 +70,10 @@ END
 
 validate() { run validate validated "${sharded[@]}"; }
 
-# Two steps with offloaded weights, clipped and saved; then two more from the checkpoint.
-adapters_saved() {
-    run fit adapters --config "$adapters" --data.init_args.max_num_tokens 2048 \
-        --data.init_args.max_num_tokens_per_sample 2048 --trainer.max_steps 2
-}
-adapters_resumed() {
-    run fit adapters --config "$adapters" --data.init_args.max_num_tokens 2048 \
-        --data.init_args.max_num_tokens_per_sample 2048 --trainer.max_steps 4
+# adapters RECIPE STEPS: with STEPS 2 clipped and saved, with STEPS 4 resumed from there.
+adapters() {
+    run fit "$1" --config "configs/trainer/$1.yaml" --data.init_args.max_num_tokens 2048 \
+        --data.init_args.max_num_tokens_per_sample 2048 --trainer.max_steps "$2"
 }
 
 compiled() {
@@ -111,8 +107,10 @@ print("torch", torch.__version__)' | paste -sd, -)"
 check "flex against dense attention" python tools/check_attention.py --json "$out/attention.json"
 check "puzzles and a model" data
 check "validation with ShardedStrategy" validate
-check "24 GB: two steps, clipped and saved" adapters_saved
-check "24 GB: resumed" adapters_resumed
+for recipe in one_gpu_24gb one_gpu_24gb_offload; do
+    check "$recipe: two steps, clipped and saved" adapters "$recipe" 2
+    check "$recipe: resumed" adapters "$recipe" 4
+done
 check "compiled, sharded, with a memory budget" compiled
 check "profiler trace" traced
 check "speed and MFU, recomputed" speed --activation_checkpointing full --json "$out/speed.json"

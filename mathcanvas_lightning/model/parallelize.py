@@ -27,6 +27,10 @@ from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_we
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import default_path
 from mathcanvas_lightning.model.layers.compilation import compile_options
+from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantized_layers
+
+LAYER_PREFIXES = ("vit_model.vision_model.encoder.layers.", "language_model.model.layers.")
+"""Prefixes of the names of parameters in the layers of ViT and decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -81,11 +85,18 @@ class Precision:
     """Type of the frozen parameters; by default that of the trained ones."""
     compute: torch.dtype
     """Type of forward and backward."""
+    quantized: bool = False
+    """Store the frozen linear layers of decoder and ViT in NF4."""
 
 
 def layers(model: Bagel) -> list[nn.Module]:
     """Returns the layers of the ViT and the decoder, in the order they run."""
     return [*model.vit_model.vision_model.encoder.layers, *model.language_model.model.layers]
+
+
+def is_in_layers(name: str) -> bool:
+    """Whether a parameter belongs to one of `layers`."""
+    return name.startswith(LAYER_PREFIXES)
 
 
 def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
@@ -178,12 +189,15 @@ def build_network(
         The network, equal to one built on a single device.
 
     Raises:
+        ConfigError: If the precision can't be had.
         DataError: If weights are missing, unexpected or of another shape.
     """
     with torch.device("meta"):
         model = Bagel(config)
     adapters = prepare_without_memory(model, prepare)
     _set_dtypes(model, precision)
+    if precision.quantized:
+        _quantize(model, precision, is_sharded=mesh is not None)
     checkpoint_activations(model, parallelism)
     compile_layers(model, parallelism, device)
     if mesh is not None:
@@ -233,14 +247,34 @@ def _set_dtypes(model: Bagel, precision: Precision) -> None:
             setattr(module, name, typed)
 
 
+def _quantize(model: Bagel, precision: Precision, *, is_sharded: bool) -> None:
+    if is_sharded:  # FSDP2 would turn the packed weights into plain ones
+        raise ConfigError(
+            "model.frozen_dtype",
+            found="nf4 together with ShardedStrategy",
+            wanted="nf4 on one GPU, or on several with a copy each",
+            remedy="Set trainer.strategy to auto or ddp, or frozen_dtype to bfloat16.",
+        )
+    if not sum(quantize_frozen(layer, precision.compute) for layer in layers(model)):
+        raise ConfigError(
+            "model.frozen_dtype",
+            found="nf4, and no frozen layers",
+            wanted="layers that are not trained",
+            remedy="Add model.lora, or leave frozen_dtype out.",
+        )
+
+
 @torch.no_grad()
 def _initialize_shards(model: Bagel, config: BagelConfig, seed: int) -> None:
     """Initializes as on one device, from a complete copy: only small models start untrained."""
     whole = Bagel.empty(config, dtype=torch.float32, device="cpu")
     whole.reset_parameters(seed)
     values = whole.state_dict()
+    quantized = dict(quantized_layers(model))
     for name, target in model.state_dict().items():
-        if (source := base_name(name)) in values:
+        if name in quantized:
+            quantized[name].load(values[base_name(name)])
+        elif (source := base_name(name)) in values:
             fill(target, values[source])
 
 
@@ -250,14 +284,18 @@ def _load_shards(model: Bagel, folder: str) -> None:
     weights = find_weights(folder)
     targets = {base_name(name): tensor for name, tensor in model.state_dict().items()}
     targets = {name: tensor for name, tensor in targets.items() if not is_adapter(name)}
-    audit_weights(
-        {name: tuple(tensor.shape) for name, tensor in targets.items()}, weights, folder, model
-    )
+    quantized = {base_name(name): layer for name, layer in quantized_layers(model)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in targets.items()}
+    shapes |= {name: layer.shape for name, layer in quantized.items()}
+    audit_weights(shapes, weights, folder, model)
     tables = Bagel.fixed_tables(model.config)
     for name, target in targets.items():
-        if weights.shapes.get(name) == tuple(target.shape):
+        if weights.shapes.get(name) == shapes[name]:
             with safe_open(weights.files[name], "pt") as file:
-                fill(target, file.get_slice(name))
+                if name in quantized:
+                    quantized[name].load(file.get_tensor(name))
+                else:
+                    fill(target, file.get_slice(name))
         else:
             assert name in TABLES
             fill(target, tables[name])

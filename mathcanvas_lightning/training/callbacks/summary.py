@@ -141,10 +141,12 @@ def _source(module: BagelModule, trainer: Trainer) -> str:
 
 
 def _types(module: BagelModule) -> str:
-    frozen = module.precision.frozen
-    if frozen in (None, module.param_dtype) or not module.left_out:
+    frozen = module.precision.frozen or module.param_dtype
+    is_same = frozen == module.param_dtype and not module.precision.quantized
+    if is_same or not module.left_out:
         return _name(module.param_dtype)
-    return f"{_name(module.param_dtype)}, frozen ones {_name(frozen)}"
+    kind = "nf4" if module.precision.quantized else _name(frozen)
+    return f"{_name(module.param_dtype)}, frozen ones {kind}"
 
 
 def _devices(trainer: Trainer, replicas: int, shards: int) -> str:

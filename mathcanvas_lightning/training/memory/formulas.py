@@ -15,6 +15,8 @@ from mathcanvas_lightning.model.parallelize import Parallelism
 from mathcanvas_lightning.model.vae import MAX_IMAGES
 
 FULL = torch.float32.itemsize
+NF4_BYTES = 4.5 / 8
+"""Bytes of a weight in NF4, with its share of a scale."""
 GPU_RESERVE = 2 * 2**30
 """Bytes of a GPU for the CUDA context, kernels, NCCL and fragmentation; an estimate."""
 LIVE_FEATURE_MAPS = 4
@@ -43,6 +45,8 @@ class Counts:
     """Of the autoencoder."""
     sizes: tuple[int, ...]
     """Of each tensor of the network."""
+    packed: int = 0
+    """Frozen weights that are stored in NF4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +242,8 @@ def _states(work: RankWork) -> list[MemoryItem]:
     trained = (("gradients", states.gradients), ("Adam's moments", states.moments))
     vae = MemoryItem(name="autoencoder", gpu=states.autoencoder)
     if not work.offloads:
-        listed = (("weights", states.weights), *trained, ("moving average", states.ema))
+        saved = int(counts.packed * (work.frozen.itemsize - NF4_BYTES))
+        listed = (("weights", states.weights - saved), *trained, ("moving average", states.ema))
         return [*(MemoryItem(name=name, gpu=size) for name, size in listed), vae]
     size_of = states.weights // max(1, -(-counts.total // work.shards))
     shares = [-(-size // work.shards) for size in counts.sizes]
@@ -257,6 +262,9 @@ def _gathered(work: RankWork) -> list[MemoryItem]:
         copies = counts.trained * size if work.params != work.compute else 0
         if work.frozen != work.compute:
             copies += (counts.total - counts.trained) * size
+        if counts.packed:  # one weight at a time is dequantized
+            largest = work.config.llm.hidden_size * work.config.llm.intermediate_size
+            copies += largest * size
         return [MemoryItem(name="weights in the type of the computation", gpu=copies)]
     # The layer that computes, the next one, and the root, which stays gathered.
     weights = (2 * counts.layer + counts.root) * size

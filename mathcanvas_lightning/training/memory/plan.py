@@ -12,7 +12,7 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.inspection.batch import instantiate_section, read_sections
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.parallelize import layers, prepare_without_memory
+from mathcanvas_lightning.model.parallelize import is_in_layers, layers, prepare_without_memory
 from mathcanvas_lightning.model.vae import count_vae_parameters
 from mathcanvas_lightning.training.memory.formulas import (
     Counts,
@@ -149,7 +149,9 @@ def _make_work(
     return RankWork(
         config=module.config,
         counts=count_network(
-            model, lambda m: choose_trainable(m, module.freeze_config, module.lora)
+            model,
+            lambda m: choose_trainable(m, module.freeze_config, module.lora),
+            quantized=precision.quantized,
         ),
         parallelism=module.parallelism,
         params=precision.params,
@@ -165,14 +167,22 @@ def _make_work(
     )
 
 
-def count_network(model: Bagel, prepare: Callable[[Bagel], None]) -> Counts:
+def count_network(
+    model: Bagel, prepare: Callable[[Bagel], None], *, quantized: bool = False
+) -> Counts:
     """Counts the parameters of a network on "meta", without allocating them.
 
     Args:
         model: The network; it gets adapters or frozen parts.
         prepare: Freezes parameters or adds adapters.
+        quantized: Whether the frozen linear layers are stored in NF4.
     """
     prepare_without_memory(model, prepare)
+    packed = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if is_in_layers(name) and parameter.ndim == 2 and not parameter.requires_grad
+    )
     stacks = [_count(layer) for layer in layers(model)]
     total, trained = _count(model)
     return Counts(
@@ -184,6 +194,7 @@ def count_network(model: Bagel, prepare: Callable[[Bagel], None]) -> Counts:
         root_trained=trained - sum(number for _, number in stacks),
         autoencoder=count_vae_parameters(model.config.vae),
         sizes=tuple(parameter.numel() for parameter in model.parameters()),
+        packed=packed if quantized else 0,
     )
 
 
@@ -229,11 +240,21 @@ def _changes(work: RankWork, gpus: int) -> Iterator[tuple[str, RankWork]]:
         yield "model.ema.on_cpu: true", work
     if work.counts.trained > work.counts.total // 10:
         yield "model.lora: {parts: [und, gen], rank: 16}", (work := _with_adapters(work))
+    if not work.counts.packed and gpus == 1:
+        packed = replace(work.counts, packed=_frozen_in_layers(work.counts))
+        yield (
+            "model.frozen_dtype: nf4, with trainer.strategy: auto",
+            replace(work, counts=packed, is_sharded=False),
+        )
     offloaded = replace(work.parallelism, cpu_offload=True)
     yield (
         "model.parallelism.cpu_offload: true, with ShardedStrategy",
         replace(work, is_sharded=True, parallelism=offloaded),
     )
+
+
+def _frozen_in_layers(counts: Counts) -> int:
+    return counts.total - counts.root - (counts.trained - counts.root_trained)
 
 
 def _with_adapters(work: RankWork) -> RankWork:
