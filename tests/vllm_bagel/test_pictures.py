@@ -74,7 +74,7 @@ def test_prompt() -> None:
 
 def test_a_picture_beyond_the_position_table() -> None:
     small = replace(RULES, geometry=replace(RULES.geometry, max_vit_side=2))
-    with pytest.raises(InputError, match="at most 2 per side.*mm_processor_kwargs"):
+    with pytest.raises(InputError, match=r"at most 2 per side.*mm_processor_kwargs"):
         small.vit_block(picture(1))
     assert replace(small, interpolate_positions=True).vit_block(picture(1)).num_tokens > 2
 
@@ -96,7 +96,7 @@ def test_directory() -> None:
     assert directory.picture_rules({}).vit_transform.image_stride == 14
     rules = directory.picture_rules({"vit_transform": {"max_image_size": 56, "min_image_size": 28}})
     assert rules.vit_transform.max_image_size == 56
-    with pytest.raises(ConfigError, match="mm_processor_kwargs.size"):
+    with pytest.raises(ConfigError, match=r"mm_processor_kwargs\.size"):
         directory.picture_rules({"size": 3})
     with pytest.raises(ConfigError, match=r"vit_transform.*nothing"):
         directory.picture_rules({"vit_transform": {"nothing": 3}})
