@@ -11,6 +11,7 @@ from PIL import Image
 from mathcanvas_lightning.data.sequence.pack import pack_samples
 from mathcanvas_lightning.generation.bagel.contexts import Context, Item, ItemMaker
 from mathcanvas_lightning.generation.bagel.text_steps import next_logits
+from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.vae import pack_latents
 from mathcanvas_lightning.vllm_bagel.blocks import ContextPart
 from mathcanvas_lightning.vllm_bagel.pictures import blocks_of_pack
@@ -72,10 +73,15 @@ def golden_texts() -> dict[str, list[int]]:
 
 
 @torch.inference_mode()
-def native_texts(found: Sequence[Case], num_tokens: int = NUM_WRITTEN) -> list[Written]:
+def native_texts(
+    found: Sequence[Case], num_tokens: int = NUM_WRITTEN, model: Bagel | None = None
+) -> list[Written]:
     """Greedy texts of the native generator; end tokens do not end them."""
+    base, vae, tokenizer = parts()
     capacity = max(sum(item.num_tokens for item in case.items) for case in found) + num_tokens + 1
-    studio = open_studio(*parts(), *transforms(), num_rows=len(found), capacity=capacity)
+    studio = open_studio(
+        model or base, vae, tokenizer, *transforms(), num_rows=len(found), capacity=capacity
+    )
     contexts = [Context(row=row) for row in range(len(found))]
     entries = zip(found, contexts, strict=True)
     studio.prefiller.prefill([(item, [own]) for case, own in entries for item in case.items])
