@@ -4,6 +4,7 @@ vLLM 0.32 is pinned in setup.cfg. `check_vllm` says what another version has cha
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -128,10 +129,39 @@ ASSUMPTIONS = (
 )
 
 
-def broken_assumptions() -> list[str]:
-    """Names that the installed vLLM lacks, each with what the plugin uses it for."""
+CUDA_ASSUMPTIONS = (
+    Assumption(
+        "vllm.v1.attention.backends.triton_attn:TritonAttentionBackend",
+        ("supports_mm_prefix",),
+        "full attention inside images",
+    ),
+    Assumption(
+        "vllm.v1.worker.gpu.attn_utils:compute_mm_prefix_ranges",
+        ("req_ids", "mm_features"),
+        "full attention inside images",
+    ),
+    Assumption(
+        "vllm.v1.worker.gpu.mm.rope:RopeState.init_prefill_positions",
+        ("model", "prefill_token_ids", "mm_features"),
+        "the positions of image tokens",
+    ),
+    Assumption(
+        "vllm.v1.worker.gpu.mm.encoder_runner:EncoderRunner",
+        ("execute_mm_encoder", "gather_mm_embeddings"),
+        "image blocks in prompts",
+    ),
+)
+"""What the plugin needs on a GPU, where vLLM has another model runner by default."""
+
+
+def broken_assumptions(assumptions: Sequence[Assumption]) -> list[str]:
+    """Names that the installed vLLM lacks, each with what the plugin uses it for.
+
+    Args:
+        assumptions: Names to look for; their modules are imported.
+    """
     broken = []
-    for one in ASSUMPTIONS:
+    for one in assumptions:
         try:
             missing = [name for name in one.needs if name not in _members(_find(one.place))]
         except (ImportError, AttributeError):
@@ -158,7 +188,7 @@ def check_vllm() -> None:
     Raises:
         ConfigError: If it is another version and lacks a name; all of them are listed.
     """
-    if broken := broken_assumptions():
+    if broken := broken_assumptions(ASSUMPTIONS):
         raise ConfigError(
             f"vLLM {installed_version()}",
             found="; ".join(broken),

@@ -44,7 +44,7 @@ def start(folder: Path, found: Sequence[Case]) -> LLM:
         max_num_seqs=MAX_SEQS,
         max_num_batched_tokens=read_directory(str(folder)).max_block_tokens + MAX_SEQS,
         block_size=BLOCK,
-        num_gpu_blocks_override=window // BLOCK + 16,
+        num_gpu_blocks_override=window // BLOCK + 5,
         kv_cache_memory_bytes=2**28,
         enable_prefix_caching=True,
     )

@@ -161,13 +161,14 @@ class VLLMBackend:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that change the answers, for the journal."""
+        options = engine_options(str(self._arguments["model"]), self._options)
         return {
             "model": resolved_path(self._arguments["model"]),
             "lora": None if self._lora_path is None else resolved_path(self._lora_path),
             **(self._loaded or self._fingerprints()),
             "dtype": self._arguments["dtype"],
             "max_model_len": self._arguments["max_model_len"],
-            "engine_options": journal_options(self._options),
+            "engine_options": journal_options(options),
         }
 
     def _fingerprints(self) -> dict[str, str | None]:

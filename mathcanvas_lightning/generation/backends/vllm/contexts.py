@@ -156,6 +156,25 @@ def find_bagel(arguments: Mapping[str, Any]) -> BagelPrompts | None:
     return BagelPrompts(arguments["model"], arguments.get("mm_processor_kwargs") or {})
 
 
+def check_architecture(arguments: Mapping[str, Any], model_type: str) -> None:
+    """Refuses vLLM's own BAGEL unless the user asks for it.
+
+    Args:
+        arguments: Arguments of `vllm.LLM`.
+        model_type: Type of the loaded model.
+
+    Raises:
+        BackendError: If a hub name led to vLLM's own BAGEL.
+    """
+    if model_type == "bagel" and "architectures" not in (arguments.get("hf_overrides") or {}):
+        raise BackendError(
+            f"model_path {arguments['model']}",
+            found="the hub name of a BAGEL, which vLLM's own, different model would run",
+            wanted="the folder of the checkpoint",
+            remedy=f"hf download {arguments['model']} --local-dir FOLDER, and set the folder.",
+        )
+
+
 def understanding_context(
     messages: Sequence[Message], tokenizer: TextTokenizer, rules: PictureRules
 ) -> tuple[ContextPart, ...]:

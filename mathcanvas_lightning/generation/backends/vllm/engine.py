@@ -29,7 +29,11 @@ from mathcanvas_lightning.generation.backends.gpus import (
     visible_gpus,
 )
 from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
-from mathcanvas_lightning.generation.backends.vllm.contexts import ContextText, find_bagel
+from mathcanvas_lightning.generation.backends.vllm.contexts import (
+    ContextText,
+    check_architecture,
+    find_bagel,
+)
 from mathcanvas_lightning.generation.backends.vllm.messages import (
     ContextRequest,
     ContextResult,
@@ -155,6 +159,7 @@ class _Engine:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._bagel = find_bagel(arguments)
         self._llm = LLM(**arguments)
+        check_architecture(arguments, self._llm.model_config.hf_config.model_type)
         self.window: int = self._llm.model_config.max_model_len
         self._lora = LoRARequest("adapter", 1, settings.lora_path) if settings.lora_path else None
         self._special: set[str] | None = None
