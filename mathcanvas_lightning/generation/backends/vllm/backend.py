@@ -313,9 +313,9 @@ def engine_options(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         path: Folder of the model, or its hub name.
         options: Options of the user.
     """
-    if not is_bagel(path):
-        return dict(options)
     overrides = options.get("hf_overrides") or {}
+    if not is_bagel(path) or not isinstance(overrides, Mapping):  # vLLM also takes a function
+        return dict(options)
     return {**options, "hf_overrides": {"architectures": [ARCHITECTURE], **overrides}}
 
 

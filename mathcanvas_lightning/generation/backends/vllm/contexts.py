@@ -166,7 +166,9 @@ def check_architecture(arguments: Mapping[str, Any], model_type: str) -> None:
     Raises:
         BackendError: If a hub name led to vLLM's own BAGEL.
     """
-    if model_type == "bagel" and "architectures" not in (arguments.get("hf_overrides") or {}):
+    overrides = arguments.get("hf_overrides") or {}
+    is_wanted = not isinstance(overrides, Mapping) or "architectures" in overrides
+    if model_type == "bagel" and not is_wanted:
         raise BackendError(
             f"model_path {arguments['model']}",
             found="the hub name of a BAGEL, which vLLM's own, different model would run",
