@@ -1,6 +1,7 @@
 """BAGEL as a model of vLLM: contexts with images in, logits of the next text token out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +44,9 @@ class MathCanvasBagel(ImageInputs, SupportsMultiModal, SupportsLoRA, SupportsMRo
         f"qkv_proj{suffix}": [f"{name}_proj{suffix}" for name in "qkv"]
         for suffix in ("", GEN_SUFFIX)
     } | {"gate_up_proj": ["gate_proj", "up_proj"]}
+
+    _mark_language_model: Callable[..., AbstractContextManager[None]]
+    _mark_tower_model: Callable[..., AbstractContextManager[None]]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -159,7 +163,10 @@ class MathCanvasBagel(ImageInputs, SupportsMultiModal, SupportsLoRA, SupportsMRo
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.language_model.embed_input_ids(input_ids)
-        return self.language_model(input_ids, positions[0], gen_mask(positions), inputs_embeds)
+        hidden: Tensor = self.language_model(
+            input_ids, positions[0], gen_mask(positions), inputs_embeds
+        )
+        return hidden
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[n, D] to [n, V]."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -89,8 +90,8 @@ def blocks_of_pack(pack: PackedBatch, latents: Tensor | None = None) -> list[Ima
 
 
 def _firsts(lens: Sequence[int], indexes: Tensor) -> list[int]:
-    starts = np.cumsum([0, *lens[:-1]]) if lens else []
-    return [int(indexes[start]) for start in starts]
+    starts = accumulate(lens, initial=0)
+    return [int(indexes[start]) for _, start in zip(lens, starts, strict=False)]
 
 
 def _parts(

@@ -163,7 +163,8 @@ def broken_assumptions(assumptions: Sequence[Assumption]) -> list[str]:
     broken = []
     for one in assumptions:
         try:
-            missing = [name for name in one.needs if name not in _members(_find(one.place))]
+            members = _members(_find(one.place))
+            missing = [name for name in one.needs if name not in members]
         except (ImportError, AttributeError):
             missing = ["the whole name"]
         if missing:

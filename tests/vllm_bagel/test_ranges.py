@@ -106,7 +106,17 @@ def test_a_split_image_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("done", "num_new", "wanted"),
-    [(0, 10, 10), (0, 3, 3), (0, 5, 3), (0, 6, 3), (3, 4, 0), (4, 2, 0), (4, 3, 3), (7, 1, 1)],
+    [
+        (0, 10, 10),
+        (0, 3, 3),
+        (0, 5, 3),
+        (0, 6, 3),
+        (3, 3, 0),
+        (3, 4, 4),
+        (4, 2, 0),
+        (4, 3, 3),
+        (7, 1, 1),
+    ],
 )
 def test_whole_images(done: int, num_new: int, wanted: int) -> None:
     """An image of 4 tokens from token 3; 6 tokens end one before its end."""

@@ -177,8 +177,9 @@ class _Engine:
 
     def add(self, request: EngineRequest) -> Failure | None:
         """Adds a request to the running batch; returns the failure if it cannot be added."""
-        is_context = isinstance(request, ContextRequest)
-        return self._begin(ContextText(request) if is_context else request)
+        if isinstance(request, ContextRequest):
+            return self._begin(ContextText(request))
+        return self._begin(request)
 
     def step(self) -> list[EngineResult]:
         """Computes the next tokens; returns the results that are finished."""
