@@ -19,7 +19,7 @@ from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import child_processes, golden_folder
 from tests.generation.drawing import picture
 from tests.generation.engine import SMALL_CACHE, answers, ask, engine_lock, real_engine
-from tests.parity.test_generation import parts, transforms
+from tests.parity.test_generation import transforms
 from tests.vllm_bagel.contexts import Case, Written, cases, native_texts
 from tests.vllm_bagel.plugin import registered_plugin
 
@@ -87,7 +87,9 @@ def backend(engine_lock: None, registered_plugin: None) -> Iterator[VLLMBackend]
         tensor_parallel_size=2,
         engine_options={**SMALL_CACHE, "mm_processor_kwargs": processor_options()},
     )
-    engine.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two ranks on one NUMA node
+        engine.start()
     yield engine
     engine.close()
     assert not child_processes()
@@ -214,6 +216,4 @@ def test_server(engine_lock: None, native: dict[str, str], tmp_path: Path) -> No
     finally:
         server.close()
     texts = {uid: one.outputs[0].text.strip() for uid, one in found.items() if one.outputs}
-    shown = parts()[2].decode
-    assert shown([]) == ""
     assert texts == {one.uid: native[one.uid] for one in plain}
