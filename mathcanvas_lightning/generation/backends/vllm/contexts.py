@@ -110,6 +110,13 @@ class BagelPrompts:
             "skip_special_tokens": False,
         }
 
+    def text(self, made: Any) -> str:
+        """The text of vLLM's CompletionOutput, decoded as in the native generator."""
+        if isinstance(made.stop_reason, str):  # vLLM has cut it at a stop text
+            return str(made.text).strip()
+        eos = self._tokenizer.special.eos
+        return self._tokenizer.decode([one for one in made.token_ids if one != eos]).strip()
+
     def prompt(self, renderer: Any, request: GenerationRequest | ContextText) -> Any:
         """The prompt of a request, with all image tokens.
 

@@ -30,6 +30,7 @@ from mathcanvas_lightning.generation.backends.gpus import (
 )
 from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
 from mathcanvas_lightning.generation.backends.vllm.contexts import (
+    BagelPrompts,
     ContextText,
     check_architecture,
     find_bagel,
@@ -188,7 +189,7 @@ class _Engine:
         for output in outputs:
             request = self._requests.pop(output.request_id)
             if isinstance(request, GenerationRequest):
-                results.append(_response(request, output, strips=self._bagel is not None))
+                results.append(_response(request, output, self._bagel))
                 continue
             if failure := _failure(output):
                 results.append(failed(request.request, failure))
@@ -343,13 +344,13 @@ def _failure(result: Any) -> Failure | None:
 
 
 def _response(
-    request: GenerationRequest, result: Any, *, strips: bool = False
+    request: GenerationRequest, result: Any, bagel: BagelPrompts | None = None
 ) -> GenerationResponse:
     if failure := _failure(result):
         return GenerationResponse(uid=request.uid, failure=failure)
     outputs = tuple(
         Output(
-            text=made.text.strip() if strips else made.text,
+            text=made.text if bagel is None else bagel.text(made),
             finish_reason=made.finish_reason,
             token_ids=tuple(made.token_ids),
         )
