@@ -13,6 +13,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from mathcanvas_lightning.model.config import GEN_SUFFIX
+from mathcanvas_lightning.model.layers.attention import AttentionPath
 from mathcanvas_lightning.model.layers.basic import Connector, PositionTable, TimeEmbedder
 from mathcanvas_lightning.model.layers.image_inputs import ImageInputs
 from mathcanvas_lightning.model.layers.vit import ViTModel
@@ -45,6 +46,7 @@ class MathCanvasBagel(ImageInputs, SupportsMultiModal, SupportsLoRA, SupportsMRo
         for suffix in ("", GEN_SUFFIX)
     } | {"gate_up_proj": ["gate_proj", "up_proj"]}
 
+    attention_path: AttentionPath | None = "sdpa"  # FlexAttention would compile in vLLM's worker
     _mark_language_model: Callable[..., AbstractContextManager[None]]
     _mark_tower_model: Callable[..., AbstractContextManager[None]]
 
