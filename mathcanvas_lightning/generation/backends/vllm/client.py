@@ -103,7 +103,8 @@ class EngineClient:
         """Drops pending requests; no result comes for them.
 
         Args:
-            uids: Uids of pending requests.
+            uids: Uids of pending requests; later requests must have other uids, because a result
+                may be on its way.
 
         Raises:
             BackendError: If the engine has ended.
