@@ -19,7 +19,10 @@ from mathcanvas_lightning.model.checkpoint import (
 )
 from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig, LLMConfig
 from mathcanvas_lightning.model.flow import add_noise
-from mathcanvas_lightning.model.layers.attention import full_layout, stored_layout
+from mathcanvas_lightning.model.layers.attention import (
+    full_layout,
+    stored_layout,
+)
 from mathcanvas_lightning.model.layers.basic import (
     Connector,
     PositionTable,

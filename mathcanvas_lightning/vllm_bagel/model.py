@@ -53,6 +53,7 @@ class MathCanvasBagel(ImageInputs, SupportsMultiModal, SupportsLoRA, SupportsMRo
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         assert not prefix, prefix
+        self.config = vllm_config.model_config.hf_config  # vLLM's adapters read it
         directory = read_directory(vllm_config.model_config.model)
         config = directory.config
         size = config.llm.hidden_size

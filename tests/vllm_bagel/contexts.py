@@ -47,6 +47,11 @@ class Written:
     ids: list[int]
     logprobs: list[float]
 
+    @property
+    def unused_id(self) -> int:
+        """A token that does not occur in the text."""
+        return next(token for token in range(len(self.ids) + 1) if token not in self.ids)
+
 
 @cache
 def cases() -> list[Case]:

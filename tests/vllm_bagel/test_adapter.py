@@ -69,11 +69,11 @@ def test_adapter(engine_lock: None, registered_plugin: None, tmp_path: Path) -> 
                 ContextRequest(
                     uid=case.name,
                     context=case.context,
-                    end_id=10_000,
+                    end_id=own.unused_id,
                     max_tokens=NUM_WRITTEN,
                     wants_logprobs=True,
                 )
-                for case in found
+                for case, own in zip(found, wanted, strict=True)
             ]
         )
         results: dict[str, ContextResult] = {}

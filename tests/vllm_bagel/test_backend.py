@@ -167,7 +167,7 @@ def test_limits(client: EngineClient) -> None:
     [written] = native_texts([case])
     start = case.context[-1]
     assert isinstance(start, tuple)
-    base = replace(request(case, written, wants_action=True), end_id=10_000)
+    base = replace(request(case, written, wants_action=True), end_id=written.unused_id)
     too_long = (tuple(range(100)) * 7, start)
     client.submit(
         [replace(base, uid="short", max_tokens=3), replace(base, uid="long", context=too_long)]
@@ -188,7 +188,8 @@ def test_limits(client: EngineClient) -> None:
 def test_withdrawal(client: EngineClient) -> None:
     found = cases()[:2]
     written = native_texts(found)
-    requests = [replace(request(c, w), end_id=10_000) for c, w in zip(found, written, strict=True)]
+    pairs = zip(found, written, strict=True)
+    requests = [replace(request(c, w), end_id=w.unused_id) for c, w in pairs]
     slow = replace(requests[0], uid="slow", max_tokens=WINDOW)
     client.submit([slow, requests[1]])
     assert client.num_pending == 2

@@ -14,6 +14,7 @@ from mathcanvas_lightning.model.layers.attention import (
     full_layout,
 )
 from mathcanvas_lightning.model.layers.basic import Connector, PositionTable, TimeEmbedder
+from mathcanvas_lightning.model.layers.flex import Stack
 from mathcanvas_lightning.model.layers.vit import ViTModel
 
 
@@ -45,7 +46,7 @@ class ImageInputs(nn.Module):
         return self._embed_vit(patches, position_ids, full_layout(images.to(patches.device)))
 
     def _embed_vit(self, patches: Tensor, position_ids: Tensor, layout: TokenLayout) -> Tensor:
-        attention = self._attention(layout)
+        attention = self._attention(layout, "vit")
         features = self.vit_model.vision_model(to_unit_range(patches), position_ids, attention)
         embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
         return embedded
@@ -67,6 +68,6 @@ class ImageInputs(nn.Module):
         )
         return embedded
 
-    def _attention(self, layout: TokenLayout) -> Attention:
+    def _attention(self, layout: TokenLayout, stack: Stack = "decoder") -> Attention:
         path = self.attention_path or default_path(layout.sequence_indexes.device)
-        return Attention(layout, path)
+        return Attention(layout, path, stack)
