@@ -2,14 +2,16 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
+from mathcanvas_lightning.cli.runs import place_run, set_up_run, start_over, validated_run
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.common.parallel import start_from_a_server
 from mathcanvas_lightning.common.paths import local_path
@@ -21,8 +23,12 @@ from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
 from mathcanvas_lightning.training.callbacks.totals import EndSummary, ProgressLines
 from mathcanvas_lightning.training.checkpoint.reading import read_about, require_readable
-from mathcanvas_lightning.training.checkpoint.resume import checkpoint_places, find_checkpoint
+from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.run.callback import RunFiles
+from mathcanvas_lightning.training.run.finished import check_unfinished
+from mathcanvas_lightning.training.run.folder import RunFolder
+from mathcanvas_lightning.training.settings import make_record
 from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomically
 
 MONITORS: Mapping[str, type[Callback]] = {
@@ -35,11 +41,32 @@ MONITORS: Mapping[str, type[Callback]] = {
 """Config section -> callback of every run; a section set to null removes its callback."""
 
 
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the settings of a fit to the run's folder, and leaves them alone in validations."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the settings on rank zero."""
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Writes the settings."""
+        path = RunFolder(Path(trainer.default_root_dir)).config
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
 class MathCanvasCLI(LightningCLI):
     """Links model, data and accumulation, and finds the checkpoint to resume from."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds options and the sections of the callbacks."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run: its files are in runs/NAME, or in NAME if that is a path.",
+        )
         parser.add_argument(
             "--auto_resume",
             type=bool | str,
@@ -78,8 +105,10 @@ class MathCanvasCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Sets the accumulation if it follows from data.packs_per_step and the number of ranks."""
+        """Sets the run's folder, and the accumulation if it follows from data.packs_per_step."""
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            place_run(config)
         packs = _argument(config, "data", "packs_per_step")
         ranks = _count_ranks(config.trainer)
         if packs and ranks and packs % ranks == 0 and config.trainer.accumulate_grad_batches == 1:
@@ -127,6 +156,8 @@ class MathCanvasCLI(LightningCLI):
         present = {type(callback) for callback in callbacks}
         found = [config.get(name) for name in MONITORS]
         callbacks += [c for c in found if c is not None and type(c) not in present]
+        if self.subcommand == "fit":
+            callbacks.append(RunFiles())
         if config.debug_batches:
             callbacks.append(DebugBatches(config.debug_batches))
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
@@ -135,16 +166,24 @@ class MathCanvasCLI(LightningCLI):
             changed["enable_progress_bar"] = False  # it would fill a log file
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
             changed["enable_model_summary"] = False  # ours replaces it
+        logger = config.trainer.logger
+        if logger is None or self.subcommand != "fit":
+            changed.setdefault("logger", logger or False)
         try:
-            return super().instantiate_trainer(**changed)
+            trainer = super().instantiate_trainer(**changed)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise _refused(error) from error
+        if self.subcommand == "fit":
+            self._places = set_up_run(trainer, logger)
+        return trainer
 
     def before_fit(self) -> None:
         """Finds the checkpoint to resume from, and sets how checkpoints are written."""
         config = self.config_init[self.subcommand]
         if config.ckpt_path is None and config.auto_resume:
             config.ckpt_path = self._find_checkpoint(config)
+        elif config.ckpt_path is None:
+            start_over(Path(self.trainer.default_root_dir))
         if config.ckpt_path is not None:
             self._check_checkpoint(config.ckpt_path)
         save_atomically(self.trainer.strategy)
@@ -156,21 +195,13 @@ class MathCanvasCLI(LightningCLI):
             self._check_checkpoint(config.ckpt_path, weights_only=True)
 
     def _find_checkpoint(self, config: Any) -> str | None:
-        named = self.config[self.subcommand].trainer.default_root_dir is not None
         places: list[Any] = (
-            [config.auto_resume]
-            if isinstance(config.auto_resume, str)
-            else checkpoint_places(self.trainer, root_is_named=named)
+            [config.auto_resume] if isinstance(config.auto_resume, str) else self._places
         )
         found = find_checkpoint(*places, need_record=isinstance(self.model, BagelModule))
-        if found is None and places:
+        if found is None:
             listed = ", ".join(str(place) for place in places)
             rank_zero_info(f"Starting at step 0: no checkpoint of this run in {listed}")
-        elif found is None:
-            rank_zero_info(
-                "Starting at step 0. This run can't be resumed by the same command: set "
-                "trainer.default_root_dir or the dirpath of ModelCheckpoint."
-            )
         return found
 
     def _check_checkpoint(self, path: str, *, weights_only: bool = False) -> None:
@@ -178,8 +209,16 @@ class MathCanvasCLI(LightningCLI):
         is_ours = isinstance(self.model, BagelModule)
         sharded = isinstance(self.trainer.strategy, ShardedStrategy)
         require_readable(path, sharded, need_record=is_ours, weights_only=weights_only)
-        if is_ours and local_path(path).exists():
-            self.model.check_record(read_about(local_path(path)), str(path))
+        if not is_ours or not local_path(path).exists():
+            return
+        about = read_about(local_path(path))
+        self.model.trainer = self.trainer  # for the settings to compare
+        record = self.model.check_record(about, str(path))
+        if not weights_only:
+            changes = record.changes(make_record(self.model))
+            root = Path(self.trainer.default_root_dir)
+            if remark := check_unfinished(about, self.trainer, changes, root):
+                rank_zero_info(remark)
 
 
 def run_cli(args: Sequence[str]) -> None:
@@ -191,6 +230,7 @@ def run_cli(args: Sequence[str]) -> None:
     Raises:
         ConfigError: If settings contradict each other.
     """
+    args = validated_run(args)
     leave_process_group_at_exit()
     start_from_a_server([MathCanvasDataModule.__module__])
     try:
@@ -201,11 +241,12 @@ def run_cli(args: Sequence[str]) -> None:
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={
                 "reload_dataloaders_every_n_epochs": 1,
                 "use_distributed_sampler": False,
+                "log_every_n_steps": 10,
                 "callbacks": [StopOnSignal()],
             },
             parser_kwargs={"prog": "mathcanvas"},

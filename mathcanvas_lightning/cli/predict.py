@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mathcanvas_lightning.cli.run_model import run_settings
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
@@ -83,6 +84,11 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
 
 def _run(args: Sequence[str]) -> PredictCLI:
     leave_process_group_at_exit()
+    with run_settings(args) as given:
+        return _cli(given)
+
+
+def _cli(args: Sequence[str]) -> PredictCLI:
     return PredictCLI(
         LightningModule,
         LightningDataModule,

@@ -64,7 +64,7 @@ def write_report(
             <input> without suffix, if it exists.
         scores: File that `mathcanvas score` wrote, for verdicts; by default <input>_scores.json,
             if it exists.
-        curves: metrics.csv of the training run whose losses and accuracies are drawn.
+        curves: Folder or metrics.csv of the training run whose losses and accuracies are drawn.
         index_field: Name of the field with the record's index, which also names its folder.
         query_field: Name of the field with the question.
         image_field: Name of the field with the question's picture, or a list of them.

@@ -2,13 +2,17 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mathcanvas_lightning.batch import MicroBatch
@@ -22,6 +26,7 @@ from mathcanvas_lightning.training.callbacks.monitor import (
     summed,
 )
 from mathcanvas_lightning.training.optim import count_steps
+from mathcanvas_lightning.training.run.folder import next_commands
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +49,8 @@ class RunTotals:
     """Fraction of the devices' peak, outside of validation; None if the peak is not known."""
     peak_gib: float
     """Peak memory of rank zero."""
+    checkpoints: Sequence[tuple[str, str]] = ()
+    """Kind and path of the checkpoints to use."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
@@ -59,7 +66,8 @@ class RunTotals:
         ]
         rows += [("fill of the packs", f"{self.fill:.1%}")] if self.fill is not None else []
         rows += [("MFU", f"{self.mfu:.1%}")] if self.mfu is not None else []
-        return [*rows, ("peak memory", f"{self.peak_gib:,.2f} GiB"), ("waits", waits)]
+        rows += [("peak memory", f"{self.peak_gib:,.2f} GiB"), ("waits", waits)]
+        return [*rows, *self.checkpoints]
 
 
 class EndSummary(Callback):
@@ -126,9 +134,15 @@ class EndSummary(Callback):
         totals = self._totals(trainer, pl_module, time.perf_counter() - self._started)
         if trainer.is_global_zero:
             table = Table(box=box.ROUNDED, show_header=False, title="This run")
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
             for name, value in totals.rows():
-                table.add_row(name, value)
-            Console().print(table)
+                table.add_row(name, escape(value))
+            console = Console()
+            console.print(table)
+            if totals.checkpoints:
+                lines = "\n".join(next_commands(Path(trainer.default_root_dir)))
+                console.print(f"Next:\n{lines}", markup=False, highlight=False, soft_wrap=True)
 
     def _totals(self, trainer: Trainer, module: LightningModule, seconds: float) -> RunTotals:
         counts = summed(self._counts, trainer, module.device)
@@ -145,7 +159,40 @@ class EndSummary(Callback):
             fill=counts.tokens / (counts.packs * size) if size and counts.packs else None,
             mfu=counts.flops / training_s / (peak * trainer.world_size) if peak else None,
             peak_gib=peak_memory_gib(module.device),
+            checkpoints=written_checkpoints(trainer),
         )
+
+
+def written_checkpoints(trainer: Trainer) -> list[tuple[str, str]]:
+    """Finds the checkpoints that a run has written.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        "last checkpoint" and its path; "best checkpoint" with the value by which it was chosen, if
+        a metric is monitored.
+    """
+    found = []
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+    for saver in savers:
+        paths = [
+            p for p in (saver.last_model_path, saver.best_model_path) if p and Path(p).exists()
+        ]
+        if paths and not found:
+            found.append(("last checkpoint", _shown_path(Path(paths[0]))))
+        if saver.monitor not in (None, "step") and saver.best_model_path:
+            path, score = Path(saver.best_model_path), saver.best_model_score
+            value = "" if score is None else f" ({saver.monitor} {float(score):.4g})"
+            found.append(("best checkpoint", f"{_shown_path(path)}{value}"))
+    return found
+
+
+def _shown_path(path: Path) -> str:
+    """The file that a link leads to, relative to the working folder if it is below it."""
+    real = path.resolve()
+    here = Path.cwd().resolve()
+    return str(real.relative_to(here)) if real.is_relative_to(here) else str(real)
 
 
 class ProgressLines(Callback):
