@@ -66,13 +66,13 @@ class RunFolder:
         return self.path / "pictures"
 
     def settings(self) -> dict[str, Any]:
-        """Reads the settings; those of the last start, if older runs have a folder for each.
+        """Reads the settings of `config_file`.
 
         Raises:
             InputError: If they are missing or unreadable.
         """
         try:
-            found = yaml.safe_load(self._newest_config().read_text(encoding="utf-8"))
+            found = yaml.safe_load(self.config_file().read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(
                 str(self.path),
@@ -82,7 +82,8 @@ class RunFolder:
             ) from None
         return found if isinstance(found, dict) else {}
 
-    def _newest_config(self) -> Path:
+    def config_file(self) -> Path:
+        """The settings; those of the last start, if older runs have a folder for each."""
         older = [] if self.config.is_file() else self.path.glob("**/version_*/config.yaml")
         return max(older, key=lambda path: path.stat().st_mtime, default=self.config)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.errors import InputError
@@ -14,6 +14,7 @@ NAMES = st.sampled_from(["train/ce", "val/a/ce", "lr", "answers/accuracy"])
 ENTRY = st.dictionaries(NAMES, st.floats(-1e6, 1e6), min_size=1)
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(ENTRY, min_size=1, max_size=8), data=st.data())
 def test_a_resumed_run_equals_one_without_interruption(
     steps: list[dict[str, float]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
