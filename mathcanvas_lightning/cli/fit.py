@@ -1,6 +1,6 @@
 """`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,22 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mathcanvas_lightning.cli.runs import place_run, set_up_run, start_over, validated_run
+from mathcanvas_lightning.cli.settings.errors import OneLineCLI, missing_module
+from mathcanvas_lightning.cli.settings.runs import place_run, set_up_run, start_over, validated_run
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.logs import FILE_ONLY, is_quiet, log_file
 from mathcanvas_lightning.common.parallel import start_from_a_server
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
+from mathcanvas_lightning.training.callbacks.progress import ProgressLines
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
-from mathcanvas_lightning.training.callbacks.totals import EndSummary, ProgressLines
+from mathcanvas_lightning.training.callbacks.totals import EndSummary
 from mathcanvas_lightning.training.checkpoint.reading import read_about, require_readable
 from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
@@ -31,12 +34,14 @@ from mathcanvas_lightning.training.run.folder import RunFolder
 from mathcanvas_lightning.training.settings import make_record
 from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomically
 
+log = logging.getLogger(__name__)
+
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
     "pictures": PictureLogger,
+    "progress": ProgressLines,  # closes its bar before the box is printed
     "totals": EndSummary,
-    "progress": ProgressLines,
 }
 """Config section -> callback of every run; a section set to null removes its callback."""
 
@@ -56,7 +61,7 @@ class SaveRunConfig(SaveConfigCallback):
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
-class MathCanvasCLI(LightningCLI):
+class MathCanvasCLI(OneLineCLI):
     """Links model, data and accumulation, and finds the checkpoint to resume from."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -83,6 +88,12 @@ class MathCanvasCLI(LightningCLI):
         for name, kind in MONITORS.items():
             parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
             parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands of this CLI and the arguments of the Trainer's methods to leave out."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate")}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Reads the configuration.
@@ -123,15 +134,14 @@ class MathCanvasCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ModuleNotFoundError, ValueError) as error:  # the parser wraps errors
-            missing = _missing_module(error)
+            missing = missing_module(error)
             if missing is None:
                 raise
             raise ConfigError(
                 "trainer",
                 found=f"a class whose package is missing ({missing})",
                 wanted="an installed package",
-                remedy="Install it (for a logger: pip install tensorboard, or wandb), or leave the "
-                "class out.",
+                remedy=f"pip install {missing}, or leave the class out.",
             ) from error
         if isinstance(self.model, BagelModule) and isinstance(
             self.datamodule, MathCanvasDataModule
@@ -154,16 +164,16 @@ class MathCanvasCLI(LightningCLI):
         listed = kwargs.get("callbacks", config.trainer.callbacks) or []
         callbacks = list(listed) if isinstance(listed, Sequence) else [listed]
         present = {type(callback) for callback in callbacks}
-        found = [config.get(name) for name in MONITORS]
+        found = [config.get(name) for name in MONITORS if not (name == "summary" and is_quiet())]
         callbacks += [c for c in found if c is not None and type(c) not in present]
         if self.subcommand == "fit":
             callbacks.append(RunFiles())
         if config.debug_batches:
             callbacks.append(DebugBatches(config.debug_batches))
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
-        has_lines = any(isinstance(c, ProgressLines) and c.is_needed for c in callbacks)
-        if has_lines and config.trainer.enable_progress_bar is None:
-            changed["enable_progress_bar"] = False  # it would fill a log file
+        has_progress = any(isinstance(c, ProgressLines) for c in callbacks)
+        if has_progress and config.trainer.enable_progress_bar is None and self.subcommand == "fit":
+            changed["enable_progress_bar"] = False  # ours replaces it
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
             changed["enable_model_summary"] = False  # ours replaces it
         logger = config.trainer.logger
@@ -176,6 +186,17 @@ class MathCanvasCLI(LightningCLI):
         if self.subcommand == "fit":
             self._places = set_up_run(trainer, logger)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs `fit` with a log file in the folder of the run, `validate` without."""
+        path = RunFolder(Path(self.trainer.default_root_dir)).log
+        is_logged = subcommand == "fit" and vars(rank_zero_only).get("rank", 0) == 0
+        with log_file(path if is_logged else None):
+            try:
+                super()._run_subcommand(subcommand)
+            except Exception as error:
+                log.error("error: %s", error, extra=FILE_ONLY)
+                raise
 
     def before_fit(self) -> None:
         """Finds the checkpoint to resume from, and sets how checkpoints are written."""
@@ -250,27 +271,26 @@ def run_cli(args: Sequence[str]) -> None:
                 "callbacks": [StopOnSignal()],
             },
             parser_kwargs={"prog": "mathcanvas"},
-            args=None if list(args) == sys.argv[1:] else list(args),
+            args=list(args),
         )
     except MisconfigurationException as error:
         raise _refused(error) from error
 
 
 def _refused(error: Exception) -> ConfigError:
+    text = " ".join(str(error).split())
+    no_gpu = "backend found" in text or "No CUDA GPUs" in text
     return ConfigError(
         "trainer",
-        found=f"options that Lightning refuses ({' '.join(str(error).split())})",
+        found="accelerator gpu on a machine without one"
+        if no_gpu
+        else f"options that Lightning refuses ({text})",
         wanted="options of lightning.pytorch.Trainer that fit together",
-        remedy="Change them in the YAML or on the command line.",
+        remedy="Run on a machine with GPUs, or add --config configs/trainer/cpu.yaml (for small "
+        "networks)."
+        if no_gpu
+        else "Change them in the YAML or on the command line.",
     )
-
-
-def _missing_module(error: BaseException) -> str | None:
-    """Text of the error about a missing package among the causes of an error."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, ModuleNotFoundError):
-        found = found.__cause__ or found.__context__
-    return None if found is None else str(found).strip().partition("\n")[0]
 
 
 def _argument(config: Any, section: str, name: str) -> Any:

@@ -257,7 +257,7 @@ class Storage:
                 return [Entry(path=path, is_folder=False, status=status)]
             files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         if not files:
-            remedy = "Make them with tools/convert_cot_to_parquet.py."
+            remedy = "Make them with mathcanvas convert."
             place = without_query(path)
             raise DataError(place, found=found, wanted="a folder of shards", remedy=remedy)
         return sorted(files, key=lambda entry: natural_key(entry.path))

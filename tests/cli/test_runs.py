@@ -1,5 +1,6 @@
 """A run has one name and one folder: fit, resume, a second fit, and the commands that take it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.training.run.folder import folder_of
 from mathcanvas_lightning.training.run.metrics import read_metrics
+from tests.cli.replay import replay
 from tests.cli.small_run import write_settings
 from tests.conftest import TRAINER_WARNINGS
 from tests.data.make_rows import interleaved_shards
@@ -30,50 +32,34 @@ def test_one_folder_for_the_life_of_a_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = str(write_settings(tmp_path / "small.yaml", shards))
-    fit = ["fit", "--config", config, "--name", "lr1e-4"]
+    write_settings(tmp_path / "small.yaml", shards)
+    replay("run.txt", capsys, {})
     run = tmp_path / "runs" / "lr1e-4"
-
-    assert main(fit) == 0
-    out = capsys.readouterr().out
-    assert "runs/lr1e-4/checkpoints/step2.ckpt" in out
-    assert "mathcanvas predict --run runs/lr1e-4 --input questions.jsonl" in out
-    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.csv", "checkpoints"}
-    assert [step for step, _ in read_metrics(run)["train/ce"]] == [0, 1]
-    saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["trainer"]["default_root_dir"] == "runs/lr1e-4"
-    assert saved["name"] is None
-
-    # More steps: the same curves.
-    assert main([*fit, "--trainer.max_steps", "3"]) == 0
-    assert [step for step, _ in read_metrics(run)["train/ce"]] == [0, 1, 2]
-    assert not list(tmp_path.rglob("version_*"))
-
-    # Other settings, and nothing left to train.
-    capsys.readouterr()
-    assert main([*fit, "--model.init_args.optimizer.lr", "3e-4"]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: runs/lr1e-4: found a run at step 3 (trainer.max_steps 2), with")
-    assert "model.optimizer.lr 1e-05 -> 0.0003" in error
-    for way in ("--name NAME", "--trainer.max_steps 6", "--auto_resume false"):
-        assert way in error
-
-    # Start over: nothing is lost.
-    assert main([*fit, "--trainer.max_steps", "1", "--auto_resume", "false"]) == 0
+    names = {"config.yaml", "metrics.csv", "curves.png", "report.html", "checkpoints", "log.txt"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert names <= {path.name for path in (run / "earlier_1").iterdir()}
+    # A resume continues the same curves; a run that starts over loses nothing.
+    assert [step for step, _ in read_metrics(run / "earlier_1")["train/ce"]] == [0, 1, 2]
     assert [step for step, _ in read_metrics(run)["train/ce"]] == [0]
-    assert len(read_metrics(run / "earlier_1")["train/ce"]) == 3
+    assert not list(tmp_path.rglob("version_*"))
     assert (run / "earlier_1" / "checkpoints" / "step3.ckpt").is_file()
     assert [path.name for path in run.glob("checkpoints/step*")] == ["step1.ckpt"]
-
-    # The folder is enough.
-    before = (run / "metrics.csv").read_bytes(), (run / "config.yaml").read_bytes()
-    assert main(["validate", "--run", "lr1e-4"]) == 0
-    assert "val/set/ce" in capsys.readouterr().out
-    assert before == ((run / "metrics.csv").read_bytes(), (run / "config.yaml").read_bytes())
-    assert main(["export-checkpoint", "runs/lr1e-4"]) == 0
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["trainer"]["default_root_dir"] == "runs/lr1e-4"
+    assert saved["trainer"]["max_steps"] == 1  # validate has not written
+    assert saved["name"] is None
+    for log in (run / "log.txt", run / "earlier_1" / "log.txt"):
+        lines = log.read_text().splitlines()
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines), lines
+    assert "error: runs/lr1e-4: found a run at step 3" in log.read_text()
+    assert "step 3 of 3  ce" not in log.read_text()  # --quiet
     assert (run / "exports" / "step1" / "ema.safetensors").is_file()
-    assert main(["export-checkpoint", "runs/lr1e-4", "--output", str(tmp_path / "own")]) == 0
     assert (tmp_path / "own" / "ema.safetensors").is_file()
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == 1
+    assert page.count("data:image/png") == 1  # the drawings of one validation
+    assert "mathcanvas export-checkpoint runs/lr1e-4" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
-"""A box with the figures of a whole run at its end, and progress lines without a terminal."""
+"""A box with the figures of a whole run at its end."""
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.common.progress import duration
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.callbacks.monitor import (
     Counts,
@@ -25,8 +23,10 @@ from mathcanvas_lightning.training.callbacks.monitor import (
     peak_memory_gib,
     summed,
 )
-from mathcanvas_lightning.training.optim import count_steps
+from mathcanvas_lightning.training.callbacks.progress import ProgressLines
 from mathcanvas_lightning.training.run.folder import next_commands
+
+__all__ = ["EndSummary", "ProgressLines", "RunTotals", "written_checkpoints"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,11 +55,11 @@ class RunTotals:
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
         training_s = max(self.seconds - self.validation_s, 1e-9)
-        waits = f"validation {_duration(self.validation_s)}"
+        waits = f"validation {duration(self.validation_s)}"
         if self.data_wait_s is not None:
-            waits = f"data {_duration(self.data_wait_s)}, {waits}"
+            waits = f"data {duration(self.data_wait_s)}, {waits}"
         rows = [
-            ("time", f"{_duration(self.seconds)}, {self.steps:,} steps"),
+            ("time", f"{duration(self.seconds)}, {self.steps:,} steps"),
             ("samples", f"{self.counts.samples:,.0f}"),
             ("tokens", f"{self.counts.tokens:,.0f}"),
             ("tokens/s", f"{self.counts.tokens / training_s:,.0f}"),
@@ -173,7 +173,7 @@ def written_checkpoints(trainer: Trainer) -> list[tuple[str, str]]:
         "last checkpoint" and its path; "best checkpoint" with the value by which it was chosen, if
         a metric is monitored.
     """
-    found = []
+    found: list[tuple[str, str]] = []
     savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
     for saver in savers:
         paths = [
@@ -193,81 +193,3 @@ def _shown_path(path: Path) -> str:
     real = path.resolve()
     here = Path.cwd().resolve()
     return str(real.relative_to(here)) if real.is_relative_to(here) else str(real)
-
-
-class ProgressLines(Callback):
-    """Writes a line on the progress every so often, if standard error is not a terminal.
-
-    A progress bar would fill a log file with its updates.
-
-    Args:
-        every_s: Seconds between two lines.
-    """
-
-    def __init__(self, every_s: float = 30.0) -> None:
-        if every_s <= 0:
-            raise ConfigError(
-                "ProgressLines",
-                found=f"every_s {every_s}",
-                wanted="seconds, above 0",
-                remedy="Set progress: null to write no lines.",
-            )
-        self.every_s = every_s
-        self._started: tuple[float, int] | None = None
-        self._written = 0.0
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is no terminal for a progress bar."""
-        return not sys.stderr.isatty()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Starts the clock."""
-        now = time.monotonic()
-        self._started, self._written = (now, trainer.global_step), now
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
-        """Writes a line if it is due."""
-        now = time.monotonic()
-        if not self.is_needed or self._started is None or now - self._written < self.every_s:
-            return
-        self._written = now
-        started, first_step = self._started
-        rank_zero_info(progress_line(trainer, (now - started), trainer.global_step - first_step))
-
-
-def progress_line(trainer: Trainer, seconds: float, steps: int) -> str:
-    """Describes the progress of a run.
-
-    Args:
-        trainer: The Trainer.
-        seconds: Time since the start.
-        steps: Optimizer steps since the start.
-
-    Returns:
-        A line such as "step 120 of 900, 3.2 s a step, 41:36 left, train/loss 0.512".
-    """
-    total = count_steps(trainer)
-    parts = [f"step {trainer.global_step:,}" + (f" of {total:,}" if total else "")]
-    if steps:
-        parts.append(f"{seconds / steps:.3g} s a step")
-        if total:
-            left = (total - trainer.global_step) * seconds / steps
-            parts.append(f"{_duration(left)} left")
-    metrics = trainer.callback_metrics
-    names = ("train/loss", "train/ce", "train/mse", "speed/tokens_per_s")
-    parts += [f"{name} {float(metrics[name]):.4g}" for name in names if name in metrics]
-    return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -33,6 +33,7 @@ def check_unfinished(
     reached = _reached(about, trainer)
     if reached is None:
         return None
+    changes = _asked(changes)
     more = f"--trainer.max_steps {max(2 * step, 1)}"
     if not changes:
         return (
@@ -46,6 +47,14 @@ def check_unfinished(
         remedy=f"A new run: --name NAME. More steps with the new settings: {more}. "
         f"Start over: --auto_resume false (what is there is moved to {EARLIER}1).",
     )
+
+
+def _asked(changes: list[str]) -> list[str]:
+    """Leaves out what another number of ranks changes by itself."""
+    names = ["trainer.ranks "]
+    if any(change.startswith(names[0]) for change in changes):
+        names.append("data.packs_per_step ")
+    return [change for change in changes if not change.startswith(tuple(names))]
 
 
 def _reached(about: Mapping[str, Any], trainer: Trainer) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from mathcanvas_lightning.cli.runs import is_given, take_option
+from mathcanvas_lightning.cli.settings.runs import is_given, take_option
 from mathcanvas_lightning.common.paths import local_path, unquoted_name
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.checkpoint.export import export_checkpoint, export_name
@@ -76,7 +76,10 @@ def _inserted(words: Sequence[str], new: Sequence[str]) -> list[str]:
 def _model_settings(run: RunFolder) -> dict[str, Any]:
     settings = run.settings()
     backend: dict[str, Any] = {"checkpoint": str(exported(run)), **image_transforms(settings)}
-    if not _is_guided(settings):
+    data = (settings.get("data") or {}).get("init_args") or {}
+    if data.get("max_num_tokens_per_sample"):
+        backend["max_context_tokens"] = data["max_num_tokens_per_sample"]
+    if not _is_guided(data):
         backend["drawing"] = {"text_scale": 1.0, "image_scale": 1.0}
     return {
         "model": {
@@ -103,9 +106,8 @@ def _data_settings(run: RunFolder | None, source: str, output: str | None) -> di
     }
 
 
-def _is_guided(settings: Mapping[str, Any]) -> bool:
+def _is_guided(data: Mapping[str, Any]) -> bool:
     """Whether a run drops conditions; a model trained without cannot be guided."""
-    data = (settings.get("data") or {}).get("init_args") or {}
     dropout = data.get("dropout")
     return dropout is None or any(dropout.values())
 
