@@ -171,8 +171,9 @@ class MathCanvasCLI(OneLineCLI):
         if config.debug_batches:
             callbacks.append(DebugBatches(config.debug_batches))
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
-        has_progress = any(isinstance(c, ProgressLines) for c in callbacks)
-        if has_progress and config.trainer.enable_progress_bar is None and self.subcommand == "fit":
+        ours = [c for c in callbacks if isinstance(c, ProgressLines)]
+        has_progress = any(self.subcommand == "fit" or c.is_needed for c in ours)
+        if has_progress and config.trainer.enable_progress_bar is None:
             changed["enable_progress_bar"] = False  # ours replaces it
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
             changed["enable_model_summary"] = False  # ours replaces it

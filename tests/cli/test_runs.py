@@ -31,6 +31,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_folder_for_the_life_of_a_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     write_settings(tmp_path / "small.yaml", shards)
     replay("run.txt", capsys, {})

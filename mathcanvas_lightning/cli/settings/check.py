@@ -65,6 +65,9 @@ def check_value(value: Any, annotation: Any, path: str, merged: Any) -> Iterator
     options = list(_options(annotation))
     if isinstance(value, Mapping):
         kinds = [kind for kind in options if inspect.isclass(kind) and _has_fields(kind)]
+        named = merged.get("class_path") if isinstance(merged, Mapping) else None
+        if not kinds and ("class_path" in value or named):
+            kinds = [object]  # a function, or a class of any kind
         if kinds and not any(get_origin(kind) in (dict, Mapping) for kind in options):
             yield from _check_class(value, kinds[0], path, merged)
     elif isinstance(value, list):
@@ -165,7 +168,7 @@ def find_class(class_path: str, base: Any) -> Any:
 
 def _short_names(base: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    waiting: list[Any] = [base]
+    waiting: list[Any] = [] if base is object else [base]
     while waiting:
         for kind in waiting.pop().__subclasses__():
             if kind.__name__ not in found:

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -104,11 +105,6 @@ def explain(
     Returns:
         Place, key, and the nearest right one; or the most specific part of the parser's message.
     """
-    if (missing := missing_module(error, message)) is not None:
-        return (
-            f"a class of the settings needs the package {missing}, which is not installed: "
-            f"pip install {missing}"
-        )
     try:
         given = list(_given(words))
     except SettingsError as problem:
@@ -119,6 +115,11 @@ def explain(
     for one in given if fields else ():
         for fault in _faults(one, fields, merged):
             return f"{one.place}: {fault}"
+    if (missing := missing_module(error, message)) is not None:
+        return (
+            f"a class of the settings needs the package {missing}, which is not installed: "
+            f"pip install {missing}"
+        )
     if not any("model" in one.values or "data" in one.values for one in given):
         return missing_settings(words[0])
     return _shortened(message)
@@ -155,15 +156,13 @@ def _given(words: Sequence[str]) -> Iterator[Given]:
 
 def _file(path: str) -> Iterator[Given]:
     place = local_path(path)
-    if not place.is_file() and place.suffix in (".yaml", ".yml", ".json"):
+    is_file = _is_file(place)
+    if not is_file and place.suffix in (".yaml", ".yml", ".json"):
         beside = place.parent.iterdir() if place.parent.is_dir() else ()
         near = nearest(place.name, [found.name for found in beside])
         hint = f" Did you mean {place.with_name(near)}?" if near else ""
         raise SettingsError(f"{path}: no such file.{hint}")
-    try:
-        text = place.read_text(encoding="utf-8") if place.is_file() else path
-    except OSError:  # a text of settings may be too long for a name
-        text = path
+    text = place.read_text(encoding="utf-8", errors="replace") if is_file else path
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -173,7 +172,14 @@ def _file(path: str) -> Iterator[Given]:
             f"{path}{line}: no valid YAML: {getattr(error, 'problem', None) or error}"
         ) from None
     if isinstance(content, Mapping):
-        yield Given(path if place.is_file() else "--config", content)
+        yield Given(path if is_file else "--config", content)
+
+
+def _is_file(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError:  # a text of settings may be too long for a name
+        return False
 
 
 def _nested(key: str, text: str) -> dict[str, Any]:
