@@ -86,7 +86,7 @@ def test_predict_with_other_sampling_names_the_difference(folder: Path, capfd: A
     capfd.readouterr()
     assert run([*PREDICT.split(), "--model.init_args.sampling", "{temperature: 0.9}"]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
-    assert 'found answers of model "echo" with sampling.temperature 0.0 -> 0.9; wanted' in error
+    assert 'found answers of model "echo" with sampling.temperature 0 -> 0.9; wanted' in error
 
 
 def test_version_and_help(capsys: Any) -> None:
