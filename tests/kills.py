@@ -16,7 +16,9 @@ from tests.conftest import folder_bytes
 
 NUM_KILLS = int(os.environ.get("MATHCANVAS_KILLS", "3"))
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mathcanvas_lightning.conversion.convert"])
+_CONTEXT.set_forkserver_preload(
+    ["mathcanvas_lightning.conversion.convert", "mathcanvas_lightning.data.index.index"]
+)
 
 
 def kill_and_resume(
