@@ -14,6 +14,13 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 """A whole string, a quote whose string is not complete yet, or a mark of the structure."""
 
+_OTHERS = {
+    b"\x1f\x8b": "a file packed by gzip: unpack it",
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+}
+"""First bytes of other files, and what to do."""
+
 
 def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yields the rows of a file with the offsets of their first bytes.
@@ -26,12 +33,14 @@ def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
         Offset and bytes of a row, whose JSON is not checked.
 
     Raises:
-        ValueError: If an array has no end, or the file is a Git LFS pointer.
+        ValueError: If an array has no end, or the file is none of JSON.
     """
     file.seek(0)
     head = file.read(START_BYTES)
     if is_lfs_pointer(head):
         raise ValueError(POINTER)
+    if found := next((name for start, name in _OTHERS.items() if head.startswith(start)), None):
+        raise ValueError(found)
     is_array = head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
     if is_array and start == 0:
         start = head.index(b"[") + 1
