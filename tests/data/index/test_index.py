@@ -279,6 +279,12 @@ def test_an_array_of_conversations(layout: str, tmp_path: Path) -> None:
     assert len(set(found.row_groups.tolist())) == 3
 
 
+def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
+    (tmp_path / "llava.json").write_text("[]")
+    with pytest.raises(DataError, match=r"found no \.jsonl file; wanted a file, or a folder"):
+        build(tmp_path, "vlm")
+
+
 def test_rows_that_are_left_out(tmp_path: Path) -> None:
     rows = [interleaved_row(n) for n in range(4)]
     rows[1]["answer"] = ""
