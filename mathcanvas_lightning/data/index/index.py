@@ -148,18 +148,22 @@ def build_index(
 def _scan_all(
     sidecars: Sequence[Sidecar], scanner: Scanner, num_workers: int | None, progress: bool
 ) -> None:
-    """Scans shards; sizes that a local one stores are used if its checksum is the listed one."""
+    """Scans shards; the image sizes that one stores are used if it is as its conversion lists it.
+
+    Of a local shard the checksum is compared, of a remote one its size.
+    """
     groups = [scanner.source.groups(sidecar.path) for sidecar in sidecars]
     digests: dict[str, str] = {}
 
     def tasks() -> Iterator[list[tuple[str, Sequence[RowGroup]]]]:
-        listed = cache(partial(_listed_checksums, scanner.source.storage))
+        listed = cache(partial(_listed_shards, scanner.source.storage))
         for sidecar, of_file in zip(sidecars, groups, strict=True):
             # Before the scan: if the shard is replaced meanwhile, the index is not up to date.
             path = sidecar.path
             digests[path] = sidecar.digest()
-            wanted = listed(parent_folder(path)).get(file_name(path))
-            if is_remote(path) or digests[path] == wanted:
+            size, checksum = listed(parent_folder(path)).get(file_name(path), (-1, ""))
+            is_listed = checksum == digests[path] or is_remote(path)
+            if is_listed and size == sidecar.status.size_bytes:
                 of_file = with_stored_images(scanner.source, path, of_file)
             for first in range(0, len(of_file), GROUPS_PER_TASK):
                 yield [(path, of_file[first : first + GROUPS_PER_TASK])]
@@ -179,11 +183,11 @@ def _scan_all(
         tables.close()
 
 
-def _listed_checksums(storage: Storage, folder: str) -> dict[str, str]:
-    """Name -> SHA-256 of the shards that a conversion wrote to a folder."""
+def _listed_shards(storage: Storage, folder: str) -> dict[str, tuple[int, str]]:
+    """Name -> bytes and SHA-256 of the shards that a conversion wrote to a folder."""
     try:
         info = json.loads(storage.read_bytes(join_path(folder, INFO_FILE)))
-        return {str(file["path"]): str(file["sha256"]) for file in info["files"]}
+        return {str(f["path"]): (int(f["bytes"]), str(f["sha256"])) for f in info["files"]}
     except (MathCanvasError, ValueError, KeyError, TypeError):
         return {}
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image
@@ -48,6 +49,12 @@ def build(
     source = RowSource(row_format, Storage(StorageConfig()), **options)
     tokenizer = TextTokenizer(TOKENIZER)
     return build_index(str(path), source, tokenizer, index_dir=index_dir, num_workers=workers)
+
+
+def build_url(url: str, folder: Path) -> DatasetIndex:
+    source = RowSource("interleaved", Storage(StorageConfig(cache_dir=str(folder / "cache"))))
+    tokenizer = TextTokenizer(TOKENIZER)
+    return build_index(url, source, tokenizer, index_dir=str(folder), num_workers=0)
 
 
 @pytest.fixture
@@ -220,6 +227,23 @@ def test_sizes_of_the_converter_give_the_same_index(
     assert read_columns > {"question_images", "solution_images"}
     assert content(quick) == content(whole)
     assert (quick.num_rows, quick.num_oriented, sum(quick.widths_px > 0)) == (6, 2, 9)
+
+
+def test_sizes_of_a_remote_shard_count_if_its_size_is_the_listed_one(
+    tmp_path: Path, read_columns: set[str]
+) -> None:
+    remote = fsspec.filesystem("memory")
+    shards = converted(tmp_path)
+    remote.put(str(shards), "/converted", recursive=True)
+    quick = build_url("memory://converted", tmp_path / "quick")
+    assert "question_images" not in read_columns
+    info = json.loads((shards / INFO_FILE).read_text())
+    info["files"][0]["bytes"] += 1  # an edited copy may have the sizes of the original
+    remote.pipe_file(f"/converted/{INFO_FILE}", json.dumps(info).encode())
+    whole = build_url("memory://converted", tmp_path / "whole")
+    assert "question_images" in read_columns
+    assert content(quick) == content(whole) == content(build(shards))
+    remote.rm("/converted", recursive=True)
 
 
 @pytest.mark.parametrize("row_format", ["t2i", "edit", "vlm"])
