@@ -11,11 +11,11 @@ SLACK_PARTS = 500
 NUM_PAIRS = 24
 NUM_TRIPLES = 12
 """Number of candidates for the first of two samples, and for the first and second of three."""
-NUM_FEW_TRIPLES = 3
+NUM_FEW_TRIPLES = 6
 MAX_MISSES = 8
 """While the searches for three samples that missed the slack outnumber those that met it by more
-than this, only NUM_FEW_TRIPLES candidates are tried: with such lengths, more of them fill the
-packs no better."""
+than this, only NUM_FEW_TRIPLES candidates are tried: with such lengths, more of them hardly fill
+the packs better."""
 FINISH_MEANS = 3.2
 """Once the free space is below this many mean lengths, search for the 1-3 samples that fill it
 best."""
