@@ -163,10 +163,11 @@ def _scan_all(
             digests[path] = sidecar.digest()
             size, checksum = listed(parent_folder(path)).get(file_name(path), (-1, ""))
             is_listed = checksum == digests[path] or is_remote(path)
+            known: Sequence[RowGroup] = of_file
             if is_listed and size == sidecar.status.size_bytes:
-                of_file = with_stored_images(scanner.source, path, of_file)
-            for first in range(0, len(of_file), GROUPS_PER_TASK):
-                yield [(path, of_file[first : first + GROUPS_PER_TASK])]
+                known = with_stored_images(scanner.source, path, of_file)
+            for first in range(0, len(known), GROUPS_PER_TASK):
+                yield [(path, known[first : first + GROUPS_PER_TASK])]
 
     num_tasks = sum(-(-len(of_file) // GROUPS_PER_TASK) for of_file in groups)
     num_rows = sum(group.num_rows for of_file in groups for group in of_file)
