@@ -118,6 +118,8 @@ def indexes(reports: Sequence["IndexReport"], console: Console) -> int:
         table.add_row("images", f"{report.num_images:,}")
         sizes = {f"{width}x{height}": n for (width, height), n in report.sizes_px.items()}
         table.add_row("image sizes", _counts(sizes))
+        if report.num_oriented:
+            table.add_row("images to turn (EXIF)", f"{report.num_oriented:,}, not turned")
         stages = Counter(row.stage for row in report.left_out)
         table.add_row("rows left out", _counts(stages))
         console.print(table)

@@ -257,9 +257,10 @@ class Storage:
                 return [Entry(path=path, is_folder=False, status=status)]
             files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         if not files:
-            remedy = "Make them with tools/convert_cot_to_parquet.py."
-            place = without_query(path)
-            raise DataError(place, found=found, wanted="a folder of shards", remedy=remedy)
+            wanted, remedy = "a folder of shards", "Make them with tools/convert_cot_to_parquet.py."
+            if suffix != PARQUET_SUFFIXES:
+                wanted, remedy = f"a file, or a folder with {kinds} files", "Check the path."
+            raise DataError(without_query(path), found=found, wanted=wanted, remedy=remedy)
         return sorted(files, key=lambda entry: natural_key(entry.path))
 
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[Entry]:

@@ -776,6 +776,13 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
             Storage(config).status(wrong)
 
 
+def test_a_changed_file_of_the_hugging_face_hub_has_another_version() -> None:
+    from mathcanvas_lightning.storage.remote_files import status_of
+
+    info = {"name": "datasets/a/b/x.parquet", "size": 9, "blob_id": "1", "last_commit": None}
+    assert status_of(info) != status_of(info | {"blob_id": "2"})
+
+
 def test_user_options_win() -> None:
     from mathcanvas_lightning.storage.remote_files import filesystem_options
 
