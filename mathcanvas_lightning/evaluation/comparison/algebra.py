@@ -27,6 +27,8 @@ DIGITS = 30
 TOLERANCE = sympy.Float(10, DIGITS) ** -20
 SMALLEST = sympy.Float(10, DIGITS) ** -100
 NUM_POINTS = 4
+CONSTANTS = ("C", "c", "K", "k")
+"""Names of constants of integration."""
 _CONFIG = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _WORD = re.compile(r"(?<![\\A-Za-z{_])[A-Za-z]{3,}(?![A-Za-z])")
 _SHORT_WORDS = frozenset(
@@ -84,7 +86,7 @@ def same_formula(given: str, expected: str) -> bool:
         return False
     numbers = parse_number(given), parse_number(expected)
     is_constant = not first.free_symbols and not second.free_symbols
-    if same_expression(first, second):
+    if same_expression(first, _with_constant(second, first)):
         return True
     has_decimal = any(one is not None and one.places is not None for one in numbers)
     return is_constant and has_decimal and _rounds(first, numbers[0], second, numbers[1])
@@ -136,6 +138,17 @@ def same_expression(first: Any, second: Any) -> bool:
     if first == second:
         return True
     return _is_constant_ratio(first, second, only=sympy.Integer(1))
+
+
+def _with_constant(expression: Any, other: Any) -> Any:
+    """Names the constant of integration as the other formula does: + c and + C."""
+    names = [
+        {one for one in found.free_symbols if one.name in CONSTANTS and found.diff(one) == 1}
+        for found in (expression, other)
+    ]
+    if len(names[0]) == len(names[1]) == 1 and expression.free_symbols != names[0]:
+        return expression.subs(names[0].pop(), names[1].pop())
+    return expression
 
 
 def proportional(first: Any, second: Any, *, positive: bool = False) -> bool:

@@ -25,6 +25,25 @@ _SEVERAL = re.compile(
 )
 _STATEMENT = r"(?:[①-⑳]|\((?:\d{1,2})\))"
 _STATEMENTS = re.compile(rf"(?:{_STATEMENT}(?:\s|,|;|、|and|和|与|&|only|只有)*)+")
+_ROMAN = {
+    "I": 1,
+    "II": 2,
+    "III": 3,
+    "IV": 4,
+    "V": 5,
+    "VI": 6,
+    "VII": 7,
+    "VIII": 8,
+    "IX": 9,
+    "X": 10,
+}
+_ROMANS = re.compile(
+    r"(?:(?:[Oo]nly|[Bb]oth)\s+)?(?:[Ss]tatements?\s+)?"
+    rf"((?:\(?(?:{'|'.join([*_ROMAN, *map(str.lower, _ROMAN)])})\)?(?:\s|,|;|、|and\b|和|与|&)*)+)"
+    r"(?:only|are (?:true|correct)|is (?:true|correct))?"
+)
+_ORDINALS = "first second third fourth fifth sixth seventh eighth".split()
+_ORDINAL = re.compile(rf"(?:the\s+)?({'|'.join(_ORDINALS)})\s+(?:option|choice|one|answer)", re.I)
 _NUMBERS = re.compile(r"\d{1,2}(?:(?:\s*(?:,|;|、|and|和)\s*)+\d{1,2})*(?:\s*only)?")
 
 
@@ -38,7 +57,9 @@ def letters_in(answer: str, letters: str) -> str:
     Returns:
         Different capital letters in order; empty if the answer is something else.
     """
-    text = _without_lead(answer)
+    if ordinal := _ORDINAL.fullmatch(answer.strip(" .")):
+        return letters[_ORDINALS.index(ordinal[1].lower()) :][:1]
+    text = re.sub(r"(?<=[A-Z])\)?选?项$", "", _without_lead(answer))
     if single := _SINGLE.fullmatch(text):
         return _known("".join(filter(None, single.groups())).upper(), letters)
     if _SEVERAL.fullmatch(text):
@@ -106,6 +127,9 @@ def same_statements(given: str, expected: str) -> bool | None:
     Returns:
         Whether they name the same; None unless one has circled numbers or several in brackets.
     """
+    first, second = _romans_in(given), _romans_in(expected)
+    if first and second and max(len(given), len(expected)) > 1:
+        return first == second
     first, second = statements_in(given), statements_in(expected)
     is_clear = any(re.search("[①-⑳]", one) for one in (given, expected)) or len(first) > 1 < len(
         second
@@ -114,6 +138,13 @@ def same_statements(given: str, expected: str) -> bool | None:
         return None
     first, second = first or _plain_numbers(given), second or _plain_numbers(expected)
     return bool(first) and first == second
+
+
+def _romans_in(text: str) -> frozenset[int]:
+    """The numbers of statements such as I and III."""
+    found = _ROMANS.fullmatch(unicodedata.normalize("NFKC", text).strip(" .$"))
+    names = re.findall("[IVX]+", found[1].upper()) if found else ()
+    return frozenset(_ROMAN.get(name, 0) for name in names)
 
 
 def _plain_numbers(text: str) -> frozenset[int]:

@@ -3,16 +3,16 @@
 import re
 
 _CLASSES = {
-    "yes": "yes|true|correct|right|是|是的|对|正确|√|✓",
-    "no": "no|false|incorrect|否|不是|错|错误|不正确|×|✗",
+    "yes": "yes|true|correct|right|是|是的|对|正确|\\sqrt{}|✓|✔|能|可以|成立",
+    "no": "no|false|incorrect|否|不是|错|错误|不正确|*|✗|✘|不能|不可以|不成立",
     "no solution": "empty set|the empty set|none|∅|无解|无实数解|无实数根|没有解|空集",
-    "does not exist": "dne|does not exist|doesn't exist|limit does not exist|不存在",
+    "does not exist": "dne|does not exist|doesn't exist|limit does not exist|不存在"
+    "|undefined|not defined|is undefined|limit is undefined|无意义",
     "infinitely many": "infinitely many|infinitely many solutions|infinite|infinite solutions"
     "|infinite number of solutions|infinitely many|无数个|无穷多解|无数解|无穷多个",
     "all reals": "all real numbers|all reals|all real|ℝ|(-∞,∞)|(-∞,+∞)|x∈ℝ"
     "|set of real numbers|set of all real numbers|real numbers|all real values"
     "|全体实数|任意实数|实数集|一切实数",
-    "undefined": "undefined|not defined|无意义",
     "impossible": "impossible|not possible|it is impossible|cannot be done",
     "cannot be determined": "cannot be determined|can not be determined|can't be determined"
     "|not enough information|insufficient information|无法确定|不能确定",

@@ -10,10 +10,11 @@ MAX_ITEMS = 20
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|&")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _NAME = re.compile(
-    r"m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
+    r"m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+(?:,\w)?\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
     r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+"
 )
 _MATRIX = re.compile(r"([^⟦⟧=]*(?<!det))⟦([^⟦⟧]*)⟧")
+_SCALED = re.compile(r"(-|[-+]?\d+(?:\.\d+)?|[-+]?\\frac\{[^{}]+\}\{[^{}]+\})[*\s]*([(⟨].*[)⟩])")
 _CHAIN = re.compile(r"(?<![<>≤≥≠!])=(?!=)")
 
 
@@ -123,6 +124,11 @@ def bracketed(text: str) -> Bracketed | None:
             cells = tuple(cell for row in matrix for cell in row)
             return Bracketed("⟦", "⟧", cells) if len(cells) > 1 else None
         return None
+    if (scaled := _SCALED.fullmatch(text)) and (found := bracketed(scaled[2])):
+        scale = f"{scaled[1]}1" if scaled[1] == "-" else scaled[1]
+        return Bracketed(
+            found.left, found.right, tuple(f"({scale})*({item})" for item in found.items)
+        )
     if text[:1] in ("(", "[", "⦃", "⟨") and partner(text, 0) == len(text) - 1:
         inner, left, right = text[1:-1], text[0].replace("⟨", "("), text[-1].replace("⟩", ")")
     else:

@@ -14,14 +14,17 @@ from mathcanvas_lightning.evaluation.comparison.algebra import (
     read_formula,
     same_formula,
 )
+from mathcanvas_lightning.evaluation.comparison.families import same_families
+from mathcanvas_lightning.evaluation.comparison.notation import canonical
 from mathcanvas_lightning.evaluation.comparison.phrases import same_phrase, same_text
+from mathcanvas_lightning.evaluation.comparison.quantities.clock import same_time
+from mathcanvas_lightning.evaluation.comparison.quantities.dates import same_date
 from mathcanvas_lightning.evaluation.comparison.quantities.measures import (
     parse_compound,
     parse_quantity,
     ratio_terms,
     same_digits,
     same_quantity,
-    same_time,
 )
 from mathcanvas_lightning.evaluation.comparison.quantities.numbers import parse_number, same_number
 from mathcanvas_lightning.evaluation.comparison.regions import (
@@ -35,7 +38,9 @@ _LEAD = re.compile(
     r"|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|coordinates|values?|numbers?)"
     r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\())"
     r"|[Tt]he\s+[a-z]+(?:\s+(?!not\b)[a-z]+){0,4}\s+(?:is|are|equals)\s*(?=[(\[⦃⟨⟦\d\\-])"
-    r"|(?:the\s+)?(?:line|curve|circle|parabola|function|equation)\s+(?=[^=]{1,20}=))"
+    r"|(?:the\s+)?(?:line|curve|circle|parabola|function|equation|直线|圆|曲线|抛物线|椭圆|函数)\s*"
+    r"(?:[A-Za-z](?:_\{?\w\}?)?\s*:|\s(?![A-Za-z]:))?\s*(?=[^=]{1,40}=)"
+    r"|[A-Za-z](?:_\{?\w\}?)?\s?:\s*(?=[^=:]{1,60}=[^=:]+$))"
 )
 _NOTE = re.compile(r"(?<=.)\s?\((?=[a-z\s]*[a-z]{4})[a-z]{2,}(?:\s[a-z]+){0,4}\)$")
 _EXCEPT = re.compile(
@@ -55,9 +60,11 @@ def same(given: str, expected: str) -> bool:
     given, expected = _essence(given), _essence(expected)
     if same_text(given, expected):
         return True
-    for rule in (same_time, _same_plain, same_phrase, same_digits, _same_compound):
+    for rule in (same_time, same_date, _same_plain, same_phrase, same_digits, _same_compound):
         if (found := rule(given, expected)) is not None:
             return found
+    if (found := same_families(given, expected)) is not None:
+        return found
     if (has_region(given) or has_region(expected)) and (
         (found := same_region(given, expected)) is not None
     ):
@@ -165,6 +172,8 @@ def _same_items(first: Sequence[str], second: Sequence[str]) -> bool:
     if len(first) > structure.MAX_ITEMS:
         return list(first) == list(second)
     names = [_names(items) for items in (first, second)]
+    if _are_numbered(names[0], names[1]) or _are_numbered(names[1], names[0]):
+        return same_unordered(_bare(first), _bare(second))  # x_1 = 2, x_2 = 3 are solutions
     distinct = [len(set(one)) == len(one) and all(one) for one in names]
     if any(distinct) and not all(any(one) for one in names):
         # x = 2, y = 3 against 2, 3: in the order given, or that of the names.
@@ -175,6 +184,13 @@ def _same_items(first: Sequence[str], second: Sequence[str]) -> bool:
 
 def _names(items: Sequence[str]) -> list[str]:
     return [structure.statement(item).name for item in items]
+
+
+def _are_numbered(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether names are x_1, x_2, ..., and the others are x or none."""
+    bases = {re.sub(r"_(?:\d|1,2)$", "", name) for name in names}
+    is_numbered = all(re.search(r"_(?:\d|1,2)$", name) for name in names)
+    return is_numbered and len(bases) == 1 and set(others) <= bases | {""}
 
 
 def _bare(items: Sequence[str]) -> list[str]:
@@ -213,6 +229,7 @@ def _same_brackets(given: str, expected: str) -> bool | None:
     first, second = structure.bracketed(first_text), structure.bracketed(second_text)
     if first is None and second is None:
         return None
+    first, second = first or _of_basis(first_text, second), second or _of_basis(second_text, first)
     if (single := _one_bracketed(given, expected)) is not None:
         return single
     if first is None or second is None:
@@ -225,6 +242,23 @@ def _same_brackets(given: str, expected: str) -> bool | None:
     if len(first.items) != len(second.items) or not _same_kind(first, second):
         return False
     return all(same(a, b) for a, b in zip(first.items, second.items, strict=True))
+
+
+def _of_basis(text: str, other: structure.Bracketed | None) -> structure.Bracketed | None:
+    """Reads 3i - 4j as (3, -4) beside a vector."""
+    if other is None or not 2 <= len(other.items) <= 3 or not re.search("[jk]", text):
+        return None
+    found = read_formula(text) if is_formula(text) else None
+    if found is None:
+        return None
+    basis = [sympy.I, *sympy.symbols("j k")][: len(other.items)]
+    found = sympy.expand(found)
+    parts = [found.coeff(one) for one in basis]
+    rest = sympy.expand(found - sum(a * b for a, b in zip(parts, basis, strict=True)))
+    if rest != 0 or any(part.has(*basis) for part in parts):
+        return None
+    items = [sympy.latex(part).replace(r"\pi", "π") for part in parts]
+    return structure.Bracketed("(", ")", tuple(map(canonical, items)))
 
 
 def _same_kind(first: structure.Bracketed, second: structure.Bracketed) -> bool:

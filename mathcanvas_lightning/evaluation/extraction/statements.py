@@ -68,6 +68,15 @@ _ENDING = re.compile(
 )
 _SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
 _SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
+_CLOSING = re.compile(
+    r"\s*(?:[-*_]{3,}|(?:\W{0,4}(?:let me know|feel free|i hope|hope this|if you|please let|is there any"
+    r"|would you|do you|this (?:is|was) (?:a |my )|happy to|good luck|great question)|希望|如果|如有|欢迎).*)\s*",
+    re.IGNORECASE,
+)
+"""Last lines that only say goodbye."""
+_ENDS_IN_FORMULA = re.compile(
+    r"\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have|为|是|得):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
+)
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
@@ -96,6 +105,7 @@ def candidates(text: str) -> Iterator[str]:
     plain = EMPHASIS.sub("", text)
     yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
     yield from _chosen(plain)
+    plain = _without_closing(plain)
     last_line = plain.strip().rpartition("\n")[2].strip()
     if len(last_line) <= 4 * MAX_CHARACTERS:
         if segments := _SEGMENTS.search(last_line):
@@ -205,9 +215,18 @@ def _chosen(text: str) -> Iterator[str]:
     yield from (letter.upper() for letter in guesses[-1:])
 
 
+def _without_closing(text: str) -> str:
+    lines = text.rstrip().split("\n")
+    while len(lines) > 1 and _CLOSING.fullmatch(lines[-1] or "---"):
+        lines.pop()
+    return "\n".join(lines)
+
+
 def _conclusion(line: str) -> str:
     """The text after the last "is" or equals sign of a line, if it is mathematics."""
     sentence = line.rstrip(".! ")
+    if formula := _ENDS_IN_FORMULA.search(sentence):
+        return formula[1] or formula[2]
     verbs = list(_CONCLUSION.finditer(sentence))
     if not verbs or not _PROSE.search(sentence[: verbs[-1].end()]):
         return ""

@@ -1,4 +1,4 @@
-"""Values with units: 12 cm, 1 hour 30 minutes, 5:30 pm, 3:2, 50 %."""
+"""Values with units: 12 cm, 1 hour 30 minutes, 3:2, 50 %."""
 
 import re
 from collections.abc import Callable
@@ -19,17 +19,11 @@ from mathcanvas_lightning.evaluation.comparison.quantities.units import (
 
 MAX_RATIO = 4
 MAX_PLACES = 25
-NOON_S = 12 * 3600
 _PIECE = re.compile(
     r"\s*(?P<number>\d[\d,]*(?:\.\d+)?|\d+/\d+)\s*(?P<unit>[^\W\d_]+|[°'\"]|'')(?:\s+and(?=\s))?"
 )
-_INNER_UNITS = {("s", "m"): "min", ("°", "'"): "'", ("m", "'"): "ft", ("m", '"'): "in"}
-_CLOCK = re.compile(
-    r"(?P<early>上午|下午|晚上|早上)?\s*(?P<hour>\d{1,2})"
-    r"(?:[:：](?P<minute>\d\d)(?:[:：](?P<second>\d\d))?)?"
-    r"\s*(?:o'clock)?\s*(?P<half>[aApP]\.?\s?[mM]\.?|noon|midnight)?"
-)
-_HALVES = {"上午": "a", "早上": "a", "下午": "p", "晚上": "p", "noon": "p", "midnight": "a"}
+_INNER_UNITS = {("s", "m"): "min", ("s", "分"): "min", ("°", "'"): "'", ("°", "分"): "'",
+                ("°", "秒"): '"', ("m", "'"): "ft", ("m", '"'): "in"}  # fmt: skip
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
           "eight": "8",
           "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
@@ -116,24 +110,6 @@ def same_quantity(
             _scaled(with_unit.body, unit.factor), _scaled(bare.body, Fraction(180), -1)
         )
     return same_value(given.body, expected.body)
-
-
-def same_time(given: str, expected: str) -> bool | None:
-    """Compares two times of day; a missing "am" or "pm" is assumed to be that of the other.
-
-    Args:
-        given: Answer in canonical form.
-        expected: Reference in canonical form.
-
-    Returns:
-        Whether they are the same time; None if not both are times, or neither says so.
-    """
-    first, second = _clock(given), _clock(expected)
-    if first is None or second is None or not (first[1] or second[1]):
-        return None
-    if "half" in (first[1], second[1]) and "" in (first[1], second[1]):
-        return first[0] % NOON_S == second[0] % NOON_S
-    return first[0] == second[0]
 
 
 def same_digits(given: str, expected: str) -> bool | None:
@@ -225,23 +201,6 @@ def _unit_of(name: str, last: Unit | None) -> Unit | None:
 
 def _is_finer(unit: Unit, last: Unit) -> bool:
     return unit.dimension == last.dimension and unit.factor < last.factor
-
-
-def _clock(text: str) -> tuple[int, str] | None:
-    """Seconds since midnight, and why the half of the day is known: "half", "24", or ""."""
-    text = {"noon": "12:00 noon", "midnight": "12:00 midnight"}.get(text.lower(), text)
-    match = _CLOCK.fullmatch(text)
-    if match is None or not (match["minute"] or match["half"] or match["early"]):
-        return None
-    hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
-    if hour > 24 or minute > 59 or second > 59:
-        return None
-    half = match["half"] or match["early"] or ""
-    half = _HALVES.get(half.lower(), half[:1].lower())
-    is_whole_day = hour > 12 or match["hour"].startswith("0")
-    if half and hour <= 12:
-        hour = hour % 12 + (12 if half == "p" else 0)
-    return hour % 24 * 3600 + minute * 60 + second, "half" if half else "24" if is_whole_day else ""
 
 
 def _based(text: str) -> tuple[str, str]:

@@ -66,16 +66,17 @@ revolution,rev,turn ° 360 | %,percent,pct % 1 | ‰ % 1/10
 °F,℉,fahrenheit,degrees^Fahrenheit,degrees^F K 5/9@229835/900 | K,kelvin K 1
 mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm ° 6
 atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
-cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies,pence,p penny 1
+cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies dollar 1/100
+penny,pennies,pence,p GBP 1/100
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
-角 yuan 1/10 | 分 yuan 1/100 | yen,JPY,円 yen 1
+角,毛 yuan 1/10 | 分 s 60 | 分 yuan 1/100 | yen,JPY,円 yen 1
 yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
 平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
 公顷 m2 10000 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
 毫升 m3 1/1000000 | 升 m3 1/1000
 克 g 1 | 千克,公斤 g 1000 | 斤 g 500 | 吨 g 1000000 | 秒 s 1 | 分钟 s 60
-小时,时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
+小时,时 s 3600 | 个小时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
 度 ° 1 | 弧度 ° 180:-1 | 米/秒 m/s 1 | 千米/时 m/s 5/18 | 牛 g*m/s2 1000
 伏 g*m2/s3/A 1000
 """

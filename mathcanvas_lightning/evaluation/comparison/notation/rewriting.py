@@ -5,56 +5,15 @@ braces, braces of sets become ⦃ ⦄, matrices ⟦1&2;3&4⟧, and signs of curr
 """
 
 import re
-import unicodedata
 from functools import lru_cache
+
+from mathcanvas_lightning.evaluation.comparison.notation.characters import plain_characters
+from mathcanvas_lightning.evaluation.comparison.notation.chinese import arabic_numerals
 
 MAX_CHARACTERS = 2000
 """Longer texts are not rewritten; they are no formulas."""
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ", "0123456789+-=()n", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
-_CHARACTERS = {
-    "\N{FULLWIDTH COMMA}": ", ",
-    "\N{IDEOGRAPHIC COMMA}": ", ",
-    "\N{FULLWIDTH SEMICOLON}": "; ",
-    "\N{IDEOGRAPHIC FULL STOP}": ".",
-    "\N{LEFT BLACK LENTICULAR BRACKET}": "[",
-    "\N{RIGHT BLACK LENTICULAR BRACKET}": "]",
-    "\N{MINUS SIGN}": "-",
-    "\N{EN DASH}": "-",
-    "\N{NON-BREAKING HYPHEN}": "-",
-    "\N{HYPHEN}": "-",
-    "\N{MULTIPLICATION SIGN}": "*",
-    "\N{MIDDLE DOT}": "*",
-    "\N{DOT OPERATOR}": "*",
-    "\N{BULLET OPERATOR}": "*",
-    "\N{DIVISION SIGN}": "/",
-    "\N{FRACTION SLASH}": "/",
-    "\N{DIVISION SLASH}": "/",
-    "\N{RATIO}": ":",
-    "\N{LESS-THAN OVER EQUAL TO}": "≤",
-    "\N{LESS-THAN OR SLANTED EQUAL TO}": "≤",
-    "\N{GREATER-THAN OVER EQUAL TO}": "≥",
-    "\N{GREATER-THAN OR SLANTED EQUAL TO}": "≥",
-    "\N{SQUARE ROOT}": r"\sqrt ",
-    "\N{CUBE ROOT}": r"\sqrt[3]",
-    "\N{FOURTH ROOT}": r"\sqrt[4]",
-    "\N{PRIME}": "'",
-    "\N{DOUBLE PRIME}": '"',
-    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
-    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
-    "\N{MASCULINE ORDINAL INDICATOR}": "°",
-    "\N{SET MINUS}": "∖",
-    "\N{EMPTY SET}": "∅",
-    "\N{LATIN CAPITAL LETTER O WITH STROKE}": "∅",
-    "\N{DOUBLE-STRUCK CAPITAL R}": "ℝ",
-    "\N{GREEK PHI SYMBOL}": "φ",
-    "\N{GREEK LUNATE EPSILON SYMBOL}": "ε",
-}
-_KEPT = "ℝℤℕℚℂ"
-"""Characters that NFKC would turn into plain letters."""
 _COMMANDS = {
     "le": "≤",
     "leq": "≤",
@@ -114,6 +73,7 @@ _COMMANDS = {
     "pounds": "£",
     "yen": "¥",
     "imath": "i",
+    "jmath": "j",
     "alpha": "α",
     "beta": "β",
     "gamma": "γ",
@@ -196,7 +156,13 @@ _SYMBOLS = _compiled(
     (r">=|≧", "≥"),
     (r"!=|<>", "≠"),
     (r"~=|≃|≒", "≈"),
-    (r"\+\s*/\s*-|\+-", "±"),
+    (r"\+\s*/\s*-|\+-|\b[Pp]lus or minus\s+", "±"),
+    (r"\b[Tt]he (?=(?:positive |principal )?(?:square|cube|\w+th) root of )", ""),
+    (r"\b(?:positive |principal )?[Ss]quare root of\s+", r"\\sqrt "),
+    (r"\b[Cc]ube root of\s+", r"\\sqrt[3]"),
+    (r"\b[Ff]ourth root of\s+", r"\\sqrt[4]"),
+    (r"\b(\d)th root of\s+", r"\\sqrt[\1]"),
+    (r"\\(?:hat|vec|overrightarrow|boldsymbol)\s*\{?\s*([ijk])(?![A-Za-z])\s*\}?", r"\1"),
     (rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![A-Za-z])", r"\\\1"),
     (r"(?<![\\A-Za-z])[Tt]riangle\s+(?=[A-Z]{3}(?![A-Za-z]))", "△"),
     (r"(?<![\\A-Za-z])[Aa]ngle\s+(?=[A-Z]{1,3}(?![A-Za-z]))", "∠"),
@@ -232,7 +198,7 @@ def canonical(answer: str) -> str:
     """
     if _PLAIN_NUMBER.fullmatch(answer):
         return answer
-    text = _plain_characters(answer)
+    text = arabic_numerals(plain_characters(answer))
     if len(text) > MAX_CHARACTERS:
         return " ".join(text.split())
     text = _replaced(text, _LATEX)
@@ -275,29 +241,6 @@ def _replaced(text: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
     for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
     return text
-
-
-def _plain_characters(text: str) -> str:
-    """Rewrites characters that stand for several: fractions, powers, roots, full-width digits."""
-    text = re.sub("[¼-¾⅐-⅞]", lambda sign: f" {_plain(sign[0])} ", text)
-    text = re.sub(
-        f"[{''.join(_SUPERSCRIPTS)}]+", lambda run: _run(run[0], "^", _SUPERSCRIPTS), text
-    )
-    text = re.sub(f"[{''.join(_SUBSCRIPTS)}]+", lambda run: _run(run[0], "_", _SUBSCRIPTS), text)
-    # Circled numbers name statements: "②④" is not 24.
-    text = re.sub("[①-⑳]", lambda sign: f"({_plain(sign[0])})", text)
-    text = "".join(_CHARACTERS.get(character, character) for character in text)
-    text = "".join(one if one in _KEPT else _plain(one) for one in text)
-    # A second pass, since full-width forms have become plain characters.
-    return "".join(_CHARACTERS.get(character, character) for character in text)
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/")
-
-
-def _run(run: str, sign: str, characters: dict[str, str]) -> str:
-    return f"{sign}{{{''.join(characters[one] for one in run)}}}"
 
 
 def _without_dollars(text: str) -> str:
