@@ -280,6 +280,8 @@ def _latex(text: str) -> str:
     for pattern, replacement in _TO_LATEX:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\d*\.\d+", _fraction, text)
+    if "C_" not in text:
+        text = re.sub(r"(?<![A-Za-z\\])c(?=_\{\d\})", "C", text)  # constants of integration
     for name in FUNCTIONS:
         text = text.replace(f"\\{name} (", f"\\{name}(")
     return _powers_of_functions(text)

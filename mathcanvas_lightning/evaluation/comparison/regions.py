@@ -16,6 +16,7 @@ from mathcanvas_lightning.evaluation.comparison.algebra import (
     read_formula,
 )
 from mathcanvas_lightning.evaluation.comparison.notation import partner
+from mathcanvas_lightning.evaluation.comparison.phrases import phrase_of
 from mathcanvas_lightning.evaluation.comparison.structure import split_items, split_top
 
 MARKS = re.compile(r"[<>≤≥≠∈∪∩∖ℝ]|\|.*[<>≤≥≠∈]|⦃[^|:]*[|:]")
@@ -26,7 +27,33 @@ _NAMED: dict[str, Any] = {
     "∅": sympy.S.EmptySet,
     "ℤ": sympy.S.Integers,
     "ℕ": sympy.S.Naturals,
+    ">0": sympy.Interval.open(0, sympy.oo),
+    "<0": sympy.Interval.open(-sympy.oo, 0),
 }
+
+
+_PHRASES = {"all reals": "ℝ", "no solution": "∅", "positive reals": ">0", "negative reals": "<0"}
+_WORDS = tuple(
+    (
+        re.compile(
+            rf"^(?:([A-Za-zα-ω])\s?)?(?:(?:is|must be|can be)\s)?(?:{words})\s?(?=[-\d\\π(])"
+        ),
+        sign,
+    )
+    for words, sign in (
+        (
+            "at least|no less than|not less than|greater than or equal to|不小于|大于等于|至少|大于或等于",
+            "≥",
+        ),
+        (
+            "at most|no more than|not more than|less than or equal to|不大于|不超过|小于等于|至多|小于或等于",
+            "≤",
+        ),
+        ("more than|greater than|larger than|大于|超过", ">"),
+        ("less than|smaller than|fewer than|小于", "<"),
+    )
+)
+_BETWEEN = re.compile(r"([A-Za-zα-ω]) (?:is |lies )?(?:strictly )?between ([^\s]+) and ([^\s]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,9 @@ def read_region(text: str) -> Region | None:
         The set; None if the text is none, or has several variables.
     """
     text = text.strip()
+    if name := _PHRASES.get(phrase_of(text)):
+        return Region(_NAMED[name])
+    text = _in_words(text)
     for sign, unite in (("∪", sympy.Union), ("∩", sympy.Intersection), ("∖", sympy.Complement)):
         parts = split_top(text, re.compile(sign))
         if len(parts) > 1:
@@ -107,6 +137,20 @@ def read_region(text: str) -> Region | None:
     if len(parts) > 1 and _RELATION.search(parts[0]):
         return _conditions(parts)
     return _single(text)
+
+
+def _in_words(text: str) -> str:
+    """Writes "x is at least 5" as an inequality, and "at least 5" as an interval."""
+    if between := _BETWEEN.fullmatch(text):
+        return f"{between[2]}<{between[1]}<{between[3]}"
+    for pattern, sign in _WORDS:
+        if found := pattern.match(text):
+            rest = text[found.end() :]
+            if found[1]:
+                return f"{found[1]}{sign}{rest}"
+            bracket = "(["[sign in "≤≥"] if sign in "≥>" else ")]"[sign in "≤≥"]
+            return f"{bracket}{rest},∞)" if sign in "≥>" else f"(-∞,{rest}{bracket}"
+    return text
 
 
 def _single(text: str) -> Region | None:
@@ -176,7 +220,7 @@ def _end(text: str) -> Any | None:
     if found is None:
         return None
     names = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in found.free_symbols}
-    return found.subs(names)
+    return found.subs(names).doit()
 
 
 def _inequality(text: str) -> Region | None:

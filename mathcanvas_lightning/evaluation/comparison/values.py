@@ -16,7 +16,11 @@ from mathcanvas_lightning.evaluation.comparison.algebra import (
 )
 from mathcanvas_lightning.evaluation.comparison.families import same_families
 from mathcanvas_lightning.evaluation.comparison.notation import canonical
-from mathcanvas_lightning.evaluation.comparison.phrases import same_phrase, same_text
+from mathcanvas_lightning.evaluation.comparison.phrases import (
+    is_decision,
+    same_phrase,
+    same_text,
+)
 from mathcanvas_lightning.evaluation.comparison.quantities.clock import same_time
 from mathcanvas_lightning.evaluation.comparison.quantities.dates import same_date
 from mathcanvas_lightning.evaluation.comparison.quantities.measures import (
@@ -35,17 +39,37 @@ from mathcanvas_lightning.evaluation.comparison.regions import (
 
 _LEAD = re.compile(
     r"^(?:(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.-])"
-    r"|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|coordinates|values?|numbers?)"
+    r"|(?:the\s+)?(?:vertex|vertices|cent(?:er|re)|focus|foci|midpoint|endpoints?|顶点|圆心|点|坐标|焦点)"
+    r"(?:\s*[:为是])?\s*(?=[(⟨])|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|statements?|coordinates|values?|numbers?)"
     r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\())"
     r"|[Tt]he\s+[a-z]+(?:\s+(?!not\b)[a-z]+){0,4}\s+(?:is|are|equals)\s*(?=[(\[⦃⟨⟦\d\\-])"
     r"|(?:the\s+)?(?:line|curve|circle|parabola|function|equation|直线|圆|曲线|抛物线|椭圆|函数)\s*"
     r"(?:[A-Za-z](?:_\{?\w\}?)?\s*:|\s(?![A-Za-z]:))?\s*(?=[^=]{1,40}=)"
-    r"|[A-Za-z](?:_\{?\w\}?)?\s?:\s*(?=[^=:]{1,60}=[^=:]+$))"
+    r"|[A-Za-z](?:_\{?\w\}?)?\s?:\s*(?=[^=:]{1,60}=[^=:]+$)"
+    r"|[^=<>,;≤≥∈]{0,20}[一-鿿](?<![不非])[为是:]\s*(?=[-\d(\[⦃A-Za-z\\])"
+    r"|(?:an? |the )?(?:total|sum|value|distance|length|area|volume|maximum|minimum|average) of "
+    r"(?=[-\d\\]))"
 )
 _NOTE = re.compile(r"(?<=.)\s?\((?=[a-z\s]*[a-z]{4})[a-z]{2,}(?:\s[a-z]+){0,4}\)$")
 _EXCEPT = re.compile(
     r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)"
 )
+_LABEL = re.compile(r"(^|[,;]\s*)([A-Za-z][A-Za-z \-]{2,30}?)\s?:\s*(?=[-\d(\\$√π])(?![^,;]*:)")
+_ROLE = re.compile(r"(?<=[)\]⟩])\s*(?:is|are) (?:the|an?) [a-z ]+$")
+_MIXED = re.compile(
+    r"([a-z0-9\s-]+ and [a-z\s-]*(?:half|halves|thirds?|quarters?|fourths?|fifths?|eighths?)) "
+    r"([a-z]{2,}.*)",
+    re.IGNORECASE,
+)
+_MULTIPLE = re.compile(r"\s?\((?:multiplicity|double|repeated|twice|with multiplicity)[^()]*\)")
+_OUT_OF = re.compile(r"(\d+) (?:in|out of)(?: every)? (\d+)")
+_QUADRANT = re.compile(
+    r"(?:in )?(?:the )?(first|second|third|fourth|[1-4]|I{1,3}|IV) ?quadrant"
+    r"|(?:in )?[Qq]uadrant ?([1-4]|I{1,3}|IV)|第?([1-4])象限",
+)
+_QUADRANTS = {"first": "1", "second": "2", "third": "3", "fourth": "4", "I": "1", "II": "2",
+              "III": "3", "IV": "4"}  # fmt: skip
+_FUNCTION = re.compile(r"y|[fgh]\([a-z]\)")
 _MEMBER = re.compile(r"([A-Za-zα-ω])∈⦃([^⦃⦄]*)⦄")
 _PRODUCT = re.compile(r"[a-z]{2,3}")
 
@@ -65,7 +89,7 @@ def same(given: str, expected: str) -> bool:
             return found
     if (found := same_families(given, expected)) is not None:
         return found
-    if (has_region(given) or has_region(expected)) and (
+    if any(map(has_region, (given, expected))) and (
         (found := same_region(given, expected)) is not None
     ):
         return found
@@ -77,9 +101,20 @@ def same(given: str, expected: str) -> bool:
 
 def _essence(text: str) -> str:
     """Removes "about" and "the point"; writes x ∈ {1, 4} as x = 1, x = 4."""
+    text = _MULTIPLE.sub("", _ROLE.sub("", text))
+    if (mixed := _MIXED.fullmatch(text)) and (number := parse_number(mixed[1])) is not None:
+        text = f"{number.value} {mixed[2]}"
+    text = _LABEL.sub(lambda found: f"{found[1]}{found[2].replace('-', ' ')}=", text)
     text = _NOTE.sub("", _LEAD.sub("", text))
+    if re.fullmatch(r"(?:the )?origin|原点", text):
+        return "(0,0)"
+    if quadrant := _QUADRANT.fullmatch(text):
+        name = quadrant[1] or quadrant[2] or quadrant[3]
+        return _QUADRANTS.get(name, name)
+    if share := _OUT_OF.fullmatch(text):
+        return f"{share[1]}/{share[2]}"
     if excluded := _EXCEPT.fullmatch(text):
-        return f"ℝ∖⦃{excluded[1]}⦄"
+        return f"ℝ∖⦃{re.sub(r'[a-z][=≠]', '', excluded[1])}⦄"
     member = _MEMBER.fullmatch(text)
     if member is None or re.search("[|:]", member[2]):
         return text
@@ -131,6 +166,8 @@ def _same_list(given: str, expected: str) -> bool | None:
     firsts, seconds = list(structure.readings(given)), list(structure.readings(expected))
     if all(len(one) < 2 for one in (*firsts, *seconds)):
         return None
+    if all(map(is_decision, chain(firsts[0], seconds[0]))):
+        return len(firsts[0]) == len(seconds[0]) and all(map(same, firsts[0], seconds[0]))
     for first in firsts:
         for second in seconds:
             if len(first) == len(second) > 1 and _same_items(first, second):
@@ -307,7 +344,8 @@ def _same_statement(given: str, expected: str) -> bool:
     if has_region(given) or has_region(expected):
         return same_inequality(given, expected)
     first, second = structure.statement(given), structure.statement(expected)
-    if first.name and second.name and first.name != second.name:
+    are_functions = _FUNCTION.fullmatch(first.name) and _FUNCTION.fullmatch(second.name)
+    if first.name and second.name and first.name != second.name and not are_functions:
         return _same_equation(given, expected)
     for a in first.values:
         for b in second.values:
@@ -337,6 +375,8 @@ def _same_value(given: str, expected: str) -> bool:
     if same_text(given, expected):
         return True
     first, second = parse_quantity(given), parse_quantity(expected)
+    if first.note and second.note and first.note != second.note:
+        return False
     if first.is_doubtful != second.is_doubtful and not (first.units and second.units):
         return _same_number_or_formula(given, expected)  # 5h against 5 is a product
     if first.units or second.units:

@@ -17,7 +17,7 @@ _BEFORE = rf"(?:(?<!{_CHINESE})|(?<=[第正负约为是共比点时分月年和�
 _BEHIND = (
     rf"(?!{_CHINESE})|(?=[个只本支张条棵辆种次名人件位块台朵头颗根页道题倍间盒袋瓶元分厘毫米平立公克斤吨"
     r"秒小时天日周星月年度弧点刻比号层组对双套班排行列步圈场局成又份岁升牛伏和或与且象]|角(?!形)|千[克米]"
-    r"|半[钟]?$)"
+    r"|个半|半[钟]?$)"
 )
 _ALONE = re.compile(rf"{_WORDS}|{_BEFORE}({_NUMERAL})(?:{_BEHIND})")
 _FRACTIONS = tuple(
@@ -38,6 +38,9 @@ _ENDINGS = tuple(
         (rf"(?<!{_CHINESE})正(?=\d)|第(?=\d+(?!\d|{_CHINESE}))", ""),
         (r"(?<=[\d)])\s*比\s*(?=[\d(])", ":"),
         (r"^\s*一半\s*$", "1/2"),
+        (rf"(?<!\d)(?<!{_CHINESE})半个?(?=[小天年月米斤杯公千])", "0.5"),
+        (r"倍?根号\s*(?=[\d(A-Za-z])", r"\\sqrt "),
+        (r"每(小时|分钟|秒|分|天|时)\s*(\d+(?:\.\d+)?\s*[一-鿿A-Za-z]+)", r"\2/\1"),
     )
 )
 
@@ -57,6 +60,7 @@ def arabic_numerals(text: str) -> str:
         text = pattern.sub(lambda found, to=replacement: _filled(found.expand(to)), text)
     text = _ALONE.sub(lambda found: _arabic(found[1]) if found[1] else found[0], text)
     text = re.sub(r"(\d+(?:\.\d+)?)\s*([万亿])(?!分)", _scaled, text)
+    text = re.sub(r"(\d+)个半", lambda found: f"{found[1]}.5", text)
     for pattern, replacement in _ENDINGS:
         text = pattern.sub(replacement, text)
     return text

@@ -25,6 +25,10 @@ _COMMANDS = {
     "gt": ">",
     "ne": "≠",
     "neq": "≠",
+    "cong": "≅",
+    "sim": "∼",
+    "parallel": "∥",
+    "perp": "⊥",
     "approx": "≈",
     "simeq": "≈",
     "doteq": "≈",
@@ -121,6 +125,9 @@ _CURRENCIES = {
 }  # fmt: skip
 
 
+_SHORT_SCALES = {"K": "thousand", "M": "million", "B": "billion"}
+
+
 def _compiled(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
 
@@ -152,6 +159,21 @@ _LATEX = _compiled(
 )
 _SYMBOLS = _compiled(
     (r"\*\*", "^"),
+    (r"(?<=[\dA-Za-z)])\s+(?:raised )?to the power (?:of )?(?=[\dA-Za-z(])", "^"),
+    (r"(?<![A-Za-z])([\dA-Za-z])\s+squared\b", r"\1^2"),
+    (r"(?<![A-Za-z])([\dA-Za-z])\s+cubed\b", r"\1^3"),
+    (r"(?<=\d)\s+(?:times (?:the )?)?(?:square )?root (?:of )?(?=\d)", r"\\sqrt "),
+    (r"(?<=[A-Z])\s*//\s*(?=[A-Z])", "∥"),
+    (r"(?<=[A-Z])\s*∽\s*(?=[△A-Z])", "∼"),
+    (r"(?<![A-Za-z])[Ii]nfinity(?![A-Za-z])", "∞"),
+    (
+        r"(?<=\d)\s*(?:R|rem\.?|remainder|余(?:数[是为])?|\.{3,})\s*(?=\d)|(?<=\d)\s+r\s+(?=\d)",
+        " remainder ",
+    ),
+    (r"\\frac\s*\{\s*d\s*([a-z])\s*\}\s*\{\s*d\s*[a-z]\s*\}", r"\1'"),
+    (r"\b[Hh]alf (?:of )?an? (?=[a-z])", "1/2 "),
+    (r"\b[Aa]n? ([a-z]+) and a half\b", r"1.5 \1"),
+    (r"(?<=[\d}])\s+of an? (?=[a-z]+\s*$)", " "),
     (r"<=|=<|≦", "≤"),
     (r">=|≧", "≥"),
     (r"!=|<>", "≠"),
@@ -249,6 +271,11 @@ def _without_dollars(text: str) -> str:
     A dollar is a currency if it is escaped, or a number but no second dollar follows.
     """
     text = text.replace("$$", " ").replace(r"\$", "\0")
+    text = re.sub(
+        r"([$\0]\s*\d[\d.]*)\s?([kKMB])(?![A-Za-z])",
+        lambda found: f"{found[1]} {_SHORT_SCALES[found[2].upper()]}",
+        text,
+    )
     text = re.sub(r"\$([^$]*)\$(?!\d)", r" \1 ", text).replace("\0", "$")
     for sign, name in _CURRENCIES.items():
         text = re.sub(rf"([-+]?)\s*{sign}\s*{_AMOUNT}", rf" \1\2 {name} ", text)

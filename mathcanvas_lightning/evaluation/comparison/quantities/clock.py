@@ -26,7 +26,7 @@ _RELATIVE = re.compile(
 )
 _SPOKEN = re.compile(
     r"(?P<hour>[a-z]+)(?:\so'?\s?clock|\s(?P<minute>(?:oh\s)?[a-z]+(?:[\s-][a-z]+)?)"
-    r"(?=\s[ap]\.?m|\s(?:in|at)\s))(?P<rest>\s.+)?"
+    r"(?=\s[ap]\.?m|\s(?:in|at)\s)|(?=\s[ap]\.?m|\sin\sthe\s|\sat\snight))(?P<rest>\s.+)?"
 )
 _HALVES = {
     "上午": "a", "早上": "a", "凌晨": "a", "清晨": "a", "下午": "p", "晚上": "p", "傍晚": "p", "夜里": "p", "中午": "p",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -24,6 +24,17 @@ _PIECE = re.compile(
 )
 _INNER_UNITS = {("s", "m"): "min", ("s", "分"): "min", ("°", "'"): "'", ("°", "分"): "'",
                 ("°", "秒"): '"', ("m", "'"): "ft", ("m", '"'): "in"}  # fmt: skip
+_NUMBER_WORDS = re.compile(
+    r"\b(?:(?:twen|thir|for|fif|six|seven|eigh|nine)ty[\s-])?(?:one|two|three|four|five|six|seven"
+    r"|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b(?=\s[a-z])"
+)
+_NOTED = re.compile(
+    r"(?<=[A-Za-z%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
+    r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
+    r"|increase|decrease|profit|loss|off|discount)$"
+    r"|(?<=[天年月个时分秒米元克次种])(完成|后|左右|以后|多)$"
+)
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
           "eight": "8",
           "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
@@ -44,6 +55,8 @@ class Quantity:
     """Meanings of the unit; empty without one."""
     is_doubtful: bool = False
     """Whether the unit may be a factor: 5m is a length or a product."""
+    note: str = ""
+    """What is said of the unit: "of water", "east", "increase"."""
 
 
 def parse_quantity(text: str) -> Quantity:
@@ -57,6 +70,8 @@ def parse_quantity(text: str) -> Quantity:
     """
     if (compound := parse_compound(text)) is not None:
         return compound
+    if (noted := _NOTED.search(text)) and (found := parse_quantity(text[: noted.start()])).units:
+        return replace(found, note=noted[1] or noted[2])
     for found in re.finditer(
         r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text
     ):
@@ -102,8 +117,8 @@ def same_quantity(
     with_unit, bare = (given, expected) if given.units else (expected, given)
     if unit.is_percent:
         is_share = same_value(_scaled(with_unit.body, Fraction(1, 100)), bare.body)
-        number = parse_number(given.body)
-        is_small = bool(given.units) and number is not None and abs(number.value) < 1
+        number = parse_number(with_unit.body)
+        is_small = number is not None and abs(number.value) < 1
         return is_share or (not is_small and same_value(given.body, expected.body))
     if unit.dimension == (("°", 1),) and "π" in bare.body and not unit.pi_power:
         return same_value(
@@ -171,6 +186,7 @@ def parse_compound(text: str) -> Quantity | None:
     Returns:
         The sum in base units; None if the text is something else.
     """
+    text = _NUMBER_WORDS.sub(_digits, text)
     total, position, last = Fraction(0), 0, None
     count = 0
     while position < len(text):
@@ -186,6 +202,11 @@ def parse_compound(text: str) -> Quantity | None:
         return None
     base = Unit(last.dimension)
     return Quantity(str(total), (base,))
+
+
+def _digits(words: re.Match[str]) -> str:
+    number = parse_number(words[0])
+    return words[0] if number is None else str(number.value)
 
 
 def _unit_of(name: str, last: Unit | None) -> Unit | None:

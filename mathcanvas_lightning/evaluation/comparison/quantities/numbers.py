@@ -46,7 +46,7 @@ _WORDS = (
 )
 _ORDINALS = {word: value for value, word in enumerate(
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), 1)
-}  # fmt: skip
+} | {"once": 1, "twice": 2, "thrice": 3}  # fmt: skip
 _PARTS = {
     "half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4,
     "fourths": 4, "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6, "seventh": 7, "sevenths": 7,

@@ -49,7 +49,7 @@ m m 1 meter metre | g g 1 gram gramme | s s 1 second | L m3 1/1000 liter litre
 N g*m/s2 1000 newton | J g*m2/s2 1000 joule | W g*m2/s3 1000 watt | Pa g/m/s2 1000 pascal
 V g*m2/s3/A 1000 volt | A A 1 amp ampere | Ω g*m2/s3/A2 1000 ohm | Hz 1/s 1 hertz
 C A*s 1 coulomb | F s4*A2/g/m2 1/1000 farad | T g/s2/A 1000 tesla | mol mol 1 mole
-eV eV 1 | cal cal 1 calorie | B byte 1 byte | Wh g*m2/s2 3600000
+M mol/m3 1000 | Nm g*m2/s2 1000 | eV eV 1 | cal cal 1 calorie | B byte 1 byte | Wh g*m2/s2 3600000
 """
 _PLAIN = """
 in,inch,inches m 127/5000 | ft,foot,feet m 381/1250 | yd,yard m 1143/1250
@@ -78,7 +78,9 @@ yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 克 g 1 | 千克,公斤 g 1000 | 斤 g 500 | 吨 g 1000000 | 秒 s 1 | 分钟 s 60
 小时,时 s 3600 | 个小时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
 度 ° 1 | 弧度 ° 180:-1 | 米/秒 m/s 1 | 千米/时 m/s 5/18 | 牛 g*m/s2 1000
-伏 g*m2/s3/A 1000
+伏,伏特 g*m2/s3/A 1000 | 牛顿 g*m/s2 1000 | 焦,焦耳 g*m2/s2 1000 | 瓦,瓦特 g*m2/s3 1000
+安,安培 A 1 | 欧,欧姆 g*m2/s3/A2 1000 | 帕,帕斯卡 g/m/s2 1000 | 赫兹 1/s 1
+摄氏度 K 1@5463/20 | 华氏度 K 5/9@229835/900 | pF,picofarad s4*A2/g/m2 1/1000000000000000
 """
 _NO_UNITS = frozenset("unit units".split())
 _COUNTED = frozenset(
@@ -115,7 +117,7 @@ _COUNTED = frozenset(
     potato potatoes tomato tomatoes onion pepper cucumber melon watermelon grape mango coconut nut
     almond walnut peanut pretzel popcorn chip cracker noodle dumpling drink juice soda coffee tea
     molecule atom particle electron
-    个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 页 道 题 倍 间 盒 袋 瓶
+    个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 岁 页 道 题 倍 间 盒 袋 瓶
     """.split()
 )
 _DESCRIBING = frozenset(
@@ -125,7 +127,7 @@ _DESCRIBING = frozenset(
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _FRACTION = re.compile(r"\\frac\{((?:[^{}]|\{[^{}]*\})*)\}\{((?:[^{}]|\{[^{}]*\})*)\}")
 _BEHIND = re.compile(
-    r"\s(?:old|long|tall|wide|high|deep|each|apart|away|left|altogether|in total)$"
+    r"\s(?:old|long|tall|wide|high|deep|each|apart|away|left|altogether|in total|possible)$"
 )
 _TOKEN = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^?\{?(?P<exponent>-?\d)\}?)?"
@@ -181,6 +183,8 @@ def _counted(text: str) -> str:
     if not words or len(words) > 3 or not set(words[:-1]) <= _DESCRIBING:
         return ""
     last = words[-1]
+    if last[0] in _COUNTED and re.fullmatch("[一-鿿]{2,8}", last):
+        return last
     forms = (last, last.removesuffix("s"), last.removesuffix("es"), re.sub("ies$", "y", last))
     return next((one for one in forms if one in _COUNTED), "")
 
