@@ -29,8 +29,9 @@ _NO_SOLUTION = re.compile(
     r"(?: exists?)?"
 )
 _ASSERTED = re.compile(
-    r"(?:(?:so|thus|hence|therefore),?\s)?(?:the|this|that|these|those|it|they|there|its?|both)\b"
-    r"(?:\s[A-Za-z]+){0,6}?\s(?:is|are)\s(?:an?\s)?(?=\S)",
+    r"(?:(?:so|thus|hence|therefore),?\s?)?"
+    r"(?:(?:the|this|that|these|those|it|they|there|its?|both)\b(?:\s[A-Za-z]+){0,6}?"
+    r"|△[A-Z]{3}|(?:[△∠]|quadrilateral |parallelogram |triangle )?[A-Z]{2,4})\s(?:is|are)\s(?:an?\s)?(?=\S)",
     re.IGNORECASE,
 )
 """The subject of a statement such as "the triangle is isosceles"."""

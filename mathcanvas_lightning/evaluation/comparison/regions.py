@@ -143,14 +143,22 @@ def _in_words(text: str) -> str:
     """Writes "x is at least 5" as an inequality, and "at least 5" as an interval."""
     if between := _BETWEEN.fullmatch(text):
         return f"{between[2]}<{between[1]}<{between[3]}"
+    if bare := re.fullmatch(r"([<>≤≥])([-\d\\π(].*)", text):
+        return _unnamed(bare[1], bare[2])
     for pattern, sign in _WORDS:
         if found := pattern.match(text):
             rest = text[found.end() :]
             if found[1]:
                 return f"{found[1]}{sign}{rest}"
-            bracket = "(["[sign in "≤≥"] if sign in "≥>" else ")]"[sign in "≤≥"]
-            return f"{bracket}{rest},∞)" if sign in "≥>" else f"(-∞,{rest}{bracket}"
+            return _unnamed(sign, rest)
     return text
+
+
+def _unnamed(sign: str, end: str) -> str:
+    """The interval that "at least 5" and "≥ 5" mean."""
+    if sign in "≥>":
+        return f"{'[' if sign == '≥' else '('}{end},∞)"
+    return f"(-∞,{end}{']' if sign == '≤' else ')'}"
 
 
 def _single(text: str) -> Region | None:

@@ -38,6 +38,7 @@ _CORRECT = re.compile(
     r"(?:the\s+|both\s+|all\s+)?(?:correct|right|true)\b"
     r"|\bonly\s+(?:option\s+|choice\s+)?\(?([A-H])\)?\s+"
     r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)"
+    r"|((?:[①-⑳][、,和]?\s?)+)(?:都)?(?:是)?正确"
     r"|\b(?:statements?|conclusions?|propositions?)\s+((?:\(?(?:[ivx]+|[IVX]+|[①-⑳]|\d)\)?"
     r"(?:\s*(?:,|&|\band\b)\s*)*)+)\s+(?:is|are)\s+(?:correct|true|right)"
 )
@@ -85,13 +86,27 @@ _SUBJECT = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,]+|\$[^$]+\$|-?\d[\d,./]*(?:\s?[A-Za-z°%²³]+)?)\s+(?:is|are|as)\s+"
     r"(?:the|our|my|an?)\s+(?:answer|length|area|value|solution|result|number|probability|smallest|largest|least|greatest|only|minimum|maximum|required|desired|final|correct|such)\b"
 )
-_NAMED = re.compile(r"[A-Za-z∠△°\s]{1,12}=\s*[^=]{1,60}|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})")
+_NAMED = re.compile(r"[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})")
 _NO_RESULT = re.compile(
     r"(?:confidence|note|check|verification|explanation|reason|reasoning|time|difficulty|source|step|hint|score|page|method"
     r"|given)\b",
     re.IGNORECASE,
 )
-_CONDITION = re.compile(r"\s(?:when|where|if|for|at|with|occurring at)\s[^=,]{0,30}=[^=,]*$")
+_CONDITION = re.compile(
+    r"\s(?:when|where|if|for|at|with|occurring at)\s[^=,]{0,30}=[^=,]*$"
+    r"|,?\s(?:where|since|because|provided|given that)\s.*$|\s\((?!mod)[a-z]{3,}[^()]*\)$"
+)
+_INTERVAL_END = re.compile(r"\bon(?:\sthe\sintervals?)?\s+(?:\$([^$]+)\$|([(\[][^()\[\]]+[)\]]))$")
+_FIGURE = re.compile(
+    r"\b(?:piece|figure|graph|shape|diagram|picture|net|image|cube|tile)\s+\(?([A-H])\)?"
+    r"(?:\s+(?:shows|is|represents|matches|completes|fits)\s.*\b(?:correct|missing|answer|right)\b.*)?$",
+    re.IGNORECASE,
+)
+_CHINESE_END = re.compile(
+    r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
+    r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
+)
+_OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
 _FIRST_LINE = re.compile(
     r"\s*[*_#\s]*\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
 )
@@ -178,6 +193,8 @@ def statement(text: str, *, is_line: bool = False) -> str:
     line = _ID_EST.sub(" ≈ ", text.lstrip("*_ ").partition("\n")[0])
     while (shorter := _LEAD.sub("", line)) != line:
         line = shorter
+    if part := _OF_THE.match(line):
+        return part[1]
     letter = _LETTER_AND_TEXT.match(line)
     if letter and line[letter.end()].isalpha() and _is_prose(line, letter.end()):
         return letter[1]
@@ -254,7 +271,7 @@ def _json_text(value: str) -> str:
 
 def _chosen(text: str) -> Iterator[str]:
     """Yields letters that a sentence calls correct, or chooses."""
-    if correct := [one[1] or one[2] or one[3] for one in _CORRECT.finditer(text)]:
+    if correct := ["".join(filter(None, one.groups())) for one in _CORRECT.finditer(text)]:
         yield correct[-1].strip(" ,&")
     chosen = ["".join(filter(None, one.groups())).upper() for one in _CHOSEN.finditer(text)]
     yield from chosen[-1:]
@@ -269,6 +286,9 @@ def _last_line(line: str) -> Iterator[str]:
     sentence = line.rstrip(".! ").lstrip("#*> ")
     if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
         yield named[1] or named[0]
+    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END):
+        if found := pattern.search(sentence.rstrip("。 ")):
+            yield next(filter(None, found.groups()))
     if two := _TWO_VALUES.fullmatch(sentence):
         yield f"{two[1]}, {two[2]}"
     if phrase := _PHRASE_END.search(sentence):
