@@ -134,7 +134,7 @@ def read_region(text: str) -> Region | None:
     parts = [
         one.strip() for one in split_top(text, re.compile(r",|;|\s*\band\b\s*")) if one.strip()
     ]
-    if len(parts) > 1 and _RELATION.search(parts[0]):
+    if len(parts) > 1 and re.search("[<>≤≥≠∈]", parts[0]):
         return _conditions(parts)
     return _single(text)
 
@@ -188,7 +188,8 @@ def _conditions(parts: Sequence[str]) -> Region | None:
     """Intersects "x > 1, x < 3"; in "x ≠ 0, 1" the relation holds for each number."""
     start = re.match(r"[^<>≤≥≠]*≠", parts[0])
     full = [one if _RELATION.search(one) or not start else start[0] + one for one in parts]
-    return _joined(full, sympy.Intersection) if all(map(_RELATION.search, full)) else None
+    are_conditions = all(re.search("[<>≤≥≠∈]", one) for one in full)
+    return _joined(full, sympy.Intersection) if are_conditions else None
 
 
 def _braces(inner: str) -> Region | None:

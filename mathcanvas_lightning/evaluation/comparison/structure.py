@@ -136,7 +136,9 @@ def bracketed(text: str) -> Bracketed | None:
         Its items; None if the first bracket's partner is not the last character, or there is
         nothing to separate.
     """
-    text = _TRANSPOSED.sub("", text)
+    if (plain := _TRANSPOSED.sub("", text)) != text:
+        found = bracketed(plain)
+        return None if found is None else Bracketed("⟦", "⟧", found.items)
     if matrix := rows_of(text):
         if len(matrix) == 1 or all(len(row) == 1 for row in matrix):
             cells = tuple(cell for row in matrix for cell in row)

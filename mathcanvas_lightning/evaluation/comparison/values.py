@@ -115,12 +115,24 @@ def _essence(text: str) -> str:
         return f"{share[1]}/{share[2]}"
     if excluded := _EXCEPT.fullmatch(text):
         return f"ℝ∖⦃{re.sub(r'[a-z][=≠]', '', excluded[1])}⦄"
+    text = _points(text)
     member = _MEMBER.fullmatch(text)
     if member is None or re.search("[|:]", member[2]):
         return text
     return ", ".join(
         f"{member[1]}={item}" for item in structure.split_items(member[2], in_brackets=True)
     )
+
+
+def _points(text: str) -> str:
+    """Writes "x = 1, y = 0 or x = 0, y = 1" as points."""
+    lists = [structure.split_items(one) for one in re.split(r"\s*(?:\bor\b|;)\s*", text)]
+    if len(lists) < 2 or any(len(items) < 2 for items in lists):
+        return text
+    names = [sorted(_names(items)) for items in lists]
+    if not all(names[0]) or len(set(names[0])) < 2 or any(one != names[0] for one in names):
+        return text
+    return ", ".join(f"({','.join(_named_values(items))})" for items in lists)
 
 
 def _same_plain(given: str, expected: str) -> bool | None:

@@ -38,7 +38,7 @@ _CORRECT = re.compile(
     r"(?:the\s+|both\s+|all\s+)?(?:correct|right|true)\b"
     r"|\bonly\s+(?:option\s+|choice\s+)?\(?([A-H])\)?\s+"
     r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)"
-    r"|((?:[①-⑳][、,和]?\s?)+)(?:都)?(?:是)?正确"
+    r"|((?:[①-⑳][、,和]?\s?)+)(?:都)?(?:是)?正确|选项\s*([A-H])\s*(?:是)?正确"
     r"|\b(?:statements?|conclusions?|propositions?)\s+((?:\(?(?:[ivx]+|[IVX]+|[①-⑳]|\d)\)?"
     r"(?:\s*(?:,|&|\band\b)\s*)*)+)\s+(?:is|are)\s+(?:correct|true|right)"
 )
@@ -94,7 +94,7 @@ _NO_RESULT = re.compile(
 )
 _CONDITION = re.compile(
     r"\s(?:when|where|if|for|at|with|occurring at)\s[^=,]{0,30}=[^=,]*$"
-    r"|,?\s(?:where|since|because|provided|given that)\s.*$|\s\((?!mod)[a-z]{3,}[^()]*\)$"
+    r"|,?\s(?:where|since|because|provided|given that|attained|achieved|reached|occurring)\s.*$|\s\((?!mod)[a-z]{3,}[^()]*\)$"
 )
 _INTERVAL_END = re.compile(r"\bon(?:\sthe\sintervals?)?\s+(?:\$([^$]+)\$|([(\[][^()\[\]]+[)\]]))$")
 _FIGURE = re.compile(
@@ -104,13 +104,26 @@ _FIGURE = re.compile(
 )
 _CHINESE_END = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
+    r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8})$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
+)
+_PIECE = re.compile(
+    r"\$[^$]+\$|\\\(.+?\\\)|[(\[][^()\[\]]*,[^()\[\]]*[)\]]"
+    r"|(?<![\w.])[-−]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\s?[A-Za-z°%/²³^]+)?"
+)
+_VALUE_SIGN = re.compile(r"\d|[(\[<>=]|\\pi|\\infty")
+_NAME_PIECE = re.compile(r"\b(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|SSS|SAS|ASA|AAS|HL)\b")
+MIN_WORDS = 4
+"""A text with fewer words is no sentence."""
+_DENIED = re.compile(r"\b(?:not|no|never|cannot|isn't|aren't|doesn't|can't)\b", re.IGNORECASE)
+_LEFT_WITH = re.compile(
+    r"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?\(?([A-H])\)?$"
 )
 _OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
 _FIRST_LINE = re.compile(
     r"\s*[*_#\s]*\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
 )
-_VALUE = r"(\\?\$?-?\d[^,;]{0,30}?|\$[^$]+\$)"
+_VALUE = r"(\\?\$?-?\d[^,;]{0,30}?|\$[^$]+\$|\([^()]{1,30}\))"
 _TWO_VALUES = re.compile(
     rf"(?:(?:so|thus|therefore|hence)[,:]?\s+)?the\s+[^.,=]{{2,60}}?\s(?:is|are)\s+{_VALUE}"
     rf"(?:,\s*|\s+)and\s+the\s+[^.,=]{{2,60}}?\s(?:is|are)\s+{_VALUE}",
@@ -118,9 +131,9 @@ _TWO_VALUES = re.compile(
 )
 _PHRASE_END = re.compile(
     r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
-    r"|undefined)\b.{0,60})"
+    r"|undefined)\b.{0,60})|\b(does not exist|doesn't exist)$"
 )
-_CLAUSE = re.compile(r".{0,30}[是为]\s*(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
+_CLAUSE = re.compile(r".{0,30}(?:[是为]|需要)\s*(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
 _LAST_DISPLAY = re.compile(
     r"(?:\\\[((?:(?!\\\[).)*)\\\]|\$\$((?:(?!\$\$).)*)\$\$)[.\s]*$", re.DOTALL
 )
@@ -177,6 +190,7 @@ def candidates(text: str) -> Iterator[str]:
             yield ending[1]
         if last_line != plain.strip() and is_plain(last_line):
             yield last_line
+        yield _only_value(last_line)
     if "\n" not in plain.strip() and not _REFUSAL.match(plain.strip()):
         yield plain
 
@@ -220,7 +234,9 @@ def is_plain(text: str) -> bool:
     text = clean(text)
     if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
         return True
-    begins = re.match(r"[-+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text)
+    begins = re.match(
+        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
+    )
     return bool(begins) and len(_WORD.findall(re.sub(r"\\text\{([^{}]*)\}", "", text))) <= 3
 
 
@@ -286,19 +302,29 @@ def _last_line(line: str) -> Iterator[str]:
     sentence = line.rstrip(".! ").lstrip("#*> ")
     if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
         yield named[1] or named[0]
-    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END):
+    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH):
         if found := pattern.search(sentence.rstrip("。 ")):
             yield next(filter(None, found.groups()))
     if two := _TWO_VALUES.fullmatch(sentence):
         yield f"{two[1]}, {two[2]}"
     if phrase := _PHRASE_END.search(sentence):
-        yield phrase[1]
+        yield phrase[1] or phrase[2]
     if subject := _SUBJECT.search(sentence):
         yield subject[1]
     clauses = [_CLAUSE.fullmatch(one.strip()) for one in re.split(r"[,，;；]", line)]
     clauses = clauses if clauses[0] or not re.match("所以|因此|综上|故|答", line) else clauses[1:]
     if len(clauses) > 1 and all(clauses):
         yield ", ".join(one[1] for one in clauses if one)
+
+
+def _only_value(line: str) -> str:
+    """The value in a sentence that states no other: "They sold 48 more books on Friday"."""
+    num_words = len(_WORD.findall(_PIECE.sub("", line))) + len(re.findall("[一-鿿]{2}", line))
+    if num_words < MIN_WORDS or _DENIED.search(line):
+        return ""
+    pieces = [one for one in _PIECE.findall(line.rstrip(".! ")) if _VALUE_SIGN.search(one)]
+    pieces = pieces or _NAME_PIECE.findall(line)
+    return _BEHIND.sub("", pieces[0]) if len(pieces) == 1 else ""
 
 
 def _without_closing(text: str) -> str:

@@ -34,6 +34,7 @@ _NOTED = re.compile(
     r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
     r"|increase|decrease|profit|loss|off|discount)$"
     r"|(?<=[天年月个时分秒米元克次种])(完成|后|左右|以后|多)$"
+    r"|(?<=\d[个只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])([一-鿿]{1,7})$"
 )
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
           "eight": "8",
@@ -71,7 +72,7 @@ def parse_quantity(text: str) -> Quantity:
     if (compound := parse_compound(text)) is not None:
         return compound
     if (noted := _NOTED.search(text)) and (found := parse_quantity(text[: noted.start()])).units:
-        return replace(found, note=noted[1] or noted[2])
+        return replace(found, note=noted[1] or noted[2] or noted[3])
     for found in re.finditer(
         r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text
     ):

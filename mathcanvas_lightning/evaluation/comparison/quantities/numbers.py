@@ -171,6 +171,12 @@ def _words(text: str) -> Number | None:
     if len(words) > 1 and words[0] in ("negative", "minus"):
         found = _words(" ".join(words[1:]))
         return None if found is None else Number(-found.value)
+    if "point" in words[1:-1]:
+        at = words.index("point")
+        whole, places = _count(words[:at]), [_WORDS.get(word, 10) for word in words[at + 1 :]]
+        if whole is None or max(places) > 9:
+            return None
+        return Number(Fraction(f"{whole}.{''.join(map(str, places))}"), len(places))
     if len(words) == 1 and words[0] in _ORDINALS:
         return Number(Fraction(_ORDINALS[words[0]]))
     if not 0 < len(words) <= 12 or words[-1] in ("a", "an") or not words[-1][-1].isalpha():

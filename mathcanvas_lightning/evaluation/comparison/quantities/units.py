@@ -64,7 +64,7 @@ pint,pt gal 1/8 | cup gal 1/16 | ha,hectare m2 10000 | acre acre 1 | are m2 100
 revolution,rev,turn ° 360 | %,percent,pct % 1 | ‰ % 1/10
 °C,℃,celsius,degrees^Celsius,degree^Celsius,degrees^C K 1@5463/20
 °F,℉,fahrenheit,degrees^Fahrenheit,degrees^F K 5/9@229835/900 | K,kelvin K 1
-mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm ° 6
+mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm °/s 6
 atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
 cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies dollar 1/100
 penny,pennies,pence,p GBP 1/100
@@ -183,8 +183,7 @@ def _counted(text: str) -> str:
     if not words or len(words) > 3 or not set(words[:-1]) <= _DESCRIBING:
         return ""
     last = words[-1]
-    if last[0] in _COUNTED and re.fullmatch("[一-鿿]{2,8}", last):
-        return last
+
     forms = (last, last.removesuffix("s"), last.removesuffix("es"), re.sub("ies$", "y", last))
     return next((one for one in forms if one in _COUNTED), "")
 
