@@ -40,6 +40,8 @@ _TO_LATEX = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"([\d.]+|π)°", r"(\\frac{\1 π}{180})"),
+        (r"C_\{(\w+)\}\^\{(\w+)\}|_\{(\w+)\}C_\{(\w+)\}", r"\\binom{\1\3}{\2\4}"),
+        (r"[AP]_\{(\d+)\}\^\{(\d+)\}", r"\\frac{\1!}{(\1-\2)!}"),
         (r"\\overline\{(\d+)\}", ""),
         (r"π", r"\\pi "),
         (r"∞", r"\\infty "),

@@ -78,7 +78,7 @@ def letters_in(answer: str, letters: str) -> str:
         if len(set(found)) < len(found) or (is_run and found != sorted(found)):
             return ""
         return _known("".join(sorted(found)), letters)
-    if re.fullmatch(r"[a-e](?:\s*(?:,|;|、|&|\band\b|和|与)\s*[a-e])+", text):
+    if re.fullmatch(r"\(?[a-e]\)?(?:\s*(?:,|;|、|&|\band\b|和|与)\s*\(?[a-e]\)?)+", text):
         return _known("".join(sorted(set(re.findall(r"\b[a-e]\b", text)))).upper(), letters)
     letter, _ = split_letter(text)
     return _known(letter, letters)

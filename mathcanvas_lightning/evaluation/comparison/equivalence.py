@@ -146,7 +146,7 @@ def _compare_letters(given: str, expected: str) -> Comparison | None:
     if len(expected) == 1 and expected.islower():  # a variable, unless the answer says otherwise
         is_letter = found == expected.upper() and (len(given) > 1 or expected in "abcde")
         return Comparison(True, "choice") if is_letter and given != expected else None
-    if not (re.search("[A-Z]", given) or re.search("[A-Z]", expected)):
+    if not any(re.search(r"[A-Z]|\([a-z]\)", one) for one in (given, expected)):
         return None  # variables a, b
     return Comparison(found == right, "choice") if right and found else None
 

@@ -14,8 +14,8 @@ _CLASSES = {
     "infinitely many": "infinitely many|infinitely many solutions|infinite|infinite solutions"
     "|infinite number of solutions|infinitely many|无数个|无穷多解|无数解|无穷多个",
     "all reals": "all real numbers|all reals|all real|ℝ|(-∞,∞)|(-∞,+∞)|x∈ℝ"
-    "|r|-∞<x<∞|set of real numbers|set of all real numbers|real numbers|all real values"
-    "|全体实数|任意实数|实数集|一切实数",
+    "|-∞<x<∞|set of real numbers|set of all real numbers|real numbers|all real values"
+    "|x为任意实数|x取任意实数|x为全体实数|全体实数|任意实数|实数集|一切实数",
     "impossible": "impossible|not possible|it is impossible|cannot be done",
     "cannot be determined": "cannot be determined|can not be determined|can't be determined"
     "|not enough information|insufficient information|无法确定|不能确定",
@@ -60,6 +60,8 @@ def same_phrase(given: str, expected: str) -> bool | None:
         second = _DECIDING_LETTERS.get(expected, "")
     elif second in ("yes", "no") and not first:
         first = _DECIDING_LETTERS.get(given, "")
+    elif "R" in (given, expected) and "all reals" in (first, second):
+        return True
     return None if not first or not second else first == second
 
 

@@ -168,7 +168,7 @@ def _single(text: str) -> Region | None:
         return _braces(text[1:-1])
     name, sign, rest = text.partition("∈")
     if sign and re.fullmatch(r"[A-Za-zα-ω]", name.strip()):
-        found = read_region(rest)
+        found = read_region("ℝ" if rest.strip() == "R" else rest)
         return None if found is None else Region(found.points, name.strip())
     if _RELATION.search(text):
         return _inequality(text)

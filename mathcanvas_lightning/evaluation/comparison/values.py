@@ -316,6 +316,7 @@ def _same_kind(first: structure.Bracketed, second: structure.Bracketed) -> bool:
     return (
         len(kinds) == 1
         or kinds <= {"()", "⟦⟧"}
+        or kinds <= {"[]", "⟦⟧"}
         or (len(first.items) > 2 and kinds <= {"()", "[]", "⟦⟧"})
     )
 

@@ -119,21 +119,29 @@ _DENIED = re.compile(r"\b(?:not|no|never|cannot|isn't|aren't|doesn't|can't)\b", 
 _LEFT_WITH = re.compile(
     r"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?\(?([A-H])\)?$"
 )
+_FORMULA_ALONE = re.compile(
+    r"(?:therefore|thus|hence|so|所以|因此|故)?[,，]?\s*\$([^$=]+)\$", re.IGNORECASE
+)
 _OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
 _FIRST_LINE = re.compile(
-    r"\s*[*_#\s]*\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
+    r"\s*[*_#\s]*(?:\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
+    r"|(Yes|No|True|False)\.\s+(?=[A-Z]))"
 )
 _VALUE = r"(\\?\$?-?\d[^,;]{0,30}?|\$[^$]+\$|\([^()]{1,30}\))"
+_STATES = (
+    r"(?:(?:the|its)\s+[^.,=]{2,60}?\s(?:is|are)"
+    r"|[A-Z][a-z]+\s(?:is|has|gets|pays|earns|needs|takes|receives|paid|got))"
+)
 _TWO_VALUES = re.compile(
-    rf"(?:(?:so|thus|therefore|hence)[,:]?\s+)?the\s+[^.,=]{{2,60}}?\s(?:is|are)\s+{_VALUE}"
-    rf"(?:,\s*|\s+)and\s+the\s+[^.,=]{{2,60}}?\s(?:is|are)\s+{_VALUE}",
+    rf"(?:(?:so|thus|therefore|hence)[,:]?\s+)?{_STATES}\s{_VALUE}"
+    rf"(?:,\s*|\s+)and\s+{_STATES}\s{_VALUE}",
     re.IGNORECASE,
 )
 _PHRASE_END = re.compile(
     r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
     r"|undefined)\b.{0,60})|\b(does not exist|doesn't exist)$"
 )
-_CLAUSE = re.compile(r".{0,30}(?:[是为]|需要)\s*(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
+_CLAUSE = re.compile(r"[^\d$]{1,30}(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
 _LAST_DISPLAY = re.compile(
     r"(?:\\\[((?:(?!\\\[).)*)\\\]|\$\$((?:(?!\$\$).)*)\$\$)[.\s]*$", re.DOTALL
 )
@@ -147,7 +155,7 @@ _CLOSING = re.compile(
 )
 """Last lines that only say goodbye."""
 _ENDS_IN_FORMULA = re.compile(
-    r"(?:\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have)|[为是得]):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
+    r"(?:\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have|equation|function|formula)|[为是得]):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
 )
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -178,7 +186,7 @@ def candidates(text: str) -> Iterator[str]:
     yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
     yield from _chosen(plain)
     if first := _FIRST_LINE.match(plain):
-        yield first[1]
+        yield first[1] or first[2]
     plain = _without_closing(plain)
     last_line = plain.strip().rpartition("\n")[2].strip()
     if len(last_line) <= 4 * MAX_CHARACTERS:
@@ -305,14 +313,18 @@ def _last_line(line: str) -> Iterator[str]:
     for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH):
         if found := pattern.search(sentence.rstrip("。 ")):
             yield next(filter(None, found.groups()))
+    if alone := _FORMULA_ALONE.fullmatch(sentence):
+        yield alone[1]
     if two := _TWO_VALUES.fullmatch(sentence):
         yield f"{two[1]}, {two[2]}"
     if phrase := _PHRASE_END.search(sentence):
         yield phrase[1] or phrase[2]
     if subject := _SUBJECT.search(sentence):
         yield subject[1]
+    if not re.match("所以|因此|综上|故|答|∴", line):
+        return
     clauses = [_CLAUSE.fullmatch(one.strip()) for one in re.split(r"[,，;；]", line)]
-    clauses = clauses if clauses[0] or not re.match("所以|因此|综上|故|答", line) else clauses[1:]
+    clauses = clauses if clauses[0] else clauses[1:]
     if len(clauses) > 1 and all(clauses):
         yield ", ".join(one[1] for one in clauses if one)
 

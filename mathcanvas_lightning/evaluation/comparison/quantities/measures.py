@@ -34,7 +34,7 @@ _NOTED = re.compile(
     r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
     r"|increase|decrease|profit|loss|off|discount)$"
     r"|(?<=[天年月个时分秒米元克次种])(完成|后|左右|以后|多)$"
-    r"|(?<=\d[个只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])([一-鿿]{1,7})$"
+    r"|(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])([一-鿿]{1,7})$"
 )
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
           "eight": "8",
@@ -148,6 +148,9 @@ def ratio_terms(text: str) -> list[str]:
     """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
     terms = [term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?=[\dA-Za-z])", text)]
     is_ratio = 2 <= len(terms) <= MAX_RATIO and all(terms) and "|" not in text
+    numbers = [parse_number(term) for term in terms]
+    if is_ratio and all(number is not None for number in numbers):
+        return [str(number.value) for number in numbers if number is not None]
     return terms if is_ratio and all(re.search(r"[\dA-Zπ}a-z]", term) for term in terms) else []
 
 

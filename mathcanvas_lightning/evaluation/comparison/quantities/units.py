@@ -73,7 +73,7 @@ euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 
 yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
 平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
-公顷 m2 10000 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
+公顷 m2 10000 | 公亩 m2 100 | 亩 m2 2000/3 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
 毫升 m3 1/1000000 | 升 m3 1/1000
 克 g 1 | 千克,公斤 g 1000 | 斤 g 500 | 吨 g 1000000 | 秒 s 1 | 分钟 s 60
 小时,时 s 3600 | 个小时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
@@ -191,6 +191,8 @@ def _counted(text: str) -> str:
 def _product(text: str, names: _Names) -> Unit | None:
     """Multiplies named units: "m/s^2", "kg*m^2", "square metres", "metres per second"."""
     text = re.sub(r"\bper\b|每", "/", text)
+    if re.search(r"\([^()]*[-+]", text):
+        return None  # t(t-4) is a product
     power_ahead, divides, within, position = 1, False, False, 0
     powers: dict[str, int] = {}
     factor = Fraction(1)
