@@ -77,6 +77,8 @@ def phrase_of(text: str) -> str:
         return known
     if _NO_SOLUTION.fullmatch(plain):
         return "no solution"
+    if re.search(r"\bneither\b.*\bnor\b|^neither(?: one| of them)?$", plain):
+        return "neither"
     if plain.startswith(("cannot be determined", "can't be determined")):
         return "cannot be determined"
     asserted = _ASSERTED.match(text)
@@ -105,7 +107,7 @@ def same_text(given: str, expected: str) -> bool:
     Returns:
         Whether the texts are the same.
     """
-    if given == expected:
+    if given.removesuffix("的") == expected.removesuffix("的"):
         return bool(given)
     if not (_LONG_WORD.search(given) and _LONG_WORD.search(expected)):
         return False

@@ -141,6 +141,7 @@ def read_region(text: str) -> Region | None:
 
 def _in_words(text: str) -> str:
     """Writes "x is at least 5" as an inequality, and "at least 5" as an interval."""
+    text = re.sub(r"^[fgh]\([a-zθ]\)(?=[<>≤≥])", "y", text)
     if between := _BETWEEN.fullmatch(text):
         return f"{between[2]}<{between[1]}<{between[3]}"
     if bare := re.fullmatch(r"([<>≤≥])([-\d\\π(].*)", text):

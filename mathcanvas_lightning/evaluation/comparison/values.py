@@ -116,6 +116,9 @@ def _essence(text: str) -> str:
     if excluded := _EXCEPT.fullmatch(text):
         return f"ℝ∖⦃{re.sub(r'[a-z][=≠]', '', excluded[1])}⦄"
     text = _points(text)
+    sides = re.split(r"\s*(?:\bby\b|\*|\bx\b)\s*", text)
+    if len(sides) > 1 and all(parse_quantity(one).units for one in sides):
+        return ", ".join(sides)  # 20 cm by 15 cm
     member = _MEMBER.fullmatch(text)
     if member is None or re.search("[|:]", member[2]):
         return text

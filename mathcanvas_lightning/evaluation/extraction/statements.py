@@ -36,6 +36,7 @@ _CHOSEN = re.compile(
 _CORRECT = re.compile(
     r"\b((?:\(?[A-H]\)?(?:\s*(?:,|&|\band\b)\s*)*)+)\s*(?:is|are|must be)\s+"
     r"(?:the\s+|both\s+|all\s+)?(?:correct|right|true)\b"
+    r"|\b([A-H])\s+(?:is\s+the\s+only|(?:must|has\s+to|would)\s+be\s+(?:the|our)\s+)"
     r"|\bonly\s+(?:option\s+|choice\s+)?\(?([A-H])\)?\s+"
     r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)"
     r"|((?:[①-⑳][、,和]?\s?)+)(?:都)?(?:是)?正确|选项\s*([A-H])\s*(?:是)?正确"
@@ -104,7 +105,7 @@ _FIGURE = re.compile(
 )
 _CHINESE_END = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
-    r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8})$"
+    r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8}?)的?$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
 _PIECE = re.compile(
@@ -145,7 +146,9 @@ _CLAUSE = re.compile(r"[^\d$]{1,30}(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.�
 _LAST_DISPLAY = re.compile(
     r"(?:\\\[((?:(?!\\\[).)*)\\\]|\$\$((?:(?!\$\$).)*)\$\$)[.\s]*$", re.DOTALL
 )
-_ID_EST = re.compile(r",?\s+(?:i\.e\.,?|that is,?|namely,?|which is)\s+(?=[-\d\\$√π])")
+_ID_EST = re.compile(
+    r",?\s+(?:i\.e\.,?|that is,?|namely,?|which is|(?:or )?equivalently,?)\s+(?=[-\d\\$√π])"
+)
 _SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
 _SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
 _CLOSING = re.compile(

@@ -159,6 +159,7 @@ _LATEX = _compiled(
 )
 _SYMBOLS = _compiled(
     (r"\*\*", "^"),
+    (r"(?<![\d/.])(\d+)/(\d+)\s+(?=π|\\sqrt)", r"\\frac{\1}{\2}"),
     (r"(\d+(?:\.\d+)?)\s*%\s+of\s+(?=\d+\s*$)", r"\1/100*"),
     (r"(?<=[\dA-Za-z)])\s+(?:raised )?to the power (?:of )?(?=[\dA-Za-z(])", "^"),
     (r"(?<![A-Za-z])([\dA-Za-z])\s+squared\b", r"\1^2"),

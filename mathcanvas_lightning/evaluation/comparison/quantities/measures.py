@@ -30,7 +30,7 @@ _NUMBER_WORDS = re.compile(
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b(?=\s[a-z])"
 )
 _NOTED = re.compile(
-    r"(?<=[A-Za-z%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
+    r"(?<=[\w%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
     r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
     r"|increase|decrease|profit|loss|off|discount)$"
     r"|(?<=[天年月个时分秒米元克次种])(完成|后|左右|以后|多)$"
@@ -71,7 +71,9 @@ def parse_quantity(text: str) -> Quantity:
     """
     if (compound := parse_compound(text)) is not None:
         return compound
-    if (noted := _NOTED.search(text)) and (found := parse_quantity(text[: noted.start()])).units:
+    noted = _NOTED.search(text)
+    found = parse_quantity(text[: noted.start()]) if noted else None
+    if noted and found and (found.units or text[noted.start() :].startswith(" of the ")):
         return replace(found, note=noted[1] or noted[2] or noted[3])
     for found in re.finditer(
         r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text

@@ -130,7 +130,7 @@ _BEHIND = re.compile(
     r"\s(?:old|long|tall|wide|high|deep|each|apart|away|left|altogether|in total|possible)$"
 )
 _TOKEN = re.compile(
-    r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^?\{?(?P<exponent>-?\d)\}?)?"
+    r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^\{?(?P<exponent>-?\d)\}?|(?P<digit>\d))?"
     r"|(?P<sign>[*/()]))",
 )
 
@@ -191,8 +191,7 @@ def _counted(text: str) -> str:
 def _product(text: str, names: _Names) -> Unit | None:
     """Multiplies named units: "m/s^2", "kg*m^2", "square metres", "metres per second"."""
     text = re.sub(r"\bper\b|每", "/", text)
-    if re.search(r"\([^()]*[-+]", text):
-        return None  # t(t-4) is a product
+
     power_ahead, divides, within, position = 1, False, False, 0
     powers: dict[str, int] = {}
     factor = Fraction(1)
@@ -218,7 +217,9 @@ def _product(text: str, names: _Names) -> Unit | None:
             found = (Unit(((counted, 1),)),)
         if not found or found[0].zero or (found[0].pi_power and token["name"] != "rad"):
             return None
-        exponent = int(token["exponent"] or 1) * power_ahead * (-1 if divides else 1)
+        exponent = (
+            int(token["exponent"] or token["digit"] or 1) * power_ahead * (-1 if divides else 1)
+        )
         for base, power in found[0].dimension:
             powers[base] = powers.get(base, 0) + power * exponent
         factor *= found[0].factor ** exponent
