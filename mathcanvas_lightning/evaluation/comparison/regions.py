@@ -17,7 +17,7 @@ from mathcanvas_lightning.evaluation.comparison.algebra import (
 )
 from mathcanvas_lightning.evaluation.comparison.notation import partner
 from mathcanvas_lightning.evaluation.comparison.phrases import phrase_of
-from mathcanvas_lightning.evaluation.comparison.structure import split_items, split_top
+from mathcanvas_lightning.evaluation.comparison.structure import plus_minus, split_items, split_top
 
 MARKS = re.compile(r"[<>≤≥≠∈∪∩∖ℝ]|\|.*[<>≤≥≠∈]|⦃[^|:]*[|:]")
 _RELATION = re.compile(r"[<>≤≥≠]")
@@ -124,6 +124,8 @@ def read_region(text: str) -> Region | None:
     if name := _PHRASES.get(phrase_of(text)):
         return Region(_NAMED[name])
     text = _in_words(text)
+    if "≠" in text and "±" in text:
+        return _joined(plus_minus(text), sympy.Intersection)
     for sign, unite in (("∪", sympy.Union), ("∩", sympy.Intersection), ("∖", sympy.Complement)):
         parts = split_top(text, re.compile(sign))
         if len(parts) > 1:

@@ -54,7 +54,9 @@ _NOTE = re.compile(r"(?<=.)\s?\((?=[a-z\s]*[a-z]{4})[a-z]{2,}(?:\s[a-z]+){0,4}\)
 _EXCEPT = re.compile(
     r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)"
 )
-_LABEL = re.compile(r"(^|[,;]\s*)([A-Za-z][A-Za-z \-]{2,30}?)\s?:\s*(?=[-\d(\\$√π])(?![^,;]*:)")
+_LABEL = re.compile(
+    r"(^|[,;]\s*)([A-Za-z][A-Za-z \-]{2,30}?|[一-鿿]{1,8})\s?:\s*(?=[-\d(\\$√π])(?![^,;]*:)"
+)
 _ROLE = re.compile(r"(?<=[)\]⟩])\s*(?:is|are) (?:the|an?) [a-z ]+$")
 _MIXED = re.compile(
     r"([a-z0-9\s-]+ and [a-z\s-]*(?:half|halves|thirds?|quarters?|fourths?|fifths?|eighths?)) "
@@ -367,7 +369,13 @@ def _same_statement(given: str, expected: str) -> bool:
         for b in second.values:
             if (a, b) != (given, expected) and same(a, b):
                 return True
-    return _same_equation(given, expected) or _same_value(given, expected)
+    if _same_equation(given, expected) or _same_value(given, expected):
+        return True
+    sides = structure.equation(given), structure.equation(expected)
+    for identity, value in ((sides[0], expected), (sides[1], given)):  # 4x - 4 = 4(x - 1)
+        if identity and None in sides and same_formula(*identity):
+            return same_formula(identity[1], value)
+    return False
 
 
 def _same_equation(given: str, expected: str) -> bool:

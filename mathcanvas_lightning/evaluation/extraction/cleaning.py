@@ -12,7 +12,10 @@ _EMOJI = re.compile(
     "[\N{BLACK SUN WITH RAYS}-\N{SOCCER BALL}✅✨❌❗⭐\U0001f300-\U0001faff\ufe0f]+"
 )
 _THEREFORE = re.compile(
-    r"^(?:\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])|∴|=>|⇒)\s*|(?<=\S)\s+[✓✔]+$"
+    r"^(?:\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])|∴|=>|⇒|→)\s*|(?<=\S)\s+[✓✔]+$"
+)
+_PROVED = re.compile(
+    r"[\s.]*(?:\$?\\(?:blacksquare|square|qed|Box)(?![A-Za-z])\$?|\bQED|Q\.E\.D\.?|∎|□|■)$"
 )
 _ALSO = re.compile(
     r"(?<=\S)\s*\((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|that is,?|since|because|≈|\\approx)"
@@ -100,7 +103,7 @@ def split_list(answer: str) -> list[str]:
 def _peeled(text: str) -> str:
     """Removes one layer of enclosing characters."""
     text = _EMOJI.sub("", EMPHASIS.sub("", text)).strip()
-    text = _ALSO.sub("", _THEREFORE.sub("", text))
+    text = _ALSO.sub("", _THEREFORE.sub("", _PROVED.sub("", text)))
     if not text.endswith(("\\,", "\\;", "\\.")):
         text = re.sub(r"(?<=[^.])[.,;:]$|(?<=\.{3})\.$", "", text).rstrip()
     boxes = find_boxes(text)

@@ -71,7 +71,7 @@ _CONCLUSION = re.compile(
     r"|\bIt's\s+|\b(?:at|after|in|within)\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
 _BEHIND = re.compile(
-    r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more|with|as)\b.*"
+    r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more|with|as|works)\b.*"
 )
 _ENDING = re.compile(
     r"(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|所以|因此|综上|故)\b"
@@ -106,6 +106,7 @@ _FIGURE = re.compile(
 _CHINESE_END = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
     r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8}?)的?$"
+    r"|在(第[一二三四]象限)$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
 _PIECE = re.compile(
@@ -142,15 +143,17 @@ _PHRASE_END = re.compile(
     r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
     r"|undefined)\b.{0,60})|\b(does not exist|doesn't exist)$"
 )
-_CLAUSE = re.compile(r"[^\d$]{1,30}(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
+_CLAUSE = re.compile(r"[^\d$]{1,30}?(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
 _LAST_DISPLAY = re.compile(
     r"(?:\\\[((?:(?!\\\[).)*)\\\]|\$\$((?:(?!\$\$).)*)\$\$)[.\s]*$", re.DOTALL
 )
 _ID_EST = re.compile(
     r",?\s+(?:i\.e\.,?|that is,?|namely,?|which is|(?:or )?equivalently,?)\s+(?=[-\d\\$√π])"
 )
-_SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
-_SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
+_SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;或和且]{1,40})"
+_SEGMENTS = re.compile(
+    rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;|或|和|且)\s*{_SEGMENT})+(?=[.!\s]*$)"
+)
 _CLOSING = re.compile(
     r"\s*(?:[-*_]{3,}|#+|(?:\W{0,4}(?:let me know|feel free|i hope|hope this|if you|please let|is there any"
     r"|would you|do you|this (?:is|was) (?:a |my )|happy to|good luck|great question)|希望|如果|如有|欢迎).*)\s*",
@@ -310,7 +313,7 @@ def _last_line(line: str) -> Iterator[str]:
     """Yields results in the forms that last lines have, the most reliable first."""
     if segments := _SEGMENTS.search(line):
         yield segments[0]
-    sentence = line.rstrip(".! ").lstrip("#*> ")
+    sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z$*])", line)[-1].rstrip(".! ").lstrip("#*> ")
     if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
         yield named[1] or named[0]
     for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH):
@@ -351,7 +354,7 @@ def _without_closing(text: str) -> str:
 
 def _conclusion(line: str) -> str:
     """The text after the last "is" or equals sign of a line, if it is mathematics."""
-    sentence = _CONDITION.sub("", line.rstrip(".! "))
+    sentence = _CONDITION.sub("", clean(line).rstrip(".! "))
     if formula := _ENDS_IN_FORMULA.search(sentence):
         return formula[1] or formula[2]
     verbs = list(_CONCLUSION.finditer(sentence))

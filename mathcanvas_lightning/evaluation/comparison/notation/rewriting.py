@@ -230,7 +230,8 @@ def canonical(answer: str) -> str:
     text = re.sub(
         r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{\1\}", _matrix, text
     )
-    text = re.sub(r"([(\[|])\s*(⟦[^⟦⟧]*⟧)\s*([)\]|])", r"\2", text)
+    text = re.sub(r"\|\s*(⟦[^⟦⟧]*⟧)\s*\|", r"det\1", text)
+    text = re.sub(r"([(\[])\s*(⟦[^⟦⟧]*⟧)\s*([)\]])", r"\2", text)
     text = re.sub(r"\\([A-Za-z]+)\s*", _command, text)
     text = _replaced(_without_text_commands(text), _SYMBOLS)
     for word in _GREEK_WORDS:

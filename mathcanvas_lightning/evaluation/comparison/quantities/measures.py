@@ -24,6 +24,10 @@ _PIECE = re.compile(
 )
 _INNER_UNITS = {("s", "m"): "min", ("s", "分"): "min", ("°", "'"): "'", ("°", "分"): "'",
                 ("°", "秒"): '"', ("m", "'"): "ft", ("m", '"'): "in"}  # fmt: skip
+_DESCRIBED = re.compile(
+    r"(.*\d)\s(red|green|blue|yellow|white|black|orange|purple|small|large|big|old|new|boy|girl)"
+    r"(\s[a-z]+)"
+)
 _NUMBER_WORDS = re.compile(
     r"\b(?:(?:twen|thir|for|fif|six|seven|eigh|nine)ty[\s-])?(?:one|two|three|four|five|six|seven"
     r"|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -32,8 +36,8 @@ _NUMBER_WORDS = re.compile(
 _NOTED = re.compile(
     r"(?<=[\w%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
     r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
-    r"|increase|decrease|profit|loss|off|discount)$"
-    r"|(?<=[天年月个时分秒米元克次种])(完成|后|左右|以后|多)$"
+    r"|increase|decrease|profit|loss|off|discount|angle)$"
+    r"|(?<=[天年月个时分秒米元克次种钟])((?:以?内|之内)?完成|后|左右|以后|多|以?内)$"
     r"|(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])([一-鿿]{1,7})$"
 )
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
@@ -71,10 +75,6 @@ def parse_quantity(text: str) -> Quantity:
     """
     if (compound := parse_compound(text)) is not None:
         return compound
-    noted = _NOTED.search(text)
-    found = parse_quantity(text[: noted.start()]) if noted else None
-    if noted and found and (found.units or text[noted.start() :].startswith(" of the ")):
-        return replace(found, note=noted[1] or noted[2] or noted[3])
     for found in re.finditer(
         r"(?<=[\d)}\]π!⟧a-zA-Z])\s*(?=[^\W\d_]|[°'\"%‰¢\\])|(?<=\d)\s+(?=1/)", text
     ):
@@ -90,6 +90,17 @@ def parse_quantity(text: str) -> Quantity:
             return Quantity(body)
         if units := find_units(name):
             return Quantity(body, units, is_doubtful=len(name) == 1 and not is_apart)
+    return _noted(text)
+
+
+def _noted(text: str) -> Quantity:
+    """Reads "5 gallons of water" and "12 red marbles"."""
+    if described := _DESCRIBED.fullmatch(text):
+        return replace(parse_quantity(described[1] + described[3]), note=described[2])
+    noted = _NOTED.search(text)
+    found = parse_quantity(text[: noted.start()]) if noted else None
+    if noted and found and (found.units or text[noted.start() :].startswith(" of the ")):
+        return replace(found, note=noted[1] or noted[2] or noted[3])
     return Quantity(text)
 
 
@@ -149,7 +160,12 @@ def same_digits(given: str, expected: str) -> bool | None:
 def ratio_terms(text: str) -> list[str]:
     """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
     terms = [term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?=[\dA-Za-z])", text)]
-    is_ratio = 2 <= len(terms) <= MAX_RATIO and all(terms) and "|" not in text
+    is_ratio = (
+        not re.search(r"[,;]|\b(?:and|or)\b", text)
+        and 2 <= len(terms) <= MAX_RATIO
+        and all(terms)
+        and "|" not in text
+    )
     numbers = [parse_number(term) for term in terms]
     if is_ratio and all(number is not None for number in numbers):
         return [str(number.value) for number in numbers if number is not None]

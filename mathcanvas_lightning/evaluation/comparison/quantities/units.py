@@ -96,7 +96,7 @@ _COUNTED = frozenset(
     employee guest visitor customer passenger adult family group team class school club way
     method possibility choice option combination permutation arrangement outcome solution root
     answer case number integer digit factor divisor multiple prime term element subset set pair
-    triple function point line segment side edge face vertex vertices corner angle diagonal
+    triple function point line segment side edge face vertex vertices corner angles diagonal
     triangle square rectangle circle cube sphere polygon quadrilateral pentagon hexagon region
     area part section row column cell game match goal round lap step stop trip time hit shot win
     loss vote question problem test exam lesson mark grade level place item object thing
@@ -120,10 +120,7 @@ _COUNTED = frozenset(
     个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 岁 页 道 题 倍 间 盒 袋 瓶
     """.split()
 )
-_DESCRIBING = frozenset(
-    "different distinct possible total whole full more red blue green yellow white black such real "
-    "small large big new old boy girl".split()
-)
+_DESCRIBING = frozenset("different distinct possible total whole full more such real".split())
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _FRACTION = re.compile(r"\\frac\{((?:[^{}]|\{[^{}]*\})*)\}\{((?:[^{}]|\{[^{}]*\})*)\}")
 _BEHIND = re.compile(
@@ -146,7 +143,7 @@ def find_units(text: str) -> tuple[Unit, ...]:
     """
     text = re.sub(r"\b(square|cubic|sq|cu)(?:\s|\.\s?)(?=[A-Za-z])", r"\1 ", " ".join(text.split()))
     text = _FRACTION.sub(r"\1/(\2)", _BEHIND.sub("", text))
-    text = text.replace(" squared", "^2").replace(" cubed", "^3").strip(".")
+    text = text.replace(" squared", "^2").replace(" cubed", "^3").replace(".^", "^").strip(".")
     return _find(text) if 0 < len(text) <= MAX_NAME else ()
 
 
