@@ -31,7 +31,9 @@ _NO_SOLUTION = re.compile(
 _ASSERTED = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s?)?"
     r"(?:(?:the|this|that|these|those|it|they|there|its?|both)\b(?:\s[A-Za-z]+){0,6}?"
-    r"|[Pp]oint [A-Z]|△[A-Z]{3}|(?:[△∠]|quadrilateral |parallelogram |triangle )?[A-Z]{2,4})\s(?:is(?: symmetric about)?|are|opens|lies (?:in|on)|happens on|occurs (?:in|on)|remains|becomes)"
+    r"|[Pp]oint [A-Z]|△[A-Z]{3}|(?:[△∠]|quadrilateral |parallelogram |triangle )?[A-Z]{2,4})"
+    r"\s(?:is(?: symmetric about)?|are|opens|lies (?:in|on)|happens on|occurs (?:in|on)|remains"
+    r"|becomes)"
     r"\s(?:an?\s|the\s)?(?=\S)",
     re.IGNORECASE,
 )

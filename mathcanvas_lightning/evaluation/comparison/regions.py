@@ -42,11 +42,13 @@ _WORDS = tuple(
     )
     for words, sign in (
         (
-            "at least|no less than|not less than|greater than or equal to|不小于|大于等于|至少|大于或等于",
+            "at least|no less than|not less than|greater than or equal to|不小于|大于等于|至少"
+            "|大于或等于",
             "≥",
         ),
         (
-            "at most|no more than|not more than|less than or equal to|不大于|不超过|小于等于|至多|小于或等于",
+            "at most|no more than|not more than|less than or equal to|不大于|不超过|小于等于|至多"
+            "|小于或等于",
             "≤",
         ),
         ("more than|greater than|larger than|大于|超过", ">"),

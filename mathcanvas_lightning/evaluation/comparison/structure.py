@@ -217,6 +217,23 @@ def statement(text: str) -> Statement:
     return Statement(_plain_name(name), tuple(one for one in (first, *values) if one))
 
 
+def item_names(items: Sequence[str]) -> list[str]:
+    """The name of each item; empty without one."""
+    return [statement(item).name for item in items]
+
+
+def named_values(items: Sequence[str]) -> list[str]:
+    """The values of items, in the order of their names: y = 4, x = 3 is (3, 4).
+
+    Args:
+        items: Items in canonical form.
+    """
+    found = [statement(item) for item in items]
+    if all(one.name for one in found) and len({one.name for one in found}) == len(found):
+        found.sort(key=lambda one: one.name)
+    return [one.values[0] if one.values else "" for one in found]
+
+
 def is_name(text: str) -> bool:
     """Whether a text may be the name of a value: x, x_1, AB, f(x), the area."""
     return _NAME.fullmatch(text) is not None

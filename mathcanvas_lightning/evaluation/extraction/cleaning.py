@@ -18,7 +18,8 @@ _PROVED = re.compile(
     r"[\s.]*(?:\$?\\(?:blacksquare|square|qed|Box)(?![A-Za-z])\$?|\bQED|Q\.E\.D\.?|∎|□|■)$"
 )
 _ALSO = re.compile(
-    r"(?<=\S)\s*\((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|that is,?|since|because|≈|\\approx)"
+    r"(?<=\S)\s*\((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|that is,?|since|because"
+    r"|≈|\\approx)"
     r"\s[^()]*\)$"
 )
 """A second form of the answer: "12π (about 37.7)"."""

@@ -95,7 +95,8 @@ _NO_RESULT = re.compile(
 )
 _CONDITION = re.compile(
     r"\s(?:when|where|if|for|at|with|occurring at)\s[^=,]{0,30}=[^=,]*$"
-    r"|,?\s(?:where|since|because|provided|given that|attained|achieved|reached|occurring)\s.*$|\s\((?!mod)[a-z]{3,}[^()]*\)$"
+    r"|,?\s(?:where|since|because|provided|given that|attained|achieved|reached|occurring)\s.*$"
+    r"|\s\((?!mod)[a-z]{3,}[^()]*\)$"
 )
 _INTERVAL_END = re.compile(r"\bon(?:\sthe\sintervals?)?\s+(?:\$([^$]+)\$|([(\[][^()\[\]]+[)\]]))$")
 _FIGURE = re.compile(
@@ -155,8 +156,9 @@ _SEGMENTS = re.compile(
     rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;|或|和|且)\s*{_SEGMENT})+(?=[.!\s]*$)"
 )
 _CLOSING = re.compile(
-    r"\s*(?:[-*_]{3,}|#+|(?:\W{0,4}(?:let me know|feel free|i hope|hope this|if you|please let|is there any"
-    r"|would you|do you|this (?:is|was) (?:a |my )|happy to|good luck|great question)|希望|如果|如有|欢迎).*)\s*",
+    r"\s*(?:[-*_]{3,}|#+|(?:\W{0,4}(?:let me know|feel free|i hope|hope this|if you|please let"
+    r"|is there any|would you|do you|this (?:is|was) (?:a |my )|happy to|good luck|great question)"
+    r"|希望|如果|如有|欢迎).*)\s*",
     re.IGNORECASE,
 )
 """Last lines that only say goodbye."""

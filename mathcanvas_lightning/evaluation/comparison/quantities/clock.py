@@ -29,7 +29,8 @@ _SPOKEN = re.compile(
     r"(?=\s[ap]\.?m|\s(?:in|at)\s)|(?=\s[ap]\.?m|\sin\sthe\s|\sat\snight))(?P<rest>\s.+)?"
 )
 _HALVES = {
-    "上午": "a", "早上": "a", "凌晨": "a", "清晨": "a", "下午": "p", "晚上": "p", "傍晚": "p", "夜里": "p", "中午": "p",
+    "上午": "a", "早上": "a", "凌晨": "a", "清晨": "a", "下午": "p", "晚上": "p", "傍晚": "p",
+    "夜里": "p", "中午": "p",
     "noon": "p", "midnight": "a", "morning": "a", "afternoon": "p", "evening": "p", "night": "p",
 }  # fmt: skip
 _ALONE = {"noon": "12:00 noon", "midday": "12:00 noon", "midnight": "12:00 midnight",
