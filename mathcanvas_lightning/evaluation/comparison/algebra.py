@@ -81,7 +81,7 @@ def same_formula(given: str, expected: str) -> bool:
     Returns:
         Whether both can be read, and are equal.
     """
-    if not (is_formula(given) and is_formula(expected)):
+    if not all(is_formula(one) or parse_number(one) for one in (given, expected)):
         return False
     first, second = read_formula(given), read_formula(expected)
     if first is None or second is None:

@@ -98,6 +98,8 @@ def split_letter(text: str) -> tuple[str, str]:
         return "", text
     letter = next(filter(None, match.groups()[:3]))
     rest = match[4].strip()
+    if re.search(r"[,;]\s*[A-Z]\s*[:=]", rest):
+        return "", text  # A: 40, B: 60
     return letter.upper(), rest[1:-1] if re.fullmatch(r"\([^()]*\)", rest) else rest
 
 

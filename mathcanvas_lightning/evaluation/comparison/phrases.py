@@ -13,7 +13,8 @@ _CLASSES = {
     "|undefined|not defined|is undefined|limit is undefined|无意义",
     "infinitely many": "infinitely many|infinitely many solutions|infinite|infinite solutions"
     "|infinite number of solutions|infinitely many|无数个|无穷多解|无数解|无穷多个",
-    "all reals": "all real numbers|all reals|all real|ℝ|(-∞,∞)|(-∞,+∞)|x∈ℝ"
+    "all reals": "all real x|all x|any real number|all real numbers|all reals|all real|ℝ|(-∞,∞)"
+    "|(-∞,+∞)|x∈ℝ"
     "|-∞<x<∞|set of real numbers|set of all real numbers|real numbers|all real values"
     "|x为任意实数|x取任意实数|x为全体实数|全体实数|任意实数|实数集|一切实数",
     "impossible": "impossible|not possible|it is impossible|cannot be done",

@@ -11,7 +11,7 @@ _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|&")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _NAME = re.compile(
     r"[一-鿿]{1,8}|m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+(?:,\w)?\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
-    r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+|\\?(?:det|rank|tr|dim|deg)\s?\(?[A-Za-z]\)?|\|[A-Za-z]{1,2}\|"
+    r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+|\\(?:sin|cos|tan|cot)\s?\(?(?:∠?[A-Z]{1,3}|[α-ω])\)?|\\?(?:det|rank|tr|dim|deg)\s?\(?[A-Za-z]\)?|\|[A-Za-z]{1,2}\|"
 )
 _MATRIX = re.compile(r"([^⟦⟧=]*(?<!det))⟦([^⟦⟧]*)⟧")
 _SCALED = re.compile(r"(-|[-+]?\d+(?:\.\d+)?|[-+]?\\frac\{[^{}]+\}\{[^{}]+\})[*\s]*([(⟨].*[)⟩])")

@@ -66,7 +66,7 @@ _CONCLUSION = re.compile(
     r"\b(?:value|total|area|length|sum|number|probability|distance|volume|perimeter|cost|price"
     r"|speed|rate|average|mean|median|score|angle|radius|amount|maximum|minimum|height|width)"
     r"\s+of\s+(?=[-\d$\\])"
-    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|weighs?|measures?|makes?"
+    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?|measures?|makes?"
     r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+(?:(?:them|him|her|it|us|you|me)\s+)?"
     r"|\bIt's\s+|\b(?:at|after|in|within)\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
@@ -107,7 +107,7 @@ _FIGURE = re.compile(
 _CHINESE_END = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
     r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8}?)的?$"
-    r"|在(第[一二三四]象限)$"
+    r"|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
 _PIECE = re.compile(
@@ -119,6 +119,10 @@ _NAME_PIECE = re.compile(r"\b(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|SSS|S
 MIN_WORDS = 4
 """A text with fewer words is no sentence."""
 _DENIED = re.compile(r"\b(?:not|no|never|cannot|isn't|aren't|doesn't|can't)\b", re.IGNORECASE)
+_CHINESE_LEAD = re.compile(
+    r"^(?:综上(?:所述)?|所以|因此|故|即|解得|∴)[,，:]?\s*([^一-鿿]+(?:[或和且][^一-鿿]+)*)$"
+)
+_LETTER_BEHIND = re.compile(r"(?:the )?[a-z ]+,\s*\(?([A-H])\)?[.]?$")
 _LEFT_WITH = re.compile(
     r"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?\(?([A-H])\)?$"
 )
@@ -223,7 +227,7 @@ def statement(text: str, *, is_line: bool = False) -> str:
     line = _ID_EST.sub(" ≈ ", text.lstrip("*_ ").partition("\n")[0])
     while (shorter := _LEAD.sub("", line)) != line:
         line = shorter
-    if part := _OF_THE.match(line):
+    if part := _OF_THE.match(line) or _LETTER_BEHIND.match(line):
         return part[1]
     letter = _LETTER_AND_TEXT.match(line)
     if letter and line[letter.end()].isalpha() and _is_prose(line, letter.end()):
@@ -318,7 +322,7 @@ def _last_line(line: str) -> Iterator[str]:
     sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z$*])", line)[-1].rstrip(".! ").lstrip("#*> ")
     if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
         yield named[1] or named[0]
-    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH):
+    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH, _CHINESE_LEAD):
         if found := pattern.search(sentence.rstrip("。 ")):
             yield next(filter(None, found.groups()))
     if alone := _FORMULA_ALONE.fullmatch(sentence):

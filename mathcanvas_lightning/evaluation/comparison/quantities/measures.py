@@ -38,7 +38,8 @@ _NOTED = re.compile(
     r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
     r"|increase|decrease|profit|loss|off|discount|angle)$"
     r"|(?<=[天年月个时分秒米元克次种钟])((?:以?内|之内)?完成|后|左右|以后|多|以?内)$"
-    r"|(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])([一-鿿]{1,7})$"
+    r"|(?:(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])|(?<=[吨克米升斤元]))"
+    r"([一-鿿]{1,7})$"
 )
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
           "eight": "8",

@@ -69,7 +69,7 @@ atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
 cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies dollar 1/100
 penny,pennies,pence,p GBP 1/100
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
-角,毛 yuan 1/10 | 分 s 60 | 分 yuan 1/100 | yen,JPY,円 yen 1
+角,毛 yuan 1/10 | 分 yuan 1/100 | 分 s 60 | yen,JPY,円 yen 1
 yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
 平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
