@@ -203,7 +203,10 @@ def _without_lead(answer: str) -> str:
     )
     text = text.replace("**", "").strip().strip(".。").strip()
     text = re.sub(
-        r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice)s?)?$", "", text
+        r"\s+(?:is|are)\s+(?:(?:the\s+)?(?:correct|right)"
+        r"(?:\s+(?:answer|option|choice)s?)?|the\s+answers?)$",
+        "",
+        text,
     )
     text = re.sub(r"^[Bb]oth\s+", "", text)
     while (rest := _LEAD.sub("", text, count=1) if _LEAD.match(text) else text) != text and rest:

@@ -24,6 +24,7 @@ _RELATION = re.compile(r"[<>≤≥≠]")
 _OPPOSITE = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 _NAMED: dict[str, Any] = {
     "ℝ": sympy.S.Reals,
+    "R": sympy.S.Reals,
     "∅": sympy.S.EmptySet,
     "ℤ": sympy.S.Integers,
     "ℕ": sympy.S.Naturals,

@@ -227,6 +227,8 @@ def statement(text: str, *, is_line: bool = False) -> str:
     line = _ID_EST.sub(" ≈ ", text.lstrip("*_ ").partition("\n")[0])
     while (shorter := _LEAD.sub("", line)) != line:
         line = shorter
+    if meant := re.match(r"\(?([A-H])\)?\s*≈", line):
+        return meant[1]
     if part := _OF_THE.match(line) or _LETTER_BEHIND.match(line):
         return part[1]
     letter = _LETTER_AND_TEXT.match(line)

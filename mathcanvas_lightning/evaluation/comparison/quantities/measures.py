@@ -37,7 +37,7 @@ _NOTED = re.compile(
     r"(?<=[\w%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
     r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
     r"|increase|decrease|profit|loss|off|discount|angle)$"
-    r"|(?<=[天年月个时分秒米元克次种钟])((?:以?内|之内)?完成|后|左右|以后|多|以?内)$"
+    r"|(?<=[天年月个时分秒米元克次种钟])((?:以?内|之内)?完成|以?后[一-鿿]{0,4}|左右|以后|多|以?内)$"
     r"|(?:(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])|(?<=[吨克米升斤元]))"
     r"([一-鿿]{1,7})$"
 )
