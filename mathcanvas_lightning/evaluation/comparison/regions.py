@@ -212,7 +212,8 @@ def _braces(inner: str) -> Region | None:
     values = [read_formula(item) for item in split_items(inner)]
     if any(value is None or value.free_symbols for value in values):
         return None
-    return Region(sympy.FiniteSet(*values))
+    found = [value.doit() for value in values if value is not None]
+    return Region(sympy.FiniteSet(*found))
 
 
 def _interval(text: str) -> Region | None:

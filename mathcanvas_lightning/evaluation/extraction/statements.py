@@ -17,7 +17,7 @@ PHRASE = re.compile(
     r"(?:\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b\s+not\b[^\n.]{1,40}?\bbut\s"
     r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?|\s*[:=]"
     r"|\s*\n|\s+(?=\(?(?-i:[A-Z])\)?(?!\w)))\s*"
-    r"|(?:^|(?<=[?.]\ ))A:\s|\bans\.\s"
+    r"|(?<=[?.]\ )A:\s|\bans\.\s"
     r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}"
     r"|正确的(?:选项|说法|结论|有|是|为|序号)+\s*:?\s*(?=[(A-H①-⑳])"
     r"|(?:故选|应选|因此选|所以选|选择|正确选项[是为]|选)\s*:?\s*(?=[(A-H]))",
@@ -87,7 +87,9 @@ _SUBJECT = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,]+|\$[^$]+\$|-?\d[\d,./]*(?:\s?[A-Za-z°%²³]+)?)\s+(?:is|are|as)\s+"
     r"(?:the|our|my|an?)\s+(?:answer|length|area|value|solution|result|number|probability|smallest|largest|least|greatest|only|minimum|maximum|required|desired|final|correct|such)\b"
 )
-_NAMED = re.compile(r"[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})")
+_NAMED = re.compile(
+    r"(?![A-Za-z]*[a-z]{3})[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})"
+)
 _NO_RESULT = re.compile(
     r"(?:confidence|note|check|verification|explanation|reason|reasoning|time|difficulty|source|step|hint|score|page|method"
     r"|given)\b",
@@ -321,7 +323,9 @@ def _last_line(line: str) -> Iterator[str]:
     """Yields results in the forms that last lines have, the most reliable first."""
     if segments := _SEGMENTS.search(line):
         yield segments[0]
-    sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z$*])", line)[-1].rstrip(".! ").lstrip("#*> ")
+    sentence = (
+        re.split(r"(?<=[a-z0-9)$][.!?])\s+(?=[A-Z$*])", line)[-1].rstrip(".! ").lstrip("#*> ")
+    )
     if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
         yield named[1] or named[0]
     for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH, _CHINESE_LEAD):

@@ -245,7 +245,7 @@ class BagelBackend:
     ) -> Answer:
         """Answers one question, for notebooks.
 
-        Loads the model if needed, on a GPU if there is one. Can be called again after an interrupt.
+        Loads the model if needed, on a GPU if there is one.
 
         Args:
             inputs: Texts and pictures (Pillow images, or files as `Path`) in reading order.
@@ -259,8 +259,7 @@ class BagelBackend:
         Raises:
             InputError: If there is no input, or an input is unreadable or too long.
             ConfigError: If `sampling` sets values that are not listed above.
-            BackendError: If other requests are pending, the memory is too small, or the network
-                computes NaN.
+            BackendError: If requests are pending, memory is short, or the network computes NaN.
             MathCanvasError: See `start`.
         """
         if others := unsupported(sampling, "n"):
@@ -293,11 +292,7 @@ class BagelBackend:
                 )
             ]
         )
-        if answer.finish_reason == "not_finite":
-            raise _not_finite(self._checkpoint)
-        if answer.finish_reason == "out_of_memory":
-            raise self._broken(torch.OutOfMemoryError(OUT_OF_MEMORY))
-        return answer
+        return self._usable(answer)
 
     def _advance(self) -> list[Answer]:
         try:
@@ -325,6 +320,13 @@ class BagelBackend:
         self._generator = self._fingerprint = None
         self._asked.clear()
         self._ready.clear()
+
+    def _usable(self, answer: Answer) -> Answer:
+        if answer.finish_reason == "not_finite":
+            raise _not_finite(self._checkpoint)
+        if answer.finish_reason == "out_of_memory":
+            raise self._broken(torch.OutOfMemoryError(OUT_OF_MEMORY))
+        return answer
 
     def _failed_of_memory(self, request: GenerationRequest) -> GenerationResponse:
         self._num_short += 1
