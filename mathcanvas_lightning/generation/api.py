@@ -20,7 +20,6 @@ from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, Generation
 from mathcanvas_lightning.generation.run.monitor import GenerationProgress
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
-from mathcanvas_lightning.records.hosts import FetchSettings
 from mathcanvas_lightning.records.record import RecordInput
 from mathcanvas_lightning.records.survey import OnFault
 
@@ -56,7 +55,6 @@ def generate_responses(
     on_fault: OnFault = "stop",
     existing_output: ExistingOutput = "refuse",
     allow_any_path: bool = False,
-    fetching: FetchSettings = FetchSettings(),
 ) -> PredictionReport | None:
     """Answers the records of one or two files; a run that was interrupted is resumed.
 
@@ -87,7 +85,6 @@ def generate_responses(
         on_fault: Records with faults: "stop" before the start, or "skip" them with the reason.
         existing_output: Output without journal: "refuse" it, "seed" with its answers, "replace" it.
         allow_any_path: Read pictures outside image_base_path too, and URLs other than http(s).
-        fetching: Time limit, retries and parallel reads for pictures at URLs.
     """
     return _run(locals())
 
@@ -132,7 +129,6 @@ class DataOptions:
     on_fault: OnFault
     existing_output: ExistingOutput
     allow_any_path: bool
-    fetching: FetchSettings
 
     def make_data(self) -> RecordDataModule:
         """Builds the data module.
@@ -167,7 +163,6 @@ class DataOptions:
             output=output,
             image_base_path=self.image_base_path,
             allow_any_path=self.allow_any_path,
-            fetching=self.fetching,
             index_field=self.index_field,
             query_field=self.query_field,
             image_field=self.image_field,

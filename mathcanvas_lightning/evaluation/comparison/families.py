@@ -108,7 +108,9 @@ def _repeated(texts: tuple[str, ...], name: str, brackets: str) -> Family | None
     (slope,) = slopes if len(slopes) == 1 else (symbol,)
     if slope.free_symbols or not slope.is_real or slope.is_zero is not False:
         return None
-    return Family(abs(slope), tuple(end.subs(symbol, 0) for end in ends), brackets)
+    return Family(
+        abs(slope), tuple(end.subs(symbol, 0) for end in ends if end is not None), brackets
+    )
 
 
 def _positions(families: list[Family], period: Any) -> Iterator[tuple[str, Fraction, Fraction]]:

@@ -88,7 +88,8 @@ _SUBJECT = re.compile(
     r"(?:the|our|my|an?)\s+(?:answer|length|area|value|solution|result|number|probability|smallest|largest|least|greatest|only|minimum|maximum|required|desired|final|correct|such)\b"
 )
 _NAMED = re.compile(
-    r"(?![A-Za-z]*[a-z]{3})[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})"
+    r"(?![A-Za-z]*[a-z]{3})[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}"
+    r"|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})"
 )
 _NO_RESULT = re.compile(
     r"(?:confidence|note|check|verification|explanation|reason|reasoning|time|difficulty|source|step|hint|score|page|method"

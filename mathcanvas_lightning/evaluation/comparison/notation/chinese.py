@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from functools import partial
 
 _DIGITS = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7,
            "八": 8, "九": 9}  # fmt: skip
@@ -60,7 +61,7 @@ def arabic_numerals(text: str) -> str:
     if not re.search(_CHINESE, text):
         return text
     for pattern, replacement in _FRACTIONS:
-        text = pattern.sub(lambda found, to=replacement: _filled(found.expand(to)), text)
+        text = pattern.sub(partial(_filled, replacement), text)
     text = _ALONE.sub(lambda found: _arabic(found[1]) if found[1] else found[0], text)
     text = re.sub(r"(\d+(?:\.\d+)?)\s*([万亿])(?!分)", _scaled, text)
     text = re.sub(r"(\d+)个半", lambda found: f"{found[1]}.5", text)
@@ -69,8 +70,8 @@ def arabic_numerals(text: str) -> str:
     return text
 
 
-def _filled(template: str) -> str:
-    return re.sub("<(.*?)>", lambda found: _arabic(found[1]), template)
+def _filled(template: str, found: re.Match[str]) -> str:
+    return re.sub("<(.*?)>", lambda numeral: _arabic(numeral[1]), found.expand(template))
 
 
 def _scaled(found: re.Match[str]) -> str:

@@ -79,7 +79,8 @@ def _date(found: dict[str, str | None]) -> Date | None:
     name = found.get("month") or found.get("only")
     month = _index(name, _MONTHS) + 1 if name else int(found.get("number") or 0) or None
     day = int(found.get("day") or 0) or None
-    weekday = _index(found["weekday"], _DAYS) if found.get("weekday") else None
+    named = found.get("weekday")
+    weekday = _index(named, _DAYS) if named else None
     if chinese := found.get("chinese"):
         weekday = _CHINESE_DAYS[chinese]
     if (month or 0) > 12 or (day or 0) > 31:
