@@ -41,7 +41,8 @@ _ROMAN = {
 }
 _ROMANS = re.compile(
     r"(?:(?:[Oo]nly|[Bb]oth)\s+)?(?:[Ss]tatements?\s+)?"
-    rf"((?:\(?(?:{'|'.join([*_ROMAN, *map(str.lower, _ROMAN)])})\)?(?:\s|,|;|、|and\b|和|与|&)*)+)"
+    rf"((?:\(?\b(?:{'|'.join([*_ROMAN, *map(str.lower, _ROMAN)])})\b\)?"
+    r"(?:\s|,|;|、|and\b|和|与|&)*)+)"
     r"(?:only|are (?:true|correct)|is (?:true|correct))?"
 )
 _ORDINALS = "first second third fourth fifth sixth seventh eighth".split()

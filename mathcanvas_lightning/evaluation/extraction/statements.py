@@ -39,8 +39,8 @@ _CORRECT = re.compile(
     r"|\b([A-H])\s+(?:is\s+the\s+only|(?:must|has\s+to|would)\s+be\s+(?:the|our)\s+)"
     r"|\bonly\s+(?:option\s+|choice\s+)?\(?([A-H])\)?\s+"
     r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)"
-    r"|((?:[①-⑳][、,和]?\s?)+)(?:都)?(?:是)?正确|选项\s*([A-H])\s*(?:是)?正确"
-    r"|\b(?:statements?|conclusions?|propositions?)\s+((?:\(?(?:[ivx]+|[IVX]+|[①-⑳]|\d)\)?"
+    r"|((?:[①-⑳][、,和]?\s?){1,10})(?:都)?(?:是)?正确|选项\s*([A-H])\s*(?:是)?正确"
+    r"|\b(?:statements?|conclusions?|propositions?)\s+((?:\(?(?:\b(?:[ivx]+|[IVX]+|\d)\b|[①-⑳])\)?"
     r"(?:\s*(?:,|&|\band\b)\s*)*)+)\s+(?:is|are)\s+(?:correct|true|right)"
 )
 _GUESS = re.compile(
