@@ -59,7 +59,8 @@ def write_report(
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of answered records, interleaved ones too.
-        output: HTML file to write; by default <input>.html beside the input.
+        output: HTML file to write; by default beside the input, such as answers.html for
+            answers.jsonl (answers.jsonl.html if there is an answers.json too).
         folders: Folder with the steps and drawings that `ReasoningFolders` writes; by default
             <input> without suffix, if it exists.
         scores: File that `mathcanvas score` wrote, for verdicts; by default <input>_scores.json,

@@ -367,3 +367,10 @@ def _attention_call(group: Sequence[Span], device: torch.device) -> _AttentionCa
         mask=mask,
         causal=causal,
     )
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

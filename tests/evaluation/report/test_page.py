@@ -71,6 +71,12 @@ def verdicts(article: str) -> list[str]:
     return found[1].split()
 
 
+def test_pages_of_files_with_one_stem_have_names_of_their_own(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"answers{suffix}", RECORDS[:1]) for suffix in (".json", ".jsonl")]
+    names = [show(path)[0].path.name for path in paths]
+    assert names == ["answers.json.html", "answers.jsonl.html"]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_page_shows_questions_answers_and_verdicts(tmp_path: Path, suffix: str) -> None:
     page, text, articles = show(write(tmp_path / f"answers{suffix}", RECORDS))

@@ -261,27 +261,60 @@ def test_positions_can_be_interpolated() -> None:
     assert np.any(drawn[0] != drawn[1])
 
 
-@pytest.mark.parametrize(
-    ("error", "found"),
-    [
-        (torch.OutOfMemoryError("tried to allocate 2 GiB"), "too little memory: tried"),
-        (RuntimeError("odd"), "RuntimeError: odd"),
-    ],
-)
-def test_an_error_of_the_model_ends_the_run(
-    error: Exception, found: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_model_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("odd")
     made = backend()
     made.start()
     generator = made.generator
     with monkeypatch.context() as patch:
         patch.setattr(Prefiller, "prefill", raises(error))
         made.submit([ask("a", "?", n=2), ask("b", "?")])
-        with pytest.raises(BackendError, match=f"(?s){found}.*max_batch_size") as raised:
+        with pytest.raises(BackendError, match=r"(?s)RuntimeError: odd.*max_batch_size") as raised:
             made.collect()
     assert raised.value.__cause__ is error
     assert made.num_pending == generator.num_pending == 0
     assert made.collect() == []
+    assert answers(made, ask("a", "?"))["a"].failure is None
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_a_problem_that_is_too_large_fails_and_the_others_are_answered(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [ask(uid, f"Question {uid}?") for uid in "abcd"]
+    expected = answers(backend(), *asked)
+    made = backend()
+    made.start()
+    prefill = Prefiller.prefill
+
+    def limited(self: Prefiller, entries: Any) -> None:
+        running = {state.problem.uid for state in made.generator._running.values()}
+        if any(uid.startswith("b") for uid in running):
+            raise kind("can't allocate memory: 2 GiB")
+        prefill(self, entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prefiller, "prefill", limited)
+        found = answers(made, *asked)
+    failure = found.pop("b").failure
+    assert failure is not None
+    assert failure.kind == "out_of_memory"
+    assert found == {uid: one for uid, one in expected.items() if uid != "b"}
+    assert answers(made, ask("b", "Question b?"))["b"] == expected["b"]
+
+
+def test_too_little_memory_for_every_problem_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = backend()
+    made.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(Prefiller, "prefill", raises(torch.OutOfMemoryError("2 GiB")))
+        made.submit([ask(uid, "?") for uid in "abcde"])
+        with pytest.raises(BackendError, match=r"(?s)too little memory.*max_batch_size"):
+            while made.num_pending:
+                made.collect()
+    assert made.num_pending == made.generator.num_pending == 0
     assert answers(made, ask("a", "?"))["a"].failure is None
 
 
