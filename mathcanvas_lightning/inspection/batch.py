@@ -114,10 +114,15 @@ def load_datamodule(
         )
     arguments: dict[str, Any] = {}
     model: dict[str, Any] = {}
+    seed = None
     for path in config:
-        arguments = _merged(arguments, _section(path, "data"))
-        model = _merged(model, _section(path, "model"))
+        content = _read(path)
+        arguments = _merged(arguments, _section(path, content, "data"))
+        model = _merged(model, _section(path, content, "model"))
+        seed = content.get("seed_everything", seed)
     arguments |= overrides or {}
+    if arguments.get("seed") is None and not isinstance(seed, bool):  # as mathcanvas fit does
+        arguments["seed"] = seed
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MathCanvasDataModule, "data")
     try:
@@ -137,14 +142,18 @@ def load_datamodule(
     return data
 
 
-def _section(path: str, name: str) -> Mapping[str, Any]:
+def _read(path: str) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             path, found=str(error), wanted="a YAML file", remedy="Check the path and its syntax."
         ) from None
-    section = content.get(name, {}) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {"data": content, "model": content}
+
+
+def _section(path: str, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name, {})
     if not isinstance(section, Mapping):
         raise ConfigError(
             path,
