@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Carries the configuration instead of training with it."""
 
 
@@ -25,10 +25,10 @@ def filled_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns the configuration of a run that is not started."""
 
     def stop(cli: MathCanvasCLI) -> None:
-        raise Stop(cli.config[cli.subcommand])
+        raise StopError(cli.config[cli.subcommand])
 
     def fill_in(*words: str) -> Any:
-        with pytest.raises(Stop) as stopped:
+        with pytest.raises(StopError) as stopped:
             run_cli(["fit", "--config", str(DEMO), *words])
         return stopped.value.args[0]
 
