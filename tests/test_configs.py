@@ -70,6 +70,20 @@ def test_logger_fits_the_signatures(logger: Path, capsys: pytest.CaptureFixture[
     assert given["init_args"].items() <= printed["init_args"].items()
 
 
+def test_sampled_answers_fit_the_signatures(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "configs"
+    words = ["--config", str(folder / "fit" / "demo_cpu.yaml")]
+    words += ["--config", str(folder / "sample_answers.yaml")]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *words, "--print_config"])
+    assert ended.value.code == 0
+    saver, sampler = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert saver["class_path"].endswith("ModelCheckpoint")
+    assert sampler["class_path"] == "mathcanvas_lightning.AnswerSampler"
+    assert sampler["init_args"]["records"]["name"] == "puzzles"
+    assert sampler["init_args"]["generation"]["drawing"]["timestep_shift"] == 2.0
+
+
 @pytest.mark.parametrize("predict", PREDICTS, ids=lambda path: path.stem)
 def test_predict_fits_the_signatures(predict: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

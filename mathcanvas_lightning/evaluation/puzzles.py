@@ -68,7 +68,7 @@ def check_puzzles(
     with progress_bar("Reading drawings", len(scored), show=progress) as advance:
         for one in scored:
             uid = one.record.uid or ""
-            task = _read_task(files.tasks, uid)
+            task = read_task(files.tasks, uid)
             texts, drawings = _read_steps(files.answers / folder_name(uid, 1))
             checks = {ANSWER: one.responses[0].verdict == "right"}
             checks |= check_answer(task, texts, drawings)
@@ -88,7 +88,16 @@ def check_puzzles(
     }
 
 
-def _read_task(tasks: Path, uid: str) -> Mapping[str, Any]:
+def read_task(tasks: Path, uid: str) -> Mapping[str, Any]:
+    """Reads a puzzle.
+
+    Args:
+        tasks: Folder that `generate_blockmoving` wrote.
+        uid: Name of the puzzle's folder.
+
+    Raises:
+        InputError: If there is no such puzzle.
+    """
     path = tasks / uid / "data.json"
     try:
         task: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -180,15 +180,35 @@ class BagelBackend:
         model = Bagel.from_checkpoint(self._checkpoint, **options)
         _warn_of_size(self._config.drawing.size, model.config.drawing_size)
         model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
+        vae = LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options)
+        self.use(model.eval(), vae, TextTokenizer(self._checkpoint))
+        self._fingerprint = loaded
+
+    def use(
+        self,
+        model: Bagel,
+        vae: LatentVAE,
+        tokenizer: TextTokenizer,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Answers with a model in memory until `close`, instead of loading the checkpoint.
+
+        Args:
+            model: BAGEL in evaluation mode, whose attention has the path "sdpa".
+            vae: Its autoencoder.
+            tokenizer: Its tokenizer.
+            autocast: See `InterleavedGenerator`.
+        """
         self._generator = InterleavedGenerator(
-            model.eval(),
-            LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options),
-            TextTokenizer(self._checkpoint),
+            model,
+            vae,
+            tokenizer,
             config=self._config,
             limits=self._options.limits,
             images=self._options.images,
+            autocast=autocast,
         )
-        self._fingerprint = loaded
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.

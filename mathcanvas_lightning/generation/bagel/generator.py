@@ -55,6 +55,8 @@ class InterleavedGenerator:
         limits: Batch size and memory.
         images: How images become tokens.
         choose: Chooses the next tokens; can be replaced, for instance to constrain them.
+        autocast: Type that autocast computes in, for weights of several types; None computes in
+            the type of the weights.
 
     Raises:
         ConfigError: If the contexts of one problem do not fit into memory.
@@ -70,12 +72,14 @@ class InterleavedGenerator:
         limits: BatchLimits | None = None,
         images: ImageOptions | None = None,
         choose: ChooseTokens = choose_tokens,
+        autocast: torch.dtype | None = None,
     ) -> None:
         limits, images = limits or BatchLimits(), images or ImageOptions()
         self.config = config or InterleavedConfig()
         self.choose = choose
         self._model, self._tokens_per_turn = model, limits.tokens_per_turn
         self._device = model.language_model.lm_head.weight.device
+        self._autocast = autocast
         self._maker = ItemMaker(
             model,
             tokenizer,
@@ -84,7 +88,8 @@ class InterleavedGenerator:
             interpolate_positions=images.interpolate_positions,
         )
         self._num_contexts = self.config.drawing.num_contexts
-        self.cache = _make_cache(model, self._num_contexts, limits)
+        cache_dtype = autocast or model.language_model.lm_head.weight.dtype
+        self.cache = _make_cache(model, self._num_contexts, limits, cache_dtype)
         self.batch_size = self.cache.num_rows // self._num_contexts
         self._prefiller = Prefiller(model, vae, self.cache, self._maker)
         self._painter = Painter(
@@ -139,7 +144,7 @@ class InterleavedGenerator:
             Answers that are finished now, often none. Call again while problems are pending.
         """
         try:
-            with _own_precision(self._device):
+            with _own_precision(self._device, self._autocast):
                 self._admit()
                 self._prefill()
                 for _ in range(self._tokens_per_turn):
@@ -316,14 +321,16 @@ class InterleavedGenerator:
         return answers
 
 
-def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache:
-    llm, weight = model.config.llm, model.language_model.lm_head.weight
+def _make_cache(
+    model: Bagel, num_contexts: int, limits: BatchLimits, dtype: torch.dtype
+) -> KVCache:
+    llm, device = model.config.llm, model.language_model.lm_head.weight.device
     longest = min(llm.max_position_embeddings, DEFAULT_MAX_CONTEXT)
     capacity = limits.max_context_tokens or longest
-    problem_bytes = num_contexts * capacity * token_bytes(llm, weight.dtype)
+    problem_bytes = num_contexts * capacity * token_bytes(llm, dtype)
     memory_bytes = limits.memory_bytes
     if memory_bytes is None:
-        memory_bytes = int(free_bytes(weight.device) * MEMORY_SHARE)
+        memory_bytes = int(free_bytes(device) * MEMORY_SHARE)
     batch_size = plan_batch_size(problem_bytes, memory_bytes, limits.max_batch_size)
     if batch_size < limits.max_batch_size:
         logger.warning(
@@ -336,8 +343,8 @@ def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache
         llm,
         num_rows=batch_size * num_contexts,
         capacity=capacity,
-        dtype=weight.dtype,
-        device=weight.device,
+        dtype=dtype,
+        device=device,
     )
 
 
@@ -352,12 +359,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def _own_precision(device: torch.device) -> Iterator[None]:
-    """Undoes the Trainer's default dtype and autocast, so that only the model's dtypes count."""
+def _own_precision(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+    """Undoes the Trainer's default dtype and autocast, so that only the generator's types count."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
             yield
     finally:
         torch.set_default_dtype(default)

@@ -246,8 +246,8 @@ class CachedTokens:
         self, keys: Tensor, values: Tensor, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """Writes new keys and values to a layer's cache, then attends, [T, N, H]."""
-        keys[self._rows, :, self._offsets] = key
-        values[self._rows, :, self._offsets] = value
+        keys[self._rows, :, self._offsets] = key.to(keys.dtype)
+        values[self._rows, :, self._offsets] = value.to(values.dtype)
         if self._reordered:
             query = query[self._reordered[1]]
         parts = [
