@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathcanvas_lightning.blockmoving.drawing import draw_composite, draw_state
-from mathcanvas_lightning.blockmoving.foresight import show_step
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.parts import Part, random_puzzles
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
-from mathcanvas_lightning.blockmoving.short import (
+from mathcanvas_lightning.blockmoving.wording.foresight import show_step
+from mathcanvas_lightning.blockmoving.wording.short import (
     read_and_reason,
     show_move,
     show_option,

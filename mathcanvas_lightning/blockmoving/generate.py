@@ -19,14 +19,14 @@ from mathcanvas_lightning.blockmoving.drawing import (
     draw_composite,
     draw_state,
 )
-from mathcanvas_lightning.blockmoving.explain import describe_moves, explain
 from mathcanvas_lightning.blockmoving.extras import parse_extras, write_extras
-from mathcanvas_lightning.blockmoving.foresight import explain_foresight
 from mathcanvas_lightning.blockmoving.levels import Level, Question, Wording, find_level
 from mathcanvas_lightning.blockmoving.parts import PARTS, Part, different_puzzles
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
-from mathcanvas_lightning.blockmoving.short import (
+from mathcanvas_lightning.blockmoving.wording.explain import describe_moves, explain
+from mathcanvas_lightning.blockmoving.wording.foresight import explain_foresight
+from mathcanvas_lightning.blockmoving.wording.short import (
     explain_short,
     show_move,
     show_option,

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from mathcanvas_lightning.blockmoving.drawing import all_visible
-from mathcanvas_lightning.blockmoving.foresight import draw_foresight
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
+from mathcanvas_lightning.blockmoving.wording.foresight import draw_foresight
 from mathcanvas_lightning.errors import ConfigError
 
 Part = Literal["all", "train", "validation", "test"]

@@ -18,7 +18,6 @@ from PIL import Image
 from mathcanvas_lightning import generate_blockmoving
 from mathcanvas_lightning.blockmoving.checking import FORESIGHT_CHECKS, chances, check_answer
 from mathcanvas_lightning.blockmoving.drawing import NAMES, all_visible, draw_state
-from mathcanvas_lightning.blockmoving.foresight import draw_foresight
 from mathcanvas_lightning.blockmoving.levels import LEVELS, Level
 from mathcanvas_lightning.blockmoving.parts import (
     different_puzzles,
@@ -27,7 +26,8 @@ from mathcanvas_lightning.blockmoving.parts import (
 )
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import simulate
-from mathcanvas_lightning.blockmoving.short import COMPASS, show_move
+from mathcanvas_lightning.blockmoving.wording.foresight import draw_foresight
+from mathcanvas_lightning.blockmoving.wording.short import COMPASS, show_move
 from mathcanvas_lightning.errors import ConfigError
 
 ABOVE: dict[str, Any] = {"level": 3, "question": "stack", "view": "above", "num_colours": 8}

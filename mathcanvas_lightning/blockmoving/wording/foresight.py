@@ -11,7 +11,7 @@ import numpy as np
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.puzzle import Accept, Puzzle, draw_stack, draw_walk
 from mathcanvas_lightning.blockmoving.rules import Step
-from mathcanvas_lightning.blockmoving.short import show_move, show_stack
+from mathcanvas_lightning.blockmoving.wording.short import show_move, show_stack
 
 
 def draw_foresight(
@@ -35,14 +35,15 @@ def draw_foresight(
     return Puzzle(initial=initial, steps=walk, options={}, answer=show_stack(walk[-1].after))
 
 
-def ask(steps: Sequence[Step]) -> str:
-    """Returns the question beside the picture of the first stack."""
-    return f"Moves: {' '.join(map(show_move, steps))}. Which stack?"
-
-
 def show_step(number: int, step: Step) -> str:
     """Returns the words before the drawing of a step, counted from 1."""
     return f"Step {number}: {show_move(step)}."
+
+
+def ask(steps: Sequence[Step]) -> str:
+    """Returns the question beside the picture of the first stack, with the words of each step."""
+    words = [show_step(number, step) for number, step in enumerate(steps, start=1)]
+    return f"{' '.join(words)} Which stack?"
 
 
 def explain_foresight(
