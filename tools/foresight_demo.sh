@@ -3,7 +3,8 @@
 # is the stack at the end. One model draws the stack after each move, the other one writes the same
 # words without drawings; all else is equal. Everything goes to demo/foresight/.
 #   bash tools/foresight_demo.sh
-# SEED names another seed of the two models; ROWS and HELD_OUT make everything smaller.
+# SEED names another seed of the two models (remove their run folders first); STEPS, ROWS and
+# HELD_OUT make everything smaller.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
@@ -47,7 +48,7 @@ puzzles() {
 
 base_model() {
     python tools/make_tiny_bagel.py --output "$here/tiny_bagel" --preset tiny --pretrained
-    mathcanvas fit --config configs/fit/foresight_base.yaml
+    mathcanvas fit --config configs/fit/foresight_base.yaml ${STEPS:+--trainer.max_steps "$STEPS"}
     python tools/export_checkpoint.py "$here/base/checkpoints/last.ckpt" \
         --output "$here/base/export" --overwrite
 }
@@ -55,7 +56,8 @@ base_model() {
 # train ARM
 train() {
     sed "s#/drawn/#/$1/#" configs/fit/foresight.yaml >"$here/$1.yaml"
-    mathcanvas fit --config "$here/$1.yaml" --seed_everything "$seed"
+    mathcanvas fit --config "$here/$1.yaml" --seed_everything "$seed" \
+        ${STEPS:+--trainer.max_steps "$STEPS"}
     python tools/export_checkpoint.py "$here/$1/run/checkpoints/last.ckpt" \
         --output "$here/$1/export" --overwrite
 }
@@ -70,7 +72,8 @@ answer() {
             --model.init_args.backend.init_args.max_steps 5 \
             --model.init_args.backend.init_args.max_images 4 \
             --data.init_args.inputs \
-            "[{path: $here/test/shards_$moves, output: $here/answers/${name}_$moves.parquet}]" "$@"
+            "[{path: $here/test/shards_$moves, output: $here/answers/${name}_$moves.parquet}]" \
+            "$@"
         python tools/score_responses.py --input "$here/answers/${name}_$moves.parquet" \
             --puzzles "$here/test/source_$moves"
     done
@@ -83,3 +86,8 @@ for arm in drawn plain; do
     answer "$arm" "$arm"
 done
 answer drawn suppressed --model.init_args.backend.init_args.drawings none
+for moves in 1 2 3 4; do
+    echo "$moves moves, with against without drawings:"
+    python tools/compare_scores.py "$here/answers/drawn_$moves.parquet_scores.json" \
+        "$here/answers/plain_$moves.parquet_scores.json"
+done
