@@ -175,7 +175,9 @@ def main() -> None:
             found = pool.submit(measure, preset, lora, way).result()
         figures = (found.size_mib, found.still_s, found.complete_s, found.peak_mib, found.kept_mib)
         values = [f"{figure:,.2f}" for figure in figures]
-        table.add_row(preset, "LoRA" if lora else "all", way, *values)
+        row = (preset, "LoRA" if lora else "all", way, *values)
+        print(*row, sep="\t", flush=True)  # small networks take minutes
+        table.add_row(*row)
     Console(width=100).print(table)
 
 
