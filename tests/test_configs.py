@@ -70,14 +70,21 @@ def test_logger_fits_the_signatures(logger: Path, capsys: pytest.CaptureFixture[
     assert given["init_args"].items() <= printed["init_args"].items()
 
 
-def test_sampled_answers_fit_the_signatures(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = ROOT / "configs"
-    words = ["--config", str(folder / "fit" / "demo_cpu.yaml")]
-    words += ["--config", str(folder / "sample_answers.yaml")]
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", *words, "--print_config"])
-    assert ended.value.code == 0
-    saver, sampler = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+def test_sampled_answers_fit_the_signatures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, saved = ROOT / "configs", tmp_path / "config.yaml"
+    configs = [folder / "fit" / "demo_cpu.yaml", folder / "sample_answers.yaml"]
+    texts = []
+    for given in (configs, [saved]):  # the settings that a run saves start the same run
+        words = [word for path in given for word in ("--config", str(path))]
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *words, "--print_config"])
+        assert ended.value.code == 0
+        texts.append(capsys.readouterr().out)
+        saved.write_text(texts[-1])
+    assert texts[0] == texts[1]
+    saver, sampler = yaml.safe_load(texts[0])["trainer"]["callbacks"]
     assert saver["class_path"].endswith("ModelCheckpoint")
     assert sampler["class_path"] == "mathcanvas_lightning.AnswerSampler"
     assert sampler["init_args"]["records"]["name"] == "puzzles"

@@ -86,7 +86,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
         target_modules="|".join(f"(?:{re.escape(name)})" for name in names),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed or 0)
+        torch.default_generator.manual_seed(settings.seed or 0)  # not the one of a GPU
         inject_adapter_in_model(config, model)
     return names
 

@@ -396,6 +396,5 @@ class BagelModule(LightningModule):
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = autocast_dtype(self.precision, device_mesh(self.trainer.strategy))
-        return (
-            contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-        )
+        kind = self.device.type
+        return contextlib.nullcontext() if dtype is None else torch.autocast(kind, dtype)
