@@ -48,7 +48,7 @@ def test_fits_the_signatures(fit: Path, trainer: Path, capsys: pytest.CaptureFix
     rate = given["model"]["init_args"]["optimizer"]["lr"]
     assert model["optimizer"]["lr"] == (rate if model["lora"] is None else 1e-4)
     assert model.get("param_dtype", "float32") == "float32"
-    assert model.get("frozen_dtype") in (None, model.get("compute_dtype"))
+    assert model.get("frozen_dtype") in (None, "nf4", model.get("compute_dtype"))
     resumable = [
         saver["init_args"]
         for saver in printed["trainer"]["callbacks"]

@@ -1,5 +1,6 @@
 """`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -195,6 +196,8 @@ def run_cli(args: Sequence[str]) -> None:
     Raises:
         ConfigError: If settings contradict each other.
     """
+    # Packs differ in length: without it, CUDA's free memory falls into pieces.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     leave_process_group_at_exit()
     start_from_a_server([MathCanvasDataModule.__module__])
     try:

@@ -82,6 +82,15 @@ COMMANDS = {
         show=show.batch,
         lists=frozenset({"config"}),
     ),
+    "plan-memory": Command(
+        function="training.memory.plan:plan_memory",
+        summary="Computes the memory that a run needs on each GPU and host, without loading "
+        "anything.",
+        example="--config configs/fit/stage2.yaml configs/trainer/fsdp_8gpu.yaml --gpus 8 "
+        "--gpu_memory_gb 80",
+        show=show.memory_plan,
+        lists=frozenset({"config"}),
+    ),
     "make-bagel": Command(
         function="demo.new_bagel:make_bagel",
         summary="Makes a small BAGEL checkpoint, untrained or pretrained, with tokenizer and "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.inspection.shards import ShardsReport
     from mathcanvas_lightning.training.autoencoder import AutoencoderReport
     from mathcanvas_lightning.training.checkpoint.export import ExportReport
+    from mathcanvas_lightning.training.memory.plan import MemoryPlan
 
 MAX_LISTED = 20
 MAX_TEXT = 300
@@ -147,6 +148,33 @@ def batch(report: "BatchReport", console: Console) -> int:
     if report.png:
         console.print(f"Picture: {report.png}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def memory_plan(plan: "MemoryPlan", console: Console) -> int:
+    """Prints a table of the memory, a verdict and advice; returns 1 if it doesn't fit."""
+    shared = f", {plan.shards} of which share a network" if plan.shards > 1 else ""
+    table = Table("computed, not measured", "GPU", "host", title_justify="left")
+    table.title = f"Memory of each of {plan.gpus} GPUs{shared}, in GB"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for item in plan.items:
+        table.add_row(item.name, *(_gb(size) for size in (item.gpu, item.host)))
+    table.add_section()
+    table.add_row("a GPU, and a host", _gb(plan.gpu), _gb(plan.host))
+    console.print(table)
+    verdict = "It fits" if plan.fits else "It does not fit"
+    lines = [plan.note] if plan.note else []
+    lines.append(f"{verdict}: {plan.gpu / 1e9:.1f} of {plan.gpu_memory / 1e9:g} GB.")
+    if plan.advice:
+        lines.append("Changes that save memory, one after the other:")
+    lines += [f"  {advice.change}  -> {advice.gpu / 1e9:.1f} GB" for advice in plan.advice]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if plan.fits else 1
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size else ""
 
 
 def blockmoving(report: "BlockMovingReport", console: Console) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import GEN_SUFFIX
+from mathcanvas_lightning.model.layers.quantized import quantized_layers
 
 LORA_PARTS: Mapping[str, str] = {
     "und": r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
@@ -126,10 +127,11 @@ def parameter_report(model: nn.Module) -> list[PartParameters]:
         One entry per part, "total" last.
     """
     counts: dict[str, list[int]] = {}
+    packed = {name: layer.num_weights for name, layer in quantized_layers(model)}
     for name, parameter in model.named_parameters():
         for part in (_part(name), "total"):
             entry = counts.setdefault(part, [0, 0])
-            entry[0] += parameter.numel()
+            entry[0] += packed.get(name, parameter.numel())
             entry[1] += parameter.numel() if parameter.requires_grad else 0
     total = counts.pop("total", [0, 0])
     return [
