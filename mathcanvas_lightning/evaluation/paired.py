@@ -46,7 +46,7 @@ class PairedDifference:
         """McNemar's exact test of the null hypothesis that both models are equally good."""
         fewer = min(self.num_first_only, self.num_second_only)
         total = self.num_first_only + self.num_second_only
-        return min(1.0, 2 * sum(comb(total, k) for k in range(fewer + 1)) / 2**total)
+        return min(1.0, float(2 * sum(comb(total, k) for k in range(fewer + 1)) / 2**total))
 
 
 def compare_scores(first: str, second: str) -> PairedDifference:
