@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 make_env
 
 seed="${SEED:-0}" here=demo/foresight
-world=(--level 3 --question stack --view above --min_blocks 4 --max_blocks 4 --num_colours 8)
+world=(--level 4 --question stack --view above --min_blocks 4 --max_blocks 4)
 
 generate() { python tools/generate_blockmoving.py "${world[@]}" "$@"; }
 

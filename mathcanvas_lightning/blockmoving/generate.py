@@ -88,7 +88,6 @@ def generate_blockmoving(
     max_blocks: int | None = None,
     num_moves: int | None = None,
     num_views: int | None = None,
-    num_colours: int | None = None,
     view: View | None = None,
     view_px: int | None = None,
     wording: Wording | None = None,
@@ -113,12 +112,10 @@ def generate_blockmoving(
         max_blocks: Maximum number of cubes; default: the level's.
         num_moves: Moves of a solution; default: the level's.
         num_views: 1 (from a corner) or 3 views in each picture; default: the level's.
-        num_colours: Colours that cubes are drawn from; default: the level's.
         view: corner or above: the only view of each picture; default: the level's.
         view_px: Side of one view, in pixels; default: the level's.
         wording: Chain of thought, short or long; default: the level's.
-        question: moves: which of four options turns one stack into another; stack: which stack do
-            given moves lead to (short wording; only drawings show the stacks in between).
+        question: moves: which option turns one stack into another; stack: where do moves lead.
         drawings: Show the picture of each step in the chain of thought.
         wrong_fraction: Share of samples with a wrong answer; default: 0.1 without a level, or 0.
         unrendered_fraction: Share with [render_result] for a picture; default: 0.05 or 0.
@@ -129,31 +126,24 @@ def generate_blockmoving(
         ConfigError: If the numbers do not fit together, or there are too few different puzzles.
     """
     looks = {"size": size, "view_px": view_px, "wording": wording, "question": question}
-    blocks = {
-        "min_blocks": min_blocks,
-        "max_blocks": max_blocks,
-        "num_colours": num_colours,
-        "num_moves": num_moves,
-    }
+    blocks = {"min_blocks": min_blocks, "max_blocks": max_blocks, "num_moves": num_moves}
     views = (view,) if view else num_views and VIEWS[:num_views]
+    chosen = find_level(level).with_settings(views=views, **looks, **blocks)
+    faults = _faults(level, wrong_fraction, unrendered_fraction)
     settings = _Settings(
-        folder=output,
-        level=find_level(level).with_settings(views=views, **looks, **blocks),
-        part=part,
-        seed=seed,
-        wrong_fraction=_fraction(wrong_fraction, level, WRONG_FRACTION),
-        unrendered_fraction=_fraction(unrendered_fraction, level, UNRENDERED_FRACTION),
-        drawings=drawings,
+        folder=output, level=chosen, part=part, seed=seed, drawings=drawings, **faults
     )
     _check(settings, num_tasks, num_views)
     return _generate(settings, num_tasks, parse_extras(extra), num_workers, progress)
 
 
-def _fraction(given: float | None, level: int | None, default: float) -> float:
-    """Returns a share of faulty samples; a level has none by default."""
-    if given is not None:
-        return given
-    return default if level is None else 0.0
+def _faults(level: int | None, wrong: float | None, unrendered: float | None) -> dict[str, float]:
+    """Returns the shares of faulty samples; a level has none by default."""
+    defaults = (WRONG_FRACTION, UNRENDERED_FRACTION) if level is None else (0.0, 0.0)
+    return {
+        "wrong_fraction": defaults[0] if wrong is None else wrong,
+        "unrendered_fraction": defaults[1] if unrendered is None else unrendered,
+    }
 
 
 def _generate(

@@ -30,11 +30,9 @@ from mathcanvas_lightning.blockmoving.wording.foresight import draw_foresight
 from mathcanvas_lightning.blockmoving.wording.short import COMPASS, show_move
 from mathcanvas_lightning.errors import ConfigError
 
-ABOVE: dict[str, Any] = {"level": 3, "question": "stack", "view": "above", "num_colours": 8}
+ABOVE: dict[str, Any] = {"level": 4, "question": "stack", "view": "above"}
 FOUR: dict[str, Any] = {**ABOVE, "min_blocks": 4, "max_blocks": 4}
-LEVEL = replace(
-    LEVELS[3], question="stack", views=("above",), num_colours=8, min_blocks=4, max_blocks=4
-)
+LEVEL = replace(LEVELS[4], question="stack", views=("above",), min_blocks=4, max_blocks=4)
 WORD = re.compile(r"([A-Z][a-z]+)([A-Z][a-z]+)")
 
 
@@ -197,8 +195,7 @@ def test_wrong_samples_end_with_another_stack(tmp_path: Path) -> None:
     [
         {"question": "moves?"},
         {"view": "below"},
-        {"num_colours": 13},
-        {"min_blocks": 10, "max_blocks": 10, "num_colours": 12},
+        {"min_blocks": 10, "max_blocks": 10},
     ],
 )
 def test_bad_settings(wrong: dict[str, Any], tmp_path: Path) -> None:
