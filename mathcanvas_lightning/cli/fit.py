@@ -79,8 +79,12 @@ class MathCanvasCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Sets the accumulation if it follows from data.packs_per_step and the number of ranks."""
+        """Fills in what follows from other settings: seeds, and the accumulation.
+
+        The accumulation follows from data.packs_per_step and the number of ranks.
+        """
         config = self.config[self.subcommand]
+        _use_one_seed(config)
         packs = _argument(config, "data", "packs_per_step")
         ranks = _count_ranks(config.trainer)
         if packs and ranks and packs % ranks == 0 and config.trainer.accumulate_grad_batches == 1:
@@ -235,10 +239,25 @@ def _missing_module(error: BaseException) -> str | None:
     return None if found is None else str(found).strip().partition("\n")[0]
 
 
+def _use_one_seed(config: Any) -> None:
+    """Sets the seeds of data and initial weights to `seed_everything`, unless they are set."""
+    seed = config.seed_everything
+    parts = [
+        _arguments(config, "data"),
+        *(_argument(config, "model", n) for n in ("source", "lora")),
+    ]
+    for settings in parts:
+        if settings and settings.get("seed", 0) is None and not isinstance(seed, bool):
+            settings["seed"] = seed
+
+
 def _argument(config: Any, section: str, name: str) -> Any:
+    return _arguments(config, section).get(name)
+
+
+def _arguments(config: Any, section: str) -> Any:
     found = config.get(section)
-    init = found.get("init_args", found) if found is not None else {}
-    return init.get(name)
+    return found.get("init_args", found) if found is not None else {}
 
 
 def _count_ranks(trainer: Any) -> int | None:

@@ -141,6 +141,13 @@ COMMANDS = {
         show=show.scores,
         lists=frozenset({"by"}),
     ),
+    "compare": Command(
+        function="evaluation.paired:compare_scores",
+        summary="Compares two models by their scores of the same records.",
+        example="with.jsonl_scores.json without.jsonl_scores.json",
+        show=show.difference,
+        positional=frozenset({"first", "second"}),
+    ),
     "report": Command(
         function="evaluation.report.page:write_report",
         summary="Shows answered records on one HTML page: questions, steps, drawings, verdicts.",

@@ -171,7 +171,7 @@ class BagelModule(LightningModule):
             precision=self.precision,
             parallelism=self.parallelism,
             prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
-            seed=self.source.seed,
+            seed=self.source.initial_seed,
         )
         if self.source.weights is None:
             self.left_out = frozen_names(self.model)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.blockmoving.explain import describe_moves
 from mathcanvas_lightning.blockmoving.levels import LEVELS, Level
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle, leads_to
-from mathcanvas_lightning.blockmoving.short import show_option
+from mathcanvas_lightning.blockmoving.wording.explain import describe_moves
+from mathcanvas_lightning.blockmoving.wording.short import show_option
 
 NUM_PUZZLES = 1200
 CHANCE, NUM_DEVIATIONS = 0.25, 3.5

@@ -27,6 +27,7 @@ TOOLS = {
     "generate_response.py": "generate-response",
     "make_demo_model.py": "make-demo-model",
     "make_tiny_bagel.py": "make-bagel",
+    "compare_scores.py": "compare",
     "score_responses.py": "score",
     "show_answers.py": "report",
 }

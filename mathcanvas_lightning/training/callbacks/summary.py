@@ -128,7 +128,7 @@ def mesh_sizes(trainer: Trainer) -> tuple[int, int]:
 
 def _source(module: BagelModule, trainer: Trainer) -> str:
     source = module.source
-    found = source.checkpoint or f"preset {source.preset}, random with seed {source.seed}"
+    found = source.checkpoint or f"preset {source.preset}, random with seed {source.initial_seed}"
     changed = "".join(f", {name} {value}" for name, value in source.overrides.items())
     lora = module.lora
     adapters = (
