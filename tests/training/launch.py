@@ -125,9 +125,9 @@ class Journal(Callback):
 
 def _finish_earlier_save(trainer: Trainer) -> None:
     """Waits for a checkpoint that is written in the background."""
-    saver = getattr(trainer.strategy, "_saver", None)
-    if saver is not None and saver._completed is not None:
-        saver._completed.result()
+    saver = getattr(trainer.strategy, "saver", None)
+    if saver is not None and saver.completed is not None:
+        saver.completed.result()
 
 
 def _full_disk(*args: object, **options: object) -> None:

@@ -102,9 +102,11 @@ def close(found: Weights, wanted: Weights, tolerance: float = 2e-7) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"ema": EMAConfig(decay=DECAY)},
+        pytest.param({"ema": EMAConfig(decay=DECAY)}, marks=pytest.mark.slow),
         {"ema": EMAConfig(decay=DECAY, on_cpu=True), "freeze": FreezeConfig(vit=True)},
-        {"ema": EMAConfig(decay=DECAY), "lora": LoRASettings(rank=2)},
+        pytest.param(
+            {"ema": EMAConfig(decay=DECAY), "lora": LoRASettings(rank=2)}, marks=pytest.mark.slow
+        ),
     ],
     ids=["all", "on_cpu, frozen", "lora"],
 )
@@ -403,6 +405,7 @@ def test_in_shards(sharded: Path) -> None:
     close(found["ema"], found["hand"])
 
 
+@pytest.mark.slow
 def test_exported_from_shards(sharded: Path, tmp_path: Path) -> None:
     report = export_checkpoint(
         str(sharded / "step4.ckpt"), output=str(tmp_path / "out"), ema=True, dtype="fp32"
