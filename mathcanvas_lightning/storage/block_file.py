@@ -7,7 +7,7 @@ from fsspec.spec import AbstractBufferedFile
 BLOCK_BYTES, MAX_BLOCKS = 2**20, 8
 
 
-class BlockFile(AbstractBufferedFile):  # type: ignore[misc] - fsspec has no types
+class BlockFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no types
     """Reads whole blocks at multiples of `BLOCK_BYTES`, so that neighbours share them.
 
     Args:
