@@ -1,19 +1,17 @@
 """With a real Trainer: interrupted runs train on the same samples, on any number of ranks."""
 
-import multiprocessing
-import os
-import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import TRAINER_WARNINGS, read_jsonl
 from tests.data.make_rows import config, interleaved_shards, module, new_module
 from tests.data.training import fit
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.filterwarnings(
     *TRAINER_WARNINGS,
@@ -221,46 +219,6 @@ def test_wrong_accumulation_is_an_error(shards: Path) -> None:
         data.setup("fit")
 
 
-def launch(ranks: int, **arguments: Any) -> None:
-    """Runs `fit` on gloo processes; kills them all if they hang."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    # Importing takes seconds, so it is done once, in a process from which all others are forked.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.data.training"])
-    processes = []
-    for rank in range(ranks):
-        environment = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-        }
-        process = context.Process(
-            target=fit_as_rank, args=(environment,), kwargs={"ranks": ranks, **arguments}
-        )
-        process.start()
-        processes.append(process)
-    try:
-        for process in processes:
-            process.join(300)
-            assert process.exitcode == 0
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def fit_as_rank(environment: dict[str, str], **arguments: Any) -> None:
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    fit(**arguments)
-
-
 @pytest.mark.slow
 def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path) -> None:
     """2 ranks without workers, then 4 with 2 each, then 1 with 1."""
@@ -269,9 +227,10 @@ def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path
     for ranks, workers, stop in ((2, 0, 2), (4, 2, 5), (1, 1, None)):
         folder = tmp_path / f"{ranks}"
         folder.mkdir()
-        launch(
+        run_ranks(
             ranks,
-            folder=shards,
+            folder,
+            partial(fit, shards, ranks=ranks),
             journal=folder / "journal",
             packs_per_step=4,
             workers=workers,
