@@ -99,6 +99,7 @@ def test_no_heuristic_on_the_text_beats_chance(number: int) -> None:
         _assert_at_chance(num_right, NUM_PUZZLES, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_a_trained_bag_of_words_stays_at_chance(number: int) -> None:
     puzzles = _drawn(number)

@@ -72,6 +72,7 @@ def test_kills_at_random_times(data: tuple[Path, dict[str, bytes]], tmp_path: Pa
     assert files == straight
 
 
+@pytest.mark.slow
 def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
     tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")

@@ -989,6 +989,7 @@ def test_fork_with_local_files_open(shard: tuple[Path, pa.Table]) -> None:
     assert run_children("fork", storage, str(path), 1) == [expected_rows(table)]
 
 
+@pytest.mark.slow
 def test_processes_share_the_cache(
     remote: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:
@@ -1006,6 +1007,7 @@ def test_processes_share_the_cache(
     assert remote.num_requests("GET") == 0
 
 
+@pytest.mark.slow
 def test_processes_keep_to_the_size_together(
     s3: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:

@@ -432,6 +432,7 @@ def test_kills_at_random_times(tmp_path: Path) -> None:
     assert len(files) == 20
 
 
+@pytest.mark.slow
 def test_a_script_without_main_guard_ends_with_a_remedy(tmp_path: Path) -> None:
     interleaved_shards(tmp_path / "shards", 40)
     script = tmp_path / "script.py"

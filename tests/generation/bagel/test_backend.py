@@ -1,6 +1,7 @@
 """The BAGEL backend in the predict loop, with the tiny reference checkpoint."""
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
@@ -477,11 +479,12 @@ def test_nan_fails_the_problem_and_not_the_others(monkeypatch: pytest.MonkeyPatc
     assert answers(made, ask("a", "What is drawn?"))["a"].failure is None
 
 
-def test_nan_in_a_drawing_fails_the_problem() -> None:
-    made = backend(mode="image")
-    made.start()
-    with torch.no_grad():
-        made.generator._model.llm2vae.weight.fill_(torch.nan)
+def test_nan_in_a_drawing_fails_the_problem(tmp_path: Path) -> None:
+    model = shutil.copytree(checkpoint(), tmp_path / "model")
+    weights = load_file(model / "ema.safetensors")
+    weights["llm2vae.weight"].fill_(torch.nan)
+    save_file(weights, model / "ema.safetensors")
+    made = backend(checkpoint=str(model), mode="image")
     failure = answers(made, ask("a", "A red square."))["a"].failure
     assert failure is not None
     assert failure.kind == "not_finite"
