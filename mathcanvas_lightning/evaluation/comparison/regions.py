@@ -212,8 +212,8 @@ def _braces(inner: str) -> Region | None:
     values = [read_formula(item) for item in split_items(inner)]
     if any(value is None or value.free_symbols for value in values):
         return None
-    found = [value.doit() for value in values if value is not None]
-    return Region(sympy.FiniteSet(*found))
+    points = [value.doit() for value in values if value is not None]
+    return Region(sympy.FiniteSet(*points))
 
 
 def _interval(text: str) -> Region | None:

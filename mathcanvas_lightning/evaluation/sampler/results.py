@@ -10,7 +10,7 @@ from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.evaluation.puzzles import ANSWER
 from mathcanvas_lightning.evaluation.sampler.held_out import OPTIONS_FIELD, HeldOut
 from mathcanvas_lightning.evaluation.scoring import score_responses
-from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest, GenerationResponse
+from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
 from mathcanvas_lightning.generation.run.answer_folders import folder_name, write_folder
 from mathcanvas_lightning.generation.run.outputs import response_fields
 from mathcanvas_lightning.records.files import write_records
@@ -53,9 +53,8 @@ def write_answers(answers: Sequence[SampledAnswer], source: RecordInput, target:
         for number, output in enumerate(answer.response.outputs, start=1):
             assert isinstance(request, GenerationRequest)
             index = answer.held_out.index
-            exchange = Exchange(response=answer.response, request=request)
             steps = output.steps or (output.text,)
-            write_folder(target / folder_name(index, number), index, steps, exchange)
+            write_folder(target / folder_name(index, number), index, steps, request)
     like = source.path if source.reader is None else None
     write_records(path, [_merged(answer, source) for answer in answers], like=like)
     return path
