@@ -1,6 +1,7 @@
 """The benchmarks run from their documented command and write figures; no speed is asserted."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,22 @@ def test_predict_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     assert [one["records"] for one in found["echo"]] == [10, 50]
     assert all(one["first_seconds"] > 0 < one["again_peak_mib"] for one in found["echo"])
     assert "µs a record" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
+def test_attention_check(tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool(
+        "check_attention.py", "--lengths", "5", "130", "--json", tmp_path / "figures.json"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = json.loads((tmp_path / "figures.json").read_text())
+    assert {(line["stack"], line["dtype"]) for line in lines} == {
+        (stack, dtype) for stack in ("decoder", "ViT") for dtype in ("float32", "bfloat16")
+    }
+    assert all(0 <= line["error"] <= line["tolerance"] for line in lines)
+
+
+def test_gpu_check_is_valid_bash() -> None:
+    tool = Path(__file__).parents[1] / "tools" / "gpu_check.sh"
+    assert subprocess.run(["bash", "-n", str(tool)], check=False).returncode == 0

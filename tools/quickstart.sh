@@ -58,7 +58,8 @@ training() {
     if [ "$(getconf _NPROCESSORS_ONLN)" -ge 2 ]; then processes=2; fi
     python tools/inspect_batch.py --config configs/fit/demo_cpu.yaml --png demo/pack.png
     OMP_NUM_THREADS=1 mathcanvas fit --config configs/fit/demo_cpu.yaml \
-        --trainer.devices "$processes" --trainer.strategy ddp ${STEPS:+--trainer.max_steps "$STEPS"}
+        --trainer.devices "$processes" --trainer.strategy ddp ${STEPS:+--trainer.max_steps "$STEPS"} \
+        --config configs/sample_answers.yaml
     python tools/export_checkpoint.py demo/run --output demo/export --overwrite
 }
 

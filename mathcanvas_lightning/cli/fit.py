@@ -1,6 +1,7 @@
 """`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,14 @@ class MathCanvasCLI(OneLineCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Sets the run's folder, and the accumulation if it follows from data.packs_per_step."""
+        """Fills in what follows from other settings: the run's folder, seeds, the accumulation.
+
+        The accumulation follows from data.packs_per_step and the number of ranks.
+        """
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             place_run(config)
+        _use_one_seed(config)
         packs = _argument(config, "data", "packs_per_step")
         ranks = _count_ranks(config.trainer)
         if packs and ranks and packs % ranks == 0 and config.trainer.accumulate_grad_batches == 1:
@@ -253,6 +258,8 @@ def run_cli(args: Sequence[str]) -> None:
         ConfigError: If settings contradict each other.
     """
     args = validated_run(args)
+    # Packs differ in length: without it, CUDA's free memory falls into pieces.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     leave_process_group_at_exit()
     start_from_a_server([MathCanvasDataModule.__module__])
     try:
@@ -294,10 +301,25 @@ def _refused(error: Exception) -> ConfigError:
     )
 
 
+def _use_one_seed(config: Any) -> None:
+    """Sets the seeds of data and initial weights to `seed_everything`, unless they are set."""
+    seed = config.seed_everything
+    parts = [
+        _arguments(config, "data"),
+        *(_argument(config, "model", n) for n in ("source", "lora")),
+    ]
+    for settings in parts:
+        if settings and settings.get("seed", 0) is None and not isinstance(seed, bool):
+            settings["seed"] = seed
+
+
 def _argument(config: Any, section: str, name: str) -> Any:
+    return _arguments(config, section).get(name)
+
+
+def _arguments(config: Any, section: str) -> Any:
     found = config.get(section)
-    init = found.get("init_args", found) if found is not None else {}
-    return init.get(name)
+    return found.get("init_args", found) if found is not None else {}
 
 
 def _count_ranks(trainer: Any) -> int | None:

@@ -11,12 +11,13 @@ from mathcanvas_lightning import __version__
 STAGES: Mapping[str, tuple[str, ...]] = {
     "Data": ("generate-blockmoving", "generate-handler", "convert", "inspect", "index"),
     "Model": ("make-bagel", "make-demo-model", "train-vae"),
-    "Train": ("inspect-batch", "fit", "validate", "curves", "export-checkpoint"),
-    "Answer and score": ("predict", "generate-response", "score", "report"),
+    "Train": ("inspect-batch", "plan-memory", "fit", "validate", "curves", "export-checkpoint"),
+    "Answer and score": ("predict", "generate-response", "score", "compare", "report"),
 }
 """Stage -> its commands, in the order of use."""
 ALIASES: Mapping[str, str] = {
     "build-index": "index",
+    "compare-scores": "compare",
     "convert-cot-to-parquet": "convert",
     "export": "export-checkpoint",
     "generate-dataset-handler": "generate-handler",

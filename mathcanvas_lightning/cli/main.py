@@ -94,6 +94,15 @@ COMMANDS = {
         show=show.batch,
         lists=frozenset({"config"}),
     ),
+    "plan-memory": Command(
+        function="training.memory.plan:plan_memory",
+        summary="Computes the memory that a run needs on each GPU and host, without loading "
+        "anything.",
+        example="--config configs/fit/stage2.yaml configs/trainer/fsdp_8gpu.yaml --gpus 8 "
+        "--gpu_memory_gb 80",
+        show=show.memory_plan,
+        lists=frozenset({"config"}),
+    ),
     "make-bagel": Command(
         function="demo.new_bagel:make_bagel",
         summary="Makes a small BAGEL checkpoint, untrained or pretrained, with tokenizer and "
@@ -151,6 +160,13 @@ COMMANDS = {
         example="--input answers.jsonl --by subject --by level",
         show=show.scores,
         lists=frozenset({"by"}),
+    ),
+    "compare": Command(
+        function="evaluation.paired:compare_scores",
+        summary="Compares two models by their scores of the same records.",
+        example="with.jsonl_scores.json without.jsonl_scores.json",
+        show=show.difference,
+        positional=frozenset({"first", "second"}),
     ),
     "report": Command(
         function="evaluation.report.page:write_report",

@@ -19,7 +19,7 @@ from mathcanvas_lightning.generation.run.module import (
     callbacks_of,
     exit_on_signals,
 )
-from mathcanvas_lightning.generation.run.monitor import GenerationProgress
+from mathcanvas_lightning.generation.run.monitor import GenerationProgress, GenerationSummary
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
@@ -28,6 +28,7 @@ _SECTIONS: Mapping[str, type[Callback]] = {
     "folders": ReasoningFolders,
     "writer": ResponseWriter,
     "progress": GenerationProgress,
+    "totals": GenerationSummary,
 }
 """Section of the YAML file -> callback for runs with a GenerationModule; null turns it off."""
 

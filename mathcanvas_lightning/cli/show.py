@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.index.build import IndexReport
     from mathcanvas_lightning.demo.language_model import DemoModel
     from mathcanvas_lightning.demo.new_bagel import NewBagel
+    from mathcanvas_lightning.evaluation.paired import PairedDifference
     from mathcanvas_lightning.evaluation.report.page import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
     from mathcanvas_lightning.generation.run.summary import PredictionReport
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.inspection.shards import ShardsReport
     from mathcanvas_lightning.training.autoencoder import AutoencoderReport
     from mathcanvas_lightning.training.checkpoint.export import ExportReport
+    from mathcanvas_lightning.training.memory.plan import MemoryPlan
     from mathcanvas_lightning.training.run.curves import CurvesReport
     from mathcanvas_lightning.training.run.page import RunPage
 
@@ -109,6 +111,8 @@ def indexes(reports: Sequence["IndexReport"], console: Console) -> int:
         table.add_row("images", f"{report.num_images:,}")
         sizes = {f"{width}x{height}": n for (width, height), n in report.sizes_px.items()}
         table.add_row("image sizes", _counts(sizes))
+        if report.num_oriented:
+            table.add_row("images to turn (EXIF)", f"{report.num_oriented:,}, not turned")
         stages = Counter(row.stage for row in report.left_out)
         table.add_row("rows left out", _counts(stages))
         console.print(table)
@@ -138,6 +142,33 @@ def batch(report: "BatchReport", console: Console) -> int:
     if report.png:
         console.print(f"Picture: {report.png}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def memory_plan(plan: "MemoryPlan", console: Console) -> int:
+    """Prints a table of the memory, a verdict and advice; returns 1 if it doesn't fit."""
+    shared = f", {plan.shards} of which share a network" if plan.shards > 1 else ""
+    table = Table("computed, not measured", "GPU", "host", title_justify="left")
+    table.title = f"Memory of each of {plan.gpus} GPUs{shared}, in GB"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for item in plan.items:
+        table.add_row(item.name, *(_gb(size) for size in (item.gpu, item.host)))
+    table.add_section()
+    table.add_row("a GPU, and a host", _gb(plan.gpu), _gb(plan.host))
+    console.print(table)
+    verdict = "It fits" if plan.fits else "It does not fit"
+    lines = [plan.note] if plan.note else []
+    lines.append(f"{verdict}: {plan.gpu / 1e9:.1f} of {plan.gpu_memory / 1e9:g} GB.")
+    if plan.advice:
+        lines.append("Changes that save memory, one after the other:")
+    lines += [f"  {advice.change}  -> {advice.gpu / 1e9:.1f} GB" for advice in plan.advice]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if plan.fits else 1
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size else ""
 
 
 def blockmoving(report: "BlockMovingReport", console: Console) -> int:
@@ -288,6 +319,22 @@ def scores(report: "ScoreReport", console: Console) -> int:
     for failure, count in Counter(report.failures).most_common(MAX_LISTED):
         console.print(f"undecided by the judge, {count:,}: {failure}", markup=False)
     console.print(f"written: {report.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def difference(found: "PairedDifference", console: Console) -> int:
+    """Prints how two models differ on the same records."""
+    low, high = (100 * bound for bound in found.interval)
+    first, second = (100 * n / found.num_records for n in (found.num_first, found.num_second))
+    console.print(
+        f"{found.num_records:,} records: {first:.1f} % right against {second:.1f} %, difference "
+        f"{100 * found.difference:+.1f} points (95 %: {low:+.1f} to {high:+.1f}); right in the "
+        f"first only: {found.num_first_only:,}, in the second only: {found.num_second_only:,}; "
+        f"McNemar p = {found.p_value:.2g}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

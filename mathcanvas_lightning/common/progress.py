@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mathcanvas_lightning.common.box import duration
 from mathcanvas_lightning.common.logs import is_quiet
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,3 @@ def progress_text(
     else:
         parts.append(f"{duration(seconds)} so far")
     return ", ".join([*parts, *([remark] if remark else [])])
-
-
-def duration(seconds: float) -> str:
-    """Minutes and seconds, and hours if there are any, such as 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -17,7 +17,7 @@ from mathcanvas_lightning.generation.run.batching import FixedSize
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.journal.existing import ExistingOutput
 from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
-from mathcanvas_lightning.generation.run.monitor import GenerationProgress
+from mathcanvas_lightning.generation.run.monitor import GenerationProgress, GenerationSummary
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
@@ -104,7 +104,8 @@ def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
 
 def _predict(module: GenerationModule, data: RecordDataModule) -> PredictionReport | None:
     writer = ResponseWriter()
-    trainer = Trainer(accelerator="cpu", callbacks=[writer, GenerationProgress()], **QUIET_TRAINER)
+    callbacks = [writer, GenerationProgress(), GenerationSummary()]
+    trainer = Trainer(accelerator="cpu", callbacks=[*callbacks], **QUIET_TRAINER)
     trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.report
 

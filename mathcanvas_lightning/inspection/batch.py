@@ -108,43 +108,94 @@ def load_datamodule(
     Raises:
         ConfigError: If a file can't be read, or its section `data` has invalid arguments.
     """
-    if not config:
-        raise ConfigError(
-            "--config", found="no file", wanted="YAML files of a run", remedy="Name one or more."
-        )
-    arguments: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    for path in config:
-        arguments = _merged(arguments, _section(path, "data"))
-        model = _merged(model, _section(path, "model"))
+    arguments = read_sections(config, "data")
+    model = read_sections(config, "model")
     arguments |= overrides or {}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(MathCanvasDataModule, "data")
-    try:
-        parsed = parser.parse_object({"data": arguments})
-    except Exception as error:  # jsonargparse raises many kinds
-        raise ConfigError(
-            f"section data of {', '.join(config)}",
-            found=str(error).strip(),
-            wanted="arguments of MathCanvasDataModule",
-            remedy="mathcanvas fit --help lists them.",
-        ) from None
-    made: Namespace = parser.instantiate(parsed)
-    data: MathCanvasDataModule = made.data
-    checkpoint = model.get("source", {}).get("checkpoint") or parsed.data.tokenizer
+    if arguments.get("seed") is None:
+        arguments["seed"] = _run_seed(config)
+    made, checked = instantiate_section(MathCanvasDataModule, arguments, "data", config)
+    data: MathCanvasDataModule = made
+    checkpoint = model.get("source", {}).get("checkpoint") or checked.tokenizer
     if checkpoint is not None and (local_path(checkpoint) / "llm_config.json").is_file():
         data.use_model(BagelConfig.from_directory(checkpoint).geometry, checkpoint)
     return data
 
 
-def _section(path: str, name: str) -> Mapping[str, Any]:
+def instantiate_section(
+    kind: type, arguments: Mapping[str, Any], name: str, config: Sequence[str]
+) -> tuple[Any, Any]:
+    """Makes an object of a section of a run's YAML files.
+
+    Args:
+        kind: Its class.
+        arguments: Arguments of the class, as in YAML.
+        name: Name of the section.
+        config: The files, for errors.
+
+    Returns:
+        The object, and its arguments with their defaults.
+
+    Raises:
+        ConfigError: If an argument is invalid.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, name)
+    try:
+        parsed = parser.parse_object({name: dict(arguments)})
+    except Exception as error:  # jsonargparse raises many kinds
+        raise ConfigError(
+            f"section {name} of {', '.join(config)}",
+            found=str(error).strip(),
+            wanted=f"arguments of {kind.__name__}",
+            remedy="mathcanvas fit --help lists them.",
+        ) from None
+    made: Namespace = parser.instantiate(parsed)
+    return made[name], parsed[name]
+
+
+def read_sections(config: Sequence[str], name: str) -> dict[str, Any]:
+    """Reads one section of a run's YAML files.
+
+    Args:
+        config: YAML files; later files override earlier ones.
+        name: Name of the section: data, model or trainer.
+
+    Returns:
+        The section, or its `init_args`; empty if no file has it.
+
+    Raises:
+        ConfigError: If there is no file, or one can't be read.
+    """
+    if not config:
+        raise ConfigError(
+            "--config", found="no file", wanted="YAML files of a run", remedy="Name one or more."
+        )
+    merged: dict[str, Any] = {}
+    for path in config:
+        merged = _merged(merged, _section(path, _read(path), name))
+    return merged
+
+
+def _run_seed(config: Sequence[str]) -> int | None:
+    """Returns the seed of the run, which its data follow as in mathcanvas fit."""
+    seed: int | bool | None = None
+    for path in config:
+        seed = _read(path).get("seed_everything", seed)
+    return None if isinstance(seed, bool) else seed
+
+
+def _read(path: str) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             path, found=str(error), wanted="a YAML file", remedy="Check the path and its syntax."
         ) from None
-    section = content.get(name, {}) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {"data": content, "model": content}
+
+
+def _section(path: str, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name, {})
     if not isinstance(section, Mapping):
         raise ConfigError(
             path,

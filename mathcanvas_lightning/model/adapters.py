@@ -11,6 +11,7 @@ from torch import nn
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import GEN_SUFFIX
+from mathcanvas_lightning.model.layers.quantized import quantized_layers
 
 LORA_PARTS: Mapping[str, str] = {
     "und": r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
@@ -37,8 +38,9 @@ class LoRASettings:
     pattern: str | None = None
     """Regular expression that the name of a projection must contain, such as `layers\\.2[0-7]`;
     None selects all projections of the parts."""
-    seed: int = 0
-    """Random seed of the initial adapter weights."""
+    seed: int | None = None
+    """Random seed of the initial adapter weights; by default `seed_everything` of the same
+    configuration, or 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
         target_modules="|".join(f"(?:{re.escape(name)})" for name in names),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed or 0)  # not the one of a GPU
         inject_adapter_in_model(config, model)
     return names
 
@@ -125,10 +127,11 @@ def parameter_report(model: nn.Module) -> list[PartParameters]:
         One entry per part, "total" last.
     """
     counts: dict[str, list[int]] = {}
+    packed = {name: layer.num_weights for name, layer in quantized_layers(model)}
     for name, parameter in model.named_parameters():
         for part in (_part(name), "total"):
             entry = counts.setdefault(part, [0, 0])
-            entry[0] += parameter.numel()
+            entry[0] += packed.get(name, parameter.numel())
             entry[1] += parameter.numel() if parameter.requires_grad else 0
     total = counts.pop("total", [0, 0])
     return [

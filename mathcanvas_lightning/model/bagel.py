@@ -34,6 +34,7 @@ from mathcanvas_lightning.model.layers.basic import (
     rotary_tables,
 )
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
+from mathcanvas_lightning.model.layers.flex import Stack
 from mathcanvas_lightning.model.layers.mot import DecoderLayer, LanguageModel
 from mathcanvas_lightning.model.layers.vit import ViTModel
 from mathcanvas_lightning.model.saving import write_checkpoint
@@ -319,7 +320,7 @@ class Bagel(nn.Module):
         return self._embed_vit(patches, position_ids, full_layout(images.to(patches.device)))
 
     def _embed_vit(self, patches: Tensor, position_ids: Tensor, layout: TokenLayout) -> Tensor:
-        attention = self._attention(layout)
+        attention = self._attention(layout, "vit")
         features = self.vit_model.vision_model(to_unit_range(patches), position_ids, attention)
         embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
         return embedded
@@ -341,6 +342,6 @@ class Bagel(nn.Module):
         )
         return embedded
 
-    def _attention(self, layout: TokenLayout) -> Attention:
+    def _attention(self, layout: TokenLayout, stack: Stack = "decoder") -> Attention:
         path = self.attention_path or default_path(layout.sequence_indexes.device)
-        return Attention(layout, path)
+        return Attention(layout, path, stack)

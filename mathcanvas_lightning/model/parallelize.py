@@ -1,6 +1,8 @@
 """Builds the network: number types, FSDP2 and HSDP, activation checkpointing, compilation."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -8,10 +10,12 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.distributed._composable import checkpoint  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -19,10 +23,17 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import has_lora
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.layers.attention import default_path
+from mathcanvas_lightning.model.layers.compilation import compile_options
+from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantized_layers
+
+LAYER_PREFIXES = ("vit_model.vision_model.encoder.layers.", "language_model.model.layers.")
+"""Prefixes of the names of parameters in the layers of ViT and decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -34,9 +45,37 @@ class Parallelism:
     ("selective"), or all ("full")."""
     compile: bool = False
     """Compile each layer with torch.compile."""
+    compile_backend: str = "inductor"
+    """Backend of torch.compile; "aot_eager" needs no compiler, but makes nothing faster."""
+    activation_memory_budget: float | None = None
+    """Share of each layer's activations that is kept for the backward pass, from 0 to 1; the others
+    are recomputed, those first that cost the least time for their memory. Needs `compile`, and
+    replaces `activation_checkpointing`. At 0 only the input of each layer is kept."""
     cpu_offload: bool = False
     """Keep sharded parameters, gradients and optimizer state in host memory. Without effect on a
     CPU."""
+
+    def __post_init__(self) -> None:
+        """Checks the budget.
+
+        Raises:
+            ConfigError: If it is out of range, or contradicts the other settings.
+        """
+        budget, place = self.activation_memory_budget, "model.parallelism.activation_memory_budget"
+        if budget is None:
+            return
+        if not 0 <= budget <= 1:
+            raise ConfigError(
+                place, found=str(budget), wanted="a share from 0 to 1", remedy="Start with 0.1."
+            )
+        if not self.compile or self.activation_checkpointing != "none":
+            raise ConfigError(
+                place,
+                found=f"compile {self.compile}, "
+                f"activation_checkpointing {self.activation_checkpointing!r}",
+                wanted="compile true and activation_checkpointing 'none' beside a budget",
+                remedy="Change these two, or leave the budget out.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +88,18 @@ class Precision:
     """Type of the frozen parameters; by default that of the trained ones."""
     compute: torch.dtype
     """Type of forward and backward."""
+    quantized: bool = False
+    """Store the frozen linear layers of decoder and ViT in NF4."""
 
 
 def layers(model: Bagel) -> list[nn.Module]:
     """Returns the layers of the ViT and the decoder, in the order they run."""
     return [*model.vit_model.vision_model.encoder.layers, *model.language_model.model.layers]
+
+
+def is_in_layers(name: str) -> bool:
+    """Whether a parameter belongs to one of `layers`."""
+    return name.startswith(LAYER_PREFIXES)
 
 
 def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
@@ -64,11 +110,26 @@ def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
             checkpoint(layer)
 
 
-def compile_layers(model: Bagel, parallelism: Parallelism) -> None:
-    """Compiles each layer in place. Call it before sharding."""
-    if parallelism.compile:
-        for layer in layers(model):
-            layer.compile(dynamic=True)
+def compile_layers(model: Bagel, parallelism: Parallelism, device: torch.device) -> None:
+    """Compiles the forward pass of each layer in place. Call it before sharding.
+
+    Hooks of activation checkpointing and sharding stay outside of what is compiled.
+
+    Args:
+        model: The network, on any device including "meta".
+        parallelism: Whether to compile, and the share of activations to keep.
+        device: Device of the computation.
+    """
+    if not parallelism.compile:
+        return
+    if parallelism.activation_memory_budget is not None:
+        settings: Any = functorch_config
+        settings.activation_memory_budget = parallelism.activation_memory_budget
+    # Only FlexAttention can be compiled as a whole; the other paths loop over the splits of a pack.
+    options = compile_options(fullgraph=default_path(device) == "flex")
+    for layer in layers(model):
+        compiled = torch.compile(layer.forward, backend=parallelism.compile_backend, **options)
+        layer.forward = compiled
 
 
 def shard(
@@ -104,6 +165,45 @@ def shard(
         root.set_reduce_scatter_unused_params(True)
 
 
+@contextmanager
+def gathered(model: Bagel) -> Iterator[None]:
+    """Holds all shards on each rank inside the block, so that ranks can run the network by itself.
+
+    All ranks must enter and leave the block together. It does nothing for a network that is not
+    sharded.
+
+    Args:
+        model: The network, not within a forward or backward pass. Each rank needs memory for all
+            its weights in the type of the computation.
+    """
+    # Without hooks, no layer gathers or reshards by itself, and the order of the collectives that
+    # FSDP2 derives from its hooks stays that of the training, on all ranks.
+    with without_hooks(model):
+        sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        try:
+            for module in sharded:
+                module.unshard()
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
+
+
+@contextmanager
+def without_hooks(model: Bagel) -> Iterator[None]:
+    """Takes the forward hooks of sharded and checkpointed layers away inside the block."""
+    kept = [
+        (module, module._forward_pre_hooks, module._forward_hooks) for module in model.modules()
+    ]
+    for module, *_ in kept:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, before, after in kept:
+            module._forward_pre_hooks, module._forward_hooks = before, after
+
+
 def build_network(
     config: BagelConfig,
     checkpoint_folder: str | None,
@@ -131,14 +231,17 @@ def build_network(
         The network, equal to one built on a single device.
 
     Raises:
+        ConfigError: If the precision can't be had.
         DataError: If weights are missing, unexpected or of another shape.
     """
     with torch.device("meta"):
         model = Bagel(config)
-    adapters = _prepare_without_memory(model, prepare)
+    adapters = prepare_without_memory(model, prepare)
     _set_dtypes(model, precision)
+    if precision.quantized:
+        _quantize(model, precision, is_sharded=mesh is not None)
     checkpoint_activations(model, parallelism)
-    compile_layers(model, parallelism)
+    compile_layers(model, parallelism, device)
     if mesh is not None:
         shard(model, mesh, compute_dtype=precision.compute, parallelism=parallelism)
     on_host = mesh is not None and parallelism.cpu_offload
@@ -154,7 +257,7 @@ def build_network(
 
 
 @torch.no_grad()
-def _prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> dict[str, Tensor]:
+def prepare_without_memory(model: Bagel, prepare: Callable[[Bagel], None]) -> dict[str, Tensor]:
     """Prepares a network on "meta", and returns the initial values of its adapters.
 
     peft initializes adapters on the device of the layer they adapt. To get the same values as on
@@ -186,14 +289,34 @@ def _set_dtypes(model: Bagel, precision: Precision) -> None:
             setattr(module, name, typed)
 
 
+def _quantize(model: Bagel, precision: Precision, *, is_sharded: bool) -> None:
+    if is_sharded:  # FSDP2 would turn the packed weights into plain ones
+        raise ConfigError(
+            "model.frozen_dtype",
+            found="nf4 together with ShardedStrategy",
+            wanted="nf4 on one GPU, or on several with a copy each",
+            remedy="Set trainer.strategy to auto or ddp, or frozen_dtype to bfloat16.",
+        )
+    if not sum(quantize_frozen(layer, precision.compute) for layer in layers(model)):
+        raise ConfigError(
+            "model.frozen_dtype",
+            found="nf4, and no frozen layers",
+            wanted="layers that are not trained",
+            remedy="Add model.lora, or leave frozen_dtype out.",
+        )
+
+
 @torch.no_grad()
 def _initialize_shards(model: Bagel, config: BagelConfig, seed: int) -> None:
     """Initializes as on one device, from a complete copy: only small models start untrained."""
     whole = Bagel.empty(config, dtype=torch.float32, device="cpu")
     whole.reset_parameters(seed)
     values = whole.state_dict()
+    quantized = dict(quantized_layers(model))
     for name, target in model.state_dict().items():
-        if (source := base_name(name)) in values:
+        if name in quantized:
+            quantized[name].load(values[base_name(name)])
+        elif (source := base_name(name)) in values:
             fill(target, values[source])
 
 
@@ -203,14 +326,18 @@ def _load_shards(model: Bagel, folder: str) -> None:
     weights = find_weights(folder)
     targets = {base_name(name): tensor for name, tensor in model.state_dict().items()}
     targets = {name: tensor for name, tensor in targets.items() if not is_adapter(name)}
-    audit_weights(
-        {name: tuple(tensor.shape) for name, tensor in targets.items()}, weights, folder, model
-    )
+    quantized = {base_name(name): layer for name, layer in quantized_layers(model)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in targets.items()}
+    shapes |= {name: layer.shape for name, layer in quantized.items()}
+    audit_weights(shapes, weights, folder, model)
     tables = Bagel.fixed_tables(model.config)
     for name, target in targets.items():
-        if weights.shapes.get(name) == tuple(target.shape):
+        if weights.shapes.get(name) == shapes[name]:
             with safe_open(weights.files[name], "pt") as file:
-                fill(target, file.get_slice(name))
+                if name in quantized:
+                    quantized[name].load(file.get_tensor(name))
+                else:
+                    fill(target, file.get_slice(name))
         else:
             assert name in TABLES
             fill(target, tables[name])

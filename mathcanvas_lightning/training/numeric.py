@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.parallelize import Precision
 
 DTypeName = Literal["float32", "bfloat16"]
+FrozenName = Literal["float32", "bfloat16", "nf4"]
 DTYPES: dict[DTypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARAM_DTYPE_WARNING = (
     "model.param_dtype %s: most updates of weights are smaller than the rounding of this type and "
@@ -22,7 +24,9 @@ class NumericSettings(TypedDict, total=False):
     Attributes:
         timestep_shift: Shift of the training timesteps towards noise (default: 2.0).
         param_dtype: Type of the trained weights and of their optimizer state (default: float32).
-        frozen_dtype: Type of the frozen weights (default: that of compute_dtype).
+        frozen_dtype: Type of the frozen weights (default: that of compute_dtype). With nf4, the
+            frozen linear layers of decoder and ViT take 4.5 bits a weight, the others have the type
+            of compute_dtype; it needs the extra qlora.
         compute_dtype: Type of forward and backward (default: float32). With bfloat16, float32
             weights serve as master copy.
         max_skipped_steps: Optimizer steps in a row that may be skipped because a gradient is not
@@ -31,7 +35,7 @@ class NumericSettings(TypedDict, total=False):
 
     timestep_shift: float
     param_dtype: DTypeName
-    frozen_dtype: DTypeName | None
+    frozen_dtype: FrozenName | None
     compute_dtype: DTypeName
     max_skipped_steps: int
 
@@ -44,7 +48,7 @@ class NumericConfig:
     """Shift of the training timesteps towards noise; 1 does not shift."""
     param_dtype: DTypeName = "float32"
     """Type of the trained weights and of their optimizer state."""
-    frozen_dtype: DTypeName | None = None
+    frozen_dtype: FrozenName | None = None
     """Type of the frozen weights; None takes that of the computation."""
     compute_dtype: DTypeName = "float32"
     """Type of forward and backward."""
@@ -59,7 +63,7 @@ class NumericConfig:
                 is negative.
         """
         for name, dtype in (("weights", self.param_dtype), ("frozen weights", self.frozen_dtype)):
-            if dtype and DTYPES[dtype].itemsize < DTYPES[self.compute_dtype].itemsize:
+            if dtype in DTYPES and DTYPES[dtype].itemsize < DTYPES[self.compute_dtype].itemsize:
                 raise ConfigError(
                     "model.compute_dtype",
                     found=f"{self.compute_dtype}, with {name} in {dtype}",
@@ -77,8 +81,25 @@ class NumericConfig:
     @property
     def precision(self) -> Precision:
         """The types of the network's parameters and of its computation."""
+        is_nf4 = self.frozen_dtype == "nf4"
+        frozen = None if self.frozen_dtype == "nf4" else self.frozen_dtype
         return Precision(
             params=DTYPES[self.param_dtype],
-            frozen=DTYPES[self.frozen_dtype or self.compute_dtype],
+            frozen=DTYPES[frozen or self.compute_dtype],
             compute=DTYPES[self.compute_dtype],
+            quantized=is_nf4,
         )
+
+
+def autocast_dtype(precision: Precision, mesh: DeviceMesh | None) -> torch.dtype | None:
+    """Type that autocast computes in.
+
+    Args:
+        precision: Types of the network.
+        mesh: Mesh of a sharded network, which casts its gathered weights itself.
+
+    Returns:
+        The type; None if all weights have the type of the computation.
+    """
+    types = {precision.params, precision.frozen, precision.compute}
+    return None if len(types) == 1 or mesh is not None else precision.compute

@@ -30,7 +30,7 @@ def make_record(module: "BagelModule") -> RunRecord:
         lora=module.lora,
         ema_decay=None if module.ema_config is None else module.ema_config.decay,
         freeze=freeze,
-        seed=module.source.seed,
+        seed=module.source.initial_seed,
         left_out=module.left_out,
         weights_digest=module.source.digest() if has_frozen else None,
         settings=_settings(module),

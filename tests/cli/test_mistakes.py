@@ -114,7 +114,7 @@ def test_commands_are_listed_in_the_order_of_use(capsys: Any) -> None:
 
 def test_each_tool_is_a_command() -> None:
     tools = {path.stem.replace("_", "-") for path in (ROOT / "tools").glob("*.py")}
-    names = {name for name in tools if not name.startswith("benchmark")}
+    names = {name for name in tools if not name.startswith(("benchmark", "check"))}
     assert names - {"generate-response"} <= {*COMMANDS, *ALIASES} | {"generate-response"}
     assert set(ALIASES.values()) <= {*COMMANDS}
 

@@ -60,6 +60,22 @@ def test_sizes_do_not_mix(vae: LatentVAE) -> None:
     assert vae.encode([], None) == []
 
 
+def test_many_images_are_encoded_and_decoded_in_parts(
+    vae: LatentVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    for name in ("encoder", "decoder"):
+        layer, whole = getattr(vae.autoencoder, name), getattr(vae.autoencoder, name).forward
+        counted = lambda x, whole=whole: sizes.append(len(x)) or whole(x)  # noqa: E731
+        monkeypatch.setattr(layer, "forward", counted)
+    images = torch.rand(19, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    latents = vae.encode(list(images), None)
+    assert sizes == [8, 8, 3]
+    decoded = vae.decode(torch.stack(latents))
+    assert sizes == [8, 8, 3] * 2
+    torch.testing.assert_close(decoded[17:18], vae.decode(latents[17][None]))
+
+
 def test_scale_and_shift(vae: LatentVAE) -> None:
     image = torch.rand(3, 8, 8)
     mean = vae.moments(image[None])[0, :4]
@@ -97,4 +113,7 @@ def test_missing_or_wrong_weights(folder: Path, tmp_path: Path) -> None:
     state["decoder.conv_in.bias"] = torch.zeros(3)
     save_file(state, tmp_path / "ae.safetensors")
     with pytest.raises(DataError, match="vae_config"):
+        LatentVAE.from_checkpoint(tmp_path, CONFIG)
+    (tmp_path / "ae.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+    with pytest.raises(DataError, match="found a Git LFS pointer"):
         LatentVAE.from_checkpoint(tmp_path, CONFIG)

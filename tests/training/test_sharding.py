@@ -34,6 +34,10 @@ SHARDED_ONLY: dict[str, dict[str, Any]] = {
     "selective": {"parallelism": {"activation_checkpointing": "selective"}},
     "offloaded": {"parallelism": {"cpu_offload": True}},
 }
+COMPILED = {"compile": True, "compile_backend": "aot_eager_decomp_partition"}
+MEMORY_SAVED: dict[str, dict[str, Any]] = {
+    "budget": {"lora": LORA, "parallelism": {**COMPILED, "activation_memory_budget": 0.1}},
+}
 OTHERS = ("validated", "half", "read")
 SHORT = 4
 
@@ -58,7 +62,7 @@ def runs(folder: Path, golden: Path) -> Runs:
     def make(name: str, ranks: int) -> Run:
         options: dict[str, Any] = {"steps": SHORT, "shards": [rows], "model": {**ADAM}}
         if name in ("sharded", "long", "replicated"):
-            options["steps"] = 20
+            options["steps"] = 12
         elif name.startswith("unequal"):
             options |= {"shards": [texts, pictures], "data": unequal, "steps": 6}
             options["model"] |= VARIANTS[name.removeprefix("unequal_")]
@@ -70,7 +74,7 @@ def runs(folder: Path, golden: Path) -> Runs:
         elif name == "read":
             options |= {"model": checkpoint, "steps": 1, "journal": {"watch_reads": ranks == 2}}
         else:
-            options["model"] |= (VARIANTS | SHARDED_ONLY)[name]
+            options["model"] |= (VARIANTS | SHARDED_ONLY | MEMORY_SAVED)[name]
         sharded = ranks == 2 or name == "sharded"
         return Run(
             folder=folder / f"{name}{ranks}",
@@ -81,7 +85,7 @@ def runs(folder: Path, golden: Path) -> Runs:
 
     unequals = [f"unequal_{name}" for name in VARIANTS]
     launch(1, *[make(n, 1) for n in ("long", "sharded", *VARIANTS, *unequals, *OTHERS)])
-    shared = ("long", "replicated", *VARIANTS, *unequals, *SHARDED_ONLY, *OTHERS)
+    shared = ("long", "replicated", *VARIANTS, *unequals, *SHARDED_ONLY, *MEMORY_SAVED, *OTHERS)
     launch(2, *[make(n, 2) for n in shared])
     return make
 
@@ -121,6 +125,11 @@ def test_trained_parts(name: str, runs: Runs) -> None:
 @pytest.mark.parametrize("name", SHARDED_ONLY)
 def test_saving_memory_changes_no_result(name: str, runs: Runs) -> None:
     check_same(runs("whole", 1), runs(name, 2))
+
+
+@pytest.mark.parametrize("name", MEMORY_SAVED)
+def test_compiled_adapters_with_a_memory_budget_give_the_same(name: str, runs: Runs) -> None:
+    check_same(runs("lora", 1), runs(name, 2), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

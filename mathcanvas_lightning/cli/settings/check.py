@@ -51,7 +51,7 @@ def check_fields(
         Keys that don't exist, and values of choices that don't exist.
     """
     for key, value in values.items():
-        name, _, rest = str(key).partition(".")
+        name, _, rest = str(key).removesuffix("+").partition(".")
         if name not in fields:
             yield Fault(path, f"has no key {key}. {did_you_mean(name, fields)}")
             continue

@@ -9,11 +9,12 @@ from mathcanvas_lightning.training.run.metrics import read_metrics
 WIDTH, HEIGHT = 300, 120
 """Size of a chart in its own units; the page scales it."""
 CHARTS = {
-    "training losses": ("train/ce", "train/mse"),
-    "validation losses": ("/ce", "/mse"),
-    "validation token accuracy": ("/accuracy",),
+    "training losses": ("train/", ("train/ce", "train/mse")),
+    "validation losses": ("val/", ("/ce", "/mse")),
+    "validation token accuracy": ("val/", ("/accuracy",)),
+    "held-out answers right": ("answers/", ("/accuracy", "/states", "/drawings", "/everything")),
 }
-"""Title -> names of the metrics, or their ends."""
+"""Title -> how the names of the metrics begin, and how they may end."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -54,12 +55,11 @@ def read_charts(path: Path) -> list[Chart]:
     """
     metrics = read_metrics(path)
     charts = []
-    for title, names in CHARTS.items():
-        start = "train/" if title.startswith("training") else "val/"
+    for title, (start, ends) in CHARTS.items():
         found = {
             name: points
             for name, points in metrics.items()
-            if name.startswith(start) and name.endswith(names) and len(points) > 1
+            if name.startswith(start) and name.endswith(ends) and len(points) > 1
         }
         if found:
             charts.append(_chart(title, found))

@@ -63,7 +63,8 @@ def write_report(
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of answered records, interleaved ones too.
-        output: HTML file to write; by default <input>.html beside the input.
+        output: HTML file to write; by default beside the input, such as answers.html for
+            answers.jsonl (answers.jsonl.html if there is an answers.json too).
         run: Training run for the curves; without an input, the page is that of the run alone.
         folders: Folder of `ReasoningFolders`; by default <input> without suffix, if it exists.
         scores: File of `mathcanvas score`; by default <input>_scores.json, if it exists.

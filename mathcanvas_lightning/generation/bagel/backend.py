@@ -18,6 +18,7 @@ from mathcanvas_lightning.generation.backends.identity import fingerprint
 from mathcanvas_lightning.generation.backends.settings import resolved_path
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
 from mathcanvas_lightning.generation.bagel.problem import (
     Answer,
@@ -102,6 +103,8 @@ class BagelBackend:
         """Fingerprint of the loaded model; None if no model is loaded."""
         self._asked: dict[str, _Asked] = {}
         self._ready: deque[GenerationResponse] = deque()
+        self._num_short = 0
+        """Number of problems in a row that alone ran out of memory."""
 
     @property
     def model_name(self) -> str:
@@ -180,15 +183,35 @@ class BagelBackend:
         model = Bagel.from_checkpoint(self._checkpoint, **options)
         _warn_of_size(self._config.drawing.size, model.config.drawing_size)
         model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
+        vae = LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options)
+        self.use(model.eval(), vae, TextTokenizer(self._checkpoint))
+        self._fingerprint = loaded
+
+    def use(
+        self,
+        model: Bagel,
+        vae: LatentVAE,
+        tokenizer: TextTokenizer,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Answers with a model in memory until `close`, instead of loading the checkpoint.
+
+        Args:
+            model: BAGEL in evaluation mode, whose attention has the path "sdpa".
+            vae: Its autoencoder.
+            tokenizer: Its tokenizer.
+            autocast: See `InterleavedGenerator`.
+        """
         self._generator = InterleavedGenerator(
-            model.eval(),
-            LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options),
-            TextTokenizer(self._checkpoint),
+            model,
+            vae,
+            tokenizer,
             config=self._config,
             limits=self._options.limits,
             images=self._options.images,
+            autocast=autocast,
         )
-        self._fingerprint = loaded
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.
@@ -222,8 +245,8 @@ class BagelBackend:
             The responses of all finished requests; empty only if nothing is pending.
 
         Raises:
-            BackendError: If the device is out of memory, or another error occurs. All pending
-                requests are dropped then.
+            BackendError: If the memory is too small for several requests in a row, each one alone,
+                or another error occurs. All pending requests are dropped then.
         """
         while self._asked and not self._ready:
             for answer in self._advance():
@@ -242,7 +265,7 @@ class BagelBackend:
     ) -> Answer:
         """Answers one question, for notebooks.
 
-        Loads the model if needed, on a GPU if there is one. Can be called again after an interrupt.
+        Loads the model if needed, on a GPU if there is one.
 
         Args:
             inputs: Texts and pictures (Pillow images, or files as `Path`) in reading order.
@@ -256,7 +279,7 @@ class BagelBackend:
         Raises:
             InputError: If there is no input, or an input is unreadable or too long.
             ConfigError: If `sampling` sets values that are not listed above.
-            BackendError: If other requests are pending, or the network computes NaN.
+            BackendError: If requests are pending, memory is short, or the network computes NaN.
             MathCanvasError: See `start`.
         """
         if others := unsupported(sampling, "n"):
@@ -289,9 +312,7 @@ class BagelBackend:
                 )
             ]
         )
-        if answer.finish_reason == "not_finite":
-            raise _not_finite(self._checkpoint)
-        return answer
+        return self._usable(answer)
 
     def _advance(self) -> list[Answer]:
         try:
@@ -304,7 +325,7 @@ class BagelBackend:
             raise
 
     def _broken(self, error: Exception) -> BackendError:
-        is_memory = isinstance(error, torch.OutOfMemoryError)
+        is_memory = is_memory_error(error)
         found = "too little memory" if is_memory else type(error).__name__
         condition = "" if is_memory else ", if memory is the cause"
         return BackendError(
@@ -320,6 +341,21 @@ class BagelBackend:
         self._asked.clear()
         self._ready.clear()
 
+    def _usable(self, answer: Answer) -> Answer:
+        if answer.finish_reason == "not_finite":
+            raise _not_finite(self._checkpoint)
+        if answer.finish_reason == "out_of_memory":
+            raise self._broken(torch.OutOfMemoryError(OUT_OF_MEMORY))
+        return answer
+
+    def _failed_of_memory(self, request: GenerationRequest) -> GenerationResponse:
+        self._num_short += 1
+        if self._num_short >= MAX_SHORT:
+            self.generator.withdraw()
+            self._asked.clear()
+            raise self._broken(torch.OutOfMemoryError(OUT_OF_MEMORY))
+        return _failed(request, "out_of_memory", OUT_OF_MEMORY)
+
     def _take(self, answer: Answer) -> None:
         uid, number = split_problem_uid(answer.uid)
         asked = self._asked[uid]
@@ -327,7 +363,12 @@ class BagelBackend:
         if len(asked.answers) == asked.request.sampling.n:
             del self._asked[uid]
             answers = [asked.answers[number] for number in sorted(asked.answers)]
-            if any(answer.finish_reason == "not_finite" for answer in answers):
+            reasons = {answer.finish_reason for answer in answers}
+            if "out_of_memory" in reasons:
+                self._ready.append(self._failed_of_memory(asked.request))
+                return
+            self._num_short = 0
+            if "not_finite" in reasons:
                 self._ready.append(_failed(asked.request, "not_finite", NOT_FINITE))
             else:
                 self._ready.append(response_of(asked.request, answers))
@@ -340,6 +381,9 @@ NOT_FINITE = (
     "(dtype) is too low"
 )
 """Message of the failure of a problem."""
+OUT_OF_MEMORY = "this problem alone needs more memory than the device has"
+MAX_SHORT = 3
+"""After so many problems in a row for which the memory is too small, the run ends."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,21 +7,30 @@ of the batch: its random numbers are derived from its seed, its uid and the numb
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mathcanvas_lightning.data.images.resize import ImageTransform, on_white
+from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, InputError
-from mathcanvas_lightning.generation.bagel.contexts import Context, Item, ItemMaker, Prefiller
+from mathcanvas_lightning.generation.bagel.contexts import (
+    Context,
+    Item,
+    ItemMaker,
+    Prefiller,
+    opaque,
+)
 from mathcanvas_lightning.generation.bagel.image_steps import Painter
-from mathcanvas_lightning.generation.bagel.kv_cache import KVCache, plan_batch_size, token_bytes
+from mathcanvas_lightning.generation.bagel.kv_cache import (
+    KVCache,
+    is_memory_error,
+    plan_batch_size,
+    token_bytes,
+)
 from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.generation.bagel.problem import (
     Answer,
@@ -29,13 +38,12 @@ from mathcanvas_lightning.generation.bagel.problem import (
     Problem,
     TooLongError,
 )
-from mathcanvas_lightning.generation.bagel.rollout import RunState
+from mathcanvas_lightning.generation.bagel.rollout import Entry, RunState, WaitingLine
 from mathcanvas_lightning.generation.bagel.text_steps import TokenChoice, choose_tokens, next_logits
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.vae import LatentVAE
 
 logger = logging.getLogger(__name__)
-
 ChooseTokens = Callable[[Tensor, Sequence[TokenChoice]], list[int]]
 DEFAULT_MAX_CONTEXT = 16_384
 MEMORY_SHARE = 0.8
@@ -55,6 +63,8 @@ class InterleavedGenerator:
         limits: Batch size and memory.
         images: How images become tokens.
         choose: Chooses the next tokens; can be replaced, for instance to constrain them.
+        autocast: Type that autocast computes in, for weights of several types; None computes in
+            the type of the weights.
 
     Raises:
         ConfigError: If the contexts of one problem do not fit into memory.
@@ -70,12 +80,14 @@ class InterleavedGenerator:
         limits: BatchLimits | None = None,
         images: ImageOptions | None = None,
         choose: ChooseTokens = choose_tokens,
+        autocast: torch.dtype | None = None,
     ) -> None:
         limits, images = limits or BatchLimits(), images or ImageOptions()
         self.config = config or InterleavedConfig()
         self.choose = choose
         self._model, self._tokens_per_turn = model, limits.tokens_per_turn
         self._device = model.language_model.lm_head.weight.device
+        self._autocast = autocast
         self._maker = ItemMaker(
             model,
             tokenizer,
@@ -84,7 +96,8 @@ class InterleavedGenerator:
             interpolate_positions=images.interpolate_positions,
         )
         self._num_contexts = self.config.drawing.num_contexts
-        self.cache = _make_cache(model, self._num_contexts, limits)
+        cache_dtype = autocast or model.language_model.lm_head.weight.dtype
+        self.cache = _make_cache(model, self._num_contexts, limits, cache_dtype)
         self.batch_size = self.cache.num_rows // self._num_contexts
         self._prefiller = Prefiller(model, vae, self.cache, self._maker)
         self._painter = Painter(
@@ -94,7 +107,7 @@ class InterleavedGenerator:
             tokenizer.special,
             interpolate_positions=images.interpolate_positions,
         )
-        self._waiting: deque[tuple[Problem, list[Item], tuple[int, int]]] = deque()
+        self._line = WaitingLine()
         self._running: dict[int, RunState] = {}
         self._pending: set[str] = set()
 
@@ -122,33 +135,37 @@ class InterleavedGenerator:
                 remedy="Give the generator a configuration with the same guidance.",
             )
         self._check_uid(problem.uid)
-        items = self._read_inputs(problem)
-        size = self._drawing_size(items, config)
-        self._check_room(problem, items, size)
-        self._waiting.append((problem, items, size))
+        entry = self._entry(problem)
+        self._check_room(problem, entry.items, entry.size_px)
+        self._line.add(entry)
         self._pending.add(problem.uid)
 
     @torch.inference_mode()
     def advance(self) -> list[Answer]:
         """Advances all problems in progress by some tokens and one step of a drawing.
 
-        If an exception occurs, all problems in progress are dropped, because their contexts may be
-        incomplete; queued problems stay in the queue.
+        If the memory is exhausted, the problems in progress run again, each one alone; one that
+        needs too much memory alone ends with the reason out_of_memory. If another exception occurs,
+        all problems in progress are dropped, because their contexts may be incomplete; queued
+        problems stay in the queue.
 
         Returns:
             Answers that are finished now, often none. Call again while problems are pending.
         """
         try:
-            with _own_precision(self._device):
+            with _own_precision(self._device, self._autocast):
                 self._admit()
                 self._prefill()
                 for _ in range(self._tokens_per_turn):
                     self._write()
                 self._draw()
                 return self._collect()
-        except BaseException:
-            self.withdraw(self._pending - {problem.uid for problem, *_ in self._waiting})
-            raise
+        except BaseException as error:
+            if not (is_memory_error(error) and self._running):
+                self.withdraw(self._pending - self._line.uids)
+                raise
+            shortage = str(error)
+        return self._run_alone(shortage)  # outside the handler, which keeps tensors alive
 
     def withdraw(self, uids: Collection[str] | None = None) -> None:
         """Drops pending problems.
@@ -157,7 +174,7 @@ class InterleavedGenerator:
             uids: Uids of the problems to drop; None drops all.
         """
         uids = set(self._pending if uids is None else uids)
-        self._waiting = deque(one for one in self._waiting if one[0].uid not in uids)
+        self._line.drop(uids)
         for slot, state in list(self._running.items()):
             if state.problem.uid in uids:
                 del self._running[slot]
@@ -190,6 +207,28 @@ class InterleavedGenerator:
             raise
         return [answers[uid] for uid in order]
 
+    def _run_alone(self, shortage: str) -> list[Answer]:
+        """Restarts the problems of a batch that exhausted the memory, each one alone."""
+        answers = self._collect()
+        states = [self._running[slot] for slot in sorted(self._running)]
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(states) == 1:
+            states[0].stop("out_of_memory")
+            logger.warning("problem %s fails: %s", states[0].problem.uid, shortage)
+            return [*answers, *self._collect()]
+        self._running.clear()
+        if states:
+            self.batch_size = len(states) - 1
+            self._line.run_alone([self._entry(state.problem) for state in states])
+            logger.warning("too little memory for %d problems: %s", len(states), shortage)
+        return answers
+
+    def _entry(self, problem: Problem) -> Entry:
+        items = self._read_inputs(problem)
+        size = self._drawing_size(items, problem.config or self.config)
+        return Entry(problem=problem, items=items, size_px=size)
+
     def _check_uid(self, uid: str) -> None:
         if uid in self._pending:
             raise InputError(
@@ -216,7 +255,7 @@ class InterleavedGenerator:
             if isinstance(given, str):
                 items.append(self._maker.text(given))
             else:
-                items.append(self._maker.image(_opaque(given, problem.uid), for_vae=for_vae))
+                items.append(self._maker.image(opaque(given, problem.uid), for_vae=for_vae))
         return items
 
     def _drawing_size(self, items: Sequence[Item], config: InterleavedConfig) -> tuple[int, int]:
@@ -247,9 +286,12 @@ class InterleavedGenerator:
 
     def _admit(self) -> None:
         for slot in range(self.batch_size):
-            if slot in self._running or not self._waiting:
+            if slot in self._running:
                 continue
-            problem, items, size = self._waiting.popleft()
+            entry = self._line.next({state.problem.uid for state in self._running.values()})
+            if entry is None:
+                return
+            problem = entry.problem
             config = problem.config or self.config
             needed = 1 if problem.mode == "understanding" else config.drawing.num_contexts
             first = slot * self._num_contexts
@@ -258,8 +300,8 @@ class InterleavedGenerator:
             self._running[slot] = RunState(
                 problem,
                 config,
-                inputs=items,
-                size_px=size,
+                inputs=entry.items,
+                size_px=entry.size_px,
                 contexts=[Context(row=first + i) for i in range(needed)],
                 capacity=self.cache.capacity,
                 maker=self._maker,
@@ -289,7 +331,7 @@ class InterleavedGenerator:
             if is_valid:
                 state.take_token(token_id)
             else:
-                state.stop_not_finite()
+                state.stop("not_finite")
 
     def _draw(self) -> None:
         for state in self._active():
@@ -305,7 +347,7 @@ class InterleavedGenerator:
         pictures = self._painter.paint([s.drawing for s in done if s.drawing is not None])
         for state, picture in zip(done, pictures, strict=True):
             if picture is None:
-                state.stop_not_finite()
+                state.stop("not_finite")
             else:
                 state.take_picture(picture)
 
@@ -316,14 +358,16 @@ class InterleavedGenerator:
         return answers
 
 
-def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache:
-    llm, weight = model.config.llm, model.language_model.lm_head.weight
+def _make_cache(
+    model: Bagel, num_contexts: int, limits: BatchLimits, dtype: torch.dtype
+) -> KVCache:
+    llm, device = model.config.llm, model.language_model.lm_head.weight.device
     longest = min(llm.max_position_embeddings, DEFAULT_MAX_CONTEXT)
     capacity = limits.max_context_tokens or longest
-    problem_bytes = num_contexts * capacity * token_bytes(llm, weight.dtype)
+    problem_bytes = num_contexts * capacity * token_bytes(llm, dtype)
     memory_bytes = limits.memory_bytes
     if memory_bytes is None:
-        memory_bytes = int(free_bytes(weight.device) * MEMORY_SHARE)
+        memory_bytes = int(free_bytes(device) * MEMORY_SHARE)
     batch_size = plan_batch_size(problem_bytes, memory_bytes, limits.max_batch_size)
     if batch_size < limits.max_batch_size:
         logger.warning(
@@ -336,8 +380,8 @@ def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache
         llm,
         num_rows=batch_size * num_contexts,
         capacity=capacity,
-        dtype=weight.dtype,
-        device=weight.device,
+        dtype=dtype,
+        device=device,
     )
 
 
@@ -352,24 +396,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def _own_precision(device: torch.device) -> Iterator[None]:
-    """Undoes the Trainer's default dtype and autocast, so that only the model's dtypes count."""
+def _own_precision(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+    """Undoes the Trainer's default dtype and autocast, so that only the generator's types count."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
             yield
     finally:
         torch.set_default_dtype(default)
-
-
-def _opaque(image: Image.Image, uid: str) -> Image.Image:
-    try:
-        return on_white(image)
-    except Exception as error:  # Pillow's decoders may raise anything
-        raise InputError(
-            f"a picture of problem {uid}",
-            found=f"{type(error).__name__}: {error}",
-            wanted="an image that can be decoded",
-            remedy="Check the file.",
-        ) from None

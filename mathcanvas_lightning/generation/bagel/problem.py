@@ -12,9 +12,12 @@ from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
 Mode = Literal["interleaved", "understanding", "image"]
 """interleaved: texts and drawings in turn, as the model chooses. understanding: one text about
 texts and pictures. image: one drawing from a text (text-to-image) or from pictures (editing)."""
-FinishReason = Literal["stop", "max_steps", "max_tokens", "max_images", "window", "not_finite"]
+FinishReason = Literal[
+    "stop", "max_steps", "max_tokens", "max_images", "window", "not_finite", "out_of_memory"
+]
 """stop: the model ended its answer. window: a context is full. not_finite: the network computed NaN
-or infinity, so the answer is useless. Others: that limit was reached."""
+or infinity, so the answer is useless. out_of_memory: the problem alone needs more memory than the
+device has. Others: that limit was reached."""
 DrawingsUse = Literal["own", "none"]
 
 THINK_PROMPTS: dict[Mode, str] = {

@@ -4,7 +4,8 @@ There is no network in this file. The generator asks each problem what it needs 
 for all problems as one batch, and hands the results back.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from numpy.random import Generator
@@ -36,6 +37,63 @@ class Writing:
     ids: list[int] = field(default_factory=list)
     is_ended: bool = False
     """Whether the end token was chosen; the next token is then the action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A problem that waits, with its inputs as items and the size of its drawings."""
+
+    problem: Problem
+    items: Sequence[Item]
+    size_px: tuple[int, int]
+
+
+class WaitingLine:
+    """Problems that wait for a place in the batch.
+
+    After a batch has exhausted the memory, its problems run again, each one alone: only the one
+    that is too large fails.
+    """
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque()
+        self._suspects: deque[Entry] = deque()
+        self._alone: str | None = None
+        """Uid of the problem that runs alone."""
+
+    @property
+    def uids(self) -> set[str]:
+        """Uids of the problems that wait."""
+        return {entry.problem.uid for entry in (*self._entries, *self._suspects)}
+
+    def add(self, entry: Entry) -> None:
+        """Adds a problem at the end."""
+        self._entries.append(entry)
+
+    def run_alone(self, entries: Iterable[Entry]) -> None:
+        """Puts problems in front; each runs alone."""
+        self._suspects.extend(entries)
+        self._alone = None
+
+    def next(self, running: Collection[str]) -> Entry | None:
+        """Takes the next problem; None if there is none, or one runs alone.
+
+        Args:
+            running: Uids of the problems in the batch.
+        """
+        if self._alone in running or (self._suspects and running):
+            return None
+        self._alone = None
+        if self._suspects:
+            entry = self._suspects.popleft()
+            self._alone = entry.problem.uid
+            return entry
+        return self._entries.popleft() if self._entries else None
+
+    def drop(self, uids: Collection[str]) -> None:
+        """Removes problems."""
+        self._entries = deque(one for one in self._entries if one.problem.uid not in uids)
+        self._suspects = deque(one for one in self._suspects if one.problem.uid not in uids)
 
 
 class RunState:
@@ -138,10 +196,10 @@ class RunState:
         if self.writing is not None:
             self._check_limits()
 
-    def stop_not_finite(self) -> None:
-        """Ends the problem, because the network computed NaN or infinity."""
+    def stop(self, reason: FinishReason) -> None:
+        """Ends the problem at once, because its answer can't be computed."""
         self.writing = self.drawing = None
-        self.finish_reason = "not_finite"
+        self.finish_reason = reason
 
     def take_picture(self, picture: Image.Image) -> None:
         """Continues with the finished drawing."""

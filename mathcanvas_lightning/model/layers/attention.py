@@ -6,15 +6,14 @@ the token. So the model can sort tokens by expert and attend without sorting the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mathcanvas_lightning.batch import PackLayout, Split
-from mathcanvas_lightning.batch.layout import ALL_PAIRS, BLOCK_TOKENS, SOME_PAIRS
+from mathcanvas_lightning.model.layers.flex import Stack, flex_attend, make_block_mask
 
 AttentionPath = Literal["dense", "sdpa", "flex"]
 MAX_SHORT_SPLITS = 128
@@ -173,10 +172,12 @@ class Attention:
         path: "dense" computes every pair and is the reference; "sdpa" attends split by split, each
             to the splits it may attend to; "flex" uses FlexAttention with a block mask (for CUDA;
             it has no backward on the CPU).
+        stack: The layers that attend.
     """
 
-    def __init__(self, layout: TokenLayout, path: AttentionPath) -> None:
+    def __init__(self, layout: TokenLayout, path: AttentionPath, stack: Stack = "decoder") -> None:
         self.path = path
+        self._stack: Stack = stack
         self._num_tokens = len(layout.sequence_indexes)
         if self._num_tokens == 0:
             return
@@ -187,7 +188,12 @@ class Attention:
             self._inverse = torch.argsort(self._order)
             self._lengths, self._groups = group_splits(layout.sorted_by(self._order))
         else:
-            self._block_mask = _block_mask(layout)
+            self._block_mask = make_block_mask(
+                lambda query, key: attends(layout, query, key),
+                self._num_tokens,
+                layout.sequence_indexes.device,
+                layout.blocks,
+            )
 
     def of_layer(self, number: int) -> Self:  # noqa: ARG002
         """Returns this object: the mask is the same in all layers."""
@@ -209,12 +215,14 @@ class Attention:
         if self.path == "dense":
             return _dense(query, key, value, self._mask)
         if self.path == "sdpa":
-            q, k, v = (x[self._order].split(self._lengths) for x in (query, key, value))
-            return torch.cat([group.attend(q, k, v) for group in self._groups])[self._inverse]
-        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-        attended = _flex(query.device.type)(q, k, v, block_mask=self._block_mask, enable_gqa=True)
-        result: Tensor = attended[0].transpose(0, 1)
-        return result
+            attended: Tensor = self._attend_by_split(query, key, value)
+            return attended
+        return flex_attend(query, key, value, self._block_mask, self._stack)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it differs from pack to pack
+    def _attend_by_split(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x[self._order].split(self._lengths) for x in (query, key, value))
+        return torch.cat([group.attend(q, k, v) for group in self._groups])[self._inverse]
 
 
 def default_path(device: torch.device) -> AttentionPath:
@@ -292,40 +300,3 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     scores = torch.einsum("qnh,knh->nqk", query, keys).float() * query.shape[-1] ** -0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(query.dtype)
     return torch.einsum("nqk,knh->qnh", weights, values)
-
-
-def _block_mask(layout: TokenLayout) -> Any:
-    from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-
-    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
-        return attends(layout, query, key)
-
-    length, device = len(layout.sequence_indexes), layout.sequence_indexes.device
-    if layout.blocks is not None:
-        some, full = layout.blocks == SOME_PAIRS, layout.blocks == ALL_PAIRS
-        return BlockMask.from_kv_blocks(
-            *_listed(some),
-            *_listed(full),
-            BLOCK_SIZE=BLOCK_TOKENS,
-            mask_mod=rule,
-            seq_lengths=(length, length),
-        )
-    # Compiled, it never allocates the full matrix: 2.5 GB at 50,000 tokens.
-    return create_block_mask(
-        rule, None, None, length, length, device=device, _compile=device.type == "cuda"
-    )
-
-
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """[1, 1, B] number of chosen keys of each query, and [1, 1, B, B] keys, chosen ones first."""
-    counts = blocks.sum(dim=-1, dtype=torch.int32)
-    keys = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True).to(torch.int32)
-    return counts[None, None], keys[None, None].contiguous()
-
-
-@cache
-def _flex(device_type: str) -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # Uncompiled it computes every pair. Compiling, to skip blocks, is worth it only on a GPU.
-    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention

@@ -167,7 +167,7 @@ def log_picture(trainer: Trainer, picture: Image.Image, step: int, folder: Path)
         step: Optimizer step.
         folder: Log folder of the run.
     """
-    loggers = list(_picture_loggers(trainer))
+    loggers = list(picture_loggers(trainer))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(TAG, np.asarray(picture), step, dataformats="HWC")
@@ -178,7 +178,8 @@ def log_picture(trainer: Trainer, picture: Image.Image, step: int, folder: Path)
             picture.save(path, format="PNG")
 
 
-def _picture_loggers(trainer: Trainer) -> Iterator[TensorBoardLogger | WandbLogger]:
+def picture_loggers(trainer: Trainer) -> Iterator[TensorBoardLogger | WandbLogger]:
+    """Yields the loggers of a Trainer that accept pictures and texts."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger | WandbLogger):
             yield logger

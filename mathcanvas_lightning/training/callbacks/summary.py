@@ -1,7 +1,6 @@
 """Summary at the start of a run: parameters, devices, data, schedule, memory; first packs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,71 +13,12 @@ from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.loading.packed_data import PackedData
 from mathcanvas_lightning.inspection.pack_table import describe_pack, print_blocks
 from mathcanvas_lightning.model.adapters import PartParameters, parameter_report
-from mathcanvas_lightning.model.config import VAEConfig
-from mathcanvas_lightning.model.vae import LatentVAE
+from mathcanvas_lightning.model.vae import count_vae_parameters
 from mathcanvas_lightning.training.callbacks.ema import EMAWeights
+from mathcanvas_lightning.training.memory.formulas import memory_estimate
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import count_steps
 from mathcanvas_lightning.training.strategy import device_mesh
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryEstimate:
-    """Bytes that one rank holds during the whole training, without activations."""
-
-    weights: int
-    """Shard of all weights."""
-    gradients: int
-    """Gradients of the trainable weights."""
-    moments: int
-    """AdamW's two moments."""
-    ema: int
-    """Moving average of the trainable weights."""
-    autoencoder: int
-    """Weights of the autoencoder, which is not sharded."""
-
-    @property
-    def total(self) -> int:
-        """Sum of all parts."""
-        return self.weights + self.gradients + self.moments + self.ema + self.autoencoder
-
-
-def memory_estimate(
-    *,
-    parameters: int,
-    trainable: int,
-    param_dtype: torch.dtype,
-    frozen_dtype: torch.dtype | None = None,
-    shards: int = 1,
-    ema: bool = False,
-    vae_parameters: int = 0,
-    compute_dtype: torch.dtype | None = None,
-) -> MemoryEstimate:
-    """Estimates the memory of a rank without activations.
-
-    Args:
-        parameters: Number of parameters of the network.
-        trainable: Number of trainable parameters.
-        param_dtype: Type of trained weights, gradients and moments.
-        frozen_dtype: Type of frozen weights; by default that of the trained ones.
-        shards: Number of ranks that share one network.
-        ema: Whether a float32 average of the weights is on the device.
-        vae_parameters: Number of parameters of the autoencoder.
-        compute_dtype: Type of the autoencoder; by default that of the weights.
-
-    Returns:
-        The bytes. Temporarily gathered layers and copies in the compute type are not included.
-    """
-    trained = -(-trainable // shards)
-    frozen = -(-parameters // shards) - trained
-    frozen_size = (frozen_dtype or param_dtype).itemsize
-    return MemoryEstimate(
-        weights=trained * param_dtype.itemsize + frozen * frozen_size,
-        gradients=trained * param_dtype.itemsize,
-        moments=2 * trained * param_dtype.itemsize,
-        ema=trained * torch.float32.itemsize if ema else 0,
-        autoencoder=vae_parameters * (compute_dtype or param_dtype).itemsize,
-    )
 
 
 class StartSummary(Callback):
@@ -188,7 +128,7 @@ def mesh_sizes(trainer: Trainer) -> tuple[int, int]:
 
 def _source(module: BagelModule, trainer: Trainer) -> str:
     source = module.source
-    found = source.checkpoint or f"preset {source.preset}, random with seed {source.seed}"
+    found = source.checkpoint or f"preset {source.preset}, random with seed {source.initial_seed}"
     changed = "".join(f", {name} {value}" for name, value in source.overrides.items())
     lora = module.lora
     adapters = (
@@ -201,10 +141,12 @@ def _source(module: BagelModule, trainer: Trainer) -> str:
 
 
 def _types(module: BagelModule) -> str:
-    frozen = module.precision.frozen
-    if frozen in (None, module.param_dtype) or not module.left_out:
+    frozen = module.precision.frozen or module.param_dtype
+    is_same = frozen == module.param_dtype and not module.precision.quantized
+    if is_same or not module.left_out:
         return _name(module.param_dtype)
-    return f"{_name(module.param_dtype)}, frozen ones {_name(frozen)}"
+    kind = "nf4" if module.precision.quantized else _name(frozen)
+    return f"{_name(module.param_dtype)}, frozen ones {kind}"
 
 
 def _devices(trainer: Trainer, replicas: int, shards: int) -> str:
@@ -235,13 +177,20 @@ def _describe_data(trainer: Trainer, data: MathCanvasDataModule) -> Iterator[tup
         f"{planned.capacity:,} tokens, {planned.fill:.1%} full; {schedule.num_steps:,} steps, "
         f"{schedule.num_fillers} fillers",
     )
-    steps = count_steps(trainer)
-    length = "unlimited" if steps is None else f"{steps:,}: {steps / schedule.num_steps:.2f} epochs"
-    yield "total steps", length
+    yield "total steps", _length(trainer, schedule.num_steps)
     yield "training data", "; ".join(_datasets(data.train_data))
     if data.validation_data:
         texts = [text for each in data.validation_data for text in _datasets(each)]
         yield "validation data", "; ".join(texts)
+
+
+def _length(trainer: Trainer, steps_per_epoch: int) -> str:
+    steps = count_steps(trainer)
+    if steps is None:
+        return "unlimited"
+    # Epochs differ by a few steps, so a number of epochs that was set is not computed from steps.
+    epochs = trainer.max_epochs if trainer.max_steps < 0 else f"{steps / steps_per_epoch:.2f}"
+    return f"{steps:,}: {epochs} epochs"
 
 
 def _datasets(data: PackedData) -> Iterator[str]:
@@ -287,13 +236,6 @@ def _memory(module: BagelModule, shards: int) -> str:
 def has_average(module: LightningModule) -> bool:
     """Whether there are averages of the weights on the same device as the weights."""
     return any(isinstance(m, EMAWeights) and not m.config.on_cpu for m in module.modules())
-
-
-def count_vae_parameters(config: VAEConfig) -> int:
-    """Counts the parameters of an autoencoder without allocating them."""
-    with torch.device("meta"):
-        vae = LatentVAE(config)
-    return sum(parameter.numel() for parameter in vae.parameters())
 
 
 def _gib(size: int) -> str:

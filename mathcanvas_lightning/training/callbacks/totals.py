@@ -8,13 +8,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.common.progress import duration
+from mathcanvas_lightning.common.box import duration, print_box
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.callbacks.monitor import (
     Counts,
@@ -45,16 +42,25 @@ class RunTotals:
     """Seconds that rank zero waited for data; None if it is not measured."""
     fill: float | None
     """Fraction of the packs' capacity that was used."""
-    mfu: float | None
-    """Fraction of the devices' peak, outside of validation; None if the peak is not known."""
+    peak_flops: float | None
+    """Peak operations per second of all devices together; None if it is not known."""
     peak_gib: float
     """Peak memory of rank zero."""
     checkpoints: Sequence[tuple[str, str]] = ()
     """Kind and path of the checkpoints to use."""
 
+    @property
+    def training_s(self) -> float:
+        """Seconds outside of validation."""
+        return max(self.seconds - self.validation_s, 1e-9)
+
+    @property
+    def mfu(self) -> float | None:
+        """Fraction of the devices' peak, outside of validation; None if the peak is not known."""
+        return self.counts.flops / self.training_s / self.peak_flops if self.peak_flops else None
+
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
-        training_s = max(self.seconds - self.validation_s, 1e-9)
         waits = f"validation {duration(self.validation_s)}"
         if self.data_wait_s is not None:
             waits = f"data {duration(self.data_wait_s)}, {waits}"
@@ -62,7 +68,7 @@ class RunTotals:
             ("time", f"{duration(self.seconds)}, {self.steps:,} steps"),
             ("samples", f"{self.counts.samples:,.0f}"),
             ("tokens", f"{self.counts.tokens:,.0f}"),
-            ("tokens/s", f"{self.counts.tokens / training_s:,.0f}"),
+            ("tokens/s", f"{self.counts.tokens / self.training_s:,.0f}"),
         ]
         rows += [("fill of the packs", f"{self.fill:.1%}")] if self.fill is not None else []
         rows += [("MFU", f"{self.mfu:.1%}")] if self.mfu is not None else []
@@ -133,22 +139,15 @@ class EndSummary(Callback):
             return
         totals = self._totals(trainer, pl_module, time.perf_counter() - self._started)
         if trainer.is_global_zero:
-            table = Table(box=box.ROUNDED, show_header=False, title="This run")
-            table.add_column(no_wrap=True)
-            table.add_column(overflow="fold")
-            for name, value in totals.rows():
-                table.add_row(name, escape(value))
-            console = Console()
-            console.print(table)
+            print_box("This run", totals.rows())
             if totals.checkpoints:
                 lines = "\n".join(next_commands(Path(trainer.default_root_dir)))
-                console.print(f"Next:\n{lines}", markup=False, highlight=False, soft_wrap=True)
+                Console().print(f"Next:\n{lines}", markup=False, highlight=False, soft_wrap=True)
 
     def _totals(self, trainer: Trainer, module: LightningModule, seconds: float) -> RunTotals:
         counts = summed(self._counts, trainer, module.device)
         peak = self.peak_flops or device_peak_flops(module.device)
         size = capacity(trainer)
-        training_s = max(seconds - self._validation_s, 1e-9)
         waited = getattr(self._loader, "waited_s", None)
         return RunTotals(
             steps=trainer.global_step - self._first_step,
@@ -157,7 +156,7 @@ class EndSummary(Callback):
             validation_s=self._validation_s,
             data_wait_s=None if waited is None else self._waited_before + waited,
             fill=counts.tokens / (counts.packs * size) if size and counts.packs else None,
-            mfu=counts.flops / training_s / (peak * trainer.world_size) if peak else None,
+            peak_flops=peak and peak * trainer.world_size,
             peak_gib=peak_memory_gib(module.device),
             checkpoints=written_checkpoints(trainer),
         )

@@ -18,10 +18,12 @@ from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, DataError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import WeightFiles, find_weights
-from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter
+from mathcanvas_lightning.model.layers.quantized import through_nf4
+from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter, is_in_layers
 from mathcanvas_lightning.training.callbacks.ema import stored_name
 from mathcanvas_lightning.training.checkpoint.reading import METADATA_FILE
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
+from mathcanvas_lightning.training.numeric import DTYPES
 
 STATE = "state_dict"
 NETWORK, AVERAGE = "model.", "ema_weights."
@@ -95,6 +97,9 @@ class NetworkWeights(Mapping[str, Tensor]):
         }
         left_out = {name.replace(BASE, ".") for name in record.left_out} - self._stored.keys()
         self._initial = initial
+        types = record.settings
+        is_nf4 = types.get("model.frozen_dtype") == "nf4"
+        self._quantized = DTYPES[types["model.compute_dtype"]] if is_nf4 else None
         self.shapes = {new: saved.shapes[NETWORK + old] for new, old in self._stored.items()}
         if left_out:
             shapes = published_shapes(record)
@@ -104,6 +109,8 @@ class NetworkWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         left_out = name not in self._stored
         tensor = self._initial[name] if left_out else self._read(self._stored[name])
+        if left_out and self._quantized is not None and is_in_layers(name) and tensor.ndim == 2:
+            tensor = through_nf4(tensor, self._quantized)  # as the adapters were trained beside it
         if name in self.adapters:
             start = self.adapters[name]
             lower, upper = self._read(start + LORA_A).float(), self._read(start + LORA_B).float()

@@ -86,7 +86,11 @@ def move_aside(folder: Path) -> Path | None:
     """
     run = RunFolder(folder)
     own = [run.config, run.metrics, run.log, run.curves, run.page, run.checkpoints, run.exports]
-    found = [path for path in (*own, folder / STOPPED_FILE, run.drawings) if path.exists()]
+    found = [
+        path
+        for path in (*own, folder / STOPPED_FILE, run.drawings, folder / "answers")
+        if path.exists()
+    ]
     if not found:
         return None
     number = 1

@@ -45,6 +45,6 @@ def _group(name: str) -> str | None:
         return "tokens_per_s"
     if parts[0] in ("grad_norm", "lr"):
         return parts[0]
-    is_count = parts[-1].endswith(("tokens", "_steps"))
+    is_count = parts[-1].endswith(("tokens", "_steps", "seconds"))
     is_set = parts[0] == "train" and len(parts) > 2
     return None if is_count or is_set or parts[0] in SECTIONS else parts[-1]

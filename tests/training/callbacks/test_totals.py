@@ -62,6 +62,7 @@ def test_wrong_settings() -> None:
         StepProfiler(active=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_trace_of_some_steps(shards: Path, tmp_path: Path) -> None:
     profiler = StepProfiler(str(tmp_path), wait=1, warmup=1, active=1)

@@ -115,6 +115,51 @@ def compare(found: BagelOutput, wanted: BagelOutput, tolerance: float) -> None:
         assert (a.float() - b.float()).norm() <= tolerance * b.float().norm(), name
 
 
+def test_adapters_beside_a_base_in_nf4(fresh: Path, shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the qlora extra is not installed")
+
+    def module() -> BagelModule:
+        return network(
+            source=ModelSource(checkpoint=str(fresh)),
+            lora=LoRASettings(rank=4, parts=("und", "gen")),
+            optimizer=OptimizerConfig(lr=3e-3),
+            frozen_dtype="nf4",
+        )
+
+    model = module()
+    data = data_for(model, shards, validation=[config(shards, name="val")])
+    before = validated(model, data)
+    trainer = train(model, data, tmp_path / "run", max_steps=30)
+    after = validated(model, data)
+    assert after["ce"] < 0.8 * before["ce"]
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    # Frozen weights are not in it; the exported ones are those beside which the adapters trained.
+    stored = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
+    assert not any("base_layer" in name for name in stored)
+    export_checkpoint(
+        str(tmp_path / "run.ckpt"), output=str(tmp_path / "out"), dtype="fp32", merge_lora=True
+    )
+    loaded = Bagel.from_checkpoint(tmp_path / "out", dtype=torch.float32)
+    compare(outputs(loaded), outputs(model.network), 1e-4)
+    resumed = module()
+    again = training_data(config(shards), geometry=model.config.geometry, tokenizer=TOKENIZER)
+    resume(resumed, again, tmp_path / "again", tmp_path / "run.ckpt")
+    compare(outputs(resumed.network), outputs(model.network), 0.0)
+
+
+def resume(model: BagelModule, data: Any, folder: Path, checkpoint: Path) -> None:
+    """Loads a finished run, without training it further."""
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=30,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, data, ckpt_path=str(checkpoint))
+
+
 def averaged(model: BagelModule, call: Callable[[], BagelOutput]) -> BagelOutput:
     assert model.ema_weights is not None
     model.ema_weights.swap_in(model.network)
@@ -334,7 +379,11 @@ def test_overfits_eight_rows(shards: Path, tmp_path: Path) -> None:
 def validated(model: BagelModule, data: Any) -> dict[str, float]:
     """Metric -> value on the one validation set."""
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        inference_mode=False,  # the training goes on with the same metrics
     )
     (metrics,) = trainer.validate(model, data, verbose=False)
     return {name.removeprefix("val/val/"): value for name, value in metrics.items()}

@@ -203,7 +203,7 @@ class _Engine:
     def step(self) -> list[GenerationResponse]:
         """Computes the next tokens; returns the responses that are finished."""
         results = [result for result in self._llm.llm_engine.step() if result.finished]
-        return [_response(self._requests.pop(result.request_id), result) for result in results]
+        return [read_result(self._requests.pop(result.request_id), result) for result in results]
 
     def close(self) -> None:
         self._closing.set()
@@ -295,7 +295,8 @@ def _is_greedy(sampling: Sampling) -> bool:
     return sampling.temperature < GREEDY_BELOW
 
 
-def _response(request: GenerationRequest, result: Any) -> GenerationResponse:
+def read_result(request: GenerationRequest, result: Any) -> GenerationResponse:
+    """The response for a finished request of vLLM."""
     failed = [made for made in result.outputs if made.finish_reason in ("abort", "error")]
     if failed:
         message = f"vLLM aborted the answer: {failed[0].finish_reason}"
