@@ -104,6 +104,18 @@ def test_top_level_of_the_repository() -> None:
     }
 
 
+@pytest.mark.parametrize("path", ["runs/x/log.txt", "data/x.parquet", "exports/x", "demo/x"])
+def test_what_the_recipes_write_is_ignored_by_git(path: str) -> None:
+    listed = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+    if listed.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert listed.returncode == 0
+    inside = subprocess.run(
+        ["git", "check-ignore", "-q", f"mathcanvas_lightning/{path}"], cwd=ROOT, check=False
+    )
+    assert inside.returncode == 1
+
+
 def test_each_tool_is_documented_in_its_guide() -> None:
     guide = (ROOT / "tools" / "README.md").read_text()
     tools = {p.name for p in (ROOT / "tools").iterdir() if p.suffix in (".py", ".sh")} - {"env.sh"}

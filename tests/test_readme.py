@@ -65,7 +65,7 @@ def test_commands_run_as_written(clone: Path) -> None:
     for not_run, language, code in blocks:
         if not not_run:
             run_block(clone, language, code)
-    fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
+    fall_clearly(clone / "demo" / "run" / "metrics.csv")
     beats_chance(clone / "demo" / "reasoning.parquet_scores.json")
     assert (clone / "demo" / "exported" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").read_text().count("data:image/") >= 10

@@ -27,22 +27,14 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.training.autoencoder import AutoencoderReport
     from mathcanvas_lightning.training.checkpoint.export import ExportReport
     from mathcanvas_lightning.training.memory.plan import MemoryPlan
+    from mathcanvas_lightning.training.run.curves import CurvesReport
+    from mathcanvas_lightning.training.run.page import RunPage
 
 MAX_LISTED = 20
 MAX_TEXT = 300
 MIN_SCORES_WIDTH = 140
 INCOMPLETE = 3
 """Exit status of a finished run with failed requests."""
-
-
-def commands(summaries: Mapping[str, str], console: Console) -> None:
-    """Prints the list of commands."""
-    table = Table(
-        "command", "", title="mathcanvas COMMAND --help lists the options", title_justify="left"
-    )
-    for name, summary in summaries.items():
-        table.add_row(name, summary)
-    console.print(table)
 
 
 def conversion(report: "ConversionReport", console: Console) -> int:
@@ -68,7 +60,7 @@ def conversion(report: "ConversionReport", console: Console) -> int:
         )
         console.print(f"{report.num_oriented:,} images with an EXIF orientation: {outcome}")
     if report.problem is not None:
-        console.print(f"failed: {report.problem}", markup=False)
+        console.print(f"failed: {report.problem}", markup=False, soft_wrap=True)
         return 1
     return 0
 
@@ -248,6 +240,21 @@ def export(report: "ExportReport", console: Console) -> int:
     return 0
 
 
+def curves(report: "CurvesReport", console: Console) -> int:
+    """Prints the last values of each run, and the path of the picture."""
+    table = Table("metric", title="Last values", title_justify="left")
+    for run in report.last:
+        table.add_column(escape(run), justify="right", overflow="fold")
+    table.add_row("step", *(f"{report.steps[run]:,}" for run in report.last), end_section=True)
+    names = dict.fromkeys(name for values in report.last.values() for name in values)
+    for name in names:
+        found = [values.get(name) for values in report.last.values()]
+        table.add_row(escape(name), *("-" if one is None else f"{one:.4g}" for one in found))
+    console.print(table)
+    console.print(f"written: {report.path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def predictions(report: "PredictionReport | None", console: Console) -> int:
     """Prints the outcomes of a predict run; returns 3 if requests failed, for use in scripts."""
     if report is None:
@@ -277,7 +284,7 @@ def handler(handler: "Handler", console: Console) -> int:
     console.print(
         f"Wrote {handler.path} and its test {handler.test_path}.\n"
         f"Test it:  python -m pytest {handler.test_path}\n"
-        f"Use it:   python tools/convert_cot_to_parquet.py --source {handler.import_path} "
+        f"Use it:   mathcanvas convert --source {handler.import_path} "
         "--input FILE --output DIR",
         markup=False,
         highlight=False,
@@ -331,8 +338,18 @@ def difference(found: "PairedDifference", console: Console) -> int:
     return 0
 
 
-def report(page: "ReportPage", console: Console) -> int:
+def report(page: "ReportPage | RunPage", console: Console) -> int:
     """Prints the path of a page and what it shows."""
+    from mathcanvas_lightning.training.run.page import RunPage  # needs Pillow
+
+    if isinstance(page, RunPage):
+        console.print(
+            f"{page.path}: {page.num_curves:,} curves, {page.num_pictures:,} pictures",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 0
     first = "the first " if page.has_more else ""
     faults = f"; {page.num_faults:,} items can't be shown" if page.num_faults else ""
     console.print(

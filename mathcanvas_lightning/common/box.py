@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -15,8 +16,10 @@ def print_box(title: str, rows: Iterable[tuple[str, str]]) -> None:
         rows: Names and values.
     """
     table = Table(box=box.ROUNDED, show_header=False, title=title)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)
 
 

@@ -100,7 +100,7 @@ def find_weights(path: str | Path) -> WeightFiles:
             str(folder),
             found="no weights" if folder.is_dir() else "nothing",
             wanted=f"{', '.join(WEIGHT_FILES)} or {INDEX_FILE}",
-            remedy="Download the checkpoint, or make one with tools/make_tiny_bagel.py.",
+            remedy="Download the checkpoint, or make one with mathcanvas make-bagel.",
         )
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}

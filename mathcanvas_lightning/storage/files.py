@@ -256,7 +256,7 @@ class Storage:
                 return [Entry(path=path, is_folder=False, status=status)]
             files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         if not files:
-            wanted, remedy = "a folder of shards", "Make them with tools/convert_cot_to_parquet.py."
+            wanted, remedy = "a folder of shards", "Make them with mathcanvas convert."
             if suffix != PARQUET_SUFFIXES:
                 wanted, remedy = f"a file, or a folder with {kinds} files", "Check the path."
             raise DataError(without_query(path), found=found, wanted=wanted, remedy=remedy)

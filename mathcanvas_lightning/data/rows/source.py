@@ -237,5 +237,5 @@ def _no_row(place: str, num_rows: int) -> DataError:
         place,
         found=f"only {num_rows} rows",
         wanted="the row that the index lists",
-        remedy="The file has changed: build the index again with tools/build_index.py.",
+        remedy="The file has changed: build the index again with mathcanvas index.",
     )

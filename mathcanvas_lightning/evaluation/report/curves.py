@@ -1,12 +1,10 @@
-"""Curves of a training run, from the metrics.csv of Lightning's CSVLogger, as lines of a chart."""
+"""Curves of a training run as lines of a chart."""
 
-import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.training.run.metrics import read_metrics
 
 WIDTH, HEIGHT = 300, 120
 """Size of a chart in its own units; the page scales it."""
@@ -47,7 +45,7 @@ def read_charts(path: Path) -> list[Chart]:
     """Reads the curves of a run.
 
     Args:
-        path: The metrics.csv of a run.
+        path: The folder of a run, or its metrics.csv.
 
     Returns:
         A chart for each entry of `CHARTS` that the run has metrics for.
@@ -55,7 +53,7 @@ def read_charts(path: Path) -> list[Chart]:
     Raises:
         InputError: If the file can't be read, or has no steps.
     """
-    metrics = _read_metrics(path)
+    metrics = read_metrics(path)
     charts = []
     for title, (start, ends) in CHARTS.items():
         found = {
@@ -66,25 +64,6 @@ def read_charts(path: Path) -> list[Chart]:
         if found:
             charts.append(_chart(title, found))
     return charts
-
-
-def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    metrics: dict[str, list[tuple[float, float]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = float(row["step"])
-                for name, value in row.items():
-                    if value and math.isfinite(float(value)):
-                        metrics.setdefault(name, []).append((step, float(value)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            str(path),
-            found=f"{type(error).__name__}: {error}",
-            wanted="the metrics.csv of a run with Lightning's CSVLogger",
-            remedy="Check the path, or leave --curves out.",
-        ) from None
-    return metrics
 
 
 def _chart(title: str, metrics: Mapping[str, Points]) -> Chart:

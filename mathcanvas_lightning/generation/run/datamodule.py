@@ -83,7 +83,10 @@ class RecordDataModule(LightningDataModule):
         super().__init__()
         if not inputs:
             raise ConfigError(
-                "data.inputs", found="none", wanted="a file of records", remedy="Add one."
+                "data.inputs",
+                found="none",
+                wanted="a file of records",
+                remedy="Add one (generate-response: --text_only_input or --multimodal_input).",
             )
         self.inputs = inputs
         self.prompt = prompt or ChatPrompt()
