@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.rows.shards import iter_examples
     from mathcanvas_lightning.errors import MathCanvasError
     from mathcanvas_lightning.evaluation.report.page import write_report
+    from mathcanvas_lightning.evaluation.sampler.callback import AnswerSampler
     from mathcanvas_lightning.evaluation.scoring import score_responses
     from mathcanvas_lightning.generation.api import generate_responses
     from mathcanvas_lightning.generation.backends.base import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "AnswerSampler": "evaluation.sampler.callback",
     "Bagel": "model.bagel",
     "BagelBackend": "generation.bagel.backend",
     "BagelConfig": "model.config",
@@ -105,6 +107,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AnswerSampler",
     "Bagel",
     "BagelBackend",
     "BagelConfig",

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from mathcanvas_lightning import generate_blockmoving
@@ -25,6 +26,9 @@ TRAINER_WARNINGS = (
     "ignore:.*exists and is not empty",
 )
 """Filters for what Lightning warns of in short runs on a processor."""
+
+
+settings.register_profile("fast", max_examples=20)  # for --hypothesis-profile
 
 
 def golden_folder() -> Path:

@@ -1,7 +1,7 @@
 """Sizes of the package: small folders, small files, small functions, few parameters."""
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import mathcanvas_lightning
@@ -16,10 +16,14 @@ def _files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def _functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef):
-            yield f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}", node
+@functools.cache
+def _functions() -> list[tuple[str, ast.FunctionDef]]:
+    return [
+        (f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}", node)
+        for path in _files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
 
 
 def _parameters(function: ast.FunctionDef) -> int:
@@ -42,8 +46,7 @@ def test_no_module_is_longer_than_400_lines() -> None:
 def test_no_function_is_longer_than_60_lines() -> None:
     long = {
         place: node.end_lineno - node.lineno + 1
-        for path in _files()
-        for place, node in _functions(path)
+        for place, node in _functions()
         if node.end_lineno is not None and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     }
     assert long == {}
@@ -52,8 +55,7 @@ def test_no_function_is_longer_than_60_lines() -> None:
 def test_no_function_but_a_command_has_more_than_eight_parameters() -> None:
     many = {
         place: _parameters(node)
-        for path in _files()
-        for place, node in _functions(path)
+        for place, node in _functions()
         if node.name not in COMMAND_FUNCTIONS and _parameters(node) > MAX_PARAMETERS
     }
     assert many == {}

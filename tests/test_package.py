@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from mathcanvas_lightning import errors
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mathcanvas_lightning"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_public_names_are_there() -> None:
@@ -51,10 +49,15 @@ def test_list_of_commands_needs_no_torch() -> None:
     assert "Makes a small BAGEL checkpoint" in done.stdout
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_package_prints_nothing(path: Path) -> None:
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    assert not [node.lineno for node in calls if getattr(node.func, "id", "") == "print"]
+def test_package_prints_nothing() -> None:
+    prints = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if "print(" in (text := path.read_text())
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert prints == []
 
 
 def test_templates_are_package_data() -> None:
@@ -99,6 +102,18 @@ def test_top_level_of_the_repository() -> None:
         "tests",
         "tools",
     }
+
+
+@pytest.mark.parametrize("path", ["runs/x/log.txt", "data/x.parquet", "exports/x", "demo/x"])
+def test_what_the_recipes_write_is_ignored_by_git(path: str) -> None:
+    listed = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+    if listed.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert listed.returncode == 0
+    inside = subprocess.run(
+        ["git", "check-ignore", "-q", f"mathcanvas_lightning/{path}"], cwd=ROOT, check=False
+    )
+    assert inside.returncode == 1
 
 
 def test_each_tool_is_documented_in_its_guide() -> None:

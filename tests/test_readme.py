@@ -65,7 +65,7 @@ def test_commands_run_as_written(clone: Path) -> None:
     for not_run, language, code in blocks:
         if not not_run:
             run_block(clone, language, code)
-    fall_clearly(clone / "demo" / "run" / "curves" / "version_0" / "metrics.csv")
+    fall_clearly(clone / "demo" / "run" / "metrics.csv")
     beats_chance(clone / "demo" / "reasoning.parquet_scores.json")
     assert (clone / "demo" / "exported" / "ema.safetensors").is_file()
     assert (clone / "demo" / "shards.html").read_text().count("data:image/") >= 10
@@ -84,6 +84,7 @@ def test_commands_run_as_written(clone: Path) -> None:
         assert page.count("data:image/") > len(results)
         drawn = list((clone / "demo" / folder).glob("*/images/reasoning_image_*.png"))
         assert len(drawn) == sum(one["image_steps"] for one in counts)
+    assert "held-out answers right" in (clone / "demo" / "reasoning.html").read_text()
     for answers in ("answers", "tool_answers"):
         scores = json.loads((clone / "demo" / f"{answers}.jsonl_scores.json").read_text())
         assert len(scores["records"]) == num_questions

@@ -25,8 +25,15 @@ from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.conversion.output.columns import shard_schema
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWriter
+from mathcanvas_lightning.data.images.decode import ImageLimits, check_image
 from mathcanvas_lightning.data.images.resize import ImageTransform
-from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, TextSegment
+from mathcanvas_lightning.data.rows.schema import (
+    ImageSegment,
+    InterleavedExample,
+    Segment,
+    TextSegment,
+)
+from mathcanvas_lightning.data.rows.stored_images import StoredImage
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 
 Item = TypeVar("Item")
@@ -49,9 +56,16 @@ def write_rows(folder: Path, num_rows: int, seed: int) -> None:
         finished=(),
     ) as writer:
         for number in range(num_rows):
-            writer.add(make_row(number, random), record=number)
+            row = make_row(number, random)
+            images = (_stored(row.question), _stored(row.solution))
+            writer.add(row, record=number, images=images)
         writer.finish()
         writer.write_info()
+
+
+def _stored(segments: Sequence[Segment]) -> tuple[StoredImage, ...]:
+    limits, images = ImageLimits(), [s.data for s in segments if isinstance(s, ImageSegment)]
+    return tuple(StoredImage.of(data, check_image(data, limits)) for data in images)
 
 
 def make_row(number: int, random: np.random.Generator) -> InterleavedExample:

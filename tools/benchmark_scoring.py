@@ -1,7 +1,8 @@
 """Verdicts on the golden table of answers, beside the rules of other scorers, and scoring speed.
 
 The table is tests/evaluation/pairs.tsv; benchmark_scoring_baseline.py describes the other rules.
-Pairs with options are left out, since other scorers take none. A verdict that takes too long or
+inspect_ai and lm-evaluation-harness take part where they are installed. Pairs with options are left
+out, since other scorers take none. A verdict that takes too long or
 raises an error counts as "different".
 
 Example:
@@ -21,7 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmark_scoring_baseline import exact_match, math_verify_alone, minerva
+from benchmark_scoring_baseline import (
+    exact_match,
+    installed_scorers,
+    math_verify_alone,
+    minerva,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +61,7 @@ SCORERS: dict[str, Verdict] = {
     "math-verify": other(math_verify_alone),
     "minerva rules": other(minerva),
     "exact match": other(exact_match),
-}
+} | {name: other(rule) for name, rule in installed_scorers().items()}
 
 
 @contextmanager

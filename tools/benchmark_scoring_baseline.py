@@ -4,14 +4,20 @@ r"""The rules of other scorers, written anew from their description, for a compa
 - exact match: the text without case, white space and punctuation, as the `exact_match` metric of
   lm-evaluation-harness with `ignore_case` and `ignore_punctuation`; of a response, the text after
   "####" or the last number ("flexible-extract" of its task gsm8k).
+- inspect_ai math, lm-eval minerva_math: the scorers of inspect_ai and lm-evaluation-harness
+  themselves, where these packages are installed.
 - minerva: units and words are removed and short forms of TeX completed, then both sides are equal
   as texts or as formulas (Lewkowycz et al., "Solving Quantitative Reasoning Problems with Language
   Models", 2022, appendix D; the task minerva_math of lm-evaluation-harness). Of a response, the
   last box or the text after "answer is".
 """
 
+import asyncio
+import importlib
 import re
 import string
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import sympy
 from latex2sympy2_extended import latex2sympy
@@ -54,6 +60,42 @@ def minerva(given: str, expected: str) -> bool:
         return bool(sympy.simplify(sides[0] - sides[1]) == 0)
     except Exception:  # what can't be read differs
         return False
+
+
+def installed_scorers() -> dict[str, Callable[[str, str], bool]]:
+    """The scorers of other packages that can be imported here."""
+    found: dict[str, Callable[[str, str], bool]] = {}
+    for name, module, make in (
+        ("inspect_ai math", "inspect_ai.scorer", _inspect_ai),
+        ("lm-eval minerva_math", "lm_eval.tasks.minerva_math.utils", _lm_eval),
+    ):
+        try:
+            found[name] = make(importlib.import_module(module))
+        except (ImportError, AssertionError):  # lm-eval asserts the version of its parser
+            continue
+    return found
+
+
+def _inspect_ai(module: object) -> Callable[[str, str], bool]:
+    """The scorer `math()` of inspect_ai; a reference that it can't parse is a wrong verdict."""
+    score, target = module.math(), module.Target  # type: ignore[attr-defined]
+
+    def rule(given: str, expected: str) -> bool:
+        state = SimpleNamespace(output=SimpleNamespace(completion=given))
+        return bool(asyncio.run(score(state, target(expected))).value == "C")
+
+    return rule
+
+
+def _lm_eval(module: object) -> Callable[[str, str], bool]:
+    """The task minerva_math of lm-evaluation-harness; of a response, its box or "answer is"."""
+    normalize, is_equiv = module.normalize_final_answer, module.is_equiv  # type: ignore[attr-defined]
+
+    def rule(given: str, expected: str) -> bool:
+        marked = _BOX.findall(given) or _ANSWER.findall(given)
+        return bool(is_equiv(normalize(marked[-1] if marked else given), normalize(expected)))
+
+    return rule
 
 
 def _bare(text: str) -> str:

@@ -19,12 +19,12 @@ generate --output demo/pretrain/validation --part validation --seed 1 \
     --extra describe=150,draw=150,compare=150
 python tools/make_tiny_bagel.py --output demo/pretrain/new_bagel --preset tiny --seed 0
 mathcanvas fit --config configs/fit/demo_pretrain.yaml
-python tools/export_checkpoint.py demo/pretrain/run/checkpoints/last.ckpt \
+python tools/export_checkpoint.py demo/pretrain/run \
     --output demo/pretrain/export --overwrite
 if [ "${1:-}" = --ship ]; then
     target=mathcanvas_lightning/demo/weights/tiny
     mkdir -p "$target"
     cp demo/pretrain/export/*.json demo/pretrain/export/ema.safetensors \
         demo/pretrain/export/merges.txt "$target"
-    cp demo/pretrain/run/curves/version_0/metrics.csv "$target/curves.csv"
+    cp demo/pretrain/run/metrics.csv "$target/curves.csv"
 fi

@@ -58,8 +58,9 @@ training() {
     if [ "$(getconf _NPROCESSORS_ONLN)" -ge 2 ]; then processes=2; fi
     python tools/inspect_batch.py --config configs/fit/demo_cpu.yaml --png demo/pack.png
     OMP_NUM_THREADS=1 mathcanvas fit --config configs/fit/demo_cpu.yaml \
-        --trainer.devices "$processes" --trainer.strategy ddp ${STEPS:+--trainer.max_steps "$STEPS"}
-    python tools/export_checkpoint.py demo/run/checkpoints/last.ckpt --output demo/export --overwrite
+        --trainer.devices "$processes" --trainer.strategy ddp ${STEPS:+--trainer.max_steps "$STEPS"} \
+        --config configs/sample_answers.yaml
+    python tools/export_checkpoint.py demo/run --output demo/export --overwrite
 }
 
 answers() { mathcanvas predict --config configs/predict_bagel.yaml; }
@@ -67,7 +68,7 @@ answers() { mathcanvas predict --config configs/predict_bagel.yaml; }
 scores() {
     python tools/score_responses.py --input demo/reasoning.parquet --puzzles demo/source_test
     python tools/show_answers.py --input demo/reasoning.parquet \
-        --curves demo/run/curves/version_0/metrics.csv
+        --curves demo/run
 }
 
 questions() {

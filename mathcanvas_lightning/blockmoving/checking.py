@@ -13,6 +13,8 @@ from mathcanvas_lightning.blockmoving.rules import Stack
 
 CHECKS = ("before", "after", "moves", "states", "drawings", "everything")
 """Both stacks of the question, the moves, and the stack after each move in words and drawn."""
+FORESIGHT_CHECKS = ("moves", "drawings", "last_drawing", "everything")
+"""Checks of puzzles that ask for the last stack: their words state no other stack."""
 TASK_FIELDS = frozenset(
     {"answer", "final", "initial", "num_colours", "options", "size", "steps", "view_px", "views"}
 )
@@ -21,6 +23,7 @@ TASK_FIELDS = frozenset(
 _BEFORE = re.compile(r"(?:Before:|initial stack as)([^.]*)\.")
 _AFTER = re.compile(r"(?:After:|final stack is)([^.]*)\.")
 _ONE_MOVE = re.compile(r"The move is (\w+)\.")
+_MADE = re.compile(r"Step \d+: (\w+)\.")
 _STEP = re.compile(r"Step \d+:(?: (\w+)\.)?([^.]*)\.")
 _CUBE = re.compile(r"(\w+) \(?(\d),?(\d),?(\d)\)?")
 
@@ -33,39 +36,51 @@ def check_answer(
     """Compares an answer with its puzzle.
 
     Args:
-        task: The puzzle's `data.json`, with the short wording.
+        task: The puzzle's `data.json`, with the short wording or with the question for the stack.
         texts: Texts of the answer, in order.
         drawings: Drawings of the answer, in order.
 
     Returns:
-        For each of `CHECKS`, whether all of it is right. A missing statement or drawing is wrong,
-        and so is one drawing too many.
+        For each of `CHECKS` (or `FORESIGHT_CHECKS`), whether all of it is right. A missing
+        statement or drawing is wrong, and so is one drawing too many.
     """
     text = "\n".join(texts)
     steps = [_cubes_of(blocks) for blocks in task["steps"]]
     level = _level(task)
-    shown = [read_drawing(drawing, level).stack for drawing in drawings]
+    shown = [_cubes_of_stack(read_drawing(drawing, level).stack) for drawing in drawings]
+    if _asks_for_the_stack(task):
+        found = {
+            "moves": _MADE.findall(text) == task["moves"].split(),
+            "drawings": shown == steps,
+            "last_drawing": shown[-1:] == steps[-1:],
+        }
+        return {**found, "everything": all(found.values())}
     stated = list(_STEP.finditer(text))
     found = {
         "before": _stated(_BEFORE, text) == _cubes_of(task["initial"]),
         "after": _stated(_AFTER, text) == _cubes_of(task["final"]),
         "moves": _moves(text, stated) == task["options"][task["answer"]].split(),
         "states": [_cubes(match[2]) for match in stated] == steps,
-        "drawings": [_cubes_of_stack(stack) for stack in shown] == steps,
+        "drawings": shown == steps,
     }
     return {**found, "everything": all(found.values())}
 
 
 def chances(task: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the probability that a random guess passes each check.
+    """Returns the probability that a random guess passes each check, and `answer`, the final one.
 
     Args:
-        task: The puzzle's `data.json`. An option and a stack are guessed uniformly.
+        task: The puzzle's `data.json`. An option and a stack are guessed uniformly; moves that the
+            question names are repeated.
     """
-    option = 1 / len(task["options"])
     stack = 1 / count_stacks(_level(task))
     drawn = stack ** len(task["steps"])
+    if _asks_for_the_stack(task):
+        found = {"answer": stack, "moves": 1.0, "drawings": drawn}
+        return {**found, "last_drawing": stack, "everything": drawn}
+    option = 1 / len(task["options"])
     return {
+        "answer": option,
         "before": stack,
         "after": stack,
         "moves": option,
@@ -73,6 +88,10 @@ def chances(task: Mapping[str, Any]) -> dict[str, float]:
         "drawings": drawn,
         "everything": stack * drawn,
     }
+
+
+def _asks_for_the_stack(task: Mapping[str, Any]) -> bool:
+    return bool(task.get("question") == "stack")  # absent from files of earlier versions
 
 
 def _moves(text: str, stated: Sequence[re.Match[str]]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import cos, pi, sin
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +28,7 @@ COLOURS = {
 NAMES = tuple(COLOURS)
 _RGB = tuple(COLOURS.values())
 
+View = Literal["corner", "above"]
 VIEWS = ("corner", "opposite corner", "above")
 AXES = {"x": (200, 30, 30), "y": (20, 130, 50), "z": (30, 60, 200)}
 INK, FLOOR, LINES = (40, 40, 45), (236, 238, 241), (190, 194, 200)

@@ -17,7 +17,8 @@ from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.parts import Part, random_puzzles
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
-from mathcanvas_lightning.blockmoving.short import (
+from mathcanvas_lightning.blockmoving.wording.foresight import show_step
+from mathcanvas_lightning.blockmoving.wording.short import (
     read_and_reason,
     show_move,
     show_option,
@@ -93,7 +94,7 @@ def _describe(puzzles: Iterator[Puzzle], level: Level, folder: Path) -> Iterator
     """Yields pictures of questions, and every third time of one stack, with their cubes."""
     for number, puzzle in enumerate(puzzles):
         size: Any = {"view_px": level.view_px, "views": level.views}
-        if number % 3:
+        if number % 3 and level.question == "moves":
             picture = draw_composite(puzzle.initial, puzzle.final, **size)
             text = f"Before: {show_stack(puzzle.initial)}. After: {show_stack(puzzle.final)}."
         else:
@@ -122,8 +123,14 @@ def _move(
         stacks = [puzzle.initial, *(step.after for step in puzzle.steps)]
         yield {
             "image_list": [_png(stack, level) for stack in stacks],
-            "instruction_list": [[f"{show_move(step)}."] for step in puzzle.steps],
+            "instruction_list": [[text] for text in _instructions(puzzle, level)],
         }
+
+
+def _instructions(puzzle: Puzzle, level: Level) -> list[str]:
+    if level.question == "stack":
+        return [show_step(number, step) for number, step in enumerate(puzzle.steps, start=1)]
+    return [f"{show_move(step)}." for step in puzzle.steps]
 
 
 def _reason(

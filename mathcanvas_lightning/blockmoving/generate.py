@@ -3,27 +3,35 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mathcanvas_lightning.blockmoving.drawing import (
     COLOURS,
     VIEWS,
+    View,
     draw_composite,
     draw_state,
 )
-from mathcanvas_lightning.blockmoving.explain import describe_moves, explain
 from mathcanvas_lightning.blockmoving.extras import parse_extras, write_extras
-from mathcanvas_lightning.blockmoving.levels import Level, Wording, find_level
+from mathcanvas_lightning.blockmoving.levels import Level, Question, Wording, find_level
 from mathcanvas_lightning.blockmoving.parts import PARTS, Part, different_puzzles
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
-from mathcanvas_lightning.blockmoving.short import explain_short, show_option
+from mathcanvas_lightning.blockmoving.wording.explain import describe_moves, explain
+from mathcanvas_lightning.blockmoving.wording.foresight import explain_foresight
+from mathcanvas_lightning.blockmoving.wording.short import (
+    explain_short,
+    show_move,
+    show_option,
+    show_stack,
+)
 from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
@@ -80,8 +88,10 @@ def generate_blockmoving(
     max_blocks: int | None = None,
     num_moves: int | None = None,
     num_views: int | None = None,
+    view: View | None = None,
     view_px: int | None = None,
     wording: Wording | None = None,
+    question: Question | None = None,
     drawings: bool = True,
     wrong_fraction: float | None = None,
     unrendered_fraction: float | None = None,
@@ -102,8 +112,10 @@ def generate_blockmoving(
         max_blocks: Maximum number of cubes; default: the level's.
         num_moves: Moves of a solution; default: the level's.
         num_views: 1 (from a corner) or 3 views in each picture; default: the level's.
+        view: corner or above: the only view of each picture; default: the level's.
         view_px: Side of one view, in pixels; default: the level's.
         wording: Chain of thought, short or long; default: the level's.
+        question: moves: which option turns one stack into another; stack: where do moves lead.
         drawings: Show the picture of each step in the chain of thought.
         wrong_fraction: Share of samples with a wrong answer; default: 0.1 without a level, or 0.
         unrendered_fraction: Share with [render_result] for a picture; default: 0.05 or 0.
@@ -113,27 +125,25 @@ def generate_blockmoving(
     Raises:
         ConfigError: If the numbers do not fit together, or there are too few different puzzles.
     """
-    looks = {"size": size, "view_px": view_px, "wording": wording}
+    looks = {"size": size, "view_px": view_px, "wording": wording, "question": question}
     blocks = {"min_blocks": min_blocks, "max_blocks": max_blocks, "num_moves": num_moves}
-    views = num_views and VIEWS[:num_views]
+    views = (view,) if view else num_views and VIEWS[:num_views]
+    chosen = find_level(level).with_settings(views=views, **looks, **blocks)
+    faults = _faults(level, wrong_fraction, unrendered_fraction)
     settings = _Settings(
-        folder=output,
-        level=find_level(level).with_settings(views=views, **looks, **blocks),
-        part=part,
-        seed=seed,
-        wrong_fraction=_fraction(wrong_fraction, level, WRONG_FRACTION),
-        unrendered_fraction=_fraction(unrendered_fraction, level, UNRENDERED_FRACTION),
-        drawings=drawings,
+        folder=output, level=chosen, part=part, seed=seed, drawings=drawings, **faults
     )
     _check(settings, num_tasks, num_views)
     return _generate(settings, num_tasks, parse_extras(extra), num_workers, progress)
 
 
-def _fraction(given: float | None, level: int | None, default: float) -> float:
-    """Returns a share of faulty samples; a level has none by default."""
-    if given is not None:
-        return given
-    return default if level is None else 0.0
+def _faults(level: int | None, wrong: float | None, unrendered: float | None) -> dict[str, float]:
+    """Returns the shares of faulty samples; a level has none by default."""
+    defaults = (WRONG_FRACTION, UNRENDERED_FRACTION) if level is None else (0.0, 0.0)
+    return {
+        "wrong_fraction": defaults[0] if wrong is None else wrong,
+        "unrendered_fraction": defaults[1] if unrendered is None else unrendered,
+    }
 
 
 def _generate(
@@ -195,20 +205,38 @@ def _make_task(settings: _Settings, task: int, puzzle: Puzzle) -> dict[str, Any]
     level, name = settings.level, f"task_{task}"
     folder = local_path(settings.folder) / name
     folder.mkdir(parents=True, exist_ok=True)
-    draw_composite(puzzle.initial, puzzle.final, view_px=level.view_px, views=level.views).save(
-        folder / "composite.png"
-    )
+    _draw_question(puzzle, level).save(folder / "composite.png")
     pictures = _draw_steps(puzzle, level, folder) if settings.drawings else [""] * level.num_moves
     if rng.random() < settings.unrendered_fraction and settings.drawings:
         pictures[int(rng.integers(len(pictures)))] = RENDER_MARK
     pred = puzzle.answer
     if rng.random() < settings.wrong_fraction:
-        pred = str(rng.choice([letter for letter in puzzle.options if letter != puzzle.answer]))
+        pred = str(rng.choice([other for other in _answers(puzzle) if other != puzzle.answer]))
     task_file = json.dumps(_task_file(puzzle, level), indent=1)
     (folder / "data.json").write_text(task_file, encoding="utf-8")
-    write = explain if level.wording == "long" else explain_short
-    text = write(puzzle, pictures, answer=pred, composite=f"<image>{name}/composite.png</image>")
+    text = _writer(level)(
+        puzzle, pictures, answer=pred, composite=f"<image>{name}/composite.png</image>"
+    )
     return {"task_id": task, "gt": puzzle.answer, "pred": pred, "cot_text": text}
+
+
+def _draw_question(puzzle: Puzzle, level: Level) -> Image.Image:
+    looks: Any = {"view_px": level.view_px, "views": level.views}
+    if level.question == "stack":
+        return draw_state(puzzle.initial, **looks)
+    return draw_composite(puzzle.initial, puzzle.final, **looks)
+
+
+def _answers(puzzle: Puzzle) -> list[str]:
+    """Returns possible answers: the letters of the options, or the stacks before the last."""
+    stacks = [puzzle.initial, *(step.after for step in puzzle.steps[:-1])]
+    return list(puzzle.options) or [show_stack(stack) for stack in stacks]
+
+
+def _writer(level: Level) -> Callable[..., str]:
+    if level.question == "stack":
+        return explain_foresight
+    return explain if level.wording == "long" else explain_short
 
 
 def _draw_steps(puzzle: Puzzle, level: Level, folder: Path) -> list[str]:
@@ -235,6 +263,8 @@ def _task_file(puzzle: Puzzle, level: Level) -> dict[str, Any]:
         "initial": _blocks(puzzle.initial),
         "final": _blocks(puzzle.final),
         "steps": [_blocks(step.after) for step in puzzle.steps],
+        "question": level.question,
+        "moves": " ".join(show_move(step) for step in puzzle.steps),
         "views": list(level.views),
         "view_px": level.view_px,
         "num_colours": level.num_colours,

@@ -8,6 +8,7 @@ from mathcanvas_lightning.blockmoving.drawing import COLOURS, VIEWS
 from mathcanvas_lightning.errors import ConfigError
 
 Wording = Literal["short", "long"]
+Question = Literal["moves", "stack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class Level:
     """Side of a view, in pixels."""
     wording: Wording = "long"
     """Length of the chain of thought: whole sentences, or as few tokens as possible."""
+    question: Question = "moves"
+    """Which moves turn one stack into another, or which stack given moves lead to."""
 
     def with_settings(self, **settings: Any) -> "Level":
         """Returns a copy with other values; None keeps the value of the level.
@@ -49,7 +52,8 @@ class Level:
         Raises:
             ConfigError: If one does not.
         """
-        most = min(self.size * self.size * (self.size - 1), self.num_colours)
+        floors = 1 if self.views == ("above",) else self.size - 1  # from above, cubes hide others
+        most = min(self.size * self.size * floors, self.num_colours)
         for option, good, wanted in (
             ("size", 2 <= self.size <= 6, "2 to 6"),
             ("min_blocks", self.min_blocks >= 2, "2 or more"),
@@ -58,14 +62,17 @@ class Level:
                 self.min_blocks <= self.max_blocks <= most,
                 f"--min_blocks to {most} on a board of size {self.size}",
             ),
+            ("num_colours", self.num_colours <= len(COLOURS), f"up to {len(COLOURS)}"),
             ("num_moves", 1 <= self.num_moves <= 12, "1 to 12"),
             ("view_px", 48 <= self.view_px <= 1024, "48 to 1024"),
+            ("view", set(self.views) <= set(VIEWS), "corner or above"),
             ("wording", self.wording in ("short", "long"), "short or long"),
+            ("question", self.question in ("moves", "stack"), "moves or stack"),
         ):
             if not good:
                 raise ConfigError(
                     f"--{option}",
-                    found=str(getattr(self, option)),
+                    found=str(getattr(self, option, self.views)),
                     wanted=wanted,
                     remedy="Leave it out for the default.",
                 )

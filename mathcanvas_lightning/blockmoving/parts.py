@@ -10,6 +10,7 @@ from mathcanvas_lightning.blockmoving.drawing import all_visible
 from mathcanvas_lightning.blockmoving.levels import Level
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle
 from mathcanvas_lightning.blockmoving.rules import Stack
+from mathcanvas_lightning.blockmoving.wording.foresight import draw_foresight
 from mathcanvas_lightning.errors import ConfigError
 
 Part = Literal["all", "train", "validation", "test"]
@@ -25,16 +26,29 @@ def part_of(stack: Stack) -> Part:
     Every stack that is drawn after a move belongs to the part of its puzzle. The picture of a
     question ends with such a stack too, so two parts have no picture in common.
     """
-    digest = blake2b(repr((stack.size, stack.columns)).encode(), digest_size=8).digest()
+    return _part_by_hash((stack.size, stack.columns))
+
+
+def part_of_colours(stack: Stack) -> Part:
+    """Returns the part of all stacks with the same colours.
+
+    No move leaves it, so two parts have no picture in common, whatever the moves.
+    """
+    return _part_by_hash(tuple(sorted(stack.cells())))
+
+
+def _part_by_hash(what: object) -> Part:
+    digest = blake2b(repr(what).encode(), digest_size=8).digest()
     percent = int.from_bytes(digest, "little") % 100
     if percent < _TEST_PERCENT:
         return "test"
     return "validation" if percent < _TEST_PERCENT + _VALIDATION_PERCENT else "train"
 
 
-def belongs_to(stack: Stack, part: Part) -> bool:
-    """Whether a stack may be drawn in a part; "all" takes every stack."""
-    return part in ("all", part_of(stack))
+def belongs_to(puzzle: Puzzle, level: Level, part: Part) -> bool:
+    """Whether a puzzle may be in a part; "all" takes every one."""
+    find = part_of if level.question == "moves" else part_of_colours
+    return part == "all" or all(find(step.after) == part for step in puzzle.steps)
 
 
 def random_puzzles(rng: np.random.Generator, level: Level, part: Part) -> Iterator[Puzzle]:
@@ -51,12 +65,13 @@ def random_puzzles(rng: np.random.Generator, level: Level, part: Part) -> Iterat
     Raises:
         ConfigError: If none is found.
     """
+    draw = draw_puzzle if level.question == "moves" else draw_foresight
     num_draws = num_stuck = 0
     while num_draws < MAX_DRAWS and num_stuck < MAX_STUCK:
         num_draws += 1
-        puzzle = draw_puzzle(rng, level, is_clear=lambda s: all_visible(s, level.views))
+        puzzle = draw(rng, level, is_clear=lambda s: all_visible(s, level.views))
         num_stuck = num_stuck + 1 if puzzle is None else 0
-        if puzzle is not None and all(belongs_to(step.after, part) for step in puzzle.steps):
+        if puzzle is not None and belongs_to(puzzle, level, part):
             num_draws = 0
             yield puzzle
     raise _too_few(level, 0)

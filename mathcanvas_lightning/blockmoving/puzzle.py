@@ -33,9 +33,9 @@ class Puzzle:
     steps: tuple[Step, ...]
     """The solution."""
     options: dict[str, tuple[Move, ...]]
-    """Letter -> moves."""
+    """Letter -> moves; empty if the question is which stack results."""
     answer: str
-    """Letter of the only option that leads to the final stack."""
+    """Letter of the only option that leads to the final stack; without options, that stack."""
 
     @property
     def final(self) -> Stack:
@@ -63,7 +63,7 @@ def draw_puzzle(
         A puzzle in which each move changes the stack and no stack comes twice. None if the stack
         that was drawn has no four such options.
     """
-    initial = _draw_stack(rng, level)
+    initial = draw_stack(rng, level)
     if not is_clear(initial):
         return None
     walks = []
@@ -108,7 +108,8 @@ def legal_steps(stack: Stack, level: Level) -> list[Step]:
     return steps
 
 
-def _draw_stack(rng: np.random.Generator, level: Level) -> Stack:
+def draw_stack(rng: np.random.Generator, level: Level) -> Stack:
+    """Draws a stack at random."""
     stack = Stack.empty(level.size)
     num_blocks = int(rng.integers(level.min_blocks, level.max_blocks + 1))
     for block in rng.permutation(level.num_colours)[:num_blocks]:
@@ -129,12 +130,12 @@ def _draw_walks(
             yield (steps[index],)
         return
     for _ in range(MAX_WALKS):
-        walk = _draw_walk(rng, initial, level)
+        walk = draw_walk(rng, initial, level)
         if walk:
             yield walk
 
 
-def _draw_walk(rng: np.random.Generator, stack: Stack, level: Level) -> tuple[Step, ...]:
+def draw_walk(rng: np.random.Generator, stack: Stack, level: Level) -> tuple[Step, ...]:
     """Draws one move sequence; empty if it got stuck."""
     visited = {stack}
     walk: list[Step] = []

@@ -1,46 +1,78 @@
 """`mathcanvas fit|validate`: LightningCLI over BagelModule and MathCanvasDataModule."""
 
+import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from mathcanvas_lightning.cli.settings.errors import OneLineCLI, missing_module
+from mathcanvas_lightning.cli.settings.runs import place_run, set_up_run, start_over, validated_run
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.logs import FILE_ONLY, is_quiet, log_file
 from mathcanvas_lightning.common.parallel import start_from_a_server
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
+from mathcanvas_lightning.training.callbacks.progress import ProgressLines
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
-from mathcanvas_lightning.training.callbacks.totals import EndSummary, ProgressLines
+from mathcanvas_lightning.training.callbacks.totals import EndSummary
 from mathcanvas_lightning.training.checkpoint.reading import read_about, require_readable
-from mathcanvas_lightning.training.checkpoint.resume import checkpoint_places, find_checkpoint
+from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.run.callback import RunFiles
+from mathcanvas_lightning.training.run.finished import check_unfinished
+from mathcanvas_lightning.training.run.folder import RunFolder
+from mathcanvas_lightning.training.settings import make_record
 from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomically
+
+log = logging.getLogger(__name__)
 
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
     "pictures": PictureLogger,
+    "progress": ProgressLines,  # closes its bar before the box is printed
     "totals": EndSummary,
-    "progress": ProgressLines,
 }
 """Config section -> callback of every run; a section set to null removes its callback."""
 
 
-class MathCanvasCLI(LightningCLI):
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the settings of a fit to the run's folder, and leaves them alone in validations."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the settings on rank zero."""
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Writes the settings."""
+        path = RunFolder(Path(trainer.default_root_dir)).config
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class MathCanvasCLI(OneLineCLI):
     """Links model, data and accumulation, and finds the checkpoint to resume from."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds options and the sections of the callbacks."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run: its files are in runs/NAME, or in NAME if that is a path.",
+        )
         parser.add_argument(
             "--auto_resume",
             type=bool | str,
@@ -57,6 +89,12 @@ class MathCanvasCLI(LightningCLI):
         for name, kind in MONITORS.items():
             parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
             parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands of this CLI and the arguments of the Trainer's methods to leave out."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate")}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Reads the configuration.
@@ -79,8 +117,14 @@ class MathCanvasCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Sets the accumulation if it follows from data.packs_per_step and the number of ranks."""
+        """Fills in what follows from other settings: the run's folder, seeds, the accumulation.
+
+        The accumulation follows from data.packs_per_step and the number of ranks.
+        """
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            place_run(config)
+        _use_one_seed(config)
         packs = _argument(config, "data", "packs_per_step")
         ranks = _count_ranks(config.trainer)
         if packs and ranks and packs % ranks == 0 and config.trainer.accumulate_grad_batches == 1:
@@ -95,15 +139,14 @@ class MathCanvasCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ModuleNotFoundError, ValueError) as error:  # the parser wraps errors
-            missing = _missing_module(error)
+            missing = missing_module(error)
             if missing is None:
                 raise
             raise ConfigError(
                 "trainer",
                 found=f"a class whose package is missing ({missing})",
                 wanted="an installed package",
-                remedy="Install it (for a logger: pip install tensorboard, or wandb), or leave the "
-                "class out.",
+                remedy=f"pip install {missing}, or leave the class out.",
             ) from error
         if isinstance(self.model, BagelModule) and isinstance(
             self.datamodule, MathCanvasDataModule
@@ -126,26 +169,48 @@ class MathCanvasCLI(LightningCLI):
         listed = kwargs.get("callbacks", config.trainer.callbacks) or []
         callbacks = list(listed) if isinstance(listed, Sequence) else [listed]
         present = {type(callback) for callback in callbacks}
-        found = [config.get(name) for name in MONITORS]
+        found = [config.get(name) for name in MONITORS if not (name == "summary" and is_quiet())]
         callbacks += [c for c in found if c is not None and type(c) not in present]
+        if self.subcommand == "fit":
+            callbacks.append(RunFiles())
         if config.debug_batches:
             callbacks.append(DebugBatches(config.debug_batches))
         changed: dict[str, Any] = {**kwargs, "callbacks": callbacks}
-        has_lines = any(isinstance(c, ProgressLines) and c.is_needed for c in callbacks)
-        if has_lines and config.trainer.enable_progress_bar is None:
-            changed["enable_progress_bar"] = False  # it would fill a log file
+        ours = [c for c in callbacks if isinstance(c, ProgressLines)]
+        has_progress = any(self.subcommand == "fit" or c.is_needed for c in ours)
+        if has_progress and config.trainer.enable_progress_bar is None:
+            changed["enable_progress_bar"] = False  # ours replaces it
         if config.get("summary") is not None and config.trainer.enable_model_summary is None:
             changed["enable_model_summary"] = False  # ours replaces it
+        logger = config.trainer.logger
+        if logger is None or self.subcommand != "fit":
+            changed.setdefault("logger", logger or False)
         try:
-            return super().instantiate_trainer(**changed)
+            trainer = super().instantiate_trainer(**changed)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise _refused(error) from error
+        if self.subcommand == "fit":
+            self._places = set_up_run(trainer, logger)
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs `fit` with a log file in the folder of the run, `validate` without."""
+        path = RunFolder(Path(self.trainer.default_root_dir)).log
+        is_logged = subcommand == "fit" and vars(rank_zero_only).get("rank", 0) == 0
+        with log_file(path if is_logged else None):
+            try:
+                super()._run_subcommand(subcommand)
+            except Exception as error:
+                log.error("error: %s", error, extra=FILE_ONLY)
+                raise
 
     def before_fit(self) -> None:
         """Finds the checkpoint to resume from, and sets how checkpoints are written."""
         config = self.config_init[self.subcommand]
         if config.ckpt_path is None and config.auto_resume:
             config.ckpt_path = self._find_checkpoint(config)
+        elif config.ckpt_path is None:
+            start_over(Path(self.trainer.default_root_dir))
         if config.ckpt_path is not None:
             self._check_checkpoint(config.ckpt_path)
         save_atomically(self.trainer.strategy)
@@ -157,21 +222,13 @@ class MathCanvasCLI(LightningCLI):
             self._check_checkpoint(config.ckpt_path, weights_only=True)
 
     def _find_checkpoint(self, config: Any) -> str | None:
-        named = self.config[self.subcommand].trainer.default_root_dir is not None
         places: list[Any] = (
-            [config.auto_resume]
-            if isinstance(config.auto_resume, str)
-            else checkpoint_places(self.trainer, root_is_named=named)
+            [config.auto_resume] if isinstance(config.auto_resume, str) else self._places
         )
         found = find_checkpoint(*places, need_record=isinstance(self.model, BagelModule))
-        if found is None and places:
+        if found is None:
             listed = ", ".join(str(place) for place in places)
             rank_zero_info(f"Starting at step 0: no checkpoint of this run in {listed}")
-        elif found is None:
-            rank_zero_info(
-                "Starting at step 0. This run can't be resumed by the same command: set "
-                "trainer.default_root_dir or the dirpath of ModelCheckpoint."
-            )
         return found
 
     def _check_checkpoint(self, path: str, *, weights_only: bool = False) -> None:
@@ -179,8 +236,16 @@ class MathCanvasCLI(LightningCLI):
         is_ours = isinstance(self.model, BagelModule)
         sharded = isinstance(self.trainer.strategy, ShardedStrategy)
         require_readable(path, sharded, need_record=is_ours, weights_only=weights_only)
-        if is_ours and local_path(path).exists():
-            self.model.check_record(read_about(local_path(path)), str(path))
+        if not is_ours or not local_path(path).exists():
+            return
+        about = read_about(local_path(path))
+        self.model.trainer = self.trainer  # for the settings to compare
+        record = self.model.check_record(about, str(path))
+        if not weights_only:
+            changes = record.changes(make_record(self.model))
+            root = Path(self.trainer.default_root_dir)
+            if remark := check_unfinished(about, self.trainer, changes, root):
+                rank_zero_info(remark)
 
 
 def run_cli(args: Sequence[str]) -> None:
@@ -192,6 +257,7 @@ def run_cli(args: Sequence[str]) -> None:
     Raises:
         ConfigError: If settings contradict each other.
     """
+    args = validated_run(args)
     # Packs differ in length: without it, CUDA's free memory falls into pieces.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     leave_process_group_at_exit()
@@ -204,41 +270,56 @@ def run_cli(args: Sequence[str]) -> None:
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={
                 "reload_dataloaders_every_n_epochs": 1,
                 "use_distributed_sampler": False,
+                "log_every_n_steps": 10,
                 "callbacks": [StopOnSignal()],
             },
             parser_kwargs={"prog": "mathcanvas"},
-            args=None if list(args) == sys.argv[1:] else list(args),
+            args=list(args),
         )
     except MisconfigurationException as error:
         raise _refused(error) from error
 
 
 def _refused(error: Exception) -> ConfigError:
+    text = " ".join(str(error).split())
+    no_gpu = "backend found" in text or "No CUDA GPUs" in text
     return ConfigError(
         "trainer",
-        found=f"options that Lightning refuses ({' '.join(str(error).split())})",
+        found="accelerator gpu on a machine without one"
+        if no_gpu
+        else f"options that Lightning refuses ({text})",
         wanted="options of lightning.pytorch.Trainer that fit together",
-        remedy="Change them in the YAML or on the command line.",
+        remedy="Run on a machine with GPUs, or add --config configs/trainer/cpu.yaml (for small "
+        "networks)."
+        if no_gpu
+        else "Change them in the YAML or on the command line.",
     )
 
 
-def _missing_module(error: BaseException) -> str | None:
-    """Text of the error about a missing package among the causes of an error."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, ModuleNotFoundError):
-        found = found.__cause__ or found.__context__
-    return None if found is None else str(found).strip().partition("\n")[0]
+def _use_one_seed(config: Any) -> None:
+    """Sets the seeds of data and initial weights to `seed_everything`, unless they are set."""
+    seed = config.seed_everything
+    parts = [
+        _arguments(config, "data"),
+        *(_argument(config, "model", n) for n in ("source", "lora")),
+    ]
+    for settings in parts:
+        if settings and settings.get("seed", 0) is None and not isinstance(seed, bool):
+            settings["seed"] = seed
 
 
 def _argument(config: Any, section: str, name: str) -> Any:
+    return _arguments(config, section).get(name)
+
+
+def _arguments(config: Any, section: str) -> Any:
     found = config.get(section)
-    init = found.get("init_args", found) if found is not None else {}
-    return init.get(name)
+    return found.get("init_args", found) if found is not None else {}
 
 
 def _count_ranks(trainer: Any) -> int | None:

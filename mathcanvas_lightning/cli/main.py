@@ -1,19 +1,31 @@
 """The command line `mathcanvas COMMAND`; the scripts in `tools/` run the same commands."""
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 import docstring_parser
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
 from mathcanvas_lightning.cli import show
+from mathcanvas_lightning.cli.command_parser import WRONG_OPTION, CommandParser, HelpFormatter
+from mathcanvas_lightning.cli.completion import completion_script
+from mathcanvas_lightning.cli.help import (
+    ALIASES,
+    is_help,
+    missing_settings,
+    print_commands,
+    print_trainer_help,
+    trainer_options,
+    version,
+)
+from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here
+from mathcanvas_lightning.common.similar import did_you_mean
 from mathcanvas_lightning.errors import MathCanvasError
 
 FAILED, SIGNALS, INTERRUPTED = 1, 128, 130
@@ -120,6 +132,14 @@ COMMANDS = {
         show=show.export,
         positional=frozenset({"checkpoint"}),
     ),
+    "curves": Command(
+        function="training.run.curves:draw_curves",
+        summary="Draws the curves of a run, or of several runs over each other.",
+        example="runs/lr1e-4 runs/lr3e-4 --output curves.png",
+        show=show.curves,
+        positional=frozenset({"runs"}),
+        lists=frozenset({"runs"}),
+    ),
     "generate-response": Command(
         function="generation.api:generate_responses",
         summary="Answers the records of one or two files; a run that was interrupted is resumed.",
@@ -141,6 +161,13 @@ COMMANDS = {
         show=show.scores,
         lists=frozenset({"by"}),
     ),
+    "compare": Command(
+        function="evaluation.paired:compare_scores",
+        summary="Compares two models by their scores of the same records.",
+        example="with.jsonl_scores.json without.jsonl_scores.json",
+        show=show.difference,
+        positional=frozenset({"first", "second"}),
+    ),
     "report": Command(
         function="evaluation.report.page:write_report",
         summary="Shows answered records on one HTML page: questions, steps, drawings, verdicts.",
@@ -159,18 +186,59 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    words = list(sys.argv[1:] if args is None else args)
-    if words and words[0] in TRAINER_COMMANDS:
+    words = set_verbosity(list(sys.argv[1:] if args is None else args))
+    if not words or words[0] in ("-h", "--help", "help"):
+        words = [ALIASES.get(words[1], words[1]), "--help"] if words[1:] else []
+    name = ALIASES.get(words[0], words[0]) if words else None
+    if name in TRAINER_COMMANDS:
         return run_trainer(words)
-    if not words or words[0] not in COMMANDS:
-        is_help = not words or words[0] in ("-h", "--help")
-        console = Console(stderr=not is_help)
-        if not is_help:
-            console.print(f"error: unknown command {words[0]!r}", markup=False)
-        summaries = {name: command.summary for name, command in COMMANDS.items()}
-        show.commands(summaries | TRAINER_COMMANDS, console)
-        return 0 if is_help else 2
-    return run_command(words[0], words[1:], prog=f"mathcanvas {words[0]}")
+    if name in COMMANDS:
+        return run_command(name, words[1:], prog=f"mathcanvas {name}")
+    return _top_level(words)
+
+
+def _top_level(words: Sequence[str]) -> int:
+    """Answers words that name no command: the list of commands, the version, an error."""
+    summaries = {name: command.summary for name, command in COMMANDS.items()} | TRAINER_COMMANDS
+    if not words:
+        print_commands(summaries, Console())
+        return 0
+    if words[0] in ("--version", "-V", "version"):
+        Console().print(version(), highlight=False)
+        return 0
+    if words[0].startswith("--print_shtab"):
+        options = {name: partial(_options, name) for name in COMMANDS}
+        options |= {name: partial(trainer_options, name) for name in TRAINER_COMMANDS}
+        return guarded(
+            lambda: Console(soft_wrap=True).print(
+                completion_script(words, options), markup=False, highlight=False
+            )
+        )
+    hint = did_you_mean(words[0], [*summaries, *ALIASES])
+    Console(stderr=True, soft_wrap=True).print(
+        f"error: unknown command {words[0]!r}. {hint}", markup=False, highlight=False
+    )
+    return WRONG_OPTION
+
+
+def set_verbosity(words: Sequence[str]) -> list[str]:
+    """Sets up the messages of a command, and takes out `--verbose` and `--quiet`.
+
+    Args:
+        words: Words of the command line.
+
+    Returns:
+        The other words. `--verbose true` stays: it is an option of `validate`.
+    """
+    verbosity, rest = 0, []
+    for number, word in enumerate(words):
+        has_value = words[number + 1 : number + 2] in (["true"], ["false"])
+        if word == "--quiet" or (word == "--verbose" and not has_value):
+            verbosity = -1 if word == "--quiet" else 1
+        else:
+            rest.append(word)
+    set_up_logging(verbosity)
+    return rest
 
 
 def run_trainer(words: Sequence[str]) -> int:
@@ -182,15 +250,30 @@ def run_trainer(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
+    console = Console(stderr=not is_help(words), soft_wrap=not is_help(words))
+    if is_help(words):
+        print_trainer_help(words[0], TRAINER_COMMANDS[words[0]], console)
+        return 0
+    if len(words) == 1:
+        console.print(f"error: {missing_settings(words[0])}", markup=False, highlight=False)
+        return WRONG_OPTION
+    words = ["--help" if word == "--full_help" else word for word in words]
     import_from_here(words)
+    return guarded(lambda: _trained(words))
+
+
+def _trained(words: Sequence[str]) -> int:
     # Importing either takes seconds.
     if words[0] == "predict":
         from mathcanvas_lightning.cli.predict import run_predict
 
-        return guarded(lambda: show.predictions(run_predict(words), Console()))
+        show_lightning()
+        return show.predictions(run_predict(words), Console())
     from mathcanvas_lightning.cli.fit import run_cli
 
-    return guarded(lambda: run_cli(words))
+    show_lightning()
+    run_cli(words)
+    return 0
 
 
 def guarded(work: Callable[[], int | None]) -> int:
@@ -205,6 +288,9 @@ def guarded(work: Callable[[], int | None]) -> int:
         errors.print(_INTERRUPTION)
         return INTERRUPTED
     except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning exits with 1
+            errors.print(_INTERRUPTION)
+            return INTERRUPTED
         if not isinstance(exit_.code, int) or exit_.code <= SIGNALS:
             raise
         errors.print(_INTERRUPTION)
@@ -235,23 +321,30 @@ def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | Non
     Returns:
         The exit status: 0, 1 if it failed, 130 if it was interrupted.
     """
-    command = COMMANDS[name]
+    words = set_verbosity(sys.argv[1:]) if args is None else args
+    return guarded(lambda: _run(COMMANDS[name], words, prog))
+
+
+def _run(command: Command, words: Sequence[str], prog: str | None) -> int:
     function = _load(command)
-    options = _parser(command, function, prog).parse_args(args)
+    show_lightning()
+    options = _parser(command, function, prog).parse_args(words)
     names = signature(function).parameters
     given = {k: v for k, v in options.as_dict().items() if k in names}
-    return guarded(lambda: command.show(function(**given), Console()))
+    return command.show(function(**given), Console())
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the example."""
+def _options(name: str) -> list[str]:
+    """The options of a command."""
+    parser = _parser(COMMANDS[name], _load(COMMANDS[name]), None)
+    return [option for option in parser._option_string_actions if option.startswith("--")]
 
 
-def _parser(command: Command, function: Callable[..., Any], prog: str | None) -> ArgumentParser:
+def _parser(command: Command, function: Callable[..., Any], prog: str | None) -> CommandParser:
     doc = docstring_parser.parse(function.__doc__ or "")
     help_of = {parameter.arg_name: parameter.description for parameter in doc.params}
-    parser = ArgumentParser(
-        prog=prog, description=_description(doc), allow_abbrev=False, formatter_class=_HelpFormatter
+    parser = CommandParser(
+        prog=prog, description=_description(doc), allow_abbrev=False, formatter_class=HelpFormatter
     )
     parser.epilog = f"example:\n  {parser.prog} {command.example}"
     parameters = signature(function).parameters

@@ -4,13 +4,14 @@ Usually these are GenerationModule and RecordDataModule.
 """
 
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mathcanvas_lightning.cli.settings.errors import OneLineCLI
+from mathcanvas_lightning.cli.settings.run_model import run_settings
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
@@ -18,7 +19,7 @@ from mathcanvas_lightning.generation.run.module import (
     callbacks_of,
     exit_on_signals,
 )
-from mathcanvas_lightning.generation.run.monitor import GenerationProgress
+from mathcanvas_lightning.generation.run.monitor import GenerationProgress, GenerationSummary
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
@@ -27,11 +28,12 @@ _SECTIONS: Mapping[str, type[Callback]] = {
     "folders": ReasoningFolders,
     "writer": ResponseWriter,
     "progress": GenerationProgress,
+    "totals": GenerationSummary,
 }
 """Section of the YAML file -> callback for runs with a GenerationModule; null turns it off."""
 
 
-class PredictCLI(LightningCLI):
+class PredictCLI(OneLineCLI):
     """A LightningCLI that adds writers and a progress bar to runs with a GenerationModule."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -43,6 +45,11 @@ class PredictCLI(LightningCLI):
         for name, kind in _SECTIONS.items():
             parser.add_subclass_arguments(kind, name, required=False, fail_untyped=False)
             parser.set_defaults({name: {"class_path": f"{kind.__module__}.{kind.__name__}"}})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command of this CLI and the arguments of the Trainer's method to leave out."""
+        return {"predict": LightningCLI.subcommands()["predict"]}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer.
@@ -83,6 +90,11 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
 
 def _run(args: Sequence[str]) -> PredictCLI:
     leave_process_group_at_exit()
+    with run_settings(args) as given:
+        return _cli(given)
+
+
+def _cli(args: Sequence[str]) -> PredictCLI:
     return PredictCLI(
         LightningModule,
         LightningDataModule,
@@ -93,7 +105,7 @@ def _run(args: Sequence[str]) -> PredictCLI:
         save_config_callback=None,
         trainer_defaults={**QUIET_TRAINER, "use_distributed_sampler": False},
         parser_kwargs={"prog": "mathcanvas"},
-        args=None if list(args) == sys.argv[1:] else list(args),
+        args=list(args),
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.index.build import IndexReport
     from mathcanvas_lightning.demo.language_model import DemoModel
     from mathcanvas_lightning.demo.new_bagel import NewBagel
+    from mathcanvas_lightning.evaluation.paired import PairedDifference
     from mathcanvas_lightning.evaluation.report.page import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
     from mathcanvas_lightning.generation.run.summary import PredictionReport
@@ -26,22 +27,14 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.training.autoencoder import AutoencoderReport
     from mathcanvas_lightning.training.checkpoint.export import ExportReport
     from mathcanvas_lightning.training.memory.plan import MemoryPlan
+    from mathcanvas_lightning.training.run.curves import CurvesReport
+    from mathcanvas_lightning.training.run.page import RunPage
 
 MAX_LISTED = 20
 MAX_TEXT = 300
 MIN_SCORES_WIDTH = 140
 INCOMPLETE = 3
 """Exit status of a finished run with failed requests."""
-
-
-def commands(summaries: Mapping[str, str], console: Console) -> None:
-    """Prints the list of commands."""
-    table = Table(
-        "command", "", title="mathcanvas COMMAND --help lists the options", title_justify="left"
-    )
-    for name, summary in summaries.items():
-        table.add_row(name, summary)
-    console.print(table)
 
 
 def conversion(report: "ConversionReport", console: Console) -> int:
@@ -67,7 +60,7 @@ def conversion(report: "ConversionReport", console: Console) -> int:
         )
         console.print(f"{report.num_oriented:,} images with an EXIF orientation: {outcome}")
     if report.problem is not None:
-        console.print(f"failed: {report.problem}", markup=False)
+        console.print(f"failed: {report.problem}", markup=False, soft_wrap=True)
         return 1
     return 0
 
@@ -118,6 +111,8 @@ def indexes(reports: Sequence["IndexReport"], console: Console) -> int:
         table.add_row("images", f"{report.num_images:,}")
         sizes = {f"{width}x{height}": n for (width, height), n in report.sizes_px.items()}
         table.add_row("image sizes", _counts(sizes))
+        if report.num_oriented:
+            table.add_row("images to turn (EXIF)", f"{report.num_oriented:,}, not turned")
         stages = Counter(row.stage for row in report.left_out)
         table.add_row("rows left out", _counts(stages))
         console.print(table)
@@ -245,6 +240,21 @@ def export(report: "ExportReport", console: Console) -> int:
     return 0
 
 
+def curves(report: "CurvesReport", console: Console) -> int:
+    """Prints the last values of each run, and the path of the picture."""
+    table = Table("metric", title="Last values", title_justify="left")
+    for run in report.last:
+        table.add_column(escape(run), justify="right", overflow="fold")
+    table.add_row("step", *(f"{report.steps[run]:,}" for run in report.last), end_section=True)
+    names = dict.fromkeys(name for values in report.last.values() for name in values)
+    for name in names:
+        found = [values.get(name) for values in report.last.values()]
+        table.add_row(escape(name), *("-" if one is None else f"{one:.4g}" for one in found))
+    console.print(table)
+    console.print(f"written: {report.path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def predictions(report: "PredictionReport | None", console: Console) -> int:
     """Prints the outcomes of a predict run; returns 3 if requests failed, for use in scripts."""
     if report is None:
@@ -274,7 +284,7 @@ def handler(handler: "Handler", console: Console) -> int:
     console.print(
         f"Wrote {handler.path} and its test {handler.test_path}.\n"
         f"Test it:  python -m pytest {handler.test_path}\n"
-        f"Use it:   python tools/convert_cot_to_parquet.py --source {handler.import_path} "
+        f"Use it:   mathcanvas convert --source {handler.import_path} "
         "--input FILE --output DIR",
         markup=False,
         highlight=False,
@@ -312,8 +322,34 @@ def scores(report: "ScoreReport", console: Console) -> int:
     return 0
 
 
-def report(page: "ReportPage", console: Console) -> int:
+def difference(found: "PairedDifference", console: Console) -> int:
+    """Prints how two models differ on the same records."""
+    low, high = (100 * bound for bound in found.interval)
+    first, second = (100 * n / found.num_records for n in (found.num_first, found.num_second))
+    console.print(
+        f"{found.num_records:,} records: {first:.1f} % right against {second:.1f} %, difference "
+        f"{100 * found.difference:+.1f} points (95 %: {low:+.1f} to {high:+.1f}); right in the "
+        f"first only: {found.num_first_only:,}, in the second only: {found.num_second_only:,}; "
+        f"McNemar p = {found.p_value:.2g}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def report(page: "ReportPage | RunPage", console: Console) -> int:
     """Prints the path of a page and what it shows."""
+    from mathcanvas_lightning.training.run.page import RunPage  # needs Pillow
+
+    if isinstance(page, RunPage):
+        console.print(
+            f"{page.path}: {page.num_curves:,} curves, {page.num_pictures:,} pictures",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 0
     first = "the first " if page.has_more else ""
     faults = f"; {page.num_faults:,} items can't be shown" if page.num_faults else ""
     console.print(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from mathcanvas_lightning.common.parallel import count_workers
-from mathcanvas_lightning.common.paths import is_remote, without_query
+from mathcanvas_lightning.common.paths import is_remote, join_path, without_query
 from mathcanvas_lightning.conversion.input.records import fetched, read_records
 from mathcanvas_lightning.conversion.input.scan import find_source, recognise_source, scan_input
 from mathcanvas_lightning.conversion.job import ConversionJob, prepare_folder, run_job
@@ -74,21 +74,31 @@ class ConversionReport:
     def problem(self) -> str | None:
         """Why the conversion failed, or None if it succeeded."""
         if self.num_rows == 0:
-            return f"no row was kept from {self.num_records} records; see {REJECTS_FILE}"
+            return f"no row was kept from {self.num_records} records; {self._remedy}"
         fraction = self.num_rejects / self.num_records
         if fraction > self.max_reject_fraction:
             return (
                 f"{fraction:.1%} of the records were rejected, more than --max_reject_fraction "
-                f"{self.max_reject_fraction:g} allows; see {REJECTS_FILE}"
+                f"{self.max_reject_fraction:g} allows; {self._remedy}"
             )
         fraction = sum(self.rejects.get(reason, 0) for reason in IMAGE_REASONS) / self.num_records
         if fraction > self.max_image_reject_fraction:
             return (
                 f"{fraction:.1%} of the records were rejected for their images, more than "
                 f"--max_image_reject_fraction {self.max_image_reject_fraction:g} allows; "
-                f"see {REJECTS_FILE}"
+                f"{self._remedy}"
             )
         return None
+
+    @property
+    def _remedy(self) -> str:
+        """The most frequent reason, and where all are listed."""
+        place = f"see {join_path(self.output, REJECTS_FILE)}"
+        if not self.rejects:
+            return place
+        reason = max(self.rejects, key=lambda reason: self.rejects[reason])
+        hint = "; check --image_dir" if reason in IMAGE_REASONS else ""
+        return f"most for {reason}{hint}; {place}"
 
 
 def convert_cot(

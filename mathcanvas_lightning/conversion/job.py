@@ -232,7 +232,8 @@ def _write(
             else:
                 uids.add(outcome.uid)
                 num_oriented += outcome.num_oriented
-                writers[next(parts)].add(outcome, record=record)
+                images = outcome.stored_images
+                writers[next(parts)].add(outcome, record=record, images=images)
             advance(1, f"{rejects.total()} rejected")
         if job.scan.error is not None:
             raise job.scan.error

@@ -15,6 +15,7 @@ from mathcanvas_lightning.data.rows.schema import (
     Segment,
     TextSegment,
 )
+from mathcanvas_lightning.data.rows.stored_images import StoredImage, StoredRow
 from mathcanvas_lightning.errors import InputError, MathCanvasError
 
 MAX_SAMPLE_BYTES = 2**30
@@ -27,6 +28,8 @@ class ConvertedExample(InterleavedExample):
 
     num_oriented: int = 0
     """Number of images with an EXIF orientation other than upright."""
+    stored_images: StoredRow = ((), ())
+    """Sizes of the images of the question and of the solution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +82,16 @@ class RecordConverter:
         return Rejection(record=number, uid=uid, reason=str(reason), message=message)
 
     def _complete(self, draft: Draft, record: dict[str, Any]) -> ConvertedExample:
-        orientations: list[int] = []
+        question, solution = self._segments(draft.question), self._segments(draft.solution)
         extras = self.source.extras(record).items()
         example = ConvertedExample(
             uid=draft.uid,
-            question=self._segments(draft.question, orientations),
-            solution=self._segments(draft.solution, orientations),
+            question=question.segments,
+            solution=solution.segments,
             answer=draft.answer,
             extras={self.renamed.get(name, name): value for name, value in extras},
-            num_oriented=sum(orientation != 1 for orientation in orientations),
+            num_oriented=question.num_oriented + solution.num_oriented,
+            stored_images=(question.images, solution.images),
         )
         size = sum(len(image.data) for image in example.images)
         if size > MAX_SAMPLE_BYTES:
@@ -103,27 +107,41 @@ class RecordConverter:
             )
         return example
 
-    def _segments(self, parts: Sequence[Part], orientations: list[int]) -> tuple[Segment, ...]:
-        """Reads the images; adds the EXIF orientation of each to a list."""
+    def _segments(self, parts: Sequence[Part]) -> "_Section":
         segments: list[Segment] = []
+        images: list[StoredImage] = []
+        num_oriented = 0
         for part in parts:
             if isinstance(part, Picture):
-                data, orientation = self._read(part.path)
+                data, image, is_oriented = self._read(part.path)
                 segments.append(ImageSegment(data=data, path=part.path))
-                orientations.append(orientation)
+                images.append(image)
+                num_oriented += is_oriented
             elif part.strip():
                 segments.append(TextSegment(text=part.strip()))
-        return tuple(segments)
+        return _Section(tuple(segments), tuple(images), num_oriented)
 
-    def _read(self, path: str) -> tuple[bytes, int]:
+    def _read(self, path: str) -> tuple[bytes, StoredImage, bool]:
+        """An image, what is stored of it, and whether its source has an EXIF orientation."""
         data = self.files.read(path, max_bytes=self.limits.max_bytes)
         try:
-            orientation = check_image(data, self.limits).orientation
-            if orientation != 1 and self.apply_orientation:
+            info = check_image(data, self.limits)
+            is_oriented = info.orientation != 1
+            if is_oriented and self.apply_orientation:
                 data = upright_image(data, self.limits)
+                info = check_image(data, self.limits, depth="header")
         except ImageError as error:
             raise RejectError(error.reason, f"{path!r}: {error}") from None
-        return data, orientation
+        return data, StoredImage.of(data, info), is_oriented
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A question or a solution."""
+
+    segments: tuple[Segment, ...]
+    images: tuple[StoredImage, ...]
+    num_oriented: int
 
 
 def _storage_failure(number: int, uid: str | None, error: OSError) -> InputError:

@@ -89,7 +89,7 @@ class MathCanvasDataModule(LightningDataModule):
         self.budget.check()
         self.train_configs, self.validation_configs = tuple(train), tuple(validation)
         self.packs_per_step = packs_per_step
-        self.dropout, self.seed = self.settings.dropout, self.settings.seed
+        self.dropout, self.seed = self.settings.dropout, self.settings.seed or 0
         self.workers = self.settings.workers
         self._geometry = geometry
         self._tokenizer_folder = tokenizer

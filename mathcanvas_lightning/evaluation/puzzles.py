@@ -1,6 +1,7 @@
 """Scores the steps of answers to BlockMoving puzzles: what they state and what they draw."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from mathcanvas_lightning.blockmoving.checking import CHECKS, TASK_FIELDS, chances, check_answer
+from mathcanvas_lightning.blockmoving.checking import TASK_FIELDS, chances, check_answer
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.credit import wilson_interval
@@ -62,32 +63,41 @@ def check_puzzles(
     Raises:
         InputError: If a puzzle is missing.
     """
-    passed = dict.fromkeys((ANSWER, *CHECKS), 0)
-    chance = dict.fromkeys(passed, 0.0)
+    passed: defaultdict[str, list[bool]] = defaultdict(list)
+    chance: defaultdict[str, float] = defaultdict(float)
     with progress_bar("Reading drawings", len(scored), show=progress) as advance:
         for one in scored:
             uid = one.record.uid or ""
-            task = _read_task(files.tasks, uid)
+            task = read_task(files.tasks, uid)
             texts, drawings = _read_steps(files.answers / folder_name(uid, 1))
             checks = {ANSWER: one.responses[0].verdict == "right"}
             checks |= check_answer(task, texts, drawings)
             for name, is_right in checks.items():
-                passed[name] += is_right
-            for name, share in ({ANSWER: 1 / len(task["options"])} | chances(task)).items():
-                chance[name] += share / len(scored)
+                passed[name].append(is_right)
+            for name, share in chances(task).items():
+                chance[name] += share
             advance(1, "")
     return {
         name: CheckScore(
-            num_right=count,
-            num_answers=len(scored),
-            interval=wilson_interval(count / max(1, len(scored)), len(scored)),
-            chance=chance[name],
+            num_right=sum(verdicts),
+            num_answers=len(verdicts),
+            interval=wilson_interval(sum(verdicts) / len(verdicts), len(verdicts)),
+            chance=chance[name] / len(verdicts),
         )
-        for name, count in passed.items()
+        for name, verdicts in passed.items()
     }
 
 
-def _read_task(tasks: Path, uid: str) -> Mapping[str, Any]:
+def read_task(tasks: Path, uid: str) -> Mapping[str, Any]:
+    """Reads a puzzle.
+
+    Args:
+        tasks: Folder that `generate_blockmoving` wrote.
+        uid: Name of the puzzle's folder.
+
+    Raises:
+        InputError: If there is no such puzzle.
+    """
     path = tasks / uid / "data.json"
     try:
         task: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))

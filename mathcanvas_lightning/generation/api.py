@@ -20,7 +20,7 @@ from mathcanvas_lightning.generation.run.batching import FixedSize
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.journal.existing import ExistingOutput
 from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
-from mathcanvas_lightning.generation.run.monitor import GenerationProgress
+from mathcanvas_lightning.generation.run.monitor import GenerationProgress, GenerationSummary
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
@@ -111,7 +111,7 @@ def _predict(
     module: GenerationModule, data: RecordDataModule, accelerator: str
 ) -> PredictionReport | None:
     writer = ResponseWriter()
-    callbacks: list[Callback] = [writer, GenerationProgress()]
+    callbacks: list[Callback] = [writer, GenerationProgress(), GenerationSummary()]
     trainer = Trainer(accelerator=accelerator, callbacks=callbacks, **QUIET_TRAINER)
     trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.report

@@ -111,6 +111,8 @@ def load_datamodule(
     arguments = read_sections(config, "data")
     model = read_sections(config, "model")
     arguments |= overrides or {}
+    if arguments.get("seed") is None:
+        arguments["seed"] = _run_seed(config)
     made, checked = instantiate_section(MathCanvasDataModule, arguments, "data", config)
     data: MathCanvasDataModule = made
     checkpoint = model.get("source", {}).get("checkpoint") or checked.tokenizer
@@ -170,18 +172,30 @@ def read_sections(config: Sequence[str], name: str) -> dict[str, Any]:
         )
     merged: dict[str, Any] = {}
     for path in config:
-        merged = _merged(merged, _section(path, name))
+        merged = _merged(merged, _section(path, _read(path), name))
     return merged
 
 
-def _section(path: str, name: str) -> Mapping[str, Any]:
+def _run_seed(config: Sequence[str]) -> int | None:
+    """Returns the seed of the run, which its data follow as in mathcanvas fit."""
+    seed: int | bool | None = None
+    for path in config:
+        seed = _read(path).get("seed_everything", seed)
+    return None if isinstance(seed, bool) else seed
+
+
+def _read(path: str) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             path, found=str(error), wanted="a YAML file", remedy="Check the path and its syntax."
         ) from None
-    section = content.get(name, {}) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {"data": content, "model": content}
+
+
+def _section(path: str, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name, {})
     if not isinstance(section, Mapping):
         raise ConfigError(
             path,

@@ -38,8 +38,9 @@ class LoRASettings:
     pattern: str | None = None
     """Regular expression that the name of a projection must contain, such as `layers\\.2[0-7]`;
     None selects all projections of the parts."""
-    seed: int = 0
-    """Random seed of the initial adapter weights."""
+    seed: int | None = None
+    """Random seed of the initial adapter weights; by default `seed_everything` of the same
+    configuration, or 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
         target_modules="|".join(f"(?:{re.escape(name)})" for name in names),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed or 0)  # not the one of a GPU
         inject_adapter_in_model(config, model)
     return names
 

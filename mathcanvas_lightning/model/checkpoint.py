@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mathcanvas_lightning.common.git_lfs import describe_file
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import GEN_SUFFIX, BagelConfig
 
@@ -99,7 +100,7 @@ def find_weights(path: str | Path) -> WeightFiles:
             str(folder),
             found="no weights" if folder.is_dir() else "nothing",
             wanted=f"{', '.join(WEIGHT_FILES)} or {INDEX_FILE}",
-            remedy="Download the checkpoint, or make one with tools/make_tiny_bagel.py.",
+            remedy="Download the checkpoint, or make one with mathcanvas make-bagel.",
         )
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -113,7 +114,7 @@ def find_weights(path: str | Path) -> WeightFiles:
         except (SafetensorError, OSError) as error:
             raise DataError(
                 str(file),
-                found=f"a damaged file ({error})",
+                found=describe_file(file, f"a damaged file ({error})"),
                 wanted="a complete safetensors file",
                 remedy="Copy or download it again.",
             ) from None
@@ -128,9 +129,11 @@ def _indexed(path: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             str(path),
-            found=f"no index of weight files ({type(error).__name__}: {error})",
+            found=describe_file(
+                path, f"no index of weight files ({type(error).__name__}: {error})"
+            ),
             wanted='JSON with a "weight_map"',
-            remedy="Download it again; a Git LFS pointer is not the file itself.",
+            remedy="Copy or download it again.",
         ) from None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.common.similar import did_you_mean, nearest
 from mathcanvas_lightning.errors import ConfigError
 
 GEN_SUFFIX = "_moe_gen"
@@ -155,7 +156,7 @@ class BagelConfig:
                 "preset",
                 found=repr(name),
                 wanted=f"one of {', '.join(PRESETS)}",
-                remedy="Choose one of them, or give a checkpoint directory.",
+                remedy=f"{did_you_mean(name, PRESETS)} Or give a checkpoint directory.",
             )
         base = cls(**PRESETS[name])
         return base.override(**overrides)
@@ -308,6 +309,8 @@ def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.parent.is_dir():
+        raise _no_directory(path.parent)
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -318,3 +321,16 @@ def _read(path: Path) -> dict[str, Any]:
             remedy="Give a directory with llm_config.json, vit_config.json and config.json.",
         ) from None
     return content
+
+
+def _no_directory(folder: Path) -> ConfigError:
+    beside = folder.parent if folder.parent.is_dir() else Path()
+    near = nearest(folder.name, [path.name for path in beside.iterdir() if path.is_dir()])
+    return ConfigError(
+        str(folder),
+        found="no such directory",
+        wanted="a checkpoint in the layout of BAGEL-7B-MoT",
+        remedy=f"Did you mean {folder.with_name(near)}?"
+        if near
+        else "Correct the path, or download ByteDance-Seed/BAGEL-7B-MoT from Hugging Face into it.",
+    )

@@ -1,6 +1,8 @@
 """Builds the network: number types, FSDP2 and HSDP, activation checkpointing, compilation."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from torch.distributed._composable import checkpoint  # type: ignore[attr-define
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -160,6 +163,45 @@ def shard(
     # If a pack gives a parameter no gradient, its rank must still take part in the reduction.
     if hasattr(root, "set_reduce_scatter_unused_params"):  # missing in older versions of torch
         root.set_reduce_scatter_unused_params(True)
+
+
+@contextmanager
+def gathered(model: Bagel) -> Iterator[None]:
+    """Holds all shards on each rank inside the block, so that ranks can run the network by itself.
+
+    All ranks must enter and leave the block together. It does nothing for a network that is not
+    sharded.
+
+    Args:
+        model: The network, not within a forward or backward pass. Each rank needs memory for all
+            its weights in the type of the computation.
+    """
+    # Without hooks, no layer gathers or reshards by itself, and the order of the collectives that
+    # FSDP2 derives from its hooks stays that of the training, on all ranks.
+    with without_hooks(model):
+        sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        try:
+            for module in sharded:
+                module.unshard()
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
+
+
+@contextmanager
+def without_hooks(model: Bagel) -> Iterator[None]:
+    """Takes the forward hooks of sharded and checkpointed layers away inside the block."""
+    kept = [
+        (module, module._forward_pre_hooks, module._forward_hooks) for module in model.modules()
+    ]
+    for module, *_ in kept:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, before, after in kept:
+            module._forward_pre_hooks, module._forward_hooks = before, after
 
 
 def build_network(

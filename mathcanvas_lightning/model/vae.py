@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mathcanvas_lightning.batch import PackedBatch, to_unit_range
+from mathcanvas_lightning.common.git_lfs import describe_file
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import VAEConfig
 from mathcanvas_lightning.model.flow import patchify
@@ -79,9 +80,9 @@ class LatentVAE(nn.Module):
         except (SafetensorError, OSError) as error:
             raise DataError(
                 str(file),
-                found=f"a damaged file ({error})",
+                found=describe_file(file, f"a damaged file ({error})"),
                 wanted="a complete safetensors file",
-                remedy="Copy or download it again; a Git LFS pointer is not the file itself.",
+                remedy="Copy or download it again.",
             ) from None
         state = convert_ldm_vae_checkpoint(stored, dict(vae.autoencoder.config))
         try:

@@ -23,7 +23,7 @@ from mathcanvas_lightning.common.paths import (
     unquoted_name,
     without_query,
 )
-from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.errors import DataError, StorageError
 from mathcanvas_lightning.storage.block_file import BLOCK_BYTES, BlockFile
 from mathcanvas_lightning.storage.cache import ShardCache, entry_name
 from mathcanvas_lightning.storage.config import Entry, FileStatus, StorageConfig
@@ -46,7 +46,7 @@ from mathcanvas_lightning.storage.retry import (
     with_retries,
 )
 
-MAX_OPEN_FILES, MAX_BLOCKS, MAX_FOOTERS, MAX_STATUSES = 8, 8, 256, 4096
+MAX_OPEN_FILES, MAX_FOOTERS, MAX_STATUSES = 8, 256, 4096
 PARQUET_SUFFIXES = (".parquet", ".pq")
 NUM_STATUS_THREADS = 16
 T = TypeVar("T")
@@ -75,7 +75,6 @@ class Storage:
         self._statuses: dict[str, FileStatus] = {}
         self._footers: dict[Version, pq.FileMetaData] = {}
         self._whole: dict[Version, pa.NativeFile] = {}
-        self._blocks: dict[tuple[str, FileStatus, int], bytes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.config,)
@@ -140,7 +139,7 @@ class Storage:
         """Opens a file for reading; of a remote one, blocks are read through the cache."""
         if is_remote(path):
             status = self._statuses.get(path) or self.status(path)
-            blocks = BlockFile(partial(self._read_block, path), status.size_bytes)
+            blocks = BlockFile(partial(self._read_block, path, status), status.size_bytes)
             return cast("BinaryIO", BufferedReader(blocks, BLOCK_BYTES))
         return self._call(path, lambda: self._local.open(path))
 
@@ -257,9 +256,10 @@ class Storage:
                 return [Entry(path=path, is_folder=False, status=status)]
             files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         if not files:
-            remedy = "Make them with tools/convert_cot_to_parquet.py."
-            place = without_query(path)
-            raise DataError(place, found=found, wanted="a folder of shards", remedy=remedy)
+            wanted, remedy = "a folder of shards", "Make them with mathcanvas convert."
+            if suffix != PARQUET_SUFFIXES:
+                wanted, remedy = f"a file, or a folder with {kinds} files", "Check the path."
+            raise DataError(without_query(path), found=found, wanted=wanted, remedy=remedy)
         return sorted(files, key=lambda entry: natural_key(entry.path))
 
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[Entry]:
@@ -273,24 +273,13 @@ class Storage:
             else:
                 yield entry
 
-    def _read_block(self, path: str, number: int) -> bytes:
-        """Reads one block of a remote file, in several tries; the last ones stay in memory."""
-
-        def attempt() -> bytes:
-            status = self._statuses.get(path) or self._ask_status(path)
-            start = number * BLOCK_BYTES
-            end = min(start + BLOCK_BYTES, status.size_bytes)
-            key = (path, status, number)
-            if key not in self._blocks and start < end:
-                try:
-                    block = self._read_range(path, status, start, end)
-                except IncompleteReadError:
-                    self._statuses.pop(path, None)  # the file may have been replaced
-                    raise
-                _remember(self._blocks, key, block, MAX_BLOCKS)
-            return self._blocks.get(key, b"")
-
-        return self._call(path, attempt)
+    def _read_block(self, path: str, status: FileStatus, start: int, end: int) -> bytes:
+        """Reads a part of one version of a remote file, in several tries."""
+        try:
+            return self._call(path, lambda: self._read_range(path, status, start, end))
+        except StorageError:
+            self._statuses.pop(path, None)  # the file may have been replaced: ask when it is opened
+            raise
 
     def _read_shard(
         self, path: str, read: Callable[[FileStatus, pq.FileMetaData], T], detail: str = ""

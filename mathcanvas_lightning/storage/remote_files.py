@@ -16,8 +16,8 @@ from mathcanvas_lightning.errors import StorageError
 from mathcanvas_lightning.storage.config import Entry, FileStatus, StorageConfig
 from mathcanvas_lightning.storage.retry import IncompleteReadError, NoRangesError
 
-VERSION_KEYS = (
-    *("ETag", "etag", "generation", "LastModified", "Last-Modified", "last_modified"),
+VERSION_KEYS = (  # blob_id: of hf://, whose listings have no other
+    *("blob_id", "ETag", "etag", "generation", "LastModified", "Last-Modified", "last_modified"),
     *("mtime", "modified", "updated", "created"),
 )
 S3 = frozenset({"s3", "s3a"})
@@ -45,7 +45,7 @@ class RemoteFiles:
             raise (is_http(url) and error.__cause__) or error from None
         if info.get("type") == "directory":
             return None
-        status = _status(info)
+        status = status_of(info)
         if status is None:
             found = "an answer without the size of the file"
             remedy = "Copy the file to a local folder, or use another server."
@@ -65,7 +65,7 @@ class RemoteFiles:
             if name.startswith(start) and tail and "/" not in tail and tail[0] not in ".?#":
                 path = filesystem.unstrip_protocol(name)
                 is_folder = info["type"] == "directory"
-                status = None if is_folder else _status(info)
+                status = None if is_folder else status_of(info)
                 entries.append(Entry(path=path, is_folder=is_folder, status=status))
         return entries
 
@@ -202,7 +202,8 @@ def _protocol(url: str) -> str:
     return url.partition("://")[0]
 
 
-def _status(info: Mapping[str, Any]) -> FileStatus | None:
+def status_of(info: Mapping[str, Any]) -> FileStatus | None:
+    """Size and version of a file, as fsspec describes it; None if it has no size."""
     if info.get("size") is None:
         return None
     return FileStatus(size_bytes=int(info["size"]), version=_version(info))

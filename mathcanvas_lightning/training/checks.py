@@ -119,6 +119,8 @@ def check_monitors(trainer: Trainer, module: "BagelModule", validation: Sequence
         ConfigError: If a metric is never logged.
     """
     known = [*METRICS, *(f"val/{name}/{key}" for name in validation for key in VALIDATION_METRICS)]
+    for callback in _callbacks(trainer):
+        known += getattr(callback, "metric_names", ())
     own = ("lightning.", "mathcanvas_lightning.")
     if not all(type(o).__module__.startswith(own) for o in (module, *_callbacks(trainer))):
         return

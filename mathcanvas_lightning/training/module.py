@@ -45,6 +45,7 @@ from mathcanvas_lightning.training.numeric import (
     PARAM_DTYPE_WARNING,
     NumericConfig,
     NumericSettings,
+    autocast_dtype,
 )
 from mathcanvas_lightning.training.optim import (
     OptimizerConfig,
@@ -170,7 +171,7 @@ class BagelModule(LightningModule):
             precision=self.precision,
             parallelism=self.parallelism,
             prepare=lambda model: choose_trainable(model, self.freeze_config, self.lora),
-            seed=self.source.seed,
+            seed=self.source.initial_seed,
         )
         if self.source.weights is None:
             self.left_out = frozen_names(self.model)
@@ -394,7 +395,6 @@ class BagelModule(LightningModule):
         return dict(found.items())
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        types = {self.precision.params, self.precision.frozen, self.precision.compute}
-        if len(types) == 1 or device_mesh(self.trainer.strategy) is not None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.compute_dtype)
+        dtype = autocast_dtype(self.precision, device_mesh(self.trainer.strategy))
+        kind = self.device.type
+        return contextlib.nullcontext() if dtype is None else torch.autocast(kind, dtype)

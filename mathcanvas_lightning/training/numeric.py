@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.parallelize import Precision
@@ -88,3 +89,17 @@ class NumericConfig:
             compute=DTYPES[self.compute_dtype],
             quantized=is_nf4,
         )
+
+
+def autocast_dtype(precision: Precision, mesh: DeviceMesh | None) -> torch.dtype | None:
+    """Type that autocast computes in.
+
+    Args:
+        precision: Types of the network.
+        mesh: Mesh of a sharded network, which casts its gathered weights itself.
+
+    Returns:
+        The type; None if all weights have the type of the computation.
+    """
+    types = {precision.params, precision.frozen, precision.compute}
+    return None if len(types) == 1 or mesh is not None else precision.compute

@@ -30,7 +30,7 @@ def make_record(module: "BagelModule") -> RunRecord:
         lora=module.lora,
         ema_decay=None if module.ema_config is None else module.ema_config.decay,
         freeze=freeze,
-        seed=module.source.seed,
+        seed=module.source.initial_seed,
         left_out=module.left_out,
         weights_digest=module.source.digest() if has_frozen else None,
         settings=_settings(module),
@@ -60,7 +60,7 @@ def _settings(module: "BagelModule") -> dict[str, Any]:
             "data": {"packs_per_step": _packs_per_step(trainer, data)},
             "trainer": {
                 "max_steps": trainer.max_steps,
-                "max_epochs": trainer.max_epochs,
+                "max_epochs": _max_epochs(trainer),
                 "precision": str(trainer.precision),
                 "gradient_clip_val": trainer.gradient_clip_val,
                 "ranks": trainer.world_size,
@@ -72,3 +72,10 @@ def _settings(module: "BagelModule") -> dict[str, Any]:
 def _packs_per_step(trainer: Any, data: Any) -> int:
     given = getattr(data, "packs_per_step", None)
     return int(given or trainer.world_size * trainer.accumulate_grad_batches)
+
+
+def _max_epochs(trainer: Any) -> int:
+    """The limit of epochs, also before a fit, which sets Lightning's default."""
+    if trainer.max_epochs is not None:
+        return int(trainer.max_epochs)
+    return 1000 if trainer.max_steps == -1 else -1

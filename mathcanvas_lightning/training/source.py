@@ -31,8 +31,9 @@ class ModelSource:
     position are not used."""
     average: bool = False
     """Take the moving averages of `weights`, where it has them."""
-    seed: int = 0
-    """Random seed of initialized weights."""
+    seed: int | None = None
+    """Random seed of initialized weights; by default `seed_everything` of the same configuration,
+    or 0."""
 
     def config(self) -> BagelConfig:
         """Reads the sizes of the network.
@@ -61,10 +62,15 @@ class ModelSource:
         stored = BagelConfig.from_directory(self.checkpoint)
         return config_for_weights(stored, find_weights(self.checkpoint)).override(**self.overrides)
 
+    @property
+    def initial_seed(self) -> int:
+        """Random seed of initialized weights."""
+        return self.seed or 0
+
     def digest(self) -> str:
         """Digest of the initial weights, from a small part of their files."""
         if self.checkpoint is None:
-            return f"random weights of seed {self.seed}"
+            return f"random weights of seed {self.initial_seed}"
         return find_weights(self.checkpoint).digest()
 
 
@@ -97,7 +103,7 @@ def load_vae(source: ModelSource, dtype: torch.dtype, device: torch.device) -> L
     if source.checkpoint is not None:
         return LatentVAE.from_checkpoint(source.checkpoint, config, dtype=dtype, device=device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(source.seed)
+        torch.manual_seed(source.initial_seed)
         vae = LatentVAE(config)
     return vae.requires_grad_(False).to(device=device, dtype=dtype)
 

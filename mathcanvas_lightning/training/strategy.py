@@ -60,7 +60,7 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> None:
         super().__init__(data_parallel_size="auto", tensor_parallel_size=1, **kwargs)
         self.replicas, self.shards = replicas, shards
-        self._saver = BackgroundSaver() if async_save else None
+        self.saver = BackgroundSaver() if async_save else None
 
     def setup_environment(self) -> None:
         """Starts the process group and makes the mesh.
@@ -88,8 +88,8 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
             loop.inference_mode = False  # FSDP2 can't gather parameters in inference mode
-        if self._saver is not None:
-            self._saver.defer_links(trainer.checkpoint_callbacks)
+        if self.saver is not None:
+            self.saver.defer_links(trainer.checkpoint_callbacks)
         for optimizer in self.optimizers:
             get_optimizer_state_dict(self.model, optimizer)  # takes a step of size 0
             for state in optimizer.state.values():
@@ -130,8 +130,8 @@ class ShardedStrategy(ModelParallelStrategy):
         target = Path(self.broadcast(str(filepath)))
         temporary = target.with_name(TEMPORARY_PREFIX + target.name)
         problem = self._any_problem(lambda: remove_temporaries(target.parent), only_first=True)
-        if problem is None and self._saver is not None:
-            start = self._saver.start
+        if problem is None and self.saver is not None:
+            start = self.saver.start
             problem = self._any_problem(
                 lambda: start(checkpoint, temporary, target, is_first=self.is_global_zero)
             )
@@ -147,10 +147,10 @@ class ShardedStrategy(ModelParallelStrategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """Removes a checkpoint; if one is being written, after that is complete."""
         remove = super().remove_checkpoint
-        if self._saver is None:
+        if self.saver is None:
             remove(filepath)
         else:
-            self._saver.after_save(lambda: remove(filepath))
+            self.saver.after_save(lambda: remove(filepath))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Collects the shards of the weights, without copying them to the host."""
@@ -172,8 +172,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def teardown(self) -> None:
         """Completes the last checkpoint also after an error, then releases everything."""
-        if self._saver is not None:
-            self._saver.close()
+        if self.saver is not None:
+            self.saver.close()
         super().teardown()
 
     def load_checkpoint(
@@ -227,7 +227,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return StateDictOptions(full_state_dict=whole, cpu_offload=whole)
 
     def _finish_saving(self) -> None:
-        saver = self._saver
+        saver = self.saver
         if saver is not None and saver.pending is not None:
             temporary, target = saver.pending.temporary, saver.pending.target
             self._raise_problem(self._any_problem(saver.wait), temporary, target)

@@ -56,7 +56,7 @@ def test_each_wrong_statement_fails_its_check(answered: list) -> None:
 def test_chances_of_guesses(answered: list) -> None:
     task = answered[0][0]
     found = chances(task)
-    assert set(found) == set(CHECKS)
-    assert found["moves"] == 0.25
+    assert set(found) == {"answer", *CHECKS}
+    assert found["answer"] == found["moves"] == 0.25
     assert found["before"] == pytest.approx(1 / 1350)
     assert found["states"] == pytest.approx(1350.0 ** -len(task["steps"]))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.blockmoving.explain import describe_moves
 from mathcanvas_lightning.blockmoving.levels import LEVELS, Level
 from mathcanvas_lightning.blockmoving.puzzle import Puzzle, draw_puzzle, leads_to
-from mathcanvas_lightning.blockmoving.short import show_option
+from mathcanvas_lightning.blockmoving.wording.explain import describe_moves
+from mathcanvas_lightning.blockmoving.wording.short import show_option
 
 NUM_PUZZLES = 1200
 CHANCE, NUM_DEVIATIONS = 0.25, 3.5
@@ -99,6 +99,7 @@ def test_no_heuristic_on_the_text_beats_chance(number: int) -> None:
         _assert_at_chance(num_right, NUM_PUZZLES, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_a_trained_bag_of_words_stays_at_chance(number: int) -> None:
     puzzles = _drawn(number)

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.blockmoving.explain import describe_step
 from mathcanvas_lightning.blockmoving.rules import (
     DIRECTIONS,
     IllegalMoveError,
@@ -13,6 +12,7 @@ from mathcanvas_lightning.blockmoving.rules import (
     Stack,
     apply_move,
 )
+from mathcanvas_lightning.blockmoving.wording.explain import describe_step
 
 
 def stack(columns: dict[tuple[int, int], tuple[int, ...]], size: int = 3) -> Stack:

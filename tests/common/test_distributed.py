@@ -60,6 +60,7 @@ for _ in range(50):
 """
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_pending_collectives(tmp_path: Path) -> None:
     address = f"file://{tmp_path / 'store'}"
     processes = [

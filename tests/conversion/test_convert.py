@@ -155,6 +155,7 @@ def test_schema_marks_image_columns_for_hugging_face(puzzles: Path, tmp_path: Pa
     assert features["question_interleave"][0]["index"] == {"dtype": "int64", "_type": "Value"}
 
 
+@pytest.mark.slow
 def test_split_is_the_same_for_any_number_of_workers(puzzles: Path, tmp_path: Path) -> None:
     for workers in (0, 1, 3):
         run(

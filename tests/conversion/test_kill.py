@@ -12,6 +12,7 @@ import pytest
 
 from mathcanvas_lightning import convert_cot, generate_blockmoving
 from tests.conftest import ROOT, folder_bytes
+from tests.kills import NUM_KILLS, kill_and_resume
 
 SOURCE = "enhanced_cot_cleaned.json"
 OPTIONS = {"samples_per_file": 12, "split": "train=0.8,test=0.2"}
@@ -59,18 +60,19 @@ def test_resume_after_kill(
     assert folder_bytes(output) == straight
 
 
+def convert(source: Path, output: Path) -> None:
+    convert_cot(str(source), str(output), num_workers=0, progress=False, **OPTIONS)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
-def test_resume_after_several_kills(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+def test_kills_at_random_times(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
-    for num_shards in range(1, 9, 2):
-        process = start(source, tmp_path)
-        wait_until(lambda: len(list(tmp_path.rglob("[!.]*.parquet"))) >= num_shards, process)  # noqa: B023
-        process.kill()
-        process.wait()
-    assert start(source, tmp_path).wait() == 0
-    assert folder_bytes(tmp_path) == straight
+    files, kills = kill_and_resume(convert, (source,), tmp_path / "out")
+    assert kills >= NUM_KILLS
+    assert files == straight
 
 
+@pytest.mark.slow
 def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
     tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")

@@ -84,7 +84,7 @@ def straight(puzzles: Path, output: Path, **options: Any) -> dict[str, bytes]:
 
 
 def test_http_input(web: str, puzzles: Path, tmp_path: Path) -> None:
-    report = convert_cot(f"{web}/{SOURCE}", str(tmp_path / "web"), num_workers=2)
+    report = convert_cot(f"{web}/{SOURCE}", str(tmp_path / "web"), num_workers=0)
     assert report.problem is None
     assert folder_bytes(tmp_path / "web") == straight(puzzles, tmp_path / "local")
 
@@ -106,7 +106,7 @@ def test_missing_http_image_is_a_reject(web: str, puzzles: Path, tmp_path: Path)
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_failing_server_stops_the_conversion(
     workers: int, web: str, puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

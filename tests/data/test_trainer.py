@@ -1,10 +1,6 @@
 """With a real Trainer: interrupted runs train on the same samples, on any number of ranks."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +8,10 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mathcanvas_lightning.errors import ConfigError
-from tests.conftest import ROOT, TRAINER_WARNINGS, read_jsonl
+from tests.conftest import TRAINER_WARNINGS, read_jsonl
 from tests.data.make_rows import config, interleaved_shards, module, new_module
 from tests.data.training import fit
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.filterwarnings(
     *TRAINER_WARNINGS,
@@ -222,55 +219,18 @@ def test_wrong_accumulation_is_an_error(shards: Path) -> None:
         data.setup("fit")
 
 
-def launch(ranks: int, **arguments: Any) -> None:
-    """Runs `fit` on gloo processes; kills them all if they hang."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [
-            sys.executable,
-            "-m",
-            "tests.data.training",
-            json.dumps({"ranks": ranks, **arguments}, default=str),
-        ]
-        processes.append(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        )
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.mark.slow
 def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path) -> None:
-    """2 ranks without workers, then 4 with 3 each, then 1 with 1."""
+    """2 ranks without workers, then 4 with 2 each, then 1 with 1."""
     found: Steps = {}
     resume = None
-    for ranks, workers, stop in ((2, 0, 2), (4, 3, 5), (1, 1, None)):
+    for ranks, workers, stop in ((2, 0, 2), (4, 2, 5), (1, 1, None)):
         folder = tmp_path / f"{ranks}"
         folder.mkdir()
-        launch(
+        run_ranks(
             ranks,
-            folder=shards,
+            folder,
+            partial(fit, shards, ranks=ranks),
             journal=folder / "journal",
             packs_per_step=4,
             workers=workers,

@@ -1,8 +1,7 @@
-"""A module that records its batches without learning; run as a script or in a test."""
+"""A module that records its batches without learning."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +122,3 @@ def fit(
         if ranks > 1:
             os._exit(0)
     return trainer
-
-
-if __name__ == "__main__":
-    arguments = json.loads(sys.argv[1])
-    for name in ("folder", "journal", "resume"):
-        if arguments.get(name):
-            arguments[name] = Path(arguments[name])
-    fit(**arguments)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.demo import language_model as demo_model
 from mathcanvas_lightning.demo.language_model import DemoModel, make_demo_model
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, StorageError
@@ -31,11 +32,17 @@ def _spec(name: str) -> ModuleSpec | None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_it_is_made_once_and_answers(smollm2: Path, failing_pip: None) -> None:  # noqa: F811
+def test_it_is_made_once_and_answers(
+    smollm2: Path,  # noqa: F811
+    failing_pip: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert make_demo_model(str(smollm2)) == DemoModel(path=str(smollm2), is_new=False)
+    assert main(["make-demo-model", "--output", str(smollm2)]) == 0
+    assert "exists already" in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2)
     assert model.dtype == torch.float32
@@ -66,8 +73,6 @@ def test_the_command_downloads_and_converts(tmp_path: Path, run_tool: RunTool) -
     assert str(AutoConfig.from_pretrained(folder).dtype) == "torch.bfloat16"
     assert 200e6 < (folder / "model.safetensors").stat().st_size < 300e6
     assert [path.name for path in folder.parent.iterdir()] == ["smollm2"]  # no temporary files
-    again = run_tool("make_demo_model.py", "--output", folder)
-    assert "exists already" in again.stdout
 
 
 def test_without_network(tmp_path: Path, failing_pip: None) -> None:

@@ -156,7 +156,7 @@ def test_pretrained_weights_describe_a_picture_that_was_never_trained(tmp_path: 
     from mathcanvas_lightning.blockmoving.drawing import draw_state
     from mathcanvas_lightning.blockmoving.levels import LEVELS
     from mathcanvas_lightning.blockmoving.parts import different_puzzles
-    from mathcanvas_lightning.blockmoving.short import show_stack
+    from mathcanvas_lightning.blockmoving.wording.short import show_stack
     from mathcanvas_lightning.data.images.resize import ImageTransform
 
     made = make_bagel(str(tmp_path / "base"), pretrained=True)

@@ -36,14 +36,14 @@ class MarkedBackend(EchoBackend):
         """Answers all pending requests, the last one first."""
         pending = self.requests[len(self.requests) - self.num_pending :]
         super().collect()
-        return [self._answer(request) for request in reversed(pending)]
+        return [self.answer(request) for request in reversed(pending)]
 
     def close(self) -> None:
         """Records the call."""
         self.is_closed = True
         super().close()
 
-    def _answer(self, request: GenerationRequest) -> GenerationResponse:
+    def answer(self, request: GenerationRequest) -> GenerationResponse:
         text = request.messages[-1].text
         is_extraction = "of the student:" not in text
         if ("fail here" if is_extraction else "fail there") in text:
@@ -65,9 +65,9 @@ class FailingBackend(MarkedBackend):
         super().__init__()
         self.word = word
 
-    def _answer(self, request: GenerationRequest) -> GenerationResponse:
+    def answer(self, request: GenerationRequest) -> GenerationResponse:
         if self.word not in request.messages[-1].text:
-            return super()._answer(request)
+            return super().answer(request)
         failure = Failure(kind="http_400", message="Unrecognized request argument")
         return GenerationResponse(uid=request.uid, failure=failure)
 
@@ -91,7 +91,7 @@ class MortalBackend(MarkedBackend):
             )
         self.lives -= 1
         request = self.waiting.popleft()
-        return [self._answer(request)]
+        return [self.answer(request)]
 
 
 class DeadBackend(EchoBackend):

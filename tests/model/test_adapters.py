@@ -109,6 +109,16 @@ def test_seed_of_the_initial_weights() -> None:
     assert not all(torch.equal(states[0][n], states[2][n]) for n in states[0])
 
 
+def test_generators_of_gpus_stay_as_they_are(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError("seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.get_rng_state()
+    assert add_lora(model, LoRASettings(parts=["gen"], rank=2, seed=7))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_bad_settings(model: Bagel) -> None:
     with pytest.raises(ConfigError, match=r"lora\.parts"):
         add_lora(model, LoRASettings(parts=["llm"]))

@@ -130,8 +130,21 @@ def test_written_in_shards_with_an_index(
 
 
 @pytest.mark.parametrize(
-    "content", ["version https://git-lfs.github.com/spec/v1", "{}", "[]", '{"weight_map": 3}']
+    ("file", "others"),
+    [
+        ("ema.safetensors", []),
+        ("model.safetensors.index.json", ["ema.safetensors"]),
+    ],
 )
+def test_lfs_pointers_are_named(file: str, others: list[str], saved: Path) -> None:
+    for other in others:
+        (saved / other).unlink()
+    (saved / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    with pytest.raises(DataError, match=rf"{file}: found a Git LFS pointer"):
+        load(saved)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": 3}'])
 def test_damaged_index(content: str, saved: Path) -> None:
     (saved / "ema.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(content)

@@ -114,3 +114,6 @@ def test_missing_or_wrong_weights(folder: Path, tmp_path: Path) -> None:
     save_file(state, tmp_path / "ae.safetensors")
     with pytest.raises(DataError, match="vae_config"):
         LatentVAE.from_checkpoint(tmp_path, CONFIG)
+    (tmp_path / "ae.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+    with pytest.raises(DataError, match="found a Git LFS pointer"):
+        LatentVAE.from_checkpoint(tmp_path, CONFIG)

@@ -297,6 +297,7 @@ def test_formats_by_suffix(tmp_path: Path) -> None:
     assert format_of(tmp_path) == "parquet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
 def test_memory_does_not_grow_with_the_records(tmp_path: Path, name: str) -> None:
     def peak(count: int) -> int:

@@ -449,6 +449,7 @@ def test_a_pipe_is_not_a_picture(folder: Path) -> None:
     assert "picture_missing" in faults(source(folder, [good(image="pipe.png")]))
 
 
+@pytest.mark.slow
 def test_memory_of_a_survey_is_bounded(folder: Path) -> None:
     path = folder / "x.jsonl"
     with path.open("w") as file:

@@ -776,6 +776,13 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
             Storage(config).status(wrong)
 
 
+def test_a_changed_file_of_the_hugging_face_hub_has_another_version() -> None:
+    from mathcanvas_lightning.storage.remote_files import status_of
+
+    info = {"name": "datasets/a/b/x.parquet", "size": 9, "blob_id": "1", "last_commit": None}
+    assert status_of(info) != status_of(info | {"blob_id": "2"})
+
+
 def test_user_options_win() -> None:
     from mathcanvas_lightning.storage.remote_files import filesystem_options
 
@@ -982,6 +989,7 @@ def test_fork_with_local_files_open(shard: tuple[Path, pa.Table]) -> None:
     assert run_children("fork", storage, str(path), 1) == [expected_rows(table)]
 
 
+@pytest.mark.slow
 def test_processes_share_the_cache(
     remote: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:
@@ -999,6 +1007,7 @@ def test_processes_share_the_cache(
     assert remote.num_requests("GET") == 0
 
 
+@pytest.mark.slow
 def test_processes_keep_to_the_size_together(
     s3: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:

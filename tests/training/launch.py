@@ -2,12 +2,8 @@
 
 import errno
 import json
-import multiprocessing
 import os
-import socket
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +18,7 @@ from safetensors import safe_open
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.model import parallelize
 from tests.conftest import read_jsonl
+from tests.ranks import CONTEXT, TIMEOUT_S, become_rank, end_at_an_error, free_port
 from tests.training.runs import SMALL
 
 STRATEGY = "mathcanvas_lightning.training.strategy.ShardedStrategy"
@@ -29,7 +26,6 @@ TRANSFORMS = {
     "vae_transform": {"max_image_size": 64, "min_image_size": 32},
     "vit_transform": {"max_image_size": 56, "min_image_size": 28, "image_stride": 14},
 }
-TIMEOUT_S = 900
 SAVE = torch.save
 
 
@@ -125,9 +121,9 @@ class Journal(Callback):
 
 def _finish_earlier_save(trainer: Trainer) -> None:
     """Waits for a checkpoint that is written in the background."""
-    saver = getattr(trainer.strategy, "_saver", None)
-    if saver is not None and saver._completed is not None:
-        saver._completed.result()
+    saver = getattr(trainer.strategy, "saver", None)
+    if saver is not None and saver.completed is not None:
+        saver.completed.result()
 
 
 def _full_disk(*args: object, **options: object) -> None:
@@ -309,13 +305,6 @@ class Run:
         return (self.folder / f"error.{rank}.txt").read_text()
 
 
-# Importing takes seconds, so it is done once, in a process from which all others are forked.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["tests.training.launch", "mathcanvas_lightning.cli.fit", "transformers.optimization"]
-)
-
-
 @dataclass(frozen=True)
 class Rank:
     """A process, and the file of its standard error."""
@@ -336,14 +325,12 @@ class Rank:
 
 def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
     """Starts processes that do some runs one after the other, each in a separate session."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     work = [(str(run.folder), run.words()) for run in runs]
     started = []
     for rank in range(ranks):
         log = runs[0].folder / f"log.{port}.{rank}.txt"
-        process = _CONTEXT.Process(target=_work, args=(rank, ranks, port, log, work))
+        process = CONTEXT.Process(target=_work, args=(rank, ranks, port, log, work))
         process.start()
         started.append(Rank(process, log))
     return started
@@ -377,29 +364,8 @@ def _work(
     rank: int, ranks: int, port: int, log: Path, work: Sequence[tuple[str, Sequence[str]]]
 ) -> None:
     """Does the runs. An error of the library ends its run, any other error ends the process."""
-    os.setsid()
-    with log.open("w") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-        os.dup2(file.fileno(), sys.stdout.fileno())
-    environment = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": ranks,
-        "LOCAL_WORLD_SIZE": ranks,
-        "GROUP_RANK": 0,
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
-    try:
-        for folder, words in work:
-            _fit(rank, Path(folder), words)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # a normal exit would wait for ranks in a collective
+    become_rank(rank, ranks, port, log)
+    end_at_an_error(lambda: [_fit(rank, Path(folder), words) for folder, words in work])
 
 
 def _fit(rank: int, folder: Path, words: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from mathcanvas_lightning.training.source import ModelSource
 from tests.data.make_rows import config, module
 
 SMALL: dict[str, Any] = {
-    "llm_vocab_size": 2048,
+    "llm_vocab_size": 320,
     "llm_hidden_size": 64,
     "llm_intermediate_size": 128,
     "llm_num_hidden_layers": 2,
@@ -25,9 +25,9 @@ SMALL: dict[str, Any] = {
     "vit_hidden_size": 32,
     "vit_intermediate_size": 64,
     "vit_num_attention_heads": 2,
-    "vae_ch": 32,
+    "vae_ch": 8,
     "vae_ch_mult": (1, 1, 1, 1),
-    "vae_norm_num_groups": 32,
+    "vae_norm_num_groups": 4,
     "vae_scale_factor": 0.3611,
     "vae_shift_factor": 0.1159,
     "max_latent_size": 6,

@@ -28,6 +28,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_improves_the_error_and_writes_a_usable_autoencoder(
     pictures: Path, tmp_path: Path
 ) -> None:

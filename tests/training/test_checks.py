@@ -37,21 +37,26 @@ def callback(name: str, **arguments: Any) -> dict[str, Any]:
     ("trainer", "options", "message"),
     [
         ({"precision": "bf16-true"}, [], "trainer.precision: found bf16-true; wanted 32-true"),
-        ({"precision": "16-true"}, [], "trainer.precision: found 16-true"),
+        pytest.param(
+            *({"precision": "16-true"}, [], "trainer.precision: found 16-true"),
+            marks=pytest.mark.slow,
+        ),
         (
             callback("StochasticWeightAveraging", swa_lrs=1e-3, device=None),
             [],
             "found StochasticWeightAveraging; wanted the moving average",
         ),
-        (
+        pytest.param(
             callback("GradientAccumulationScheduler", scheduling={0: 2}),
             [],
             "found GradientAccumulationScheduler; wanted the same number of packs",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             callback("EarlyStopping", monitor="val/nothing/ce"),
             [],
             "EarlyStopping.monitor: found val/nothing/ce; wanted one of",
+            marks=pytest.mark.slow,
         ),
         (
             callback("ModelCheckpoint", monitor="val_loss"),
@@ -63,10 +68,11 @@ def callback(name: str, **arguments: Any) -> dict[str, Any]:
             [],
             "trainer: found options that Lightning refuses (`val_check_interval`",
         ),
-        (
+        pytest.param(
             {"strategy": "fsdp"},
             [],
             "trainer: found options that Lightning refuses (The strategy `fsdp`",
+            marks=pytest.mark.slow,
         ),
         ({}, ["--seed_everything=-1"], "seed_everything: found -1; wanted 0 or more"),
         (

@@ -232,7 +232,7 @@ def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
     )
     metrics = trainer.callback_metrics
     assert 0 <= metrics["val/val/accuracy"] <= 1
-    assert 5 < metrics["val/val/ce"] < 7.7  # ln 2048 at the start
+    assert 4 < metrics["val/val/ce"] < 6.5  # ln 320 at the start
     assert metrics["val/t2i/mse"] > 0
     assert "val/t2i/ce" not in metrics  # captions carry no loss
     again = trainer.validate(trainer.lightning_module, data, verbose=False)
@@ -243,7 +243,7 @@ def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("param_dtype", "compute_dtype"),
-    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
+    [("float32", "bfloat16"), ("bfloat16", "bfloat16")],
 )
 def test_dtypes(param_dtype: Any, compute_dtype: Any, shards: Path, tmp_path: Path) -> None:
     model = network(param_dtype=param_dtype, compute_dtype=compute_dtype)
@@ -260,7 +260,11 @@ FROZEN: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("options", FROZEN, ids=["lora", "und", "llm", "vit"])
+@pytest.mark.parametrize(
+    "options",
+    [FROZEN[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FROZEN[1:])],
+    ids=["lora", "und", "llm", "vit"],
+)
 def test_trained_in_float32_and_frozen_in_bfloat16(
     options: dict[str, Any], shards: Path, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def runs(folder: Path, golden: Path) -> Runs:
     def make(name: str, ranks: int) -> Run:
         options: dict[str, Any] = {"steps": SHORT, "shards": [rows], "model": {**ADAM}}
         if name in ("sharded", "long", "replicated"):
-            options["steps"] = 20
+            options["steps"] = 12
         elif name.startswith("unequal"):
             options |= {"shards": [texts, pictures], "data": unequal, "steps": 6}
             options["model"] |= VARIANTS[name.removeprefix("unequal_")]

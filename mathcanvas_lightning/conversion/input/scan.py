@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.common.progress import progress_bar
+from mathcanvas_lightning.common.similar import nearest
 from mathcanvas_lightning.conversion.input.extras import ExtraColumns
 from mathcanvas_lightning.conversion.input.records import read_records
 from mathcanvas_lightning.conversion.sources import BUILT_IN, SourceFormat
@@ -93,7 +94,7 @@ def recognise_source(path: Path, place: str) -> type[SourceFormat]:
                 if source.recognised_by <= set(record):
                     return source
     known = "; ".join(f"{s.name}: {', '.join(sorted(s.recognised_by))}" for s in BUILT_IN)
-    remedy = "Name the format with --source, or write one with tools/generate_dataset_handler.py."
+    remedy = "Name the format with --source, or write one with mathcanvas generate-handler."
     if "conversations" in fields:
         remedy = "Conversations are trained on as they are, with the row format vlm."
     if has_arrays and not fields:
@@ -121,7 +122,8 @@ def find_source(name: str) -> type[SourceFormat]:
     try:
         found = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise _bad_source(name, f"nothing to import ({error})") from None
+        found = f"nothing to import ({error})" if module_name else "no such format"
+        raise _bad_source(name, found) from None
     if not (isinstance(found, type) and issubclass(found, SourceFormat)):
         raise _bad_source(name, f"{found!r}")
     return found
@@ -141,9 +143,12 @@ def _canonical(record: Any, number: int, place: str) -> bytes:
 
 def _bad_source(name: str, found: str) -> ConfigError:
     names = ", ".join(source.name for source in BUILT_IN)
+    near = nearest(name, ["auto", *(source.name for source in BUILT_IN)])
     return ConfigError(
         f"--source {name}",
         found=found,
         wanted=f"auto, {names}, or the import path of a SourceFormat subclass",
-        remedy="Run from the folder that holds your module, or install it.",
+        remedy=f"Did you mean {near}?"
+        if near
+        else "Run from the folder that holds your module, or install it.",
     )

@@ -23,6 +23,7 @@ from mathcanvas_lightning.data.rows.schema import (
     row_from_example,
 )
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
+from mathcanvas_lightning.data.rows.stored_images import IMAGES_KEY, StoredRow, encode_images
 from mathcanvas_lightning.errors import ConfigError
 
 FOOTER_KEY = b"mathcanvas_lightning"
@@ -144,6 +145,7 @@ class ShardWriter:
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
         self._records: list[int] = []
+        self._images: list[StoredRow] = []
         self._path: Path
         self._parquet: pq.ParquetWriter
 
@@ -157,16 +159,21 @@ class ShardWriter:
         """Number of rows in all finished shards."""
         return sum(len(shard.footer.records) for shard in self.shards)
 
-    def add(self, example: InterleavedExample, *, record: int) -> None:
+    def add(
+        self, example: InterleavedExample, *, record: int, images: StoredRow | None = None
+    ) -> None:
         """Writes one row.
 
         Args:
             example: The sample to write.
             record: Position of its record in the input.
+            images: Sizes of its images, for the footer; None if they are not known.
         """
         if not self._records:
             self._start()
         self._records.append(record)
+        if images is not None:
+            self._images.append(images)
         self._rows.append(row_from_example(example, self._layout.encoding))
         self._group_bytes += sum(len(image.data) for image in example.images)
         if len(self._rows) >= self._layout.row_group_rows or self._group_bytes >= ROW_GROUP_BYTES:
@@ -182,13 +189,16 @@ class ShardWriter:
             self._flush()
         chain = self._chain(self._records[-1])
         footer = Footer(settings=self._settings, chain=chain, records=tuple(self._records))
-        self._parquet.add_key_value_metadata({FOOTER_KEY: footer.encode()})
+        metadata = {FOOTER_KEY: footer.encode()}
+        if len(self._images) == len(self._records):
+            metadata[IMAGES_KEY] = encode_images(self._images)
+        self._parquet.add_key_value_metadata(metadata)
         self._parquet.close()
         with self._path.open("rb") as file:
             name = self._layout.shard_name(self._number)
             self._shards[self._number] = _describe(name, file)
         self._open.close()  # renames the temporary file
-        self._records = []
+        self._records, self._images = [], []
 
     def __enter__(self) -> "ShardWriter":
         """Returns the writer; it writes nothing before the first row."""

@@ -1,7 +1,7 @@
 """Source formats, one module each: a parsed JSON record -> texts and paths of images.
 
 In: one record as a dict. Out: a `Draft`, or a `RejectError` with the reason. A new format is a
-subclass of `SourceFormat` with one method; `tools/generate_dataset_handler.py` writes an example.
+subclass of `SourceFormat` with one method; `mathcanvas generate-handler` writes an example.
 """
 
 from mathcanvas_lightning.conversion.files import SourceFiles

@@ -73,8 +73,10 @@ class ImageTransform:
         size = self.output_size(image.width, image.height, num_images)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
-        pixels: Pixels = np.asarray(image)
-        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+        # Several times faster than np.asarray, which copies the bytes once more.
+        pixels: Pixels = np.frombuffer(image.tobytes(), np.uint8)
+        pixels = pixels.reshape(image.height, image.width, len(image.getbands()))
+        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 @lru_cache(maxsize=65536)

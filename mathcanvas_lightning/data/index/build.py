@@ -28,6 +28,8 @@ class IndexReport:
     num_images: int
     sizes_px: Counter[tuple[int, int]]
     """(width, height) -> number of images."""
+    num_oriented: int
+    """Images with an EXIF orientation; they are trained on unturned, as in the reference."""
     left_out: tuple[LeftOutRow, ...]
     """Rows that are not training samples, or are damaged."""
 
@@ -94,5 +96,6 @@ def _report(path: str, index: DatasetIndex) -> IndexReport:
         sizes_px=Counter(
             {(int(w), int(h)): int(n) for (w, h), n in zip(found, counts, strict=True)}
         ),
+        num_oriented=index.num_oriented,
         left_out=index.left_out,
     )

@@ -7,11 +7,10 @@ tokenizer or the image limits change.
 
 import hashlib
 import json
-import os
-import posixpath
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.common.parallel import (
     count_workers,
     ordered_map,
@@ -29,47 +27,32 @@ from mathcanvas_lightning.common.parallel import (
 from mathcanvas_lightning.common.paths import (
     file_name,
     is_remote,
-    local_path,
+    join_path,
     parent_folder,
     plain_path,
-    user_cache,
     without_query,
 )
 from mathcanvas_lightning.common.progress import progress_bar
-from mathcanvas_lightning.data.rows.left_out import (
-    ROW_ERRORS,
-    LeftOutRow,
-    row_boundary,
-    stage_of,
+from mathcanvas_lightning.data.index.scan import SCHEMA, Scanner, with_stored_images
+from mathcanvas_lightning.data.index.sidecar import (
+    INDEX_FOLDER,
+    METADATA_KEY,
+    Sidecar,
+    index_homes,
 )
-from mathcanvas_lightning.data.rows.readers import Element
-from mathcanvas_lightning.data.rows.source import RowGroup, Rows, RowSource, row_place, row_uid
-from mathcanvas_lightning.data.sequence.encode import measure
+from mathcanvas_lightning.data.rows.left_out import LeftOutRow
+from mathcanvas_lightning.data.rows.shards import INFO_FILE
+from mathcanvas_lightning.data.rows.source import RowGroup, RowSource
 from mathcanvas_lightning.data.sequence.roles import Ints
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
-from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.storage.config import FileStatus
+from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.storage.files import Storage
 
-FORMAT_VERSION = 1
-INDEX_FOLDER = ".mathcanvas_index"
-METADATA_KEY = b"mathcanvas_index"
-MAX_NAME_LENGTH = 40
-"""Characters of a shard's name in that of its sidecar; the name may be as long as it can be."""
+__all__ = ["INDEX_FOLDER", "DatasetIndex", "Scanner", "build_index"]
+
+logger = logging.getLogger(__name__)
+
 GROUPS_PER_TASK = 16
-SCHEMA = pa.schema(
-    {
-        "uid": pa.string(),
-        "row_group": pa.int64(),
-        "row": pa.int32(),
-        "stage": pa.string(),  # why the row is left out; null for samples
-        "problem": pa.string(),
-        "roles": pa.list_(pa.int8()),
-        "steps": pa.list_(pa.int16()),
-        "text_tokens": pa.list_(pa.int32()),
-        "widths": pa.list_(pa.int32()),
-        "heights": pa.list_(pa.int32()),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +81,8 @@ class DatasetIndex:
     """[E] int32, 0 for texts."""
     heights_px: Ints
     """[E] int32, 0 for texts."""
+    num_oriented: int
+    """Images with an EXIF orientation; they are trained on unturned, as in the reference."""
     left_out: tuple[LeftOutRow, ...]
     """Rows that are not training samples, or are damaged."""
     digest: str
@@ -107,63 +92,6 @@ class DatasetIndex:
     def num_rows(self) -> int:
         """Number of samples, N."""
         return len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Scanner:
-    """Scans row groups in worker processes."""
-
-    source: RowSource
-    tokenizer_folder: str
-
-    def __call__(self, tasks: Sequence[tuple[str, Sequence[RowGroup]]]) -> list[pa.Table]:
-        """Returns one table per task."""
-        return [
-            pa.Table.from_pylist(
-                [row for group in groups for row in self._scan(path, group)], schema=SCHEMA
-            )
-            for path, groups in tasks
-        ]
-
-    def _scan(self, path: str, group: RowGroup) -> list[dict[str, Any]]:
-        try:
-            rows = self.source.read(path, group.number)
-        except DataError as error:
-            return [
-                _left_out(row_uid(path, group.number, row), group.number, row, "read", error)
-                for row in range(group.num_rows)
-            ]
-        return [self._scan_row(rows, path, group.number, row) for row in range(group.num_rows)]
-
-    def _scan_row(self, rows: Rows, path: str, group: int, row: int) -> dict[str, Any]:
-        uid = row_uid(path, group, row)
-        try:
-            sample = self.source.sample(rows, path, group, row)
-            uid = sample.uid
-
-            def read_image(element: Element) -> bytes:
-                return self.source.read_image(element, path)
-
-            with row_boundary(row_place(path, group, row)):
-                measured = measure(
-                    sample, _tokenizer(self.tokenizer_folder), self.source.limits, read_image
-                )
-        except ROW_ERRORS as error:
-            return _left_out(uid, group, row, stage_of(error), error)
-        indexes = range(len(measured.elements))
-        sizes = [measured.sizes_px.get(index, (0, 0)) for index in indexes]
-        return {
-            "uid": uid,
-            "row_group": group,
-            "row": row,
-            "stage": None,
-            "problem": None,
-            "roles": [int(element.role) for element in measured.elements],
-            "steps": [element.step for element in measured.elements],
-            "text_tokens": [len(measured.text_ids.get(index, ())) for index in indexes],
-            "widths": [width for width, _ in sizes],
-            "heights": [height for _, height in sizes],
-        }
 
 
 def build_index(
@@ -197,121 +125,84 @@ def build_index(
     found = source.storage.list_statuses(path, suffix=source.suffix)
     files = list(found)
     root = parent_folder(path) if files == [path] else without_query(path).rstrip("/")
-    homes = _index_homes(root, index_dir)
-    sidecars = [_Sidecar(file, found[file], root, homes, source, tokenizer) for file in files]
-    if not all(sidecar.is_current() for sidecar in sidecars):
+    homes = index_homes(root, index_dir)
+    sidecars = [Sidecar(file, found[file], root, homes, source, tokenizer) for file in files]
+    is_new = not all(sidecar.is_current() for sidecar in sidecars)
+    if is_new:
         refuse_in_a_starting_worker()
         homes[0].mkdir(parents=True, exist_ok=True)
         with FileLock(homes[0] / ".lock"):
             stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
             if stale:
                 _scan_all(stale, Scanner(source, tokenizer.folder), num_workers, progress)
-    return _load(files, [sidecar.target for sidecar in sidecars])
-
-
-class _Sidecar:
-    """The index file of one shard: in the folder to write to, or in another one."""
-
-    def __init__(
-        self,
-        path: str,
-        status: FileStatus,
-        root: str,
-        homes: Sequence[Path],
-        source: RowSource,
-        tokenizer: TextTokenizer,
-    ) -> None:
-        self.path, self.status = path, status
-        settings = {
-            "format": FORMAT_VERSION,
-            "rows": source.row_format,
-            "tokenizer": tokenizer.digest,
-            "limits": asdict(source.limits),
-            "image_dir": source.image_dir and without_query(source.image_dir),
-        }
-        inside = posixpath.relpath(without_query(path), root or ".")
-        name = f"{inside}\n{json.dumps(settings, sort_keys=True)}"
-        tag = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-        shown = file_name(path)[:MAX_NAME_LENGTH].encode(errors="replace").decode()
-        file = f"{shown}.{tag}.parquet"
-        self._candidates = [home / file for home in homes]
-        self.target = self._candidates[0]
-
-    def is_current(self) -> bool:
-        """Whether it exists for this version of the shard."""
-        wanted = (self.status.size_bytes, self.status.version)
-        for target in self._candidates:
-            known = _read_metadata(target)
-            if known is not None and (known["size_bytes"], known["version"]) == wanted:
-                self.target = target
-                return True
-        return False
-
-    def is_fresh(self) -> bool:
-        """Whether the file exists and matches the current shard; updates its version if so."""
-        if self.is_current():
-            return True
-        if is_remote(self.path):
-            return False
-        for target in self._candidates:
-            known = _read_metadata(target)
-            if known is None or known["size_bytes"] != self.status.size_bytes:
-                continue
-            if known["digest"] == self.digest():
-                # Touched or copied: store the new version, so that it is hashed only once.
-                self.write(pq.read_table(target), known["digest"])
-                return True
-        return False
-
-    def digest(self) -> str:
-        """Hash of the contents; for a remote shard, of its size and version."""
-        if is_remote(self.path):
-            return hashlib.sha256(repr(self.status).encode()).hexdigest()
-        with local_path(self.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def write(self, table: pa.Table, digest: str) -> None:
-        """Writes the file to the first folder, with the version of the shard."""
-        self.target = self._candidates[0]
-        about = {
-            "size_bytes": self.status.size_bytes,
-            "version": self.status.version,
-            "digest": digest,
-        }
-        table = table.replace_schema_metadata({METADATA_KEY: json.dumps(about)})
-        with written_whole(self.target) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+    index = _load(files, [sidecar.target for sidecar in sidecars])
+    if is_new and index.num_oriented:
+        logger.warning(
+            "%s: %d images have an EXIF orientation; training uses them unturned, as the reference",
+            root,
+            index.num_oriented,
+        )
+    return index
 
 
 def _scan_all(
-    sidecars: Sequence[_Sidecar], scanner: Scanner, num_workers: int | None, progress: bool
+    sidecars: Sequence[Sidecar], scanner: Scanner, num_workers: int | None, progress: bool
 ) -> None:
+    """Scans shards; the image sizes that one stores are used if it is as its conversion lists it.
+
+    Of a local shard the checksum is compared, of a remote one its size.
+    """
     groups = [scanner.source.groups(sidecar.path) for sidecar in sidecars]
-    tasks = [
-        [(sidecar.path, of_file[first : first + GROUPS_PER_TASK])]
-        for sidecar, of_file in zip(sidecars, groups, strict=True)
-        for first in range(0, len(of_file), GROUPS_PER_TASK)
-    ]
-    workers = count_workers(num_workers, len(tasks), 1)
+    digests: dict[str, str] = {}
+
+    def tasks() -> Iterator[list[tuple[str, Sequence[RowGroup]]]]:
+        listed = cache(partial(_listed_shards, scanner.source.storage))
+        for sidecar, of_file in zip(sidecars, groups, strict=True):
+            # Before the scan: if the shard is replaced meanwhile, the index is not up to date.
+            path = sidecar.path
+            digests[path] = sidecar.digest()
+            size, checksum = listed(parent_folder(path)).get(file_name(path), (-1, ""))
+            is_listed = checksum == digests[path] or is_remote(path)
+            known: Sequence[RowGroup] = of_file
+            if is_listed and size == sidecar.status.size_bytes:
+                known = with_stored_images(scanner.source, path, of_file)
+            for first in range(0, len(known), GROUPS_PER_TASK):
+                yield [(path, known[first : first + GROUPS_PER_TASK])]
+
+    num_tasks = sum(-(-len(of_file) // GROUPS_PER_TASK) for of_file in groups)
     num_rows = sum(group.num_rows for of_file in groups for group in of_file)
+    workers = count_workers(num_workers, num_tasks, 1)
     with progress_bar("Indexing", num_rows, show=progress) as advance:
-        tables = ordered_map(scanner, tasks, num_workers=workers)
+        tables = ordered_map(scanner, tasks(), num_workers=workers)
         for sidecar, of_file in zip(sidecars, groups, strict=True):
             parts = []
             for _ in range(0, len(of_file), GROUPS_PER_TASK):
                 parts.append(next(tables))
                 advance(parts[-1].num_rows, file_name(sidecar.path))
-            sidecar.write(pa.concat_tables([SCHEMA.empty_table(), *parts]), sidecar.digest())
+            digest = digests.get(sidecar.path) or sidecar.digest()  # not scanned if it is empty
+            sidecar.write(pa.concat_tables([SCHEMA.empty_table(), *parts]), digest)
         tables.close()
 
 
+def _listed_shards(storage: Storage, folder: str) -> dict[str, tuple[int, str]]:
+    """Name -> bytes and SHA-256 of the shards that a conversion wrote to a folder."""
+    try:
+        info = json.loads(storage.read_bytes(join_path(folder, INFO_FILE)))
+        return {str(f["path"]): (int(f["bytes"]), str(f["sha256"])) for f in info["files"]}
+    except (MathCanvasError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _load(files: Sequence[str], targets: Sequence[Path]) -> DatasetIndex:
-    tables, left_out, digests = [], [], hashlib.sha256()
+    tables, left_out, digests, num_oriented = [], [], hashlib.sha256(), 0
     for number, (path, target) in enumerate(zip(files, targets, strict=True)):
         table = pq.read_table(target)
         digests.update(json.loads(table.schema.metadata[METADATA_KEY])["digest"].encode())
         out = table.filter(pa.compute.is_valid(table["stage"])).to_pylist()
         left_out += [_from_row(without_query(path), row) for row in out]
+        if "oriented" in table.column_names:  # not in sidecars of earlier versions
+            num_oriented += pa.compute.sum(table["oriented"], min_count=0).as_py()
+            table = table.drop_columns(["oriented"])
         table = table.filter(pa.compute.is_null(table["stage"])).drop_columns(["stage", "problem"])
         numbers = pa.array(np.full(table.num_rows, number, np.int32))
         tables.append(table.append_column("file", numbers).replace_schema_metadata(None))
@@ -334,24 +225,10 @@ def _load(files: Sequence[str], targets: Sequence[Path]) -> DatasetIndex:
         text_tokens=flat("text_tokens"),
         widths_px=flat("widths"),
         heights_px=flat("heights"),
+        num_oriented=num_oriented,
         left_out=tuple(left_out),
         digest=digests.hexdigest(),
     )
-
-
-def _left_out(uid: str, group: int, row: int, stage: str, error: Exception) -> dict[str, Any]:
-    return {
-        "uid": uid,
-        "row_group": group,
-        "row": row,
-        "stage": stage,
-        "problem": str(error).encode(errors="backslashreplace").decode(),
-        "roles": [],
-        "steps": [],
-        "text_tokens": [],
-        "widths": [],
-        "heights": [],
-    }
 
 
 def _from_row(path: str, row: Mapping[str, Any]) -> LeftOutRow:
@@ -363,30 +240,3 @@ def _from_row(path: str, row: Mapping[str, Any]) -> LeftOutRow:
         stage=row["stage"],
         error=row["problem"],
     )
-
-
-def _read_metadata(target: Path) -> Mapping[str, Any] | None:
-    try:
-        metadata = pq.read_schema(target).metadata or {}
-        about: Mapping[str, Any] = json.loads(metadata[METADATA_KEY])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None
-    return about
-
-
-def _index_homes(root: str, index_dir: str | None) -> list[Path]:
-    """The folder to write sidecars to, then others where they may be."""
-    beside = None if is_remote(root) else local_path(root) / INDEX_FOLDER
-    if index_dir:
-        home = local_path(index_dir)
-    elif beside and os.access(beside if beside.exists() else beside.parent, os.W_OK):
-        home = beside
-    else:
-        tag = hashlib.sha256(root.encode(errors="surrogateescape")).hexdigest()[:16]
-        home = user_cache() / "index" / tag
-    return [home, *([beside] if beside and beside != home else [])]
-
-
-@cache
-def _tokenizer(folder: str) -> TextTokenizer:
-    return TextTokenizer(folder)

@@ -129,7 +129,8 @@ class DataSettings:
         overlong: What to do with samples over `max_num_tokens_per_sample`: `refuse` raises an
             error that lists them, `quarantine` leaves them out.
         dropout: Probabilities of dropping conditions in training.
-        seed: Seed of the order and of all random numbers.
+        seed: Seed of the order and of all random numbers; by default `seed_everything` of the same
+            configuration, or 0.
         workers: Processes that build packs.
         index_workers: Processes that build the index; by default one per core.
         index_dir: Folder of the index files; by default beside the shards, or in the user's cache
@@ -146,7 +147,7 @@ class DataSettings:
 
     overlong: Overlong = "refuse"
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    seed: int = 0
+    seed: int | None = None
     workers: WorkerConfig = field(default_factory=WorkerConfig)
     index_workers: int | None = None
     index_dir: str | None = None

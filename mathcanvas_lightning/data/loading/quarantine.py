@@ -96,7 +96,7 @@ class Quarantine:
         self._read_bytes += len(whole)
         file.truncate(self._read_bytes)
         # JSON never holds a raw line feed; `splitlines` would also split at U+2028 in an id.
-        self._remember(filter(None, map(_parse, whole.split(b"\n"))))
+        self._remember(filter(None, map(parse_line, whole.split(b"\n"))))
 
     def _remember(self, lines: Iterable[Mapping[str, Any]]) -> None:
         for line in lines:
@@ -116,7 +116,7 @@ class Quarantine:
         )
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """A line of this class; None for anything else in the file."""
     try:
         found = json.loads(line)

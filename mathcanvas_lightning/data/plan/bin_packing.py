@@ -11,6 +11,11 @@ SLACK_PARTS = 500
 NUM_PAIRS = 24
 NUM_TRIPLES = 12
 """Number of candidates for the first of two samples, and for the first and second of three."""
+NUM_FEW_TRIPLES = 6
+MAX_MISSES = 8
+"""While the searches for three samples that missed the slack outnumber those that met it by more
+than this, only NUM_FEW_TRIPLES candidates are tried: with such lengths, more of them hardly fill
+the packs better."""
 FINISH_MEANS = 3.2
 """Once the free space is below this many mean lengths, search for the 1-3 samples that fill it
 best."""
@@ -58,6 +63,7 @@ class _Pool:
 
     def __init__(self, lengths: list[int], indexes: list[int], slack: int) -> None:
         self.lengths, self.indexes, self._slack = lengths, indexes, slack
+        self._misses = 0
 
     def best(self, free: int, longest: int) -> tuple[int, ...]:
         """One to three samples that leave the least free space, the longest first.
@@ -75,10 +81,11 @@ class _Pool:
         if least <= self._slack:
             return chosen
         lengths = self.lengths
-        for first in range(longest, -1, -max(1, longest // NUM_TRIPLES)):
+        tries = NUM_TRIPLES if self._misses <= MAX_MISSES else NUM_FEW_TRIPLES
+        for first in range(longest, -1, -max(1, longest // tries)):
             rest = free - lengths[first]
             second = bisect_right(lengths, rest, 0, first) - 1
-            gap, pair = self._pair(rest, second, NUM_TRIPLES, least)
+            gap, pair = self._pair(rest, second, tries, least)
             if pair:
                 least, chosen = gap, (first, *pair)
                 if least <= self._slack:
@@ -86,6 +93,7 @@ class _Pool:
             # The three longest fit together: with a shorter first one, they leave more.
             if second > 0 and second == first - 1 and lengths[second - 1] + lengths[second] <= rest:
                 break
+        self._misses = max(0, self._misses + (1 if least > self._slack else -1))
         return chosen
 
     def _pair(self, free: int, longest: int, tries: int, least: int) -> tuple[int, tuple[int, ...]]:

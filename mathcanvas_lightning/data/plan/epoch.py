@@ -18,6 +18,7 @@ from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, schedule
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.sequence.rng import element_uniforms, generator, hash64
 from mathcanvas_lightning.data.sequence.roles import (
+    NO_DROPOUT,
     DropoutConfig,
     Elements,
     Ints,
@@ -60,6 +61,11 @@ class PlannedDataset:
     def num_rows(self) -> int:
         """N."""
         return len(self.row_groups)
+
+    @property
+    def has_fixed_lengths(self) -> bool:
+        """Whether no random choice changes the length of a row."""
+        return self.row_format in ("interleaved", "vlm") and self.dropout == NO_DROPOUT
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: a property is cached
@@ -142,10 +148,31 @@ class Plan:
         self._num_packs: dict[int, int] = {}
 
     def num_packs(self, epoch: int) -> int:
-        """Number of packs of an epoch."""
+        """Number of packs of an epoch; planned once, or not at all if all epochs have as many."""
+        if self._packs_of_any_epoch is not None:
+            return self._packs_of_any_epoch
         if epoch not in self._num_packs:
             self._num_packs[epoch] = self.epoch(epoch).num_packs
         return self._num_packs[epoch]
+
+    @cached_property
+    def _packs_of_any_epoch(self) -> int | None:
+        """Number of packs of each epoch if it is known without planning, else None.
+
+        It is known if a pack holds as many of the longest rows as of the shortest: each pack but
+        the last one has this number of rows, whatever their order is.
+        """
+        if not all(data.has_fixed_lengths for data in self.datasets):
+            return None
+        lengths = [packed_lengths(data.elements, data.elements.roles) for data in self.datasets]
+        rows_per_pack = {
+            self.max_num_tokens // int(length)
+            for of_set in lengths
+            for length in (of_set.min(), of_set.max())
+        }
+        if len(rows_per_pack) > 1:
+            return None
+        return -(-sum(self.quotas) // rows_per_pack.pop())
 
     @cached_property
     def digest(self) -> str:
@@ -324,8 +351,9 @@ def _pack(
     ends: list[int] = []
     left: list[int] = []
     for start, stop in _windows(len(lengths)):
-        rows = np.concatenate([np.array(left, np.int64), np.arange(start, stop)])
-        packs = [rows[pack].tolist() for pack in fill_packs(lengths[rows], capacity, random)]
+        rows = [*left, *range(start, stop)]
+        filled = fill_packs(lengths[rows], capacity, random)
+        packs = [[rows[number] for number in pack] for pack in filled]
         kept = len(packs) if stop == len(lengths) else len(packs) * KEPT_QUARTERS // 4
         left = [row for pack in packs[kept:] for row in pack]
         packs = packs[:kept]

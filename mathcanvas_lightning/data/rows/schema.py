@@ -25,6 +25,8 @@ CORE_COLUMNS = (
     "question_images",
     "solution_images",
 )
+IMAGE_COLUMNS = CORE_COLUMNS[-2:]
+"""Columns of the encoded images of the question, and of the solution."""
 UID_COLUMNS = ("id", "task_id", "uid")
 
 

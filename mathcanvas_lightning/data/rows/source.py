@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
+from mathcanvas_lightning.data.rows.json_rows import iter_rows, read_rows
 from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
+from mathcanvas_lightning.data.rows.stored_images import StoredRow
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.files import PARQUET_SUFFIXES, Storage
 
@@ -24,8 +26,10 @@ class RowGroup:
     """Rows that are read together."""
 
     number: int
-    """Number in a Parquet file, from 0; in a file of JSON lines, the offset of its first byte."""
+    """Number in a Parquet file, from 0; in a JSON file, the offset of its first byte."""
     num_rows: int
+    images: Sequence[StoredRow] | None = None
+    """Sizes of the images of each row, if the shard holds them and they can be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class RowSource:
 
     @property
     def suffix(self) -> str | tuple[str, ...]:
-        """Suffixes of the data set's files."""
+        """Suffixes of the data set's files; a file that is named may have another one."""
         return ".jsonl" if self.row_format == "vlm" else PARQUET_SUFFIXES
 
     def groups(self, path: str) -> list[RowGroup]:
@@ -51,20 +55,29 @@ class RowSource:
             StorageError: If the server fails.
         """
         if self.row_format == "vlm":
-            return _line_groups(self.storage.open(path))
+            with row_boundary(without_query(path)):
+                return _json_groups(self.storage.open(path))
         metadata = self.storage.metadata(path)
         return [
             RowGroup(group, metadata.row_group(group).num_rows)
             for group in range(metadata.num_row_groups)
         ]
 
-    def read(self, path: str, group: int, rows: Collection[int] | None = None) -> "Rows":
+    def read(
+        self,
+        path: str,
+        group: int,
+        rows: Collection[int] | None = None,
+        *,
+        without: Collection[str] = (),
+    ) -> "Rows":
         """Reads rows of a group.
 
         Args:
             path: The file.
             group: Number of the group.
             rows: Rows to keep in memory; None for all.
+            without: Columns that are not read from a Parquet file.
 
         Raises:
             DataError: If they are damaged.
@@ -72,8 +85,10 @@ class RowSource:
         """
         with row_boundary(f"{without_query(path)}, row group {group}"):
             if self.row_format == "vlm":
-                return Lines.keep(_read_lines(self.storage.open(path), group), rows)
-            table = self.storage.read_row_group(path, group, COLUMNS[self.row_format])
+                with self.storage.open(path) as file:
+                    return Lines.keep(read_rows(file, group, LINES_PER_GROUP), rows)
+            columns = [name for name in COLUMNS[self.row_format] if name not in without]
+            table = self.storage.read_row_group(path, group, columns)
             return TableRows.keep(table, rows)
 
     def sample(self, rows: "Rows", path: str, group: int, row: int) -> Sample:
@@ -159,7 +174,7 @@ class TableRows:
 
 
 class Lines:
-    """Lines of a JSON file.
+    """Lines of a JSON file, or items of its array.
 
     Args:
         lines: Number in the group -> the line.
@@ -187,9 +202,9 @@ class Lines:
             return row
         raise DataError(
             place,
-            found=f"a line that is not a JSON object ({row!s:.80})",
-            wanted="one JSON object per line",
-            remedy="Fix the line, or remove it.",
+            found=f"a row that is not a JSON object ({row!s:.80})",
+            wanted="JSON lines of objects, or an array of objects",
+            remedy="Fix the row, or remove it.",
         )
 
 
@@ -208,29 +223,13 @@ def row_uid(path: str, group: int, row: int) -> str:
     return f"{name}:{group}:{row}"
 
 
-def _line_groups(file: BinaryIO) -> list[RowGroup]:
-    starts, offset = [], 0
+def _json_groups(file: BinaryIO) -> list[RowGroup]:
     with file:
-        for line in file:
-            if line.strip():
-                starts.append(offset)
-            offset += len(line)
+        starts = [offset for offset, _ in iter_rows(file)]
     return [
         RowGroup(starts[first], min(LINES_PER_GROUP, len(starts) - first))
         for first in range(0, len(starts), LINES_PER_GROUP)
     ]
-
-
-def _read_lines(file: BinaryIO, start: int) -> list[bytes]:
-    lines: list[bytes] = []
-    with file:
-        file.seek(start)
-        for line in file:
-            if line.strip():
-                lines.append(line)
-            if len(lines) == LINES_PER_GROUP:
-                break
-    return lines
 
 
 def _no_row(place: str, num_rows: int) -> DataError:
@@ -238,5 +237,5 @@ def _no_row(place: str, num_rows: int) -> DataError:
         place,
         found=f"only {num_rows} rows",
         wanted="the row that the index lists",
-        remedy="The file has changed: build the index again with tools/build_index.py.",
+        remedy="The file has changed: build the index again with mathcanvas index.",
     )

@@ -85,18 +85,23 @@ def measure(
     Raises:
         ImageError: If an image has no readable header or exceeds a limit.
     """
-    text_ids, images, sizes = {}, {}, {}
-    for index, element in enumerate(sample.elements):
-        if is_text(element):
-            assert isinstance(element.content, str)
-            text_ids[index] = tokenizer.encode(element.content)
-        else:
-            images[index] = read_image(element)
-            info = check_image(images[index], limits, depth="header")
-            sizes[index] = (info.width_px, info.height_px)
+    images = {i: read_image(e) for i, e in enumerate(sample.elements) if not is_text(e)}
+    infos = {i: check_image(data, limits, depth="header") for i, data in images.items()}
     return MeasuredSample(
-        elements=sample.elements, text_ids=text_ids, images=images, sizes_px=sizes
+        elements=sample.elements,
+        text_ids=encode_texts(sample, tokenizer),
+        images=images,
+        sizes_px={i: (info.width_px, info.height_px) for i, info in infos.items()},
     )
+
+
+def encode_texts(sample: Sample, tokenizer: TextTokenizer) -> dict[int, Sequence[int]]:
+    """Element -> token ids, for the texts of a row."""
+    return {
+        index: tokenizer.encode(str(element.content))
+        for index, element in enumerate(sample.elements)
+        if is_text(element)
+    }
 
 
 def is_text(element: Element) -> bool:

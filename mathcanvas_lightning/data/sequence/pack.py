@@ -102,6 +102,7 @@ class _Builder:
         self._sample_lens: list[int] = []
         self._splits: list[Split] = []
         self._arrays: dict[str, list[npt.NDArray[np.generic]]] = {}
+        self._vit_images: list[Pixels] = []
         self._vit_lens: list[int] = []
         self._latent_shapes: list[tuple[int, int]] = []
         self._latent_images: list[int] = []
@@ -168,8 +169,7 @@ class _Builder:
     def _add_vit(self, pixels: Pixels) -> None:
         patch = self._geometry.vit_patch_px
         rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
-        grid = pixels.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 1, 3, 4)
-        self._put("patches", grid.reshape(rows * columns, patch * patch * 3))
+        self._vit_images.append(pixels)
         table = self._geometry.max_vit_side
         self._put("vit_position_ids", positions_in_table(rows, columns, table, self._interpolate))
         self._put("vit_indexes", self._span(1, rows * columns))
@@ -225,6 +225,19 @@ class _Builder:
         return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, dtype))
 
     def _patches(self) -> Tensor:
-        parts = self._arrays.get("patches")
-        width = 3 * self._geometry.vit_patch_px**2
-        return torch.from_numpy(np.concatenate(parts) if parts else np.empty((0, width), np.uint8))
+        patch = self._geometry.vit_patch_px
+        patches = np.empty((sum(self._vit_lens), 3 * patch**2), np.uint8)
+        start = 0
+        for pixels, count in zip(self._vit_images, self._vit_lens, strict=True):
+            _cut(pixels, patch, patches[start : start + count])
+            start += count
+        return torch.from_numpy(patches)
+
+
+def _cut(pixels: Pixels, patch: int, patches: npt.NDArray[np.uint8]) -> None:
+    """Copies an image [H, W, 3] to patches [V, patch * patch * 3], row by row."""
+    run = f"V{3 * patch}"  # the bytes of a row of a patch are copied as one item
+    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+    source = np.ascontiguousarray(pixels).reshape(rows, patch, columns, 3 * patch).view(run)
+    target = patches.reshape(rows, columns, patch, 3 * patch).view(run)
+    target[...] = source.transpose(0, 2, 1, 3)

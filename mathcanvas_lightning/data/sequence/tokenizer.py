@@ -84,7 +84,7 @@ def _load(folder: str) -> Any:
             f"tokenizer {folder}",
             found="no tokenizer files" if Path(folder).is_dir() else "no such folder",
             wanted=f"a checkpoint directory with {' or '.join(VOCABULARIES)}",
-            remedy="Give the folder of a checkpoint, or make one with tools/make_tiny_bagel.py.",
+            remedy="Give the folder of a checkpoint, or make one with mathcanvas make-bagel.",
         )
     from transformers import Qwen2Tokenizer  # takes a second to import
 

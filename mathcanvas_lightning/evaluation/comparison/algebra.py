@@ -27,6 +27,8 @@ DIGITS = 30
 TOLERANCE = sympy.Float(10, DIGITS) ** -20
 SMALLEST = sympy.Float(10, DIGITS) ** -100
 NUM_POINTS = 4
+CONSTANTS = ("C", "c", "K", "k")
+"""Names of constants of integration."""
 _CONFIG = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _WORD = re.compile(r"(?<![\\A-Za-z{_])[A-Za-z]{3,}(?![A-Za-z])")
 _SHORT_WORDS = frozenset(
@@ -38,6 +40,8 @@ _TO_LATEX = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"([\d.]+|π)°", r"(\\frac{\1 π}{180})"),
+        (r"C_\{(\w+)\}\^\{(\w+)\}|_\{(\w+)\}C_\{(\w+)\}", r"\\binom{\1\3}{\2\4}"),
+        (r"[AP]_\{(\d+)\}\^\{(\d+)\}", r"\\frac{\1!}{(\1-\2)!}"),
         (r"\\overline\{(\d+)\}", ""),
         (r"π", r"\\pi "),
         (r"∞", r"\\infty "),
@@ -77,14 +81,14 @@ def same_formula(given: str, expected: str) -> bool:
     Returns:
         Whether both can be read, and are equal.
     """
-    if not (is_formula(given) and is_formula(expected)):
+    if not all(is_formula(one) or parse_number(one) for one in (given, expected)):
         return False
     first, second = read_formula(given), read_formula(expected)
     if first is None or second is None:
         return False
     numbers = parse_number(given), parse_number(expected)
     is_constant = not first.free_symbols and not second.free_symbols
-    if same_expression(first, second):
+    if same_expression(first, _with_constant(second, first)):
         return True
     has_decimal = any(one is not None and one.places is not None for one in numbers)
     return is_constant and has_decimal and _rounds(first, numbers[0], second, numbers[1])
@@ -136,6 +140,17 @@ def same_expression(first: Any, second: Any) -> bool:
     if first == second:
         return True
     return _is_constant_ratio(first, second, only=sympy.Integer(1))
+
+
+def _with_constant(expression: Any, other: Any) -> Any:
+    """Names the constant of integration as the other formula does: + c and + C."""
+    names = [
+        {one for one in found.free_symbols if one.name in CONSTANTS and found.diff(one) == 1}
+        for found in (expression, other)
+    ]
+    if len(names[0]) == len(names[1]) == 1 and expression.free_symbols != names[0]:
+        return expression.subs(names[0].pop(), names[1].pop())
+    return expression
 
 
 def proportional(first: Any, second: Any, *, positive: bool = False) -> bool:
@@ -267,6 +282,8 @@ def _latex(text: str) -> str:
     for pattern, replacement in _TO_LATEX:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\d*\.\d+", _fraction, text)
+    if "C_" not in text:
+        text = re.sub(r"(?<![A-Za-z\\])c(?=_\{\d\})", "C", text)  # constants of integration
     for name in FUNCTIONS:
         text = text.replace(f"\\{name} (", f"\\{name}(")
     return _powers_of_functions(text)

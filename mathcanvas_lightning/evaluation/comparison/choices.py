@@ -10,13 +10,15 @@ LETTERS = "ABCDEFGHIJ"
 
 _LEAD = re.compile(
     r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answers?|options?|choices?)\b(?:\s+(?:is|are))?\s*:?\s*"
+    r"|(?:[Ff]igure|[Gg]raph|[Dd]iagram|[Pp]icture|[Ii]mage|图)\s*(?=\(?[A-H]\)?$)"
     r"|(?:所以|因此|故)?\s*(?:正确)?(?:答案|选项|选择|应选|故选|选)\s*[是为]?\s*[::]?\s*|answer\s+",
     re.IGNORECASE,
 )
 _MARKED = r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z]))"
 _SINGLE = re.compile(rf"{_MARKED}[.):、,:]?")
 _WITH_TEXT = re.compile(
-    r"(?:\(([A-Za-z])\)\s*|\[([A-Za-z])\]\s*|([A-Za-z])(?:[.):]\s*|、\s*|,\s+(?=\d)))(?=\S)(.*)",
+    r"(?:\(([A-Za-z])\)\s*|\[([A-Za-z])\]\s*|([A-Za-z])(?:[.):]\s*|、\s*|,\s+(?=\d)"
+    r"|\s+(?=\([^(),]*\)$)))(?=\S)(.*)",
     re.DOTALL,
 )
 _SEVERAL = re.compile(
@@ -25,6 +27,30 @@ _SEVERAL = re.compile(
 )
 _STATEMENT = r"(?:[①-⑳]|\((?:\d{1,2})\))"
 _STATEMENTS = re.compile(rf"(?:{_STATEMENT}(?:\s|,|;|、|and|和|与|&|only|只有)*)+")
+_ROMAN = {
+    "I": 1,
+    "II": 2,
+    "III": 3,
+    "IV": 4,
+    "V": 5,
+    "VI": 6,
+    "VII": 7,
+    "VIII": 8,
+    "IX": 9,
+    "X": 10,
+}
+_ROMANS = re.compile(
+    r"(?:(?:[Oo]nly|[Bb]oth)\s+)?(?:[Ss]tatements?\s+)?"
+    rf"((?:\(?\b(?:{'|'.join([*_ROMAN, *map(str.lower, _ROMAN)])})\b\)?"
+    r"(?:\s|,|;|、|and\b|和|与|&)*)+)"
+    r"(?:only|are (?:true|correct)|is (?:true|correct))?"
+)
+_ORDINALS = "first second third fourth fifth sixth seventh eighth".split()
+_ORDINAL = re.compile(
+    rf"(?:the\s+)?({'|'.join(_ORDINALS)}|last)\s+(?:option|choice|one|answer)"
+    r"|(?:option|choice)\s+([1-8])",
+    re.I,
+)
 _NUMBERS = re.compile(r"\d{1,2}(?:(?:\s*(?:,|;|、|and|和)\s*)+\d{1,2})*(?:\s*only)?")
 
 
@@ -38,7 +64,13 @@ def letters_in(answer: str, letters: str) -> str:
     Returns:
         Different capital letters in order; empty if the answer is something else.
     """
-    text = _without_lead(answer)
+    ordinal = _ORDINAL.fullmatch(answer.strip(" ."))
+    if ordinal and (ordinal[1] or letters != LETTERS):
+        name = (ordinal[1] or _ORDINALS[int(ordinal[2]) - 1]).lower()
+        if name == "last":
+            return letters[-1] if letters != LETTERS else ""
+        return letters[_ORDINALS.index(name) :][:1]
+    text = re.sub(r"(?<=[A-Z])\)?选?项$", "", _without_lead(answer))
     if single := _SINGLE.fullmatch(text):
         return _known("".join(filter(None, single.groups())).upper(), letters)
     if _SEVERAL.fullmatch(text):
@@ -47,6 +79,8 @@ def letters_in(answer: str, letters: str) -> str:
         if len(set(found)) < len(found) or (is_run and found != sorted(found)):
             return ""
         return _known("".join(sorted(found)), letters)
+    if re.fullmatch(r"\(?[a-e]\)?(?:\s*(?:,|;|、|&|\band\b|和|与)\s*\(?[a-e]\)?)+", text):
+        return _known("".join(sorted(set(re.findall(r"\b[a-e]\b", text)))).upper(), letters)
     letter, _ = split_letter(text)
     return _known(letter, letters)
 
@@ -64,7 +98,10 @@ def split_letter(text: str) -> tuple[str, str]:
     if match is None:
         return "", text
     letter = next(filter(None, match.groups()[:3]))
-    return letter.upper(), match[4].strip()
+    rest = match[4].strip()
+    if re.search(r"[,;]\s*[A-Z]\s*[:=]", rest):
+        return "", text  # A: 40, B: 60
+    return letter.upper(), rest[1:-1] if re.fullmatch(r"\([^()]*\)", rest) else rest
 
 
 def bare_options(options: Sequence[str]) -> list[str]:
@@ -83,6 +120,22 @@ def bare_options(options: Sequence[str]) -> list[str]:
     return list(options)
 
 
+def same_romans(given: str, expected: str) -> bool | None:
+    """Compares numbers of statements such as "I and III" and "(iii)".
+
+    Args:
+        given: An answer.
+        expected: The reference.
+
+    Returns:
+        Whether they name the same; None unless both are Roman numerals.
+    """
+    first, second = _romans_in(given), _romans_in(expected)
+    if not first or not second or max(len(given), len(expected)) < 2:
+        return None
+    return first == second
+
+
 def statements_in(answer: str) -> frozenset[int]:
     """Finds the numbers of statements that an answer consists of: ①③, (1)(3).
 
@@ -91,6 +144,7 @@ def statements_in(answer: str) -> frozenset[int]:
     """
     text = _without_lead(answer.replace("\N{FULLWIDTH LEFT PARENTHESIS}", "("))
     text = text.replace("\N{FULLWIDTH RIGHT PARENTHESIS}", ")").strip(" .")
+    text = re.sub(r"^(?:只有|仅有?)|(?:是)?正确的?$", "", text)
     if not _STATEMENTS.fullmatch(text):
         return frozenset()
     return frozenset(int(one) for one in re.findall(r"\d+", _digits(text)))
@@ -116,6 +170,13 @@ def same_statements(given: str, expected: str) -> bool | None:
     return bool(first) and first == second
 
 
+def _romans_in(text: str) -> frozenset[int]:
+    """The numbers of statements such as I and III."""
+    found = _ROMANS.fullmatch(unicodedata.normalize("NFKC", text).strip(" .$"))
+    names = re.findall("[IVX]+", found[1].upper()) if found else ()
+    return frozenset(_ROMAN.get(name, 0) for name in names)
+
+
 def _plain_numbers(text: str) -> frozenset[int]:
     text = text.strip(" .$")
     return (
@@ -132,7 +193,7 @@ def _without_lead(answer: str) -> str:
     text = "".join(
         unicodedata.normalize("NFKC", one)
         if "\N{FULLWIDTH LATIN CAPITAL LETTER A}" <= one <= "\N{FULLWIDTH LATIN SMALL LETTER Z}"
-        or one in "（）［］：，．"
+        or one in "（）［］：，．＆；"
         else one
         for one in answer.strip()
     )
@@ -143,7 +204,10 @@ def _without_lead(answer: str) -> str:
     )
     text = text.replace("**", "").strip().strip(".。").strip()
     text = re.sub(
-        r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice)s?)?$", "", text
+        r"\s+(?:is|are)\s+(?:(?:the\s+)?(?:correct|right)"
+        r"(?:\s+(?:answer|option|choice)s?)?|the\s+answers?)$",
+        "",
+        text,
     )
     text = re.sub(r"^[Bb]oth\s+", "", text)
     while (rest := _LEAD.sub("", text, count=1) if _LEAD.match(text) else text) != text and rest:

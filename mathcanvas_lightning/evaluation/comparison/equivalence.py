@@ -3,6 +3,7 @@
 On unusual input, algebra can take unbounded time; `comparer.Comparer` has a time limit.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -14,6 +15,7 @@ from mathcanvas_lightning.evaluation.comparison.choices import (
     LETTERS,
     bare_options,
     letters_in,
+    same_romans,
     same_statements,
     split_letter,
 )
@@ -60,6 +62,8 @@ def compare(given: str, expected: str, options: Sequence[str] = ()) -> Compariso
     try:
         if options and (right := _right_options(expected, options)):
             return _compare_options(given, right, options)
+        if (named := same_romans(given, expected)) is not None:
+            return Comparison(named, "choice")
         if not options and (found := _compare_letters(given, expected)) is not None:
             return found
         if (named := same_statements(given, expected)) is not None:
@@ -136,9 +140,14 @@ def _compare_letters(given: str, expected: str) -> Comparison | None:
         if found:
             return Comparison(found == letter, "choice")
         return Comparison(same(canonical(given), canonical(rest)), "option")
+    letter, rest = split_letter(given)
+    if letter and letter in LETTERS and not right and same(canonical(rest), canonical(expected)):
+        return Comparison(True, "option")  # B. 12 cm, for 12 cm
     if len(expected) == 1 and expected.islower():  # a variable, unless the answer says otherwise
         is_letter = found == expected.upper() and (len(given) > 1 or expected in "abcde")
         return Comparison(True, "choice") if is_letter and given != expected else None
+    if not any(re.search(r"[A-Z]|\([a-z]\)", one) for one in (given, expected)):
+        return None  # variables a, b
     return Comparison(found == right, "choice") if right and found else None
 
 

@@ -16,17 +16,47 @@ from mathcanvas_lightning.evaluation.comparison.algebra import (
     read_formula,
 )
 from mathcanvas_lightning.evaluation.comparison.notation import partner
-from mathcanvas_lightning.evaluation.comparison.structure import split_items, split_top
+from mathcanvas_lightning.evaluation.comparison.phrases import phrase_of
+from mathcanvas_lightning.evaluation.comparison.structure import plus_minus, split_items, split_top
 
 MARKS = re.compile(r"[<>≤≥≠∈∪∩∖ℝ]|\|.*[<>≤≥≠∈]|⦃[^|:]*[|:]")
 _RELATION = re.compile(r"[<>≤≥≠]")
 _OPPOSITE = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 _NAMED: dict[str, Any] = {
     "ℝ": sympy.S.Reals,
+    "R": sympy.S.Reals,
     "∅": sympy.S.EmptySet,
     "ℤ": sympy.S.Integers,
     "ℕ": sympy.S.Naturals,
+    ">0": sympy.Interval.open(0, sympy.oo),
+    "<0": sympy.Interval.open(-sympy.oo, 0),
 }
+
+
+_PHRASES = {"all reals": "ℝ", "no solution": "∅", "positive reals": ">0", "negative reals": "<0"}
+_WORDS = tuple(
+    (
+        re.compile(
+            rf"^(?:([A-Za-zα-ω])\s?)?(?:(?:is|must be|can be)\s)?(?:{words})\s?(?=[-\d\\π(])"
+        ),
+        sign,
+    )
+    for words, sign in (
+        (
+            "at least|no less than|not less than|greater than or equal to|不小于|大于等于|至少"
+            "|大于或等于",
+            "≥",
+        ),
+        (
+            "at most|no more than|not more than|less than or equal to|不大于|不超过|小于等于|至多"
+            "|小于或等于",
+            "≤",
+        ),
+        ("more than|greater than|larger than|大于|超过", ">"),
+        ("less than|smaller than|fewer than|小于", "<"),
+    )
+)
+_BETWEEN = re.compile(r"([A-Za-zα-ω]) (?:is |lies )?(?:strictly )?between ([^\s]+) and ([^\s]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +124,11 @@ def read_region(text: str) -> Region | None:
         The set; None if the text is none, or has several variables.
     """
     text = text.strip()
+    if name := _PHRASES.get(phrase_of(text)):
+        return Region(_NAMED[name])
+    text = _in_words(text)
+    if "≠" in text and "±" in text:
+        return _joined(plus_minus(text), sympy.Intersection)
     for sign, unite in (("∪", sympy.Union), ("∩", sympy.Intersection), ("∖", sympy.Complement)):
         parts = split_top(text, re.compile(sign))
         if len(parts) > 1:
@@ -104,9 +139,32 @@ def read_region(text: str) -> Region | None:
     parts = [
         one.strip() for one in split_top(text, re.compile(r",|;|\s*\band\b\s*")) if one.strip()
     ]
-    if len(parts) > 1 and _RELATION.search(parts[0]):
+    if len(parts) > 1 and re.search("[<>≤≥≠∈]", parts[0]):
         return _conditions(parts)
     return _single(text)
+
+
+def _in_words(text: str) -> str:
+    """Writes "x is at least 5" as an inequality, and "at least 5" as an interval."""
+    text = re.sub(r"^[fgh]\([a-zθ]\)(?=[<>≤≥])", "y", text)
+    if between := _BETWEEN.fullmatch(text):
+        return f"{between[2]}<{between[1]}<{between[3]}"
+    if bare := re.fullmatch(r"([<>≤≥])([-\d\\π(].*)", text):
+        return _unnamed(bare[1], bare[2])
+    for pattern, sign in _WORDS:
+        if found := pattern.match(text):
+            rest = text[found.end() :]
+            if found[1]:
+                return f"{found[1]}{sign}{rest}"
+            return _unnamed(sign, rest)
+    return text
+
+
+def _unnamed(sign: str, end: str) -> str:
+    """The interval that "at least 5" and "≥ 5" mean."""
+    if sign in "≥>":
+        return f"{'[' if sign == '≥' else '('}{end},∞)"
+    return f"(-∞,{end}{']' if sign == '≤' else ')'}"
 
 
 def _single(text: str) -> Region | None:
@@ -116,7 +174,7 @@ def _single(text: str) -> Region | None:
         return _braces(text[1:-1])
     name, sign, rest = text.partition("∈")
     if sign and re.fullmatch(r"[A-Za-zα-ω]", name.strip()):
-        found = read_region(rest)
+        found = read_region("ℝ" if rest.strip() == "R" else rest)
         return None if found is None else Region(found.points, name.strip())
     if _RELATION.search(text):
         return _inequality(text)
@@ -136,7 +194,8 @@ def _conditions(parts: Sequence[str]) -> Region | None:
     """Intersects "x > 1, x < 3"; in "x ≠ 0, 1" the relation holds for each number."""
     start = re.match(r"[^<>≤≥≠]*≠", parts[0])
     full = [one if _RELATION.search(one) or not start else start[0] + one for one in parts]
-    return _joined(full, sympy.Intersection) if all(map(_RELATION.search, full)) else None
+    are_conditions = all(re.search("[<>≤≥≠∈]", one) for one in full)
+    return _joined(full, sympy.Intersection) if are_conditions else None
 
 
 def _braces(inner: str) -> Region | None:
@@ -153,7 +212,8 @@ def _braces(inner: str) -> Region | None:
     values = [read_formula(item) for item in split_items(inner)]
     if any(value is None or value.free_symbols for value in values):
         return None
-    return Region(sympy.FiniteSet(*values))
+    points = [value.doit() for value in values if value is not None]
+    return Region(sympy.FiniteSet(*points))
 
 
 def _interval(text: str) -> Region | None:
@@ -176,7 +236,7 @@ def _end(text: str) -> Any | None:
     if found is None:
         return None
     names = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in found.free_symbols}
-    return found.subs(names)
+    return found.subs(names).doit()
 
 
 def _inequality(text: str) -> Region | None:

@@ -10,10 +10,12 @@ MAX_ITEMS = 20
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|&")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _NAME = re.compile(
-    r"m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
-    r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+"
+    r"[一-鿿]{1,8}|m?[∠△]?[A-Za-zα-ωΑ-Ω](?:[A-Za-z'\s]{0,30}|[A-Za-z]*_\{?\w+(?:,\w)?\}?'*|\^\{-1\})(?:\([A-Za-zα-ω0-9,\s]{1,12}\))?"
+    r"|\\(?:overline|vec|overrightarrow|bar|hat)\{?[A-Za-z]{1,3}\}?|∠\d+|\\(?:sin|cos|tan|cot)\s?\(?(?:∠?[A-Z]{1,3}|[α-ω])\)?|\\?(?:det|rank|tr|dim|deg)\s?\(?[A-Za-z]\)?|\|[A-Za-z]{1,2}\|"
 )
 _MATRIX = re.compile(r"([^⟦⟧=]*(?<!det))⟦([^⟦⟧]*)⟧")
+_SCALED = re.compile(r"(-|[-+]?\d+(?:\.\d+)?|[-+]?\\frac\{[^{}]+\}\{[^{}]+\})[*\s]*([(⟨].*[)⟩])")
+_TRANSPOSED = re.compile(r"(?<=[)\]⟧])\^\{(?:T|\\top|'|\\intercal|\\mathsf\{T\})\}$")
 _CHAIN = re.compile(r"(?<![<>≤≥≠!])=(?!=)")
 
 
@@ -87,12 +89,28 @@ def readings(text: str) -> Iterator[list[str]]:
     Yields:
         The items with ± written out.
     """
-    found = split_items(text)
+    found = _written_out(split_items(text))
     yield [one for item in found for one in plus_minus(item)]
     if _GROUPED.search(text):
         loose = [item.strip() for item in split_top(text, _SEPARATOR) if item.strip()]
         if loose != found:
             yield [one for item in loose for one in plus_minus(item)]
+
+
+def _written_out(items: list[str]) -> list[str]:
+    """Writes out "1, 2, ..., 10"."""
+    if "..." not in items or items.index("...") < 2 or items[-1] == "...":
+        return items
+    at = items.index("...")
+    known = [*items[:at], *items[at + 1 :]]
+    if not all(re.fullmatch(r"-?\d{1,4}", one) for one in known):
+        return items
+    first, second, last = int(items[at - 2]), int(items[at - 1]), int(items[at + 1])
+    step = second - first
+    if not step or (last - second) % step or not 0 < (last - second) // step <= MAX_ITEMS:
+        return items
+    middle = [str(value) for value in range(second + step, last, step)]
+    return [*items[:at], *middle, *items[at + 1 :]]
 
 
 def plus_minus(text: str) -> tuple[str, ...]:
@@ -118,11 +136,19 @@ def bracketed(text: str) -> Bracketed | None:
         Its items; None if the first bracket's partner is not the last character, or there is
         nothing to separate.
     """
+    if (plain := _TRANSPOSED.sub("", text)) != text:
+        found = bracketed(plain)
+        return None if found is None else Bracketed("⟦", "⟧", found.items)
     if matrix := rows_of(text):
         if len(matrix) == 1 or all(len(row) == 1 for row in matrix):
             cells = tuple(cell for row in matrix for cell in row)
             return Bracketed("⟦", "⟧", cells) if len(cells) > 1 else None
         return None
+    if (scaled := _SCALED.fullmatch(text)) and (found := bracketed(scaled[2])):
+        scale = f"{scaled[1]}1" if scaled[1] == "-" else scaled[1]
+        return Bracketed(
+            found.left, found.right, tuple(f"({scale})*({item})" for item in found.items)
+        )
     if text[:1] in ("(", "[", "⦃", "⟨") and partner(text, 0) == len(text) - 1:
         inner, left, right = text[1:-1], text[0].replace("⟨", "("), text[-1].replace("⟩", ")")
     else:
@@ -139,9 +165,14 @@ def rows_of(text: str) -> list[list[str]]:
     Args:
         text: A text in canonical form, such as ⟦1&2;3&4⟧ or [[1,2],[3,4]].
     """
+    if diagonal := re.fullmatch(r"\\?diag\((.*)\)", text):
+        entries = split_items(diagonal[1], in_brackets=True)
+        return [[one if at == row else "0" for at in range(len(entries))]
+                for row, one in enumerate(entries)]  # fmt: skip
     if scaled := _MATRIX.fullmatch(text):
         cells = [row.split("&") for row in scaled[2].split(";")]
         scale = scaled[1].rstrip("* ")
+        scale = "-1" if scale == "-" else scale
         return [[f"({scale})*({cell})" if scale else cell for cell in row] for row in cells]
     if not (text[:2] in ("[[", "((") and partner(text, 0) == len(text) - 1):
         return _plain_rows(text)
@@ -184,6 +215,23 @@ def statement(text: str) -> Statement:
     elif len(sides) > 1 and is_name(first) and len(chain) == 1:
         name, first = first, ""
     return Statement(_plain_name(name), tuple(one for one in (first, *values) if one))
+
+
+def item_names(items: Sequence[str]) -> list[str]:
+    """The name of each item; empty without one."""
+    return [statement(item).name for item in items]
+
+
+def named_values(items: Sequence[str]) -> list[str]:
+    """The values of items, in the order of their names: y = 4, x = 3 is (3, 4).
+
+    Args:
+        items: Items in canonical form.
+    """
+    found = [statement(item) for item in items]
+    if all(one.name for one in found) and len({one.name for one in found}) == len(found):
+        found.sort(key=lambda one: one.name)
+    return [one.values[0] if one.values else "" for one in found]
 
 
 def is_name(text: str) -> bool:

@@ -14,14 +14,22 @@ from mathcanvas_lightning.evaluation.comparison.algebra import (
     read_formula,
     same_formula,
 )
-from mathcanvas_lightning.evaluation.comparison.phrases import same_phrase, same_text
+from mathcanvas_lightning.evaluation.comparison.essence import essence
+from mathcanvas_lightning.evaluation.comparison.families import same_families
+from mathcanvas_lightning.evaluation.comparison.notation import canonical
+from mathcanvas_lightning.evaluation.comparison.phrases import (
+    is_decision,
+    same_phrase,
+    same_text,
+)
+from mathcanvas_lightning.evaluation.comparison.quantities.clock import same_time
+from mathcanvas_lightning.evaluation.comparison.quantities.dates import same_date
 from mathcanvas_lightning.evaluation.comparison.quantities.measures import (
     parse_compound,
     parse_quantity,
     ratio_terms,
     same_digits,
     same_quantity,
-    same_time,
 )
 from mathcanvas_lightning.evaluation.comparison.quantities.numbers import parse_number, same_number
 from mathcanvas_lightning.evaluation.comparison.regions import (
@@ -30,18 +38,7 @@ from mathcanvas_lightning.evaluation.comparison.regions import (
     same_region,
 )
 
-_LEAD = re.compile(
-    r"^(?:(?:approximately|approx\.?|about|roughly|around|nearly|约为?|大约)\s*(?=[\d\\.-])"
-    r"|(?:the\s+)?(?:points?|intervals?|set|vector|ordered pairs?|coordinates|values?|numbers?)"
-    r"(?:\s*(?=[(\[⦃⟨⟦])|\s+(?=[\d\\-]|[A-Z]\())"
-    r"|[Tt]he\s+[a-z]+(?:\s+(?!not\b)[a-z]+){0,4}\s+(?:is|are|equals)\s*(?=[(\[⦃⟨⟦\d\\-])"
-    r"|(?:the\s+)?(?:line|curve|circle|parabola|function|equation)\s+(?=[^=]{1,20}=))"
-)
-_NOTE = re.compile(r"(?<=.)\s?\((?=[a-z\s]*[a-z]{4})[a-z]{2,}(?:\s[a-z]+){0,4}\)$")
-_EXCEPT = re.compile(
-    r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)"
-)
-_MEMBER = re.compile(r"([A-Za-zα-ω])∈⦃([^⦃⦄]*)⦄")
+_FUNCTION = re.compile(r"y|[fgh]\([a-z]\)")
 _PRODUCT = re.compile(r"[a-z]{2,3}")
 
 
@@ -52,13 +49,15 @@ def same(given: str, expected: str) -> bool:
         given: Answer in canonical form.
         expected: Reference in canonical form.
     """
-    given, expected = _essence(given), _essence(expected)
+    given, expected = essence(given), essence(expected)
     if same_text(given, expected):
         return True
-    for rule in (same_time, _same_plain, same_phrase, same_digits, _same_compound):
+    for rule in (same_time, same_date, _same_plain, same_phrase, same_digits, _same_compound):
         if (found := rule(given, expected)) is not None:
             return found
-    if (has_region(given) or has_region(expected)) and (
+    if (found := same_families(given, expected)) is not None:
+        return found
+    if any(map(has_region, (given, expected))) and (
         (found := same_region(given, expected)) is not None
     ):
         return found
@@ -66,19 +65,6 @@ def same(given: str, expected: str) -> bool:
         if (found := rule(given, expected)) is not None:
             return found
     return _same_statement(given, expected)
-
-
-def _essence(text: str) -> str:
-    """Removes "about" and "the point"; writes x ∈ {1, 4} as x = 1, x = 4."""
-    text = _NOTE.sub("", _LEAD.sub("", text))
-    if excluded := _EXCEPT.fullmatch(text):
-        return f"ℝ∖⦃{excluded[1]}⦄"
-    member = _MEMBER.fullmatch(text)
-    if member is None or re.search("[|:]", member[2]):
-        return text
-    return ", ".join(
-        f"{member[1]}={item}" for item in structure.split_items(member[2], in_brackets=True)
-    )
 
 
 def _same_plain(given: str, expected: str) -> bool | None:
@@ -124,6 +110,8 @@ def _same_list(given: str, expected: str) -> bool | None:
     firsts, seconds = list(structure.readings(given)), list(structure.readings(expected))
     if all(len(one) < 2 for one in (*firsts, *seconds)):
         return None
+    if all(map(is_decision, chain(firsts[0], seconds[0]))):
+        return len(firsts[0]) == len(seconds[0]) and all(map(same, firsts[0], seconds[0]))
     for first in firsts:
         for second in seconds:
             if len(first) == len(second) > 1 and _same_items(first, second):
@@ -143,7 +131,7 @@ def _same_list(given: str, expected: str) -> bool | None:
 def _matches_brackets(items: Sequence[str], found: structure.Bracketed) -> bool:
     if len(items) != len(found.items) or len(items) > structure.MAX_ITEMS:
         return False
-    values = _named_values(items)
+    values = structure.named_values(items)
     if not found.is_ordered:
         return same_unordered(values, found.items)
     is_open = found.left == "(" and found.right == ")"
@@ -153,28 +141,28 @@ def _matches_brackets(items: Sequence[str], found: structure.Bracketed) -> bool:
     return all(same(a, b) for a, b in zip(values, found.items, strict=True))
 
 
-def _named_values(items: Sequence[str]) -> list[str]:
-    """The values of items, in the order of their names: y = 4, x = 3 is (3, 4)."""
-    found = [structure.statement(item) for item in items]
-    if all(one.name for one in found) and len({one.name for one in found}) == len(found):
-        found.sort(key=lambda one: one.name)
-    return [one.values[0] if one.values else "" for one in found]
-
-
 def _same_items(first: Sequence[str], second: Sequence[str]) -> bool:
     if len(first) > structure.MAX_ITEMS:
         return list(first) == list(second)
-    names = [_names(items) for items in (first, second)]
+    names = [structure.item_names(items) for items in (first, second)]
+    if _are_numbered(names[0], names[1]) or _are_numbered(names[1], names[0]):
+        return same_unordered(_bare(first), _bare(second))  # x_1 = 2, x_2 = 3 are solutions
     distinct = [len(set(one)) == len(one) and all(one) for one in names]
     if any(distinct) and not all(any(one) for one in names):
         # x = 2, y = 3 against 2, 3: in the order given, or that of the names.
-        pairs = [(_bare(first), _bare(second)), (_named_values(first), _named_values(second))]
+        pairs = [
+            (_bare(first), _bare(second)),
+            (structure.named_values(first), structure.named_values(second)),
+        ]
         return any(all(map(same, *pair)) for pair in pairs)
     return same_unordered(_with_names(first, names[0]), _with_names(second, names[1]))
 
 
-def _names(items: Sequence[str]) -> list[str]:
-    return [structure.statement(item).name for item in items]
+def _are_numbered(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether names are x_1, x_2, ..., and the others are x or none."""
+    bases = {re.sub(r"_(?:\d|1,2)$", "", name) for name in names}
+    is_numbered = all(re.search(r"_(?:\d|1,2)$", name) for name in names)
+    return is_numbered and len(bases) == 1 and set(others) <= bases | {""}
 
 
 def _bare(items: Sequence[str]) -> list[str]:
@@ -213,6 +201,7 @@ def _same_brackets(given: str, expected: str) -> bool | None:
     first, second = structure.bracketed(first_text), structure.bracketed(second_text)
     if first is None and second is None:
         return None
+    first, second = first or _of_basis(first_text, second), second or _of_basis(second_text, first)
     if (single := _one_bracketed(given, expected)) is not None:
         return single
     if first is None or second is None:
@@ -227,12 +216,30 @@ def _same_brackets(given: str, expected: str) -> bool | None:
     return all(same(a, b) for a, b in zip(first.items, second.items, strict=True))
 
 
+def _of_basis(text: str, other: structure.Bracketed | None) -> structure.Bracketed | None:
+    """Reads 3i - 4j as (3, -4) beside a vector."""
+    if other is None or not 2 <= len(other.items) <= 3 or not re.search("[jk]", text):
+        return None
+    found = read_formula(text) if is_formula(text) else None
+    if found is None:
+        return None
+    basis = [sympy.I, *sympy.symbols("j k")][: len(other.items)]
+    found = sympy.expand(found)
+    parts = [found.coeff(one) for one in basis]
+    rest = sympy.expand(found - sum(a * b for a, b in zip(parts, basis, strict=True)))
+    if rest != 0 or any(part.has(*basis) for part in parts):
+        return None
+    items = [sympy.latex(part).replace(r"\pi", "π") for part in parts]
+    return structure.Bracketed("(", ")", tuple(map(canonical, items)))
+
+
 def _same_kind(first: structure.Bracketed, second: structure.Bracketed) -> bool:
     """Whether brackets may mean the same: kinds of brackets differ between intervals only."""
     kinds = {first.left + first.right, second.left + second.right}
     return (
         len(kinds) == 1
         or kinds <= {"()", "⟦⟧"}
+        or kinds <= {"[]", "⟦⟧"}
         or (len(first.items) > 2 and kinds <= {"()", "[]", "⟦⟧"})
     )
 
@@ -273,13 +280,20 @@ def _same_statement(given: str, expected: str) -> bool:
     if has_region(given) or has_region(expected):
         return same_inequality(given, expected)
     first, second = structure.statement(given), structure.statement(expected)
-    if first.name and second.name and first.name != second.name:
+    are_functions = _FUNCTION.fullmatch(first.name) and _FUNCTION.fullmatch(second.name)
+    if first.name and second.name and first.name != second.name and not are_functions:
         return _same_equation(given, expected)
     for a in first.values:
         for b in second.values:
             if (a, b) != (given, expected) and same(a, b):
                 return True
-    return _same_equation(given, expected) or _same_value(given, expected)
+    if _same_equation(given, expected) or _same_value(given, expected):
+        return True
+    sides = structure.equation(given), structure.equation(expected)
+    for identity, value in ((sides[0], expected), (sides[1], given)):  # 4x - 4 = 4(x - 1)
+        if identity and None in sides and same_formula(*identity):
+            return same_formula(identity[1], value)
+    return False
 
 
 def _same_equation(given: str, expected: str) -> bool:
@@ -303,6 +317,8 @@ def _same_value(given: str, expected: str) -> bool:
     if same_text(given, expected):
         return True
     first, second = parse_quantity(given), parse_quantity(expected)
+    if first.note and second.note and first.note != second.note:
+        return False
     if first.is_doubtful != second.is_doubtful and not (first.units and second.units):
         return _same_number_or_formula(given, expected)  # 5h against 5 is a product
     if first.units or second.units:

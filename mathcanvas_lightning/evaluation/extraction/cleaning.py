@@ -8,6 +8,21 @@ MAX_ENCLOSED = 2000
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+[^\s{}$\\.,;]+|\\.|[{}]")
 EMPHASIS = re.compile(r"(?<![\w)*])(\*\*|__)(?=\S)|(?<=\S)(\*\*|__)(?![\w(*])")
+_EMOJI = re.compile(
+    "[\N{BLACK SUN WITH RAYS}-\N{SOCCER BALL}✅✨❌❗⭐\U0001f300-\U0001faff\ufe0f]+"
+)
+_THEREFORE = re.compile(
+    r"^(?:\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])|∴|=>|⇒|→)\s*|(?<=\S)\s+[✓✔]+$"
+)
+_PROVED = re.compile(
+    r"[\s.]*(?:\$?\\(?:blacksquare|square|qed|Box)(?![A-Za-z])\$?|\bQED|Q\.E\.D\.?|∎|□|■)$"
+)
+_ALSO = re.compile(
+    r"(?<=\S)\s*\((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|that is,?|since|because"
+    r"|≈|\\approx)"
+    r"\s[^()]*\)$"
+)
+"""A second form of the answer: "12π (about 37.7)"."""
 _ENCLOSING = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("`", "`"))
 _LETTER_IN_BRACKETS = re.compile(
     r"\(([A-Z])\)|\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?([A-Z])\)?\.?\s*\}"
@@ -88,7 +103,8 @@ def split_list(answer: str) -> list[str]:
 
 def _peeled(text: str) -> str:
     """Removes one layer of enclosing characters."""
-    text = EMPHASIS.sub("", text).strip()
+    text = _EMOJI.sub("", EMPHASIS.sub("", text)).strip()
+    text = _ALSO.sub("", _THEREFORE.sub("", _PROVED.sub("", text)))
     if not text.endswith(("\\,", "\\;", "\\.")):
         text = re.sub(r"(?<=[^.])[.,;:]$|(?<=\.{3})\.$", "", text).rstrip()
     boxes = find_boxes(text)

@@ -12,14 +12,16 @@ MAX_PHRASES = 20
 """Number of phrases such as "answer is" that are tried, from the end."""
 
 PHRASE = re.compile(
-    r"(?:\b(?:answers?|ans)\b"
+    r"(?:\b(?:answers?|ans)\b\.?"
     r"(?:\s+(?:to|for|of)\b[^\n.:=]{0,100}?)?"
     r"(?:\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b\s+not\b[^\n.]{1,40}?\bbut\s"
     r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?|\s*[:=]"
     r"|\s*\n|\s+(?=\(?(?-i:[A-Z])\)?(?!\w)))\s*"
-    r"|(?:答案|结果)(?:应该|应)?[是为选:\s]{1,4}"
+    r"|(?<=[?.]\ )A:\s|\bans\.\s"
+    r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}"
+    r"|正确的(?:选项|说法|结论|有|是|为|序号)+\s*:?\s*(?=[(A-H①-⑳])"
     r"|(?:故选|应选|因此选|所以选|选择|正确选项[是为]|选)\s*:?\s*(?=[(A-H]))",
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 _JSON = re.compile(
     r'"(?:final[_ ])?answer"\s*:\s*("(?:[^"\\]|\\.){1,300}"|-?\d[\d.]*|\[[^\[\]]{1,200}\])', re.I
@@ -34,15 +36,21 @@ _CHOSEN = re.compile(
 _CORRECT = re.compile(
     r"\b((?:\(?[A-H]\)?(?:\s*(?:,|&|\band\b)\s*)*)+)\s*(?:is|are|must be)\s+"
     r"(?:the\s+|both\s+|all\s+)?(?:correct|right|true)\b"
+    r"|\b([A-H])\s+(?:is\s+the\s+only|(?:must|has\s+to|would)\s+be\s+(?:the|our)\s+)"
+    r"|\bonly\s+(?:option\s+|choice\s+)?\(?([A-H])\)?\s+"
+    r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)"
+    r"|((?:[①-⑳][、,和]?\s?){1,10})(?:都)?(?:是)?正确|选项\s*([A-H])\s*(?:是)?正确"
+    r"|\b(?:statements?|conclusions?|propositions?)\s+((?:\(?(?:\b(?:[ivx]+|[IVX]+|\d)\b|[①-⑳])\)?"
+    r"(?:\s*(?:,|&|\band\b)\s*)*)+)\s+(?:is|are)\s+(?:correct|true|right)"
 )
 _GUESS = re.compile(
-    r"\b(?:I\s+guess|I\s+think|it\s+is|it's|it\s+must\s+be|go\s+with|going\s+with|goes\s+with)\s+"
+    r"\b(?:I\s+guess|I\s+think|it\s+is|it's|it\s+must\s+be|I(?:'d|\s+would)\s+(?:say|choose|pick)|go\s+with|going\s+with|goes\s+with)\s+"
     r"(?:option\s+|choice\s+)?\(?([A-H])\)?(?=[.!]?\s*(?:\n|$))",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
     r"^(?:(?:therefore|thus|hence|so|approximately|approx\.?|about|roughly|around|nearly|equal to"
-    r"|given by|simply|just|exactly|clearly|now|then|option|choice|约为?|大约)(?![A-Za-z])"
+    r"|given by|either|simply|just|exactly|clearly|now|then|option|choice|约为?|大约)(?![A-Za-z])"
     r"[\s,:]*|[:=]\s*)",
     re.IGNORECASE,
 )
@@ -55,19 +63,115 @@ _PROSE_AHEAD = re.compile(
     r"(?:option|note|since|because|choice|this|that|the other|however|we|it)\b", re.I
 )
 _CONCLUSION = re.compile(
-    r"\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|weighs?|measures?|makes?"
-    r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+"
-    r"|\bat\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
+    r"\b(?:value|total|area|length|sum|number|probability|distance|volume|perimeter|cost|price"
+    r"|speed|rate|average|mean|median|score|angle|radius|amount|maximum|minimum|height|width)"
+    r"\s+of\s+(?=[-\d$\\])"
+    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?|measures?|makes?"
+    r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+(?:(?:them|him|her|it|us|you|me)\s+)?"
+    r"|\bIt's\s+|\b(?:at|after|in|within)\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
-_BEHIND = re.compile(r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more)\b.*")
+_BEHIND = re.compile(
+    r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more|with|as|works)\b.*"
+)
 _ENDING = re.compile(
     r"(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|所以|因此|综上|故)\b"
     r".{0,200}?\s"
-    r"(\\?\$?-?\d[\d,./]*(?:\s?[A-Za-z°%/²³^]+){0,2})[.!]?",
+    r"(\\?\$?-?\d[\d,./]*(?:\s?[A-Za-z°%/²³^]+){0,2}?)(?:\s(?:in total|altogether|in all|left))?"
+    r"[.!]?",
     re.IGNORECASE,
 )
-_SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;]{1,40})"
-_SEGMENTS = re.compile(rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;)\s*{_SEGMENT})+(?=[.!\s]*$)")
+_ENDING_CHINESE = re.compile(
+    r"(?:所以|因此|综上|故|答|∴)[^\d]{0,60}?(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,6}?)[.。]?"
+)
+_SUBJECT = re.compile(
+    r"([A-Za-z]\s*=\s*[^\s,]+|\$[^$]+\$|-?\d[\d,./]*(?:\s?[A-Za-z°%²³]+)?)\s+(?:is|are|as)\s+"
+    r"(?:the|our|my|an?)\s+(?:answer|length|area|value|solution|result|number|probability|smallest|largest|least|greatest|only|minimum|maximum|required|desired|final|correct|such)\b"
+)
+_NAMED = re.compile(
+    r"(?![A-Za-z]*[a-z]{3})[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}"
+    r"|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})"
+)
+_NO_RESULT = re.compile(
+    r"(?:confidence|note|check|verification|explanation|reason|reasoning|time|difficulty|source|step|hint|score|page|method"
+    r"|given)\b",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(
+    r"\s(?:when|where|if|for|at|with|occurring at)\s[^=,]{0,30}=[^=,]*$"
+    r"|,?\s(?:where|since|because|provided|given that|attained|achieved|reached|occurring)\s.*$"
+    r"|\s\((?!mod)[a-z]{3,}[^()]*\)$"
+)
+_INTERVAL_END = re.compile(r"\bon(?:\sthe\sintervals?)?\s+(?:\$([^$]+)\$|([(\[][^()\[\]]+[)\]]))$")
+_FIGURE = re.compile(
+    r"\b(?:piece|figure|graph|shape|diagram|picture|net|image|cube|tile)\s+\(?([A-H])\)?"
+    r"(?:\s+(?:shows|is|represents|matches|completes|fits)\s.*\b(?:correct|missing|answer|right)\b.*)?$",
+    re.IGNORECASE,
+)
+_CHINESE_END = re.compile(
+    r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
+    r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8}?)的?$"
+    r"|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
+    r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
+)
+_PIECE = re.compile(
+    r"\$[^$]+\$|\\\(.+?\\\)|[(\[][^()\[\]]*,[^()\[\]]*[)\]]"
+    r"|(?<![\w.])[-−]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\s?[A-Za-z°%/²³^]+)?"
+)
+_VALUE_SIGN = re.compile(r"\d|[(\[<>=]|\\pi|\\infty")
+_NAME_PIECE = re.compile(r"\b(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|SSS|SAS|ASA|AAS|HL)\b")
+MIN_WORDS = 4
+"""A text with fewer words is no sentence."""
+_DENIED = re.compile(r"\b(?:not|no|never|cannot|isn't|aren't|doesn't|can't)\b", re.IGNORECASE)
+_CHINESE_LEAD = re.compile(
+    r"^(?:综上(?:所述)?|所以|因此|故|即|解得|∴)[,，:]?\s*([^一-鿿]+(?:[或和且][^一-鿿]+)*)$"
+)
+_LETTER_BEHIND = re.compile(r"(?:the )?[a-z ]+,\s*\(?([A-H])\)?[.]?$")
+_LEFT_WITH = re.compile(
+    r"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?\(?([A-H])\)?$"
+)
+_FORMULA_ALONE = re.compile(
+    r"(?:therefore|thus|hence|so|所以|因此|故)?[,，]?\s*\$([^$=]+)\$", re.IGNORECASE
+)
+_OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
+_FIRST_LINE = re.compile(
+    r"\s*[*_#\s]*(?:\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
+    r"|(Yes|No|True|False)\.\s+(?=[A-Z]))"
+)
+_VALUE = r"(\\?\$?-?\d[^,;]{0,30}?|\$[^$]+\$|\([^()]{1,30}\))"
+_STATES = (
+    r"(?:(?:the|its)\s+[^.,=]{2,60}?\s(?:is|are)"
+    r"|[A-Z][a-z]+\s(?:is|has|gets|pays|earns|needs|takes|receives|paid|got))"
+)
+_TWO_VALUES = re.compile(
+    rf"(?:(?:so|thus|therefore|hence)[,:]?\s+)?{_STATES}\s{_VALUE}"
+    rf"(?:,\s*|\s+)and\s+{_STATES}\s{_VALUE}",
+    re.IGNORECASE,
+)
+_PHRASE_END = re.compile(
+    r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
+    r"|undefined)\b.{0,60})|\b(does not exist|doesn't exist)$"
+)
+_CLAUSE = re.compile(r"[^\d$]{1,30}?(-?\d[\d./]*[^\s\d,;。，；是为]{0,6})[.。]?")
+_LAST_DISPLAY = re.compile(
+    r"(?:\\\[((?:(?!\\\[).)*)\\\]|\$\$((?:(?!\$\$).)*)\$\$)[.\s]*$", re.DOTALL
+)
+_ID_EST = re.compile(
+    r",?\s+(?:i\.e\.,?|that is,?|namely,?|which is|(?:or )?equivalently,?)\s+(?=[-\d\\$√π])"
+)
+_SEGMENT = r"(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|[A-Za-z]\w?\s*=\s*[^\s,$;或和且]{1,40})"
+_SEGMENTS = re.compile(
+    rf"{_SEGMENT}(?:(?:\s*[,;])?\s*(?:and|or|,|;|或|和|且)\s*{_SEGMENT})+(?=[.!\s]*$)"
+)
+_CLOSING = re.compile(
+    r"\s*(?:[-*_]{3,}|#+|(?:\W{0,4}(?:let me know|feel free|i hope|hope this|if you|please let"
+    r"|is there any|would you|do you|this (?:is|was) (?:a |my )|happy to|good luck|great question)"
+    r"|希望|如果|如有|欢迎).*)\s*",
+    re.IGNORECASE,
+)
+"""Last lines that only say goodbye."""
+_ENDS_IN_FORMULA = re.compile(
+    r"(?:\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have|equation|function|formula)|[为是得]):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
+)
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
@@ -96,15 +200,20 @@ def candidates(text: str) -> Iterator[str]:
     plain = EMPHASIS.sub("", text)
     yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
     yield from _chosen(plain)
+    if first := _FIRST_LINE.match(plain):
+        yield first[1] or first[2]
+    plain = _without_closing(plain)
     last_line = plain.strip().rpartition("\n")[2].strip()
     if len(last_line) <= 4 * MAX_CHARACTERS:
-        if segments := _SEGMENTS.search(last_line):
-            yield segments[0]
+        yield from _last_line(last_line)
+        if display := _LAST_DISPLAY.search(plain[-4 * MAX_CHARACTERS :]):
+            yield display[1] or display[2]
         yield _conclusion(last_line)
-        if ending := _ENDING.fullmatch(last_line):
+        if ending := _ENDING.fullmatch(last_line) or _ENDING_CHINESE.fullmatch(last_line):
             yield ending[1]
         if last_line != plain.strip() and is_plain(last_line):
             yield last_line
+        yield _only_value(last_line)
     if "\n" not in plain.strip() and not _REFUSAL.match(plain.strip()):
         yield plain
 
@@ -118,9 +227,13 @@ def statement(text: str, *, is_line: bool = False) -> str:
     """
     if display := _DISPLAY.match(text):
         return display[1] or display[2]
-    line = text.partition("\n")[0]
+    line = _ID_EST.sub(" ≈ ", text.lstrip("*_ ").partition("\n")[0])
     while (shorter := _LEAD.sub("", line)) != line:
         line = shorter
+    if meant := re.match(r"\(?([A-H])\)?\s*≈", line):
+        return meant[1]
+    if part := _OF_THE.match(line) or _LETTER_BEHIND.match(line):
+        return part[1]
     letter = _LETTER_AND_TEXT.match(line)
     if letter and line[letter.end()].isalpha() and _is_prose(line, letter.end()):
         return letter[1]
@@ -146,7 +259,9 @@ def is_plain(text: str) -> bool:
     text = clean(text)
     if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
         return True
-    begins = re.match(r"[-+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text)
+    begins = re.match(
+        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
+    )
     return bool(begins) and len(_WORD.findall(re.sub(r"\\text\{([^{}]*)\}", "", text))) <= 3
 
 
@@ -197,7 +312,7 @@ def _json_text(value: str) -> str:
 
 def _chosen(text: str) -> Iterator[str]:
     """Yields letters that a sentence calls correct, or chooses."""
-    if correct := [one[1] for one in _CORRECT.finditer(text)]:
+    if correct := ["".join(filter(None, one.groups())) for one in _CORRECT.finditer(text)]:
         yield correct[-1].strip(" ,&")
     chosen = ["".join(filter(None, one.groups())).upper() for one in _CHOSEN.finditer(text)]
     yield from chosen[-1:]
@@ -205,13 +320,60 @@ def _chosen(text: str) -> Iterator[str]:
     yield from (letter.upper() for letter in guesses[-1:])
 
 
+def _last_line(line: str) -> Iterator[str]:
+    """Yields results in the forms that last lines have, the most reliable first."""
+    if segments := _SEGMENTS.search(line):
+        yield segments[0]
+    sentence = (
+        re.split(r"(?<=[a-z0-9)$][.!?])\s+(?=[A-Z$*])", line)[-1].rstrip(".! ").lstrip("#*> ")
+    )
+    if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
+        yield named[1] or named[0]
+    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH, _CHINESE_LEAD):
+        if found := pattern.search(sentence.rstrip("。 ")):
+            yield next(filter(None, found.groups()))
+    if alone := _FORMULA_ALONE.fullmatch(sentence):
+        yield alone[1]
+    if two := _TWO_VALUES.fullmatch(sentence):
+        yield f"{two[1]}, {two[2]}"
+    if phrase := _PHRASE_END.search(sentence):
+        yield phrase[1] or phrase[2]
+    if subject := _SUBJECT.search(sentence):
+        yield subject[1]
+    if not re.match("所以|因此|综上|故|答|∴", line):
+        return
+    clauses = [_CLAUSE.fullmatch(one.strip()) for one in re.split(r"[,，;；]", line)]
+    clauses = clauses if clauses[0] else clauses[1:]
+    if len(clauses) > 1 and all(clauses):
+        yield ", ".join(one[1] for one in clauses if one)
+
+
+def _only_value(line: str) -> str:
+    """The value in a sentence that states no other: "They sold 48 more books on Friday"."""
+    num_words = len(_WORD.findall(_PIECE.sub("", line))) + len(re.findall("[一-鿿]{2}", line))
+    if num_words < MIN_WORDS or _DENIED.search(line):
+        return ""
+    pieces = [one for one in _PIECE.findall(line.rstrip(".! ")) if _VALUE_SIGN.search(one)]
+    pieces = pieces or _NAME_PIECE.findall(line)
+    return _BEHIND.sub("", pieces[0]) if len(pieces) == 1 else ""
+
+
+def _without_closing(text: str) -> str:
+    lines = text.rstrip().split("\n")
+    while len(lines) > 1 and _CLOSING.fullmatch(lines[-1] or "---"):
+        lines.pop()
+    return "\n".join(lines)
+
+
 def _conclusion(line: str) -> str:
     """The text after the last "is" or equals sign of a line, if it is mathematics."""
-    sentence = line.rstrip(".! ")
+    sentence = _CONDITION.sub("", clean(line).rstrip(".! "))
+    if formula := _ENDS_IN_FORMULA.search(sentence):
+        return formula[1] or formula[2]
     verbs = list(_CONCLUSION.finditer(sentence))
     if not verbs or not _PROSE.search(sentence[: verbs[-1].end()]):
         return ""
-    tail = sentence[verbs[-1].end() :]
+    tail = re.sub(r"^either\s+", "", sentence[verbs[-1].end() :])
     is_outside = sentence[: verbs[-1].start()].count("$") % 2 == 0
     if len(verbs) > 1 and "≈" in verbs[-1][0] and is_outside:
         tail = sentence[verbs[-2].end() :]

@@ -1,21 +1,20 @@
-"""Curves of a training run, from the metrics.csv of Lightning's CSVLogger, as lines of a chart."""
+"""Curves of a training run as lines of a chart."""
 
-import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.training.run.metrics import read_metrics
 
 WIDTH, HEIGHT = 300, 120
 """Size of a chart in its own units; the page scales it."""
 CHARTS = {
-    "training losses": ("train/ce", "train/mse"),
-    "validation losses": ("/ce", "/mse"),
-    "validation token accuracy": ("/accuracy",),
+    "training losses": ("train/", ("train/ce", "train/mse")),
+    "validation losses": ("val/", ("/ce", "/mse")),
+    "validation token accuracy": ("val/", ("/accuracy",)),
+    "held-out answers right": ("answers/", ("/accuracy", "/states", "/drawings", "/everything")),
 }
-"""Title -> names of the metrics, or their ends."""
+"""Title -> how the names of the metrics begin, and how they may end."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -46,7 +45,7 @@ def read_charts(path: Path) -> list[Chart]:
     """Reads the curves of a run.
 
     Args:
-        path: The metrics.csv of a run.
+        path: The folder of a run, or its metrics.csv.
 
     Returns:
         A chart for each entry of `CHARTS` that the run has metrics for.
@@ -54,37 +53,17 @@ def read_charts(path: Path) -> list[Chart]:
     Raises:
         InputError: If the file can't be read, or has no steps.
     """
-    metrics = _read_metrics(path)
+    metrics = read_metrics(path)
     charts = []
-    for title, names in CHARTS.items():
-        start = "train/" if title.startswith("training") else "val/"
+    for title, (start, ends) in CHARTS.items():
         found = {
             name: points
             for name, points in metrics.items()
-            if name.startswith(start) and name.endswith(names) and len(points) > 1
+            if name.startswith(start) and name.endswith(ends) and len(points) > 1
         }
         if found:
             charts.append(_chart(title, found))
     return charts
-
-
-def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    metrics: dict[str, list[tuple[float, float]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = float(row["step"])
-                for name, value in row.items():
-                    if value and math.isfinite(float(value)):
-                        metrics.setdefault(name, []).append((step, float(value)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            str(path),
-            found=f"{type(error).__name__}: {error}",
-            wanted="the metrics.csv of a run with Lightning's CSVLogger",
-            remedy="Check the path, or leave --curves out.",
-        ) from None
-    return metrics
 
 
 def _chart(title: str, metrics: Mapping[str, Points]) -> Chart:

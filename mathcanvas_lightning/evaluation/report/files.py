@@ -1,13 +1,14 @@
 """The files of a report: what it reads by default, and where it is written."""
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation.report.selection import Selection
 from mathcanvas_lightning.evaluation.score_files import find_scores, scores_path
 from mathcanvas_lightning.generation.run.journal.folder import claimed_folders, journal_folder
-from mathcanvas_lightning.records.files import read_records
+from mathcanvas_lightning.records.files import FORMATS, read_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,13 @@ def find_files(
     )
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f"{path.name if path.is_dir() else path.stem}{ending}")
+def _page_path(path: Path) -> Path:
+    """x.html for x.jsonl; x.jsonl.html if another file of records, such as x.json, is beside it."""
+    if path.is_dir():
+        return path.with_name(f"{path.name}.html")
+    others = (one for one in path.parent.glob(f"{escape(path.stem)}.*") if one != path)
+    is_shared = any(one.suffix.lower() in FORMATS and one.stem == path.stem for one in others)
+    return path.with_name(f"{path.name if is_shared else path.stem}.html")
 
 
 def _scores_path(path: Path, scores: str | None, selection: Selection) -> Path | None:
@@ -73,7 +79,7 @@ def _scores_path(path: Path, scores: str | None, selection: Selection) -> Path |
 
 
 def _output_path(path: Path, output: str | None, score_path: Path | None) -> Path:
-    target = _beside(path, ".html") if output is None else Path(output)
+    target = _page_path(path) if output is None else Path(output)
     if target.resolve() in {one.resolve() for one in (path, score_path) if one is not None}:
         raise ConfigError(
             "--output",

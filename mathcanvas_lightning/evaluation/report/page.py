@@ -9,6 +9,7 @@ from typing import get_args
 
 from mathcanvas_lightning.common.html_page import Notice, PagePicture, write_page
 from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.report.curves import Chart, read_charts
 from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
 from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
@@ -17,6 +18,8 @@ from mathcanvas_lightning.evaluation.score_files import read_summary
 from mathcanvas_lightning.evaluation.score_table import check_rows, score_rows
 from mathcanvas_lightning.evaluation.verdicts import Verdict
 from mathcanvas_lightning.records.record import RecordInput
+from mathcanvas_lightning.training.run.folder import find_run
+from mathcanvas_lightning.training.run.page import RunPage, write_run_page
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,10 @@ class ReportPage:
 
 
 def write_report(
-    input: str,  # noqa: A002
+    input: str | None = None,  # noqa: A002
     output: str | None = None,
     *,
+    run: str | None = None,
     folders: str | None = None,
     scores: str | None = None,
     curves: str | None = None,
@@ -54,17 +58,17 @@ def write_report(
     allow_any_path: bool = False,
     max_records: int = 100,
     only: Only = "all",
-) -> ReportPage:
+) -> ReportPage | RunPage:
     """Shows answered records on one HTML page: questions, steps, drawings, verdicts.
 
     Args:
         input: JSON, JSON lines, CSV or Parquet file of answered records, interleaved ones too.
-        output: HTML file to write; by default <input>.html beside the input.
-        folders: Folder with the steps and drawings that `ReasoningFolders` writes; by default
-            <input> without suffix, if it exists.
-        scores: File that `mathcanvas score` wrote, for verdicts; by default <input>_scores.json,
-            if it exists.
-        curves: metrics.csv of the training run whose losses and accuracies are drawn.
+        output: HTML file to write; by default beside the input, such as answers.html for
+            answers.jsonl (answers.jsonl.html if there is an answers.json too).
+        run: Training run for the curves; without an input, the page is that of the run alone.
+        folders: Folder of `ReasoningFolders`; by default <input> without suffix, if it exists.
+        scores: File of `mathcanvas score`; by default <input>_scores.json, if it exists.
+        curves: Folder or metrics.csv of the training run whose losses and accuracies are drawn.
         index_field: Name of the field with the record's index, which also names its folder.
         query_field: Name of the field with the question.
         image_field: Name of the field with the question's picture, or a list of them.
@@ -73,8 +77,7 @@ def write_report(
         image_base_path: Folder or URL that picture paths start from; by default the input's folder.
         allow_any_path: Read pictures outside image_base_path too, and URLs other than http(s).
         max_records: Maximum number of records to show.
-        only: Show only records with a response of this kind: right, wrong (or without an answer),
-            or failed (no response).
+        only: Show only these records: right, wrong (or without an answer), failed (no response).
 
     Returns:
         The page's path and counts.
@@ -83,6 +86,8 @@ def write_report(
         InputError: If a file is unreadable, lacks a field, or has the scores of other records.
         ConfigError: If an option can't be used.
     """
+    if input is None:
+        return _run_page(run)
     selection = Selection(only=only, max_records=max_records)
     files = find_files(local_path(input), output, folders, scores, selection)
     records = RecordInput(
@@ -95,8 +100,23 @@ def write_report(
         response_field=response_field,
     )
     source = SheetSource(records=records, answer_field=answer_field, folders=files.folders)
-    charts = [] if curves is None else read_charts(local_path(curves))
-    return _write(files, source, selection, charts)
+    return _write(files, source, selection, _charts(curves, run))
+
+
+def _charts(curves: str | None, run: str | None) -> list[Chart]:
+    place = find_run(run).path if run is not None else curves and local_path(curves)
+    return read_charts(place) if place else []
+
+
+def _run_page(run: str | None) -> RunPage:
+    if run is None:
+        raise ConfigError(
+            "--input",
+            found="nothing to show",
+            wanted="a file of answers, or --run with a training run",
+            remedy="Set one of them.",
+        )
+    return write_run_page(find_run(run))
 
 
 def _write(

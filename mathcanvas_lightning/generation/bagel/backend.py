@@ -1,7 +1,6 @@
 """Backend that runs BAGEL itself: answers with texts and drawings, many requests in a batch."""
 
 import dataclasses
-import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from mathcanvas_lightning.generation.backends.identity import fingerprint
 from mathcanvas_lightning.generation.backends.settings import resolved_path
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
 from mathcanvas_lightning.generation.bagel.problem import (
     Answer,
@@ -37,6 +37,7 @@ from mathcanvas_lightning.generation.bagel.requests import (
     with_sampling,
 )
 from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
+from mathcanvas_lightning.generation.bagel.workshop import load_parts
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -99,11 +100,18 @@ class BagelBackend:
             max_images=max_images,
             drawings=self._options.drawings,
         )
+        self._given: dict[str, Any] = {
+            "config": self._config,
+            "limits": self._options.limits,
+            "images": self._options.images,
+        }
         self._generator: ProblemSolver | None = None
         self._fingerprint: str | None = None
         """Fingerprint of the loaded model; None if no model is loaded."""
         self._asked: dict[str, _Asked] = {}
         self._ready: deque[GenerationResponse] = deque()
+        self._num_short = 0
+        """Number of requests in a row that alone ran out of memory."""
 
     @property
     def model_name(self) -> str:
@@ -179,20 +187,33 @@ class BagelBackend:
 
     def _load(self, device: torch.device, local_rank: int) -> ProblemSolver:  # noqa: ARG002
         """Loads the model; `local_rank` is not used here, because the device is enough."""
-        parts = self._load_parts(device)
-        return InterleavedGenerator(
-            *parts, config=self._config, limits=self._options.limits, images=self._options.images
+        return InterleavedGenerator(*self._load_parts(device), **self._given)
+
+    def use(
+        self,
+        model: Bagel,
+        vae: LatentVAE,
+        tokenizer: TextTokenizer,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Answers with a model in memory until `close`, instead of loading the checkpoint.
+
+        Args:
+            model: BAGEL in evaluation mode, whose attention has the path "sdpa".
+            vae: Its autoencoder.
+            tokenizer: Its tokenizer.
+            autocast: See `InterleavedGenerator`.
+        """
+        self._generator = InterleavedGenerator(
+            model, vae, tokenizer, autocast=autocast, **self._given
         )
 
     def _load_parts(
         self, device: torch.device, *, text_head: bool = True
     ) -> tuple[Bagel, LatentVAE, TextTokenizer]:
-        options: Any = {"dtype": self._options.torch_dtype(device), "device": device}
-        model = Bagel.from_checkpoint(self._checkpoint, text_head=text_head, **options)
-        _warn_of_size(self._config.drawing.size, model.config.drawing_size)
-        model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
-        vae = LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options)
-        return model.eval(), vae, TextTokenizer(self._checkpoint)
+        dtype, size = self._options.torch_dtype(device), self._config.drawing.size
+        return load_parts(self._checkpoint, dtype, device, size_px=size, text_head=text_head)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.
@@ -226,8 +247,8 @@ class BagelBackend:
             The responses of all finished requests; empty only if nothing is pending.
 
         Raises:
-            BackendError: If the device is out of memory, or another error occurs. All pending
-                requests are dropped then.
+            BackendError: If the memory is too small for several requests in a row, each one alone,
+                or another error occurs. All pending requests are dropped then.
         """
         while self._asked and not self._ready:
             for answer in self._advance():
@@ -246,7 +267,7 @@ class BagelBackend:
     ) -> Answer:
         """Answers one question, for notebooks.
 
-        Loads the model if needed, on a GPU if there is one. Can be called again after an interrupt.
+        Loads the model if needed, on a GPU if there is one.
 
         Args:
             inputs: Texts and pictures (Pillow images, or files as `Path`) in reading order.
@@ -260,7 +281,7 @@ class BagelBackend:
         Raises:
             InputError: If there is no input, or an input is unreadable or too long.
             ConfigError: If `sampling` sets values that are not listed above.
-            BackendError: If other requests are pending, or the network computes NaN.
+            BackendError: If requests are pending, memory is short, or the network computes NaN.
             MathCanvasError: See `start`.
         """
         if others := unsupported(sampling, "n"):
@@ -293,9 +314,11 @@ class BagelBackend:
                 )
             ]
         )
-        if (failure := failure_of(answer)) is not None:
-            raise _failed_answer(self._checkpoint, failure)
-        return answer
+        if (failure := failure_of(answer)) is None:
+            return answer
+        if failure.kind == "out_of_memory":
+            raise self._broken(torch.OutOfMemoryError(failure.message))
+        raise _failed_answer(self._checkpoint, failure)
 
     def _advance(self) -> list[Answer]:
         try:
@@ -308,7 +331,7 @@ class BagelBackend:
             raise
 
     def _broken(self, error: Exception) -> BackendError:
-        is_memory = isinstance(error, torch.OutOfMemoryError)
+        is_memory = is_memory_error(error)
         found = "too little memory" if is_memory else type(error).__name__
         condition = "" if is_memory else ", if memory is the cause"
         return BackendError(
@@ -333,10 +356,22 @@ class BagelBackend:
         if len(asked.answers) == asked.request.sampling.n:
             del self._asked[uid]
             answers = [asked.answers[number] for number in sorted(asked.answers)]
-            self._ready.append(response_of(asked.request, answers))
+            self._ready.append(self._checked(response_of(asked.request, answers)))
+
+    def _checked(self, response: GenerationResponse) -> GenerationResponse:
+        """Ends the run after several responses in a row that failed because of memory."""
+        failure = response.failure
+        is_short = failure is not None and failure.kind == "out_of_memory"
+        self._num_short = self._num_short + 1 if is_short else 0
+        if failure is not None and self._num_short >= MAX_SHORT:
+            self.generator.withdraw()
+            self._asked.clear()
+            raise self._broken(torch.OutOfMemoryError(failure.message))
+        return response
 
 
-log = logging.getLogger(__name__)
+MAX_SHORT = 3
+"""After so many requests in a row for which the memory is too small, the run ends."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -360,14 +395,3 @@ def _failed_answer(checkpoint: str, failure: Failure) -> BackendError:
         if failure.kind == "not_finite"
         else "Run again.",
     )
-
-
-def _warn_of_size(size: tuple[int, int] | None, trained: tuple[int, int] | None) -> None:
-    """Logs a warning if drawings are made in another size than the model was trained to draw."""
-    if size is not None and trained is not None and tuple(size) != tuple(trained):
-        log.warning(
-            "drawing.size is %d x %d pixels, but the model was trained to draw %d x %d; remove "
-            "drawing.size to use the trained size",
-            *size,
-            *trained,
-        )

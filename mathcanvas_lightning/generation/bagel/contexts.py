@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.images.resize import ImageTransform, on_white
 from mathcanvas_lightning.data.sequence.pack import PackItem, pack_samples
 from mathcanvas_lightning.data.sequence.roles import SplitKind
 from mathcanvas_lightning.data.sequence.splits import PlannedSplit
@@ -267,3 +267,20 @@ class Prefiller:
             )
         und_counts, gen_counts = zip(*counts, strict=True)
         return und.split(und_counts), gen.split(gen_counts)
+
+
+def opaque(image: Image.Image, uid: str) -> Image.Image:
+    """Decodes a picture and puts it on a white background.
+
+    Raises:
+        InputError: If it can't be decoded.
+    """
+    try:
+        return on_white(image)
+    except Exception as error:  # Pillow's decoders may raise anything
+        raise InputError(
+            f"a picture of problem {uid}",
+            found=f"{type(error).__name__}: {error}",
+            wanted="an image that can be decoded",
+            remedy="Check the file.",
+        ) from None

@@ -44,6 +44,8 @@ class InterleavedGenerator(ProblemSolver):
         limits: Batch size and memory.
         images: How images become tokens.
         choose: Chooses the next tokens; can be replaced, for instance to constrain them.
+        autocast: Type that autocast computes in, for weights of several types; None computes in
+            the type of the weights.
 
     Raises:
         ConfigError: If the contexts of one problem do not fit into memory.
@@ -59,9 +61,10 @@ class InterleavedGenerator(ProblemSolver):
         limits: BatchLimits | None = None,
         images: ImageOptions | None = None,
         choose: ChooseTokens = choose_tokens,
+        autocast: torch.dtype | None = None,
     ) -> None:
         config, limits = config or InterleavedConfig(), limits or BatchLimits()
-        self.choose = choose
+        self.choose, self._autocast = choose, autocast
         self._model, self._tokens_per_turn = model, limits.tokens_per_turn
         self._special = tokenizer.special
         self._workshop = open_workshop(
@@ -71,14 +74,15 @@ class InterleavedGenerator(ProblemSolver):
             num_contexts=config.drawing.num_contexts,
             limits=limits,
             images=images or ImageOptions(),
+            dtype=autocast,
         )
         self.cache, self._painter = self._workshop.cache, self._workshop.painter
-        self.batch_size = self._workshop.num_problems
-        if self.batch_size < limits.max_batch_size:
+        batch_size = self._workshop.num_problems
+        if batch_size < limits.max_batch_size:
             logger.warning(
                 "memory is enough for the contexts of %d problems at a time, not %d; lower "
                 "max_context_tokens to use larger batches",
-                self.batch_size,
+                batch_size,
                 limits.max_batch_size,
             )
         self._running: dict[int, _Seat] = {}
@@ -88,11 +92,11 @@ class InterleavedGenerator(ProblemSolver):
             trained_size=model.config.drawing_size,
             capacity=self.cache.capacity,
         )
-        super().__init__(reader, config)
+        super().__init__(reader, config, batch_size=batch_size)
 
     @torch.inference_mode()
     def _advance(self) -> list[Answer]:
-        with own_precision(self.cache.device):
+        with own_precision(self.cache.device, self._autocast):
             self._admit()
             self._prefill()
             for _ in range(self._tokens_per_turn):
@@ -106,11 +110,16 @@ class InterleavedGenerator(ProblemSolver):
         }
         self._running = kept
 
+    def _in_progress(self) -> list[Rollout]:
+        return [self._running[slot].rollout for slot in sorted(self._running)]
+
     def _admit(self) -> None:
         for slot in range(self.batch_size):
-            if slot in self._running or not self._waiting:
+            if slot in self._running:
                 continue
-            rollout = self._waiting.popleft()
+            rollout = self._line.next({one.problem.uid for one in self._in_progress()})
+            if rollout is None:
+                return
             is_text = rollout.problem.mode == "understanding"
             needed = 1 if is_text else rollout.config.drawing.num_contexts
             rows = self._workshop.rows(slot, needed)
@@ -144,7 +153,7 @@ class InterleavedGenerator(ProblemSolver):
             if is_valid:
                 seat.take_token(token_id, self._special.eos)
             else:
-                seat.rollout.stop_not_finite()
+                seat.rollout.stop("not_finite")
 
     def _draw(self) -> None:
         for seat in self._active():
@@ -162,7 +171,7 @@ class InterleavedGenerator(ProblemSolver):
         for (seat, _), picture in zip(done, pictures, strict=True):
             seat.drawing = None
             if picture is None:
-                seat.rollout.stop_not_finite()
+                seat.rollout.stop("not_finite")
             else:
                 seat.rollout.take_picture(picture)
 

@@ -246,8 +246,8 @@ class CachedTokens:
         self, keys: Tensor, values: Tensor, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """Writes new keys and values to a layer's cache, then attends, [T, N, H]."""
-        keys[self._rows, :, self._offsets] = key
-        values[self._rows, :, self._offsets] = value
+        keys[self._rows, :, self._offsets] = key.to(keys.dtype)
+        values[self._rows, :, self._offsets] = value.to(values.dtype)
         if self._reordered:
             query = query[self._reordered[1]]
         parts = [
@@ -367,3 +367,10 @@ def _attention_call(group: Sequence[Span], device: torch.device) -> _AttentionCa
         mask=mask,
         causal=causal,
     )
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

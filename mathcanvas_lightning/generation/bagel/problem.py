@@ -14,11 +14,19 @@ Mode = Literal["interleaved", "understanding", "image"]
 """interleaved: texts and drawings in turn, as the model chooses. understanding: one text about
 texts and pictures. image: one drawing from a text (text-to-image) or from pictures (editing)."""
 FinishReason = Literal[
-    "stop", "max_steps", "max_tokens", "max_images", "window", "not_finite", "failed"
+    "stop",
+    "max_steps",
+    "max_tokens",
+    "max_images",
+    "window",
+    "not_finite",
+    "out_of_memory",
+    "failed",
 ]
 """stop: the model ended its answer. window: a context is full. not_finite: the network computed NaN
-or infinity, so the answer is useless. failed: the text engine refused the problem. Others: that
-limit was reached."""
+or infinity, so the answer is useless. out_of_memory: the problem alone needs more
+memory than the device has. failed: the text engine refused the problem. Others: that limit was
+reached."""
 DrawingsUse = Literal["own", "none"]
 
 THINK_PROMPTS: dict[Mode, str] = {

@@ -28,7 +28,7 @@ NOT_FINITE = (
     "the network computed NaN or infinite values: its weights are broken, or their precision "
     "(dtype) is too low"
 )
-"""Message of the failure of a problem."""
+OUT_OF_MEMORY = "this problem alone needs more memory than the device has"
 
 
 class RequestError(Exception):
@@ -164,6 +164,8 @@ def failure_of(answer: Answer) -> Failure | None:
     """Why an answer is useless; None if it is not."""
     if answer.finish_reason == "not_finite":
         return Failure(kind="not_finite", message=NOT_FINITE)
+    if answer.finish_reason == "out_of_memory":
+        return Failure(kind="out_of_memory", message=OUT_OF_MEMORY)
     return answer.failure
 
 

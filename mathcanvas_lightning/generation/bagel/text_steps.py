@@ -122,7 +122,7 @@ def sample(
     """
     sharp = logits / temperatures.clamp(min=1e-6)[:, None]
     if any_nucleus:
-        sharp = _nucleus(sharp, top_ps)
+        sharp = keep_nucleus(sharp, top_ps)
     cumulative = sharp.softmax(-1).double().cumsum(-1)
     wanted = uniforms.clamp(max=BELOW_ONE)[:, None] * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
@@ -130,7 +130,7 @@ def sample(
     return torch.where(temperatures > 0, sampled, logits.argmax(-1))
 
 
-def _nucleus(logits: Tensor, top_ps: Tensor) -> Tensor:
+def keep_nucleus(logits: Tensor, top_ps: Tensor) -> Tensor:
     """Sets the logits of all tokens outside the nucleus to -inf."""
     ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
     cumulative = ordered.softmax(-1).double().cumsum(-1)

@@ -1,8 +1,10 @@
 """A loaded model with its KV cache, and everything that reads into the cache and draws from it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -16,6 +18,8 @@ from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOpti
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_CONTEXT = 16_384
 MEMORY_SHARE = 0.8
@@ -61,6 +65,7 @@ def open_workshop(
     num_contexts: int,
     limits: BatchLimits,
     images: ImageOptions,
+    dtype: torch.dtype | None = None,
 ) -> Workshop:
     """Allocates the contexts of as many problems as memory allows.
 
@@ -71,12 +76,13 @@ def open_workshop(
         num_contexts: Number of contexts of each problem.
         limits: Number of problems, and memory.
         images: How images become tokens.
+        dtype: Data type of keys and values; None takes that of the weights.
 
     Raises:
         ConfigError: If the contexts of one problem do not fit into memory.
     """
     maker = item_maker(model.config, tokenizer, images)
-    cache = _make_cache(model, num_contexts, limits)
+    cache = _make_cache(model, num_contexts, limits, dtype)
     return Workshop(
         model=model,
         maker=maker,
@@ -91,6 +97,39 @@ def open_workshop(
             interpolate_positions=images.interpolate_positions,
         ),
     )
+
+
+def load_parts(
+    checkpoint: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    size_px: tuple[int, int] | None,
+    text_head: bool = True,
+) -> tuple[Bagel, LatentVAE, TextTokenizer]:
+    """Loads model, autoencoder and tokenizer of a checkpoint.
+
+    Args:
+        checkpoint: Directory in the layout of BAGEL-7B-MoT.
+        dtype: Type of the weights.
+        device: Device of the weights.
+        size_px: Width and height of the drawings, if they are set; logs a warning if the model was
+            trained to draw in another size.
+        text_head: Whether the model can write, see `Bagel.from_checkpoint`.
+    """
+    options: Any = {"dtype": dtype, "device": device}
+    model = Bagel.from_checkpoint(checkpoint, text_head=text_head, **options)
+    trained = model.config.drawing_size
+    if size_px is not None and trained is not None and tuple(size_px) != tuple(trained):
+        logger.warning(
+            "drawing.size is %d x %d pixels, but the model was trained to draw %d x %d; remove "
+            "drawing.size to use the trained size",
+            *size_px,
+            *trained,
+        )
+    model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
+    vae = LatentVAE.from_checkpoint(checkpoint, model.config.vae, **options)
+    return model.eval(), vae, TextTokenizer(checkpoint)
 
 
 def item_maker(config: BagelConfig, tokenizer: TextTokenizer, images: ImageOptions) -> ItemMaker:
@@ -121,10 +160,13 @@ def context_capacity(config: BagelConfig, limits: BatchLimits) -> int:
     return limits.max_context_tokens or longest
 
 
-def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache:
+def _make_cache(
+    model: Bagel, num_contexts: int, limits: BatchLimits, dtype: torch.dtype | None
+) -> KVCache:
     llm, weight = model.config.llm, model.language_model.model.embed_tokens.weight
+    dtype = dtype or weight.dtype
     capacity = context_capacity(model.config, limits)
-    problem_bytes = num_contexts * capacity * token_bytes(llm, weight.dtype)
+    problem_bytes = num_contexts * capacity * token_bytes(llm, dtype)
     memory_bytes = limits.memory_bytes
     if memory_bytes is None:
         memory_bytes = int(free_bytes(weight.device) * MEMORY_SHARE)
@@ -133,7 +175,7 @@ def _make_cache(model: Bagel, num_contexts: int, limits: BatchLimits) -> KVCache
         llm,
         num_rows=num_problems * num_contexts,
         capacity=capacity,
-        dtype=weight.dtype,
+        dtype=dtype,
         device=weight.device,
     )
 
@@ -149,12 +191,17 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def own_precision(device: torch.device) -> Iterator[None]:
-    """Undoes the Trainer's default dtype and autocast, so that only the model's dtypes count."""
+def own_precision(device: torch.device, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Undoes the Trainer's default dtype and autocast.
+
+    Args:
+        device: Device of the computation.
+        autocast: Type to compute in; None computes in the type of the weights.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
             yield
     finally:
         torch.set_default_dtype(default)

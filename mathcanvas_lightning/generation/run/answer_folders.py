@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.data.images.decode import ImageLimits, check_image
-from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest, Part
+from mathcanvas_lightning.generation.requests import GenerationRequest, Part
 from mathcanvas_lightning.records.files import json_text
 from mathcanvas_lightning.records.pictures import Picture
 
@@ -51,16 +51,17 @@ def folder_name(index: str, number: int) -> str:
     return safe_name(index) + (f"+{number}" if number > 1 else "")
 
 
-def write_folder(target: Path, index: str, steps: Sequence[Part], exchange: Exchange) -> None:
+def write_folder(
+    target: Path, index: str, steps: Sequence[Part], request: GenerationRequest
+) -> None:
     """Writes the folder of one answer; replaces an earlier folder of the same name.
 
     Args:
         target: Path of the folder.
         index: Index of the record.
         steps: Texts and drawings of the answer.
-        exchange: Response and request.
+        request: The request, with the record and its pictures.
     """
-    assert exchange.request is not None
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "images").mkdir(parents=True)
@@ -68,8 +69,8 @@ def write_folder(target: Path, index: str, steps: Sequence[Part], exchange: Exch
     for number, drawing in enumerate(drawings, start=1):
         (temporary / _image_path(number)).write_bytes(drawing.data)
     _write_json(temporary / RESULT_FILE, reasoning_result(index, steps))
-    _write_json(temporary / "ori.json", exchange.request.record)
-    _write_originals(temporary / "ori_images", exchange.request)
+    _write_json(temporary / "ori.json", request.record)
+    _write_originals(temporary / "ori_images", request)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

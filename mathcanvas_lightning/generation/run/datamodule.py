@@ -11,14 +11,14 @@ from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from mathcanvas_lightning.errors import ConfigError, InputError, MathCanvasError, OutputError
-from mathcanvas_lightning.generation.prompts.chat import ChatPrompt, PromptBuilder
-from mathcanvas_lightning.generation.requests import (
-    Failure,
-    GenerationRequest,
-    GenerationResponse,
-    hash_pictures,
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
+from mathcanvas_lightning.generation.prompts.building import (
+    PROMPT_FAILURE,
+    Prepared,
+    build_request,
 )
+from mathcanvas_lightning.generation.prompts.chat import ChatPrompt, PromptBuilder
+from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
 from mathcanvas_lightning.generation.run.batching import Batching, FixedSize
 from mathcanvas_lightning.generation.run.journal.answered import Selection, select_records
 from mathcanvas_lightning.generation.run.journal.existing import (
@@ -38,20 +38,15 @@ from mathcanvas_lightning.generation.run.journal.folder import (
 from mathcanvas_lightning.generation.run.journal.lines import Entry, origin_of
 from mathcanvas_lightning.generation.run.journal.origin import has_same_origin
 from mathcanvas_lightning.generation.run.module import GenerationModule, RequestBatch
-from mathcanvas_lightning.records.fetching import PictureReader, Pictures
+from mathcanvas_lightning.records.fetching import PictureReader
 from mathcanvas_lightning.records.filters import RecordFilter
-from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput, iter_records
 from mathcanvas_lightning.records.survey import OnFault, RecordKey, survey
 
 log = logging.getLogger(__name__)
 
-PROMPT_FAILURE = "prompt"
-"""Failure kind of a record that does not fit the prompt."""
 NUM_TRIED = 10
 """Number of records on which the prompt is tested before the run."""
-Prepared = GenerationRequest | GenerationResponse
-"""A request, or the failure of a record from which no request could be built."""
 
 
 class RecordDataModule(LightningDataModule):
@@ -88,7 +83,10 @@ class RecordDataModule(LightningDataModule):
         super().__init__()
         if not inputs:
             raise ConfigError(
-                "data.inputs", found="none", wanted="a file of records", remedy="Add one."
+                "data.inputs",
+                found="none",
+                wanted="a file of records",
+                remedy="Add one (generate-response: --text_only_input or --multimodal_input).",
             )
         self.inputs = inputs
         self.prompt = prompt or ChatPrompt()
@@ -217,7 +215,7 @@ class RecordDataModule(LightningDataModule):
         for one in self.inputs:
             records = self._records(one, wanted)
             for record, pictures in self._pictures[one.label].read_ahead(records):
-                yield self._prepare(record, pictures)
+                yield build_request(record, pictures, self.prompt, self.template_options)
 
     def _records(self, one: RecordInput, wanted: Mapping[str, RecordKey]) -> Iterator[Record]:
         keys = {key.position: key for key in wanted.values() if key.label == one.label}
@@ -233,25 +231,6 @@ class RecordDataModule(LightningDataModule):
                 break
         if keys:
             raise _changed(one)
-
-    def _prepare(self, record: Record, pictures: Pictures) -> Prepared:
-        try:
-            if isinstance(pictures, PictureError):
-                raise pictures
-            messages = self.prompt(record, pictures)
-        except PictureError as error:
-            failure = Failure(kind=error.kind, message=str(error))
-        except MathCanvasError as error:
-            failure = Failure(kind=PROMPT_FAILURE, message=str(error))
-        else:
-            return GenerationRequest(
-                uid=record.uid,
-                messages=messages,
-                template_options=self.template_options,
-                record=record.values,
-                picture_digest=hash_pictures(pictures),
-            )
-        return GenerationResponse(uid=record.uid, failure=failure)
 
     @property
     def _fields(self) -> Collection[str] | None:

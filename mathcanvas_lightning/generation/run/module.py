@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -110,6 +111,8 @@ class GenerationModule(LightningModule):
         super().__init__()
         self.backend = backend
         self.sampling = sampling
+        self.start_s = 0.0
+        """Seconds that the backend took to start, in this run."""
         self._asked: dict[str, GenerationRequest] = {}
 
     def configure_callbacks(self) -> list[Callback]:
@@ -142,6 +145,10 @@ class GenerationModule(LightningModule):
             responses += self._collect(1)
         return Responses(responses)
 
+    def on_predict_start(self) -> None:
+        """Resets the clock of the start."""
+        self.start_s = 0.0
+
     def on_predict_epoch_end(self) -> None:
         """Waits for the responses to all requests."""
         self._collect(1)
@@ -149,7 +156,9 @@ class GenerationModule(LightningModule):
     def _submit(self, request: GenerationRequest) -> None:
         if self.sampling is not None:
             request = replace(request, sampling=self.sampling)
+        started = time.monotonic()
         self.backend.start(local_rank=self.trainer.local_rank, device=str(self.device))
+        self.start_s += time.monotonic() - started
         if not self._asked:
             drop_pending(self.backend)  # of a call of generate() that was left early
         self._asked[request.uid] = request

@@ -103,16 +103,28 @@ def _merged(
             else:
                 tally.add(line)
                 merged.pop(source.error_field, None)
-                merged |= _response_fields(line, source, post_processors)
+                merged |= response_fields(line, source, post_processors)
             yield merged
 
 
 _NO_LINE = {"error": {"kind": NOT_ASKED, "message": "the run ended before it"}}
 
 
-def _response_fields(
-    line: Mapping[str, Any], source: RecordInput, post_processors: Sequence[PostProcessor]
+def response_fields(
+    line: Mapping[str, Any],
+    source: RecordInput,
+    post_processors: Sequence[PostProcessor] = (),
 ) -> dict[str, Any]:
+    """The fields that an answer adds to its record.
+
+    Args:
+        line: The error (kind and message, or None) and the texts of the answers.
+        source: The input, with the names of the fields.
+        post_processors: Functions that change each answer, applied in order.
+
+    Returns:
+        The answer, or the list of several; or None and the error.
+    """
     if line["error"]:
         error = "{kind}: {message}".format(**line["error"])
         return {source.response_field: None, source.error_field: error}

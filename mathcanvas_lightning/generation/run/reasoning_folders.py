@@ -7,14 +7,17 @@ from lightning.pytorch import LightningModule, Trainer
 
 from mathcanvas_lightning.common.paths import is_vacant, local_path
 from mathcanvas_lightning.errors import OutputError
-from mathcanvas_lightning.generation.requests import Exchange
+from mathcanvas_lightning.generation.requests import Exchange, GenerationRequest, Part
 from mathcanvas_lightning.generation.run.answer_folders import folder_name, safe_name, write_folder
+from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
+from mathcanvas_lightning.generation.run.journal.drawings import stored_steps
 from mathcanvas_lightning.generation.run.journal.folder import (
     claim_folders,
     claimed_folders,
     has_answers,
     journal_folder,
 )
+from mathcanvas_lightning.generation.run.journal.lines import open_entries
 from mathcanvas_lightning.generation.run.module import GenerationModule, ResponseCallback
 from mathcanvas_lightning.generation.run.writer import data_of
 from mathcanvas_lightning.records.record import RecordInput
@@ -26,7 +29,9 @@ class ReasoningFolders(ResponseCallback):
     `<id>/reasoning_result.json` contains the steps in order, `<id>/images/reasoning_image_N.png`
     the drawings, `<id>/ori.json` the record, and `<id>/ori_images/` the record's pictures. A folder
     is renamed into place when it is complete, before the answer is added to the journal. If a
-    record has several answers, the later ones get the folders `<id>+2`, `<id>+3`, ...
+    record has several answers, the later ones get the folders `<id>+2`, `<id>+3`, ... A run that is
+    started again with this callback, after it was finished without, writes the folders from the
+    drawings in the journal; it loads no model.
 
     Args:
         folder: Parent folder; with several inputs, each has a subfolder with its name. By default
@@ -87,7 +92,36 @@ class ReasoningFolders(ResponseCallback):
                 for number, output in enumerate(exchange.response.outputs, start=1):
                     if output.steps or self.texts_too:
                         target = base / folder_name(index, number)
-                        write_folder(target, index, output.steps or (output.text,), exchange)
+                        steps = output.steps or (output.text,)
+                        write_folder(target, index, steps, exchange.request)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Writes the folders of earlier answers whose drawings are in the journal.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Not used.
+        """
+        if trainer.is_global_zero:
+            self._write_earlier(data_of(trainer))
+
+    def _write_earlier(self, data: RecordDataModule) -> None:
+        """Writes folders that an earlier run without this callback has not written."""
+        steps: dict[str, list[list[Part]]] = {}
+        with open_entries() as read:
+            for uid, entry in data.answered.items():
+                label = data.wanted[uid].label
+                base = self._parents[label] / folder_name(uid.removeprefix(f"{label}:"), 1)
+                if not base.exists():
+                    steps[uid] = stored_steps(entry.path.parent, read(entry))
+        wanted = {uid: data.wanted[uid] for uid, found in steps.items() if found}
+        for request in data.prepared(wanted):
+            if isinstance(request, GenerationRequest):
+                label = data.wanted[request.uid].label
+                index = request.uid.removeprefix(f"{label}:")
+                for number, parts in enumerate(steps[request.uid], start=1):
+                    target = self._parents[label] / folder_name(index, number)
+                    write_folder(target, index, parts, request)
 
     def _parent(self, source: RecordInput, inputs: Sequence[RecordInput]) -> Path:
         if self.folder is not None:

@@ -20,6 +20,7 @@ from mathcanvas_lightning.model.flow import add_noise, unpatchify
 from mathcanvas_lightning.model.vae import LatentVAE, to_pixels
 from mathcanvas_lightning.training.inputs import PackInputs
 from mathcanvas_lightning.training.module import BagelModule
+from mathcanvas_lightning.training.run.logger import RunLogger
 
 GAP_PX = 4
 TAG = "val/pictures"
@@ -42,8 +43,8 @@ class PictureLogger(Callback):
 
     On the left is the one-step prediction of the clean image, x_t - t v, on the right the image.
     Noise and timesteps are the same in each validation, so the pictures of a run can be compared.
-    They are logged to TensorBoard and Weights & Biases. Without these loggers they are saved as
-    `pictures/step_N.png` in the log folder of the run.
+    They are logged to TensorBoard and Weights & Biases. In the folder of a run, and without these
+    loggers, they are saved as `pictures/step_N.png` in the log folder.
 
     Args:
         every_n_steps: Minimum number of optimizer steps between two pictures; with 1, every
@@ -158,7 +159,7 @@ def compare(
 
 
 def log_picture(trainer: Trainer, picture: Image.Image, step: int, folder: Path) -> None:
-    """Logs a picture, or saves it as a file if no logger accepts pictures.
+    """Logs a picture; saves it as a file in a run's folder, or if no logger accepts pictures.
 
     Args:
         trainer: The Trainer with the loggers.
@@ -166,18 +167,19 @@ def log_picture(trainer: Trainer, picture: Image.Image, step: int, folder: Path)
         step: Optimizer step.
         folder: Log folder of the run.
     """
-    loggers = list(_picture_loggers(trainer))
+    loggers = list(picture_loggers(trainer))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(TAG, np.asarray(picture), step, dataformats="HWC")
         else:
             logger.log_image(TAG, [picture], step=step)
-    if not loggers:
+    if not loggers or any(isinstance(logger, RunLogger) for logger in trainer.loggers):
         with written_whole(folder / "pictures" / f"step_{step}.png") as path:
             picture.save(path, format="PNG")
 
 
-def _picture_loggers(trainer: Trainer) -> Iterator[TensorBoardLogger | WandbLogger]:
+def picture_loggers(trainer: Trainer) -> Iterator[TensorBoardLogger | WandbLogger]:
+    """Yields the loggers of a Trainer that accept pictures and texts."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger | WandbLogger):
             yield logger

@@ -128,7 +128,7 @@ def mesh_sizes(trainer: Trainer) -> tuple[int, int]:
 
 def _source(module: BagelModule, trainer: Trainer) -> str:
     source = module.source
-    found = source.checkpoint or f"preset {source.preset}, random with seed {source.seed}"
+    found = source.checkpoint or f"preset {source.preset}, random with seed {source.initial_seed}"
     changed = "".join(f", {name} {value}" for name, value in source.overrides.items())
     lora = module.lora
     adapters = (
@@ -177,13 +177,20 @@ def _describe_data(trainer: Trainer, data: MathCanvasDataModule) -> Iterator[tup
         f"{planned.capacity:,} tokens, {planned.fill:.1%} full; {schedule.num_steps:,} steps, "
         f"{schedule.num_fillers} fillers",
     )
-    steps = count_steps(trainer)
-    length = "unlimited" if steps is None else f"{steps:,}: {steps / schedule.num_steps:.2f} epochs"
-    yield "total steps", length
+    yield "total steps", _length(trainer, schedule.num_steps)
     yield "training data", "; ".join(_datasets(data.train_data))
     if data.validation_data:
         texts = [text for each in data.validation_data for text in _datasets(each)]
         yield "validation data", "; ".join(texts)
+
+
+def _length(trainer: Trainer, steps_per_epoch: int) -> str:
+    steps = count_steps(trainer)
+    if steps is None:
+        return "unlimited"
+    # Epochs differ by a few steps, so a number of epochs that was set is not computed from steps.
+    epochs = trainer.max_epochs if trainer.max_steps < 0 else f"{steps / steps_per_epoch:.2f}"
+    return f"{steps:,}: {epochs} epochs"
 
 
 def _datasets(data: PackedData) -> Iterator[str]:

@@ -1,18 +1,17 @@
-"""A box with the figures of a whole run at its end, and progress lines without a terminal."""
+"""A box with the figures of a whole run at its end."""
 
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from rich import box
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
-from rich.table import Table
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.common.box import duration, print_box
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.callbacks.monitor import (
     Counts,
@@ -21,7 +20,10 @@ from mathcanvas_lightning.training.callbacks.monitor import (
     peak_memory_gib,
     summed,
 )
-from mathcanvas_lightning.training.optim import count_steps
+from mathcanvas_lightning.training.callbacks.progress import ProgressLines
+from mathcanvas_lightning.training.run.folder import next_commands
+
+__all__ = ["EndSummary", "ProgressLines", "RunTotals", "written_checkpoints"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,26 +42,38 @@ class RunTotals:
     """Seconds that rank zero waited for data; None if it is not measured."""
     fill: float | None
     """Fraction of the packs' capacity that was used."""
-    mfu: float | None
-    """Fraction of the devices' peak, outside of validation; None if the peak is not known."""
+    peak_flops: float | None
+    """Peak operations per second of all devices together; None if it is not known."""
     peak_gib: float
     """Peak memory of rank zero."""
+    checkpoints: Sequence[tuple[str, str]] = ()
+    """Kind and path of the checkpoints to use."""
+
+    @property
+    def training_s(self) -> float:
+        """Seconds outside of validation."""
+        return max(self.seconds - self.validation_s, 1e-9)
+
+    @property
+    def mfu(self) -> float | None:
+        """Fraction of the devices' peak, outside of validation; None if the peak is not known."""
+        return self.counts.flops / self.training_s / self.peak_flops if self.peak_flops else None
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
-        training_s = max(self.seconds - self.validation_s, 1e-9)
-        waits = f"validation {_duration(self.validation_s)}"
+        waits = f"validation {duration(self.validation_s)}"
         if self.data_wait_s is not None:
-            waits = f"data {_duration(self.data_wait_s)}, {waits}"
+            waits = f"data {duration(self.data_wait_s)}, {waits}"
         rows = [
-            ("time", f"{_duration(self.seconds)}, {self.steps:,} steps"),
+            ("time", f"{duration(self.seconds)}, {self.steps:,} steps"),
             ("samples", f"{self.counts.samples:,.0f}"),
             ("tokens", f"{self.counts.tokens:,.0f}"),
-            ("tokens/s", f"{self.counts.tokens / training_s:,.0f}"),
+            ("tokens/s", f"{self.counts.tokens / self.training_s:,.0f}"),
         ]
         rows += [("fill of the packs", f"{self.fill:.1%}")] if self.fill is not None else []
         rows += [("MFU", f"{self.mfu:.1%}")] if self.mfu is not None else []
-        return [*rows, ("peak memory", f"{self.peak_gib:,.2f} GiB"), ("waits", waits)]
+        rows += [("peak memory", f"{self.peak_gib:,.2f} GiB"), ("waits", waits)]
+        return [*rows, *self.checkpoints]
 
 
 class EndSummary(Callback):
@@ -125,16 +139,15 @@ class EndSummary(Callback):
             return
         totals = self._totals(trainer, pl_module, time.perf_counter() - self._started)
         if trainer.is_global_zero:
-            table = Table(box=box.ROUNDED, show_header=False, title="This run")
-            for name, value in totals.rows():
-                table.add_row(name, value)
-            Console().print(table)
+            print_box("This run", totals.rows())
+            if totals.checkpoints:
+                lines = "\n".join(next_commands(Path(trainer.default_root_dir)))
+                Console().print(f"Next:\n{lines}", markup=False, highlight=False, soft_wrap=True)
 
     def _totals(self, trainer: Trainer, module: LightningModule, seconds: float) -> RunTotals:
         counts = summed(self._counts, trainer, module.device)
         peak = self.peak_flops or device_peak_flops(module.device)
         size = capacity(trainer)
-        training_s = max(seconds - self._validation_s, 1e-9)
         waited = getattr(self._loader, "waited_s", None)
         return RunTotals(
             steps=trainer.global_step - self._first_step,
@@ -143,84 +156,39 @@ class EndSummary(Callback):
             validation_s=self._validation_s,
             data_wait_s=None if waited is None else self._waited_before + waited,
             fill=counts.tokens / (counts.packs * size) if size and counts.packs else None,
-            mfu=counts.flops / training_s / (peak * trainer.world_size) if peak else None,
+            peak_flops=peak and peak * trainer.world_size,
             peak_gib=peak_memory_gib(module.device),
+            checkpoints=written_checkpoints(trainer),
         )
 
 
-class ProgressLines(Callback):
-    """Writes a line on the progress every so often, if standard error is not a terminal.
-
-    A progress bar would fill a log file with its updates.
-
-    Args:
-        every_s: Seconds between two lines.
-    """
-
-    def __init__(self, every_s: float = 30.0) -> None:
-        if every_s <= 0:
-            raise ConfigError(
-                "ProgressLines",
-                found=f"every_s {every_s}",
-                wanted="seconds, above 0",
-                remedy="Set progress: null to write no lines.",
-            )
-        self.every_s = every_s
-        self._started: tuple[float, int] | None = None
-        self._written = 0.0
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is no terminal for a progress bar."""
-        return not sys.stderr.isatty()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Starts the clock."""
-        now = time.monotonic()
-        self._started, self._written = (now, trainer.global_step), now
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
-        """Writes a line if it is due."""
-        now = time.monotonic()
-        if not self.is_needed or self._started is None or now - self._written < self.every_s:
-            return
-        self._written = now
-        started, first_step = self._started
-        rank_zero_info(progress_line(trainer, (now - started), trainer.global_step - first_step))
-
-
-def progress_line(trainer: Trainer, seconds: float, steps: int) -> str:
-    """Describes the progress of a run.
+def written_checkpoints(trainer: Trainer) -> list[tuple[str, str]]:
+    """Finds the checkpoints that a run has written.
 
     Args:
         trainer: The Trainer.
-        seconds: Time since the start.
-        steps: Optimizer steps since the start.
 
     Returns:
-        A line such as "step 120 of 900, 3.2 s a step, 41:36 left, train/loss 0.512".
+        "last checkpoint" and its path; "best checkpoint" with the value by which it was chosen, if
+        a metric is monitored.
     """
-    total = count_steps(trainer)
-    parts = [f"step {trainer.global_step:,}" + (f" of {total:,}" if total else "")]
-    if steps:
-        parts.append(f"{seconds / steps:.3g} s a step")
-        if total:
-            left = (total - trainer.global_step) * seconds / steps
-            parts.append(f"{_duration(left)} left")
-    metrics = trainer.callback_metrics
-    names = ("train/loss", "train/ce", "train/mse", "speed/tokens_per_s")
-    parts += [f"{name} {float(metrics[name]):.4g}" for name in names if name in metrics]
-    return ", ".join(parts)
+    found: list[tuple[str, str]] = []
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+    for saver in savers:
+        paths = [
+            p for p in (saver.last_model_path, saver.best_model_path) if p and Path(p).exists()
+        ]
+        if paths and not found:
+            found.append(("last checkpoint", _shown_path(Path(paths[0]))))
+        if saver.monitor not in (None, "step") and saver.best_model_path:
+            path, score = Path(saver.best_model_path), saver.best_model_score
+            value = "" if score is None else f" ({saver.monitor} {float(score):.4g})"
+            found.append(("best checkpoint", f"{_shown_path(path)}{value}"))
+    return found
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def _shown_path(path: Path) -> str:
+    """The file that a link leads to, relative to the working folder if it is below it."""
+    real = path.resolve()
+    here = Path.cwd().resolve()
+    return str(real.relative_to(here)) if real.is_relative_to(here) else str(real)

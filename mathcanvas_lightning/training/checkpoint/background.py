@@ -42,7 +42,8 @@ class BackgroundSaver:
 
     def __init__(self) -> None:
         self.pending: PendingSave | None = None
-        self._completed: Future[None] | None = None
+        self.completed: Future[None] | None = None
+        """Done when the checkpoint has its name; None if none is being written."""
         self._deferred: list[Callable[[], object]] = []
         self._is_writing = False
         self._lock = threading.Lock()
@@ -81,11 +82,11 @@ class BackgroundSaver:
             temporary=temporary, target=target, about=checkpoint, written=written
         )
         self._is_writing = True
-        self._completed = self._thread.submit(self._complete, self.pending, is_first)
+        self.completed = self._thread.submit(self._complete, self.pending, is_first)
 
     def wait(self) -> None:
         """Waits until the checkpoint is complete; raises what writing it raised."""
-        completed, self._completed, self.pending = self._completed, None, None
+        completed, self.completed, self.pending = self.completed, None, None
         if completed is not None:
             completed.result()
 
@@ -112,9 +113,9 @@ class BackgroundSaver:
 
         An error while writing is not raised: the one that ended the run is to be reported.
         """
-        if self._completed is not None:
-            self._completed.exception()
-        self._completed = self.pending = None
+        if self.completed is not None:
+            self.completed.exception()
+        self.completed = self.pending = None
         if self._stager is not None:
             self._stager.close()
             self._stager = None

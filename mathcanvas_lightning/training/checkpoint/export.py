@@ -26,6 +26,8 @@ from mathcanvas_lightning.training.checkpoint.weights import (
     published_shapes,
 )
 from mathcanvas_lightning.training.checkpoint.writing import move_over
+from mathcanvas_lightning.training.run.folder import RunFolder
+from mathcanvas_lightning.training.run.newest import find_checkpoint_file
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -51,7 +53,7 @@ class ExportReport:
 def export_checkpoint(
     checkpoint: str,
     *,
-    output: str,
+    output: str | None = None,
     ema: bool = False,
     merge_lora: bool = False,
     dtype: Literal["bf16", "fp32"] = "bf16",
@@ -61,8 +63,9 @@ def export_checkpoint(
     """Exports a run's checkpoint as a directory for this library, the reference and vLLM.
 
     Args:
-        checkpoint: A .ckpt of mathcanvas fit: a file, or the folder that a sharded run writes.
-        output: Directory to write; it appears only when it is complete.
+        checkpoint: A .ckpt of mathcanvas fit, or the folder of a run for its newest checkpoint.
+        output: Directory to write; it appears only when it is complete. By default
+            <run>/exports/step<N> below the folder of a run.
         ema: Export the moving average instead of the weights of the last step.
         merge_lora: Add the adapters to the weights they adapt.
         dtype: Type of the weights, bf16 or fp32.
@@ -79,7 +82,10 @@ def export_checkpoint(
         InputError: If the checkpoint or the source directory doesn't exist.
         OutputError: If the output directory is not empty.
     """
+    given, checkpoint = checkpoint, str(find_checkpoint_file(checkpoint))
     saved = open_checkpoint(local_path(checkpoint))
+    if output is None:
+        output = _default_output(given, int(saved.about["global_step"]), ema)
     record = RunRecord.from_checkpoint(saved.about, checkpoint)
     folder = _source_folder(source or record.checkpoint, is_option=source is not None)
     initial = initial_weights(record, folder, checkpoint)
@@ -99,6 +105,23 @@ def export_checkpoint(
         num_merged=len(weights.adapters),
         source=None if folder is None else str(folder),
     )
+
+
+def export_name(step: int, *, ema: bool) -> str:
+    """Name of the folder of an export, below a run's `exports`."""
+    return f"step{step}-ema" if ema else f"step{step}"
+
+
+def _default_output(given: str, step: int, ema: bool) -> str:
+    run = RunFolder(local_path(given))
+    if not run.config.is_file():
+        raise ConfigError(
+            "--output",
+            found="no directory",
+            wanted="the directory to write",
+            remedy="Set it; only the folder of a run has a default.",
+        )
+    return str(run.exports / export_name(step, ema=ema))
 
 
 def _check_adapters(weights: NetworkWeights, merge: bool, place: str) -> None:

@@ -1,5 +1,7 @@
 """The index: built once, rebuilt after changes, intact after a kill."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -8,19 +10,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
+from PIL import ExifTags, Image
 
+from mathcanvas_lightning import convert_cot
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.index import index as index_module
+from mathcanvas_lightning.data.index import sidecar as sidecar_module
 from mathcanvas_lightning.data.index.index import INDEX_FOLDER, DatasetIndex, Scanner, build_index
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat
+from mathcanvas_lightning.data.rows.shards import INFO_FILE
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
-from tests.conftest import ROOT
+from tests.conftest import ROOT, png
 from tests.data.make_rows import (
     TOKENIZER,
     edit_shards,
@@ -30,13 +36,25 @@ from tests.data.make_rows import (
     vlm_file,
     write_shards,
 )
+from tests.kills import NUM_KILLS, kill_and_resume
 
 
 def build(
-    path: Path, row_format: RowFormat = "interleaved", workers: int = 0, **options: Any
+    path: Path,
+    row_format: RowFormat = "interleaved",
+    workers: int = 0,
+    index_dir: str | None = None,
+    **options: Any,
 ) -> DatasetIndex:
     source = RowSource(row_format, Storage(StorageConfig()), **options)
-    return build_index(str(path), source, TextTokenizer(TOKENIZER), num_workers=workers)
+    tokenizer = TextTokenizer(TOKENIZER)
+    return build_index(str(path), source, tokenizer, index_dir=index_dir, num_workers=workers)
+
+
+def build_url(url: str, folder: Path) -> DatasetIndex:
+    source = RowSource("interleaved", Storage(StorageConfig(cache_dir=str(folder / "cache"))))
+    tokenizer = TextTokenizer(TOKENIZER)
+    return build_index(url, source, tokenizer, index_dir=str(folder), num_workers=0)
 
 
 @pytest.fixture
@@ -51,6 +69,20 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Scanner, "__call__", count)
     return scanned
+
+
+@pytest.fixture
+def read_columns(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Columns that were read from shards."""
+    names: set[str] = set()
+    read = Storage.read_row_group
+
+    def note(self: Storage, path: str, group: int, columns: Any) -> Any:
+        names.update(columns)
+        return read(self, path, group, columns)
+
+    monkeypatch.setattr(Storage, "read_row_group", note)
+    return names
 
 
 def test_content(tmp_path: Path) -> None:
@@ -125,6 +157,25 @@ def test_changed_content_of_the_same_size_is_detected(tmp_path: Path) -> None:
     ]
 
 
+def test_a_shard_that_is_replaced_while_it_is_scanned_is_scanned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interleaved_shards(tmp_path, 4, num_files=1)
+    path = folder / "part_0.parquet"
+    changed = path.read_bytes().replace(b"Question 1?", b"Question 9?")
+    call = Scanner.__call__
+
+    def replace_after(self: Scanner, tasks: Any) -> Any:
+        tables = call(self, tasks)
+        path.write_bytes(changed)
+        return tables
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scanner, "__call__", replace_after)
+        assert build(folder).num_rows == 4
+    assert build(folder).num_rows == 0  # its page checksum is broken
+
+
 @pytest.mark.slow
 def test_workers_give_the_same_index(tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path / "a", 70, num_files=1, rows_per_group=1)
@@ -135,6 +186,127 @@ def test_workers_give_the_same_index(tmp_path: Path) -> None:
     assert workers.digest == one_process.digest
     assert workers.uids.to_pylist() == one_process.uids.to_pylist()
     assert workers.text_tokens.tolist() == one_process.text_tokens.tolist()
+
+
+def converted(tmp_path: Path, **options: Any) -> Path:
+    """Shards of the converter, with pictures of several sizes, some of them to turn."""
+    source = tmp_path / "source"
+    source.mkdir()
+    records = []
+    for number in range(9):
+        names = [f"{number}_{i}.jpg" for i in range(number % 3)]
+        for i, name in enumerate(names):
+            picture = Image.new("RGB", (24 + 8 * number, 32 + i), "red")
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = 6 if number == 2 else 1
+            picture.save(source / name, exif=exif)
+        texts = [f"Step {i} <image>{name}</image>" for i, name in enumerate(names)]
+        record = {"task_id": number, "gt": "A", "pred": "A"}
+        records.append(record | {"cot_text": " ".join(["What?", *texts, "It is A."])})
+    (source / "records.json").write_text(json.dumps(records))
+    options = {"samples_per_file": 3, "row_group_rows": 2, "num_workers": 0} | options
+    convert_cot(str(source / "records.json"), str(tmp_path / "shards"), **options)
+    return tmp_path / "shards"
+
+
+def content(index: DatasetIndex) -> dict[str, Any]:
+    arrays = ("roles", "text_tokens", "widths_px", "heights_px", "offsets", "rows", "row_groups")
+    found = {name: getattr(index, name).tolist() for name in arrays}
+    return found | {"uids": index.uids.to_pylist(), "oriented": index.num_oriented}
+
+
+@pytest.mark.parametrize("encoding", ["json", "struct"])
+def test_sizes_of_the_converter_give_the_same_index(
+    encoding: Any, tmp_path: Path, read_columns: set[str]
+) -> None:
+    shards = converted(tmp_path, interleave_encoding=encoding)
+    quick = build(shards, index_dir=str(tmp_path / "quick"))
+    assert not read_columns & {"question_images", "solution_images"}
+    (shards / INFO_FILE).unlink()  # nothing says that the shards are as they were written
+    whole = build(shards, index_dir=str(tmp_path / "whole"))
+    assert read_columns > {"question_images", "solution_images"}
+    assert content(quick) == content(whole)
+    assert (quick.num_rows, quick.num_oriented, sum(quick.widths_px > 0)) == (6, 2, 9)
+
+
+def test_sizes_of_a_remote_shard_count_if_its_size_is_the_listed_one(
+    tmp_path: Path, read_columns: set[str]
+) -> None:
+    remote = fsspec.filesystem("memory")
+    shards = converted(tmp_path)
+    remote.put(str(shards), "/converted", recursive=True)
+    quick = build_url("memory://converted", tmp_path / "quick")
+    assert "question_images" not in read_columns
+    info = json.loads((shards / INFO_FILE).read_text())
+    info["files"][0]["bytes"] += 1  # an edited copy may have the sizes of the original
+    remote.pipe_file(f"/converted/{INFO_FILE}", json.dumps(info).encode())
+    whole = build_url("memory://converted", tmp_path / "whole")
+    assert "question_images" in read_columns
+    assert content(quick) == content(whole) == content(build(shards))
+    remote.rm("/converted", recursive=True)
+
+
+@pytest.mark.parametrize("row_format", ["t2i", "edit", "vlm"])
+def test_images_to_turn_are_counted_in_every_format(
+    row_format: RowFormat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 32)).save(picture, "JPEG", exif=exif)
+    turned = picture.getvalue()
+    if row_format == "vlm":
+        path = vlm_file(tmp_path, 2)
+        (tmp_path / "pictures" / "a.png").write_bytes(turned)
+    else:
+        row = {"image": turned, "caption": "A box."}
+        if row_format == "edit":
+            row = {"image_list": [png(8, 8), turned], "instruction_list": [["Turn it."]]}
+        path = write_shards(tmp_path, [row] * 2)
+    assert build(path, row_format).num_oriented == 2
+    assert build(path, row_format).num_oriented == 2
+    assert caplog.text.count("2 images have an EXIF orientation") == 1
+
+
+def test_a_changed_shard_is_read_whole(tmp_path: Path, read_columns: set[str]) -> None:
+    shards = converted(tmp_path)
+    shard = next(iter(sorted(shards.glob("*.parquet"))))
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"\xff\xd8\xff") + 30] ^= 1  # in the first picture
+    shard.write_bytes(data)
+    index = build(shards)
+    assert "question_images" in read_columns
+    assert [row.stage for row in index.left_out] == ["read", "read"]
+    assert index.num_rows == 4
+
+
+def test_images_beyond_the_limits_are_left_out_by_either_way(tmp_path: Path) -> None:
+    limits = ImageLimits(max_pixels=60 * 32)
+    shards = converted(tmp_path)
+    quick = build(shards, index_dir=str(tmp_path / "quick"), limits=limits)
+    (shards / INFO_FILE).unlink()
+    whole = build(shards, index_dir=str(tmp_path / "whole"), limits=limits)
+    assert content(quick) == content(whole)
+    assert quick.left_out == whole.left_out
+    assert {row.stage for row in quick.left_out} == {"image"}
+
+
+@pytest.mark.parametrize("layout", ["array.json", "array.jsonl"])
+def test_an_array_of_conversations(layout: str, tmp_path: Path) -> None:
+    """As LLaVA writes them: one JSON array in a file that is named."""
+    lines = vlm_file(tmp_path, 150)
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    array = tmp_path / layout
+    array.write_text(json.dumps(rows, indent=1))
+    found, wanted = build(array, "vlm"), build(lines, "vlm")
+    assert content(found) | {"row_groups": 0} == content(wanted) | {"row_groups": 0}
+    assert len(set(found.row_groups.tolist())) == 3
+
+
+def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
+    (tmp_path / "llava.json").write_text("[]")
+    with pytest.raises(DataError, match=r"found no \.jsonl file; wanted a file, or a folder"):
+        build(tmp_path, "vlm")
 
 
 def test_rows_that_are_left_out(tmp_path: Path) -> None:
@@ -165,7 +337,7 @@ def test_read_only_shards_are_indexed_in_the_cache(
 ) -> None:
     folder = interleaved_shards(tmp_path / "shards", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(index_module.os, "access", lambda *_: False)
+    monkeypatch.setattr(sidecar_module.os, "access", lambda *_: False)
     assert build(folder).num_rows == 4
     assert not (folder / INDEX_FOLDER).exists()
     assert list((tmp_path / "cache").rglob("*.parquet"))
@@ -177,7 +349,7 @@ def test_an_index_beside_read_only_shards_is_used(
     folder = interleaved_shards(tmp_path / "shards", 6)
     build(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(index_module.os, "access", lambda *_: False)
+    monkeypatch.setattr(sidecar_module.os, "access", lambda *_: False)
     scans.clear()
     assert build(folder).num_rows == 6
     assert not scans
@@ -246,6 +418,21 @@ def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     assert len(scans) == 20 - done  # finished shards are not scanned again
 
 
+def build_aside(folder: Path, index_dir: Path) -> None:
+    source = RowSource("interleaved", Storage(StorageConfig()))
+    tokenizer = TextTokenizer(TOKENIZER)
+    build_index(str(folder), source, tokenizer, index_dir=str(index_dir), num_workers=0)
+
+
+@pytest.mark.slow
+def test_kills_at_random_times(tmp_path: Path) -> None:
+    folder = interleaved_shards(tmp_path / "shards", 400, num_files=20, rows_per_group=2)
+    files, kills = kill_and_resume(build_aside, (folder,), tmp_path / "index")
+    assert kills >= NUM_KILLS
+    assert len(files) == 20
+
+
+@pytest.mark.slow
 def test_a_script_without_main_guard_ends_with_a_remedy(tmp_path: Path) -> None:
     interleaved_shards(tmp_path / "shards", 40)
     script = tmp_path / "script.py"

@@ -303,9 +303,9 @@ def test_ranks_share_the_list_and_read_only_what_is_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[bytes] = []
-    parse = quarantine_module._parse
+    parse = quarantine_module.parse_line
     monkeypatch.setattr(
-        quarantine_module, "_parse", lambda line: parsed.append(line) or parse(line)
+        quarantine_module, "parse_line", lambda line: parsed.append(line) or parse(line)
     )
     path = tmp_path / "list.jsonl"
     ranks = [ledger(path), ledger(path)]

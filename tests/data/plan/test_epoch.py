@@ -1,5 +1,6 @@
 """The plan: every row once, no pack too long, independent of ranks and interruptions."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -218,6 +219,50 @@ def test_dropout_changes_lengths_from_epoch_to_epoch() -> None:
     assert len(set(totals)) > 1
     assert all(600 < total < 1400 for total in totals)
     assert plan.total_steps(3, 2) == sum(-(-plan.num_packs(e) // 2) for e in range(3))
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(3, CAPACITY),
+    count=st.integers(1, 60),
+    window=st.integers(1, 30),
+    spread=st.integers(0, 4),
+)
+def test_equal_counts_need_no_plans(length: int, count: int, window: int, spread: int) -> None:
+    random = np.random.default_rng(count)
+    lengths = random.integers(length, min(length + spread, CAPACITY) + 1, count).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "WINDOW_ROWS", window)
+        plan = Plan([planned(lengths)], seed=0, max_num_tokens=CAPACITY)
+        counted = [plan.num_packs(epoch) for epoch in range(3)]
+        is_known = CAPACITY // min(lengths) == CAPACITY // max(lengths)
+        assert plan.epoch.cache_info().misses == (0 if is_known else 3)
+        assert counted == [plan.epoch(epoch).num_packs for epoch in range(3)]
+
+
+def test_total_steps_plans_each_epoch_once() -> None:
+    plan = Plan([planned([20, 50, 30] * 9)], seed=0, max_num_tokens=CAPACITY)
+    wanted = sum(-(-plan.epoch(epoch).num_packs // 2) for epoch in range(6))
+    plan.epoch.cache_clear()
+    assert plan.total_steps(6, 2) == plan.total_steps(6, 2) == wanted
+    assert plan.epoch.cache_info().misses == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("usual", "1b3728faec97841b"), ("few ways to fill a pack", "c2e11c87029821e4")],
+)
+def test_packs_are_those_of_earlier_versions(name: str, digest: str) -> None:
+    """If this fails, runs that were stopped within an epoch can't resume: say so in a release."""
+    random = np.random.default_rng(0)
+    lengths = {
+        "usual": random.integers(300, 9000, 4_500),
+        "few ways to fill a pack": random.integers(1, 6, 4_500) * 3400
+        + random.integers(100, 1200, 4_500),
+    }[name]
+    plan = Plan([planned(lengths.tolist())], seed=0, max_num_tokens=51_200).epoch(0)
+    found = np.concatenate([plan.rows, plan.pack_ends]).astype("<i8").tobytes()
+    assert hashlib.sha256(found).hexdigest()[:16] == digest
 
 
 def test_realistic_packs_are_full() -> None:

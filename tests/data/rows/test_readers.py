@@ -1,13 +1,16 @@
 """The four row formats, in the encodings of the published data sets."""
 
 import json
+import os
 import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
+from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.data.rows.readers import (
     COLUMNS,
     READERS,
@@ -19,6 +22,8 @@ from mathcanvas_lightning.data.rows.readers import (
     read_t2i,
     read_vlm,
 )
+from mathcanvas_lightning.data.sequence.encode import measure
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError
 from tests.conftest import png
 from tests.data.make_rows import interleaved_row
@@ -175,20 +180,41 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
-@given(row_format=st.sampled_from(sorted(READERS)), data=st.data())
-def test_any_row_is_read_or_is_an_error_of_ours(row_format: Any, data: st.DataObject) -> None:
+VALID: dict[RowFormat, dict[str, Any]] = {
+    "interleaved": interleaved_row(3),
+    "t2i": {"image": PNG, "captions": ["a", "b"]},
+    "edit": {"image_list": [PNG] * 3, "instruction_list": [["a"], ["b", "c"]]},
+    "vlm": {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image> hi"}, {"from": "gpt", "value": "x"}],
+    },
+}
+NUM_ROWS = int(os.environ.get("MATHCANVAS_FUZZ_ROWS", "40"))
+"""Rows that each reader gets in `test_any_row_is_read_or_is_an_error_of_ours`."""
+
+
+@pytest.mark.parametrize("row_format", sorted(READERS))
+@settings(deadline=None, max_examples=NUM_ROWS, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_row_is_read_or_is_an_error_of_ours(row_format: RowFormat, data: st.DataObject) -> None:
+    """Arbitrary rows, and valid ones with arbitrary changes, as far as the index needs them."""
     columns = st.sampled_from([*COLUMNS[row_format], "other"])
-    row = data.draw(st.dictionaries(columns, JSON_VALUES))
+    base = data.draw(st.sampled_from([{}, VALID[row_format]]))
+    row = base | data.draw(st.dictionaries(columns, JSON_VALUES, max_size=4))
     try:
         sample = READERS[row_format](row, "shard.parquet, row 3")
-    except NoSampleError:
+        for text in (sample.uid, *(e.content for e in sample.elements)):
+            assert isinstance(text, bytes) or text.encode().decode() == text
+        with row_boundary("shard.parquet, row 3"):
+            measure(sample, TextTokenizer(None), ImageLimits(), lambda e: _file(e.content))
+    except (NoSampleError, ImageError):
         return
     except DataError as error:
         assert "shard.parquet, row 3" in error.place
-        return
-    for text in (sample.uid, *(e.content for e in sample.elements)):
-        assert isinstance(text, bytes) or text.encode().decode() == text
+
+
+def _file(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else PNG
 
 
 @pytest.mark.parametrize(

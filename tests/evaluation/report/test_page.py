@@ -71,6 +71,12 @@ def verdicts(article: str) -> list[str]:
     return found[1].split()
 
 
+def test_pages_of_files_with_one_stem_have_names_of_their_own(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"answers{suffix}", RECORDS[:1]) for suffix in (".json", ".jsonl")]
+    names = [show(path)[0].path.name for path in paths]
+    assert names == ["answers.json.html", "answers.jsonl.html"]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_page_shows_questions_answers_and_verdicts(tmp_path: Path, suffix: str) -> None:
     page, text, articles = show(write(tmp_path / f"answers{suffix}", RECORDS))
@@ -283,12 +289,17 @@ def test_errors_list_the_fields(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.fixture(scope="module")
+def shards(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("converted") / "shards"
+    source = puzzles / "enhanced_cot_cleaned.json"
+    convert_cot(str(source), str(folder), num_workers=0, progress=False)
+    return folder
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
-def test_rows_of_shards(puzzles: Path, tmp_path: Path, suffix: str) -> None:
-    convert_cot(
-        str(puzzles / "enhanced_cot_cleaned.json"), str(tmp_path / "shards"), progress=False
-    )
-    rows = list(read_records(tmp_path / "shards"))[:3]
+def test_rows_of_shards(shards: Path, tmp_path: Path, suffix: str) -> None:
+    rows = list(read_records(shards))[:3]
     for row in rows:
         row["model_answer"] = f"The answer is {row['answer']}."
     path = write(tmp_path / f"answers{suffix}", rows)
@@ -303,11 +314,9 @@ def test_rows_of_shards(puzzles: Path, tmp_path: Path, suffix: str) -> None:
     assert (page.num_records, page.num_faults) == (2, 2)
 
 
-def test_folder_of_shards(puzzles: Path, tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    convert_cot(str(puzzles / "enhanced_cot_cleaned.json"), str(shards), progress=False)
+def test_folder_of_shards(shards: Path) -> None:
     page, _, _ = show(shards, response_field="answer", max_records=2)
-    assert page.path == tmp_path / "shards.html"
+    assert page.path == shards.with_name("shards.html")
     assert (page.num_records, page.num_pictures, page.num_faults) == (2, 2, 0)
 
 

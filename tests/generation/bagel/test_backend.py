@@ -1,6 +1,7 @@
 """The BAGEL backend in the predict loop, with the tiny reference checkpoint."""
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
@@ -261,27 +263,60 @@ def test_positions_can_be_interpolated() -> None:
     assert np.any(drawn[0] != drawn[1])
 
 
-@pytest.mark.parametrize(
-    ("error", "found"),
-    [
-        (torch.OutOfMemoryError("tried to allocate 2 GiB"), "too little memory: tried"),
-        (RuntimeError("odd"), "RuntimeError: odd"),
-    ],
-)
-def test_an_error_of_the_model_ends_the_run(
-    error: Exception, found: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_model_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("odd")
     made = backend()
     made.start()
     generator = made.generator
     with monkeypatch.context() as patch:
         patch.setattr(Prefiller, "prefill", raises(error))
         made.submit([ask("a", "?", n=2), ask("b", "?")])
-        with pytest.raises(BackendError, match=f"(?s){found}.*max_batch_size") as raised:
+        with pytest.raises(BackendError, match=r"(?s)RuntimeError: odd.*max_batch_size") as raised:
             made.collect()
     assert raised.value.__cause__ is error
     assert made.num_pending == generator.num_pending == 0
     assert made.collect() == []
+    assert answers(made, ask("a", "?"))["a"].failure is None
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_a_problem_that_is_too_large_fails_and_the_others_are_answered(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [ask(uid, f"Question {uid}?") for uid in "abcd"]
+    expected = answers(backend(), *asked)
+    made = backend()
+    made.start()
+    prefill = Prefiller.prefill
+
+    def limited(self: Prefiller, entries: Any) -> None:
+        running = {seat.rollout.problem.uid for seat in made.generator._running.values()}
+        if any(uid.startswith("b") for uid in running):
+            raise kind("can't allocate memory: 2 GiB")
+        prefill(self, entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prefiller, "prefill", limited)
+        found = answers(made, *asked)
+    failure = found.pop("b").failure
+    assert failure is not None
+    assert failure.kind == "out_of_memory"
+    assert found == {uid: one for uid, one in expected.items() if uid != "b"}
+    assert answers(made, ask("b", "Question b?"))["b"] == expected["b"]
+
+
+def test_too_little_memory_for_every_problem_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = backend()
+    made.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(Prefiller, "prefill", raises(torch.OutOfMemoryError("2 GiB")))
+        made.submit([ask(uid, "?") for uid in "abcde"])
+        with pytest.raises(BackendError, match=r"(?s)too little memory.*max_batch_size"):
+            while made.num_pending:
+                made.collect()
+    assert made.num_pending == made.generator.num_pending == 0
     assert answers(made, ask("a", "?"))["a"].failure is None
 
 
@@ -444,11 +479,12 @@ def test_nan_fails_the_problem_and_not_the_others(monkeypatch: pytest.MonkeyPatc
     assert answers(made, ask("a", "What is drawn?"))["a"].failure is None
 
 
-def test_nan_in_a_drawing_fails_the_problem() -> None:
-    made = backend(mode="image")
-    made.start()
-    with torch.no_grad():
-        made.generator._model.llm2vae.weight.fill_(torch.nan)
+def test_nan_in_a_drawing_fails_the_problem(tmp_path: Path) -> None:
+    model = shutil.copytree(checkpoint(), tmp_path / "model")
+    weights = load_file(model / "ema.safetensors")
+    weights["llm2vae.weight"].fill_(torch.nan)
+    save_file(weights, model / "ema.safetensors")
+    made = backend(checkpoint=str(model), mode="image")
     failure = answers(made, ask("a", "A red square."))["a"].failure
     assert failure is not None
     assert failure.kind == "not_finite"

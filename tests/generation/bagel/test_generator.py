@@ -1,6 +1,7 @@
 """Continuous batching of problems: steps, limits, modes."""
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,11 +128,17 @@ def test_drawings_have_the_size_that_was_trained_or_asked_for() -> None:
     assert [drawing.size for drawing in asked.drawings] == [(32, 32)] * 2  # whole tokens
 
 
+@functools.cache
+def one_by_one() -> tuple[list[Answer], Any]:
+    """The answers to the problems, each alone, and the tokens that were chosen."""
+    script = Script(ANSWERS)
+    return [answer_one(problem, script, max_batch_size=1) for problem in problems()], script.chosen
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_problem_does_not_depend_on_the_others(batch_size: int) -> None:
+    alone, wanted_ids = one_by_one()
     script = Script(ANSWERS)
-    alone = [answer_one(problem, script, max_batch_size=1) for problem in problems()]
-    wanted_ids, script = script.chosen, Script(ANSWERS)
     generators = generator(script, max_batch_size=batch_size, tokens_per_turn=batch_size)
     together = generators.run(reversed(problems()))
     assert script.chosen == wanted_ids
@@ -228,22 +235,25 @@ def test_the_limit_of_tokens_cuts_a_thought_but_not_the_drawing() -> None:
     assert answer.num_written_tokens == 6
 
 
+ENDLESS: Any = {"a": [(None, "draw"), (None, "write")] * 20, "b": [("Hi", "stop")]}
+
+
+@functools.cache
+def in_a_large_context() -> Answer:
+    config = InterleavedConfig(drawing=FAST, max_tokens=60)
+    return answer_one(Problem(uid="a", inputs=("Go on",), config=config), Script(ENDLESS))
+
+
 @pytest.mark.parametrize("room", range(20, 120, 7))
 def test_a_full_context_ends_a_problem_cleanly(room: int) -> None:
     """In any state: its texts and drawings are kept, and other problems continue."""
-    endless = {"a": [(None, "draw"), (None, "write")] * 20, "b": [("Hi", "stop")]}
     config = InterleavedConfig(drawing=FAST, max_steps=40, max_images=40)
-    script = Script(endless)
-    running = generator(script, config, max_batch_size=2, max_context_tokens=room)
+    running = generator(Script(ENDLESS), config, max_batch_size=2, max_context_tokens=room)
     inputs = [Problem(uid="a", inputs=("Go on",)), Problem(uid="b", inputs=("Say hi",))]
     answers = running.run(inputs)
     assert [answer.finish_reason for answer in answers] == ["window", "stop"]
     assert answers[1].text == "Hi"
-    whole = answer_one(
-        Problem(uid="a", inputs=("Go on",), config=InterleavedConfig(drawing=FAST, max_tokens=60)),
-        Script(endless),
-    )
-    for one, other in zip(answers[0].steps, whole.steps, strict=False):
+    for one, other in zip(answers[0].steps, in_a_large_context().steps, strict=False):
         if isinstance(one.content, str):
             assert isinstance(other.content, str)
             assert one is answers[0].steps[-1] or one.content == other.content
@@ -476,6 +486,7 @@ def autocast() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [low_default, autocast])
 def test_a_trainers_precision_does_not_reach_the_model(precision: Any) -> None:
     wanted, script = generator(Script(ANSWERS)).run(problems()), Script(ANSWERS)
@@ -534,6 +545,7 @@ def test_nan_values_do_not_reach_the_next_problem() -> None:
         same(found[answer.uid], answer)
 
 
+@pytest.mark.slow
 def test_low_precision() -> None:
     model, vae, tokenizer = parts()
     low = InterleavedGenerator(

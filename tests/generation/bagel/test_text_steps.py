@@ -86,7 +86,7 @@ def test_each_row_has_its_own_settings() -> None:
 
 
 def test_no_sorting_without_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_steps, "_nucleus", None)
+    monkeypatch.setattr(text_steps, "keep_nucleus", None)
     assert choose_tokens(torch.zeros(2, 4), choices((1.0, 1.0, 0.3), (0.0, 1.0, 0.3))) == [1, 0]
 
 

@@ -89,6 +89,30 @@ def test_one_folder_per_answer(tmp_path: Path) -> None:
     assert json.loads((folder / "ori.json").read_text()) == some[1]
 
 
+class NotStarted(EchoBackend):
+    """A backend that may not be started."""
+
+    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
+        raise AssertionError
+
+
+def test_folders_can_be_written_later_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png())
+    some = records(2)
+    some[1] |= {"image": "red.png", "query_cot": "Look <image> here"}
+    inputs = [source(tmp_path, some)]
+    predict(EchoBackend(), inputs, sampling=Sampling(n=2))
+    predict(NotStarted(), inputs, ReasoningFolders(), sampling=Sampling(n=2))
+    names = sorted(path.name for path in (tmp_path / "answers").iterdir())
+    assert names == ["1", "1+2"]  # the other one has no drawings
+    for name in names:
+        folder = tmp_path / "answers" / name
+        result = json.loads((folder / "reasoning_result.json").read_text())
+        assert [one["type"] for one in result["reasoning_steps"]] == ["text", "image", "text"]
+        assert (folder / "images" / "reasoning_image_1.png").read_bytes() == png()
+        assert json.loads((folder / "ori.json").read_text()) == some[1]
+
+
 def test_each_sample_has_its_own_folder(tmp_path: Path) -> None:
     names = ["a", "a__2", "a+2"]
     inputs = [source(tmp_path, [{"sample_index": name, "query_cot": "?"} for name in names])]

@@ -1,11 +1,7 @@
 """The moving average: against a reference, resumed, validated, sharded."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +25,9 @@ from mathcanvas_lightning.training.checkpoint.export import export_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig
 from mathcanvas_lightning.training.source import FreezeConfig
-from tests.conftest import ROOT, TRAINER_WARNINGS
+from tests.conftest import TRAINER_WARNINGS
 from tests.data.make_rows import interleaved_shards
+from tests.ranks import run_ranks
 from tests.training.runs import config, network, train, training_data, weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -102,9 +99,11 @@ def close(found: Weights, wanted: Weights, tolerance: float = 2e-7) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"ema": EMAConfig(decay=DECAY)},
+        pytest.param({"ema": EMAConfig(decay=DECAY)}, marks=pytest.mark.slow),
         {"ema": EMAConfig(decay=DECAY, on_cpu=True), "freeze": FreezeConfig(vit=True)},
-        {"ema": EMAConfig(decay=DECAY), "lora": LoRASettings(rank=2)},
+        pytest.param(
+            {"ema": EMAConfig(decay=DECAY), "lora": LoRASettings(rank=2)}, marks=pytest.mark.slow
+        ),
     ],
     ids=["all", "on_cpu, frozen", "lora"],
 )
@@ -322,7 +321,7 @@ def in_shards(model: BagelModule) -> Weights:
 
 
 def sharded_run(
-    folder: str, shards: str, steps: int, ranks: int, resume: str | None = None
+    folder: Path, shards: Path, steps: int, ranks: int, resume: Path | None = None
 ) -> None:
     """Trains sharded, with validation; rank 0 writes the averages and the reference."""
     from mathcanvas_lightning.training.strategy import ShardedStrategy
@@ -330,7 +329,7 @@ def sharded_run(
     hand = ByHandInShards()
     validation = [config(shards, name="val")]
     model = run(
-        Path(folder),
+        folder,
         training_data(config(shards), validation=validation, packs_per_step=4),
         steps=steps,
         resume=resume,
@@ -344,56 +343,19 @@ def sharded_run(
     )
     found = {"ema": averages(model), "hand": hand.average}
     if model.global_rank == 0:
-        torch.save(found, Path(folder) / "found.pt")
+        torch.save(found, folder / "found.pt")
 
 
-def launch(**arguments: Any) -> None:
-    """Runs `sharded_run` on processes that communicate over gloo; kills them if they hang."""
-    ranks = arguments["ranks"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-        "OMP_NUM_THREADS": "1",
-    }
-    words = [
-        sys.executable,
-        "-m",
-        "tests.training.callbacks.test_ema",
-        json.dumps(arguments, default=str),
-    ]
-    processes = [
-        subprocess.Popen(
-            words,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=150)
-            assert process.returncode == 0, errors[-4000:]
-    finally:
-        for process in processes:
-            process.kill()
+def launch(ranks: int, folder: Path, shards: Path, resume: Path | None = None) -> None:
+    options = {"shards": shards, "steps": 4, "ranks": ranks, "resume": resume}
+    run_ranks(ranks, folder, partial(sharded_run, folder, **options))
 
 
 @pytest.fixture(scope="module")
 def sharded(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps on two ranks."""
     folder = tmp_path_factory.mktemp("sharded")
-    launch(folder=folder, shards=shards, steps=4, ranks=2)
+    launch(2, folder, shards)
     return folder
 
 
@@ -403,6 +365,7 @@ def test_in_shards(sharded: Path) -> None:
     close(found["ema"], found["hand"])
 
 
+@pytest.mark.slow
 def test_exported_from_shards(sharded: Path, tmp_path: Path) -> None:
     report = export_checkpoint(
         str(sharded / "step4.ckpt"), output=str(tmp_path / "out"), ema=True, dtype="fp32"
@@ -419,7 +382,7 @@ def test_exported_from_shards(sharded: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 1])
 def test_resumed_in_shards(ranks: int, sharded: Path, shards: Path, tmp_path: Path) -> None:
     resume = sharded / "step2.ckpt"
-    launch(folder=tmp_path, shards=shards, steps=4, resume=resume, ranks=ranks)
+    launch(ranks, tmp_path, shards, resume)
     found, wanted = (
         torch.load(f / "found.pt", weights_only=True)["ema"] for f in (tmp_path, sharded)
     )
@@ -427,7 +390,3 @@ def test_resumed_in_shards(ranks: int, sharded: Path, shards: Path, tmp_path: Pa
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     else:
         close(found, {name: tensor.double() for name, tensor in wanted.items()}, 1e-6)
-
-
-if __name__ == "__main__":
-    sharded_run(**json.loads(sys.argv[1]))

@@ -187,6 +187,7 @@ def test_no_mfu_without_peak(shards: Path, tmp_path: Path) -> None:
     assert "speed/mfu" not in rows[0]
 
 
+@pytest.mark.slow
 def test_continues_in_the_next_epoch(shards: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     rows, _ = fit(

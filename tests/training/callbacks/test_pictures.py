@@ -19,6 +19,7 @@ from mathcanvas_lightning.training.callbacks.pictures import (
     compare,
 )
 from mathcanvas_lightning.training.inputs import draw_inputs
+from mathcanvas_lightning.training.run.logger import RunLogger
 from tests.conftest import TRAINER_WARNINGS
 from tests.data.make_rows import config, interleaved_shards
 from tests.training.runs import network, train, training_data, weights
@@ -176,6 +177,11 @@ def test_loggers_that_accept_pictures(
     assert (tag, channels, step, layout) == ("val/pictures", 3, 1, "HWC")
     assert wandb.pictures == [("val/pictures", (width, height), 1)]
     assert not list(tmp_path.rglob("*.png"))
+    folder = tmp_path / "run"
+    fit(shards, folder, PictureLogger(num_images=1), logger=[RunLogger(folder), wandb])
+    assert [path.relative_to(folder) for path in folder.rglob("*.png")] == [
+        Path("pictures/step_1.png")
+    ]
 
 
 def set_up(logger: Any, root: str) -> None:

@@ -1,4 +1,4 @@
-"""The box at the end of a run, progress lines without a terminal, and a trace of some steps."""
+"""The box at the end of a run, and a trace of some steps."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from lightning.pytorch import Callback
 
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.training.callbacks import totals
 from mathcanvas_lightning.training.callbacks.profiling import StepProfiler
-from mathcanvas_lightning.training.callbacks.totals import EndSummary, ProgressLines
+from mathcanvas_lightning.training.callbacks.progress import ProgressLines
+from mathcanvas_lightning.training.callbacks.totals import EndSummary
 from tests.conftest import TRAINER_WARNINGS
 from tests.data.make_rows import config, interleaved_shards
 from tests.training.runs import network, train, training_data
@@ -55,29 +55,6 @@ def test_box_at_the_end(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert name in shown
 
 
-@pytest.mark.parametrize("is_terminal", [False, True])
-def test_lines_without_a_terminal(
-    is_terminal: bool, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(totals, "rank_zero_info", lines.append)
-    monkeypatch.setattr(ProgressLines, "is_needed", not is_terminal)
-    now = [0.0]
-
-    def clock() -> float:
-        now[0] += 10.0  # the start, then each micro-batch
-        return now[0]
-
-    monkeypatch.setattr(totals.time, "monotonic", clock)
-    data = training_data(config(shards))
-    train(network(), data, tmp_path, max_steps=5, callbacks=[ProgressLines(every_s=20)])
-    if is_terminal:
-        assert lines == []
-        return
-    assert [line.split(",")[0] for line in lines] == ["step 2 of 5", "step 4 of 5"]
-    assert "10 s a step, 0:30 left, train/loss" in lines[0]
-
-
 def test_wrong_settings() -> None:
     with pytest.raises(ConfigError, match="every_s 0"):
         ProgressLines(every_s=0)
@@ -85,6 +62,7 @@ def test_wrong_settings() -> None:
         StepProfiler(active=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_trace_of_some_steps(shards: Path, tmp_path: Path) -> None:
     profiler = StepProfiler(str(tmp_path), wait=1, warmup=1, active=1)

@@ -276,7 +276,7 @@ def test_wrong_inputs(trained: Trained, adapted: Trained, shards: Path, tmp_path
     fails(DataError, "an unreadable checkpoint", other)
     other.write_bytes(trained[1].read_bytes()[:5000])
     fails(DataError, "an unreadable checkpoint", other)
-    fails(DataError, "an unreadable checkpoint", shards)
+    fails(InputError, "a folder without a complete checkpoint", shards)
     fails(ConfigError, "Give --merge_lora", adapted[1])
     fails(InputError, "--source: found no directory", trained[1], source="nowhere")
     saved = torch.load(trained[1], weights_only=True)

@@ -1,8 +1,8 @@
-"""Values with units: 12 cm, 1 hour 30 minutes, 5:30 pm, 3:2, 50 %."""
+"""Values with units: 12 cm, 1 hour 30 minutes, 3:2, 50 %."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -19,17 +19,28 @@ from mathcanvas_lightning.evaluation.comparison.quantities.units import (
 
 MAX_RATIO = 4
 MAX_PLACES = 25
-NOON_S = 12 * 3600
 _PIECE = re.compile(
     r"\s*(?P<number>\d[\d,]*(?:\.\d+)?|\d+/\d+)\s*(?P<unit>[^\W\d_]+|[°'\"]|'')(?:\s+and(?=\s))?"
 )
-_INNER_UNITS = {("s", "m"): "min", ("°", "'"): "'", ("m", "'"): "ft", ("m", '"'): "in"}
-_CLOCK = re.compile(
-    r"(?P<early>上午|下午|晚上|早上)?\s*(?P<hour>\d{1,2})"
-    r"(?:[:：](?P<minute>\d\d)(?:[:：](?P<second>\d\d))?)?"
-    r"\s*(?:o'clock)?\s*(?P<half>[aApP]\.?\s?[mM]\.?|noon|midnight)?"
+_INNER_UNITS = {("s", "m"): "min", ("s", "分"): "min", ("°", "'"): "'", ("°", "分"): "'",
+                ("°", "秒"): '"', ("m", "'"): "ft", ("m", '"'): "in"}  # fmt: skip
+_DESCRIBED = re.compile(
+    r"(.*\d)\s(red|green|blue|yellow|white|black|orange|purple|small|large|big|old|new|boy|girl)"
+    r"(\s[a-z]+)"
 )
-_HALVES = {"上午": "a", "早上": "a", "下午": "p", "晚上": "p", "noon": "p", "midnight": "a"}
+_NUMBER_WORDS = re.compile(
+    r"\b(?:(?:twen|thir|for|fif|six|seven|eigh|nine)ty[\s-])?(?:one|two|three|four|five|six|seven"
+    r"|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b(?=\s[a-z])"
+)
+_NOTED = re.compile(
+    r"(?<=[\w%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
+    r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
+    r"|increase|decrease|profit|loss|off|discount|angle)$"
+    r"|(?<=[天年月个时分秒米元克次种钟])((?:以?内|之内)?完成|以?后[一-鿿]{0,4}|左右|以后|多|以?内)$"
+    r"|(?:(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])|(?<=[吨克米升斤元]))"
+    r"([一-鿿]{1,7})$"
+)
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
           "eight": "8",
           "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
@@ -50,6 +61,8 @@ class Quantity:
     """Meanings of the unit; empty without one."""
     is_doubtful: bool = False
     """Whether the unit may be a factor: 5m is a length or a product."""
+    note: str = ""
+    """What is said of the unit: "of water", "east", "increase"."""
 
 
 def parse_quantity(text: str) -> Quantity:
@@ -78,6 +91,17 @@ def parse_quantity(text: str) -> Quantity:
             return Quantity(body)
         if units := find_units(name):
             return Quantity(body, units, is_doubtful=len(name) == 1 and not is_apart)
+    return _noted(text)
+
+
+def _noted(text: str) -> Quantity:
+    """Reads "5 gallons of water" and "12 red marbles"."""
+    if described := _DESCRIBED.fullmatch(text):
+        return replace(parse_quantity(described[1] + described[3]), note=described[2])
+    noted = _NOTED.search(text)
+    found = parse_quantity(text[: noted.start()]) if noted else None
+    if noted and found and (found.units or text[noted.start() :].startswith(" of the ")):
+        return replace(found, note=noted[1] or noted[2] or noted[3])
     return Quantity(text)
 
 
@@ -108,32 +132,14 @@ def same_quantity(
     with_unit, bare = (given, expected) if given.units else (expected, given)
     if unit.is_percent:
         is_share = same_value(_scaled(with_unit.body, Fraction(1, 100)), bare.body)
-        number = parse_number(given.body)
-        is_small = bool(given.units) and number is not None and abs(number.value) < 1
+        number = parse_number(with_unit.body)
+        is_small = number is not None and abs(number.value) < 1
         return is_share or (not is_small and same_value(given.body, expected.body))
     if unit.dimension == (("°", 1),) and "π" in bare.body and not unit.pi_power:
         return same_value(
             _scaled(with_unit.body, unit.factor), _scaled(bare.body, Fraction(180), -1)
         )
     return same_value(given.body, expected.body)
-
-
-def same_time(given: str, expected: str) -> bool | None:
-    """Compares two times of day; a missing "am" or "pm" is assumed to be that of the other.
-
-    Args:
-        given: Answer in canonical form.
-        expected: Reference in canonical form.
-
-    Returns:
-        Whether they are the same time; None if not both are times, or neither says so.
-    """
-    first, second = _clock(given), _clock(expected)
-    if first is None or second is None or not (first[1] or second[1]):
-        return None
-    if "half" in (first[1], second[1]) and "" in (first[1], second[1]):
-        return first[0] % NOON_S == second[0] % NOON_S
-    return first[0] == second[0]
 
 
 def same_digits(given: str, expected: str) -> bool | None:
@@ -155,7 +161,15 @@ def same_digits(given: str, expected: str) -> bool | None:
 def ratio_terms(text: str) -> list[str]:
     """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
     terms = [term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?=[\dA-Za-z])", text)]
-    is_ratio = 2 <= len(terms) <= MAX_RATIO and all(terms) and "|" not in text
+    is_ratio = (
+        not re.search(r"[,;]|\b(?:and|or)\b", text)
+        and 2 <= len(terms) <= MAX_RATIO
+        and all(terms)
+        and "|" not in text
+    )
+    numbers = [parse_number(term) for term in terms]
+    if is_ratio and all(number is not None for number in numbers):
+        return [str(number.value) for number in numbers if number is not None]
     return terms if is_ratio and all(re.search(r"[\dA-Zπ}a-z]", term) for term in terms) else []
 
 
@@ -195,6 +209,7 @@ def parse_compound(text: str) -> Quantity | None:
     Returns:
         The sum in base units; None if the text is something else.
     """
+    text = _NUMBER_WORDS.sub(_digits, text)
     total, position, last = Fraction(0), 0, None
     count = 0
     while position < len(text):
@@ -212,6 +227,11 @@ def parse_compound(text: str) -> Quantity | None:
     return Quantity(str(total), (base,))
 
 
+def _digits(words: re.Match[str]) -> str:
+    number = parse_number(words[0])
+    return words[0] if number is None else str(number.value)
+
+
 def _unit_of(name: str, last: Unit | None) -> Unit | None:
     name = '"' if name == "''" else name
     if last is None:
@@ -225,23 +245,6 @@ def _unit_of(name: str, last: Unit | None) -> Unit | None:
 
 def _is_finer(unit: Unit, last: Unit) -> bool:
     return unit.dimension == last.dimension and unit.factor < last.factor
-
-
-def _clock(text: str) -> tuple[int, str] | None:
-    """Seconds since midnight, and why the half of the day is known: "half", "24", or ""."""
-    text = {"noon": "12:00 noon", "midnight": "12:00 midnight"}.get(text.lower(), text)
-    match = _CLOCK.fullmatch(text)
-    if match is None or not (match["minute"] or match["half"] or match["early"]):
-        return None
-    hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
-    if hour > 24 or minute > 59 or second > 59:
-        return None
-    half = match["half"] or match["early"] or ""
-    half = _HALVES.get(half.lower(), half[:1].lower())
-    is_whole_day = hour > 12 or match["hour"].startswith("0")
-    if half and hour <= 12:
-        hour = hour % 12 + (12 if half == "p" else 0)
-    return hour % 24 * 3600 + minute * 60 + second, "half" if half else "24" if is_whole_day else ""
 
 
 def _based(text: str) -> tuple[str, str]:

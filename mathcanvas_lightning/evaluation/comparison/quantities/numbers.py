@@ -44,6 +44,9 @@ _WORDS = (
     | {word: 10 * value for value, word in enumerate(_TENS, start=2)}
     | {"a": 1, "an": 1}
 )
+_ORDINALS = {word: value for value, word in enumerate(
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), 1)
+} | {"once": 1, "twice": 2, "thrice": 3}  # fmt: skip
 _PARTS = {
     "half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4,
     "fourths": 4, "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6, "seventh": 7, "sevenths": 7,
@@ -165,6 +168,17 @@ def _period(digits: str) -> str | None:
 def _words(text: str) -> Number | None:
     """Reads "twenty-one", "3 million", "two thirds", "one and a half"."""
     words = re.sub(r"(?<=[A-Za-z])-(?=[a-z])", " ", text.lower()).split()
+    if len(words) > 1 and words[0] in ("negative", "minus"):
+        found = _words(" ".join(words[1:]))
+        return None if found is None else Number(-found.value)
+    if "point" in words[1:-1]:
+        at = words.index("point")
+        whole, places = _count(words[:at]), [_WORDS.get(word, 10) for word in words[at + 1 :]]
+        if whole is None or max(places) > 9:
+            return None
+        return Number(Fraction(f"{whole}.{''.join(map(str, places))}"), len(places))
+    if len(words) == 1 and words[0] in _ORDINALS:
+        return Number(Fraction(_ORDINALS[words[0]]))
     if not 0 < len(words) <= 12 or words[-1] in ("a", "an") or not words[-1][-1].isalpha():
         return None
     if words[-1][-1] in SCALES and words[-1][:-1]:  # 3万

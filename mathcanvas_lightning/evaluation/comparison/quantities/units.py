@@ -49,7 +49,7 @@ m m 1 meter metre | g g 1 gram gramme | s s 1 second | L m3 1/1000 liter litre
 N g*m/s2 1000 newton | J g*m2/s2 1000 joule | W g*m2/s3 1000 watt | Pa g/m/s2 1000 pascal
 V g*m2/s3/A 1000 volt | A A 1 amp ampere | Ω g*m2/s3/A2 1000 ohm | Hz 1/s 1 hertz
 C A*s 1 coulomb | F s4*A2/g/m2 1/1000 farad | T g/s2/A 1000 tesla | mol mol 1 mole
-eV eV 1 | cal cal 1 calorie | B byte 1 byte | Wh g*m2/s2 3600000
+M mol/m3 1000 | Nm g*m2/s2 1000 | eV eV 1 | cal cal 1 calorie | B byte 1 byte | Wh g*m2/s2 3600000
 """
 _PLAIN = """
 in,inch,inches m 127/5000 | ft,foot,feet m 381/1250 | yd,yard m 1143/1250
@@ -64,20 +64,24 @@ pint,pt gal 1/8 | cup gal 1/16 | ha,hectare m2 10000 | acre acre 1 | are m2 100
 revolution,rev,turn ° 360 | %,percent,pct % 1 | ‰ % 1/10
 °C,℃,celsius,degrees^Celsius,degree^Celsius,degrees^C K 1@5463/20
 °F,℉,fahrenheit,degrees^Fahrenheit,degrees^F K 5/9@229835/900 | K,kelvin K 1
-mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm ° 6
+mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm °/s 6
 atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
-cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies,pence,p penny 1
+cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies dollar 1/100
+penny,pennies,pence,p GBP 1/100
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
-角 yuan 1/10 | 分 yuan 1/100 | yen,JPY,円 yen 1
+角,毛 yuan 1/10 | 分 yuan 1/100 | 分 s 60 | yen,JPY,円 yen 1
 yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
 厘米 m 1/100 | 毫米 m 1/1000 | 分米 m 1/10 | 米 m 1 | 千米,公里 m 1000
 平方厘米 m2 1/10000 | 平方米 m2 1 | 平方分米 m2 1/100 | 平方千米 m2 1000000
-公顷 m2 10000 | 立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
+公顷 m2 10000 | 公亩 m2 100 | 亩 m2 2000/3
+立方厘米 m3 1/1000000 | 立方米 m3 1 | 立方分米 m3 1/1000
 毫升 m3 1/1000000 | 升 m3 1/1000
 克 g 1 | 千克,公斤 g 1000 | 斤 g 500 | 吨 g 1000000 | 秒 s 1 | 分钟 s 60
-小时,时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
+小时,时 s 3600 | 个小时 s 3600 | 天,日 s 86400 | 周,星期 s 604800 | 月,个月 month 1 | 年 month 12
 度 ° 1 | 弧度 ° 180:-1 | 米/秒 m/s 1 | 千米/时 m/s 5/18 | 牛 g*m/s2 1000
-伏 g*m2/s3/A 1000
+伏,伏特 g*m2/s3/A 1000 | 牛顿 g*m/s2 1000 | 焦,焦耳 g*m2/s2 1000 | 瓦,瓦特 g*m2/s3 1000
+安,安培 A 1 | 欧,欧姆 g*m2/s3/A2 1000 | 帕,帕斯卡 g/m/s2 1000 | 赫兹 1/s 1
+摄氏度 K 1@5463/20 | 华氏度 K 5/9@229835/900 | pF,picofarad s4*A2/g/m2 1/1000000000000000
 """
 _NO_UNITS = frozenset("unit units".split())
 _COUNTED = frozenset(
@@ -93,7 +97,7 @@ _COUNTED = frozenset(
     employee guest visitor customer passenger adult family group team class school club way
     method possibility choice option combination permutation arrangement outcome solution root
     answer case number integer digit factor divisor multiple prime term element subset set pair
-    triple function point line segment side edge face vertex vertices corner angle diagonal
+    triple function point line segment side edge face vertex vertices corner angles diagonal
     triangle square rectangle circle cube sphere polygon quadrilateral pentagon hexagon region
     area part section row column cell game match goal round lap step stop trip time hit shot win
     loss vote question problem test exam lesson mark grade level place item object thing
@@ -114,20 +118,17 @@ _COUNTED = frozenset(
     potato potatoes tomato tomatoes onion pepper cucumber melon watermelon grape mango coconut nut
     almond walnut peanut pretzel popcorn chip cracker noodle dumpling drink juice soda coffee tea
     molecule atom particle electron
-    个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 页 道 题 倍 间 盒 袋 瓶
+    个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 岁 页 道 题 倍 间 盒 袋 瓶
     """.split()
 )
-_DESCRIBING = frozenset(
-    "different distinct possible total whole full more red blue green yellow white black such real "
-    "small large big new old boy girl".split()
-)
+_DESCRIBING = frozenset("different distinct possible total whole full more such real".split())
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _FRACTION = re.compile(r"\\frac\{((?:[^{}]|\{[^{}]*\})*)\}\{((?:[^{}]|\{[^{}]*\})*)\}")
 _BEHIND = re.compile(
-    r"\s(?:old|long|tall|wide|high|deep|each|apart|away|left|altogether|in total)$"
+    r"\s(?:old|long|tall|wide|high|deep|each|apart|away|left|altogether|in total|possible)$"
 )
 _TOKEN = re.compile(
-    r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^?\{?(?P<exponent>-?\d)\}?)?"
+    r"\s*(?:(?P<name>[^\W\d_]+|[°'\"%‰¢]|℃|℉)(?P<power>\^\{?(?P<exponent>-?\d)\}?|(?P<digit>\d))?"
     r"|(?P<sign>[*/()]))",
 )
 
@@ -143,7 +144,7 @@ def find_units(text: str) -> tuple[Unit, ...]:
     """
     text = re.sub(r"\b(square|cubic|sq|cu)(?:\s|\.\s?)(?=[A-Za-z])", r"\1 ", " ".join(text.split()))
     text = _FRACTION.sub(r"\1/(\2)", _BEHIND.sub("", text))
-    text = text.replace(" squared", "^2").replace(" cubed", "^3").strip(".")
+    text = text.replace(" squared", "^2").replace(" cubed", "^3").replace(".^", "^").strip(".")
     return _find(text) if 0 < len(text) <= MAX_NAME else ()
 
 
@@ -180,6 +181,7 @@ def _counted(text: str) -> str:
     if not words or len(words) > 3 or not set(words[:-1]) <= _DESCRIBING:
         return ""
     last = words[-1]
+
     forms = (last, last.removesuffix("s"), last.removesuffix("es"), re.sub("ies$", "y", last))
     return next((one for one in forms if one in _COUNTED), "")
 
@@ -187,6 +189,7 @@ def _counted(text: str) -> str:
 def _product(text: str, names: _Names) -> Unit | None:
     """Multiplies named units: "m/s^2", "kg*m^2", "square metres", "metres per second"."""
     text = re.sub(r"\bper\b|每", "/", text)
+
     power_ahead, divides, within, position = 1, False, False, 0
     powers: dict[str, int] = {}
     factor = Fraction(1)
@@ -212,7 +215,9 @@ def _product(text: str, names: _Names) -> Unit | None:
             found = (Unit(((counted, 1),)),)
         if not found or found[0].zero or (found[0].pi_power and token["name"] != "rad"):
             return None
-        exponent = int(token["exponent"] or 1) * power_ahead * (-1 if divides else 1)
+        exponent = (
+            int(token["exponent"] or token["digit"] or 1) * power_ahead * (-1 if divides else 1)
+        )
         for base, power in found[0].dimension:
             powers[base] = powers.get(base, 0) + power * exponent
         factor *= found[0].factor ** exponent

@@ -189,7 +189,7 @@ class _Engine:
         for output in outputs:
             request = self._requests.pop(output.request_id)
             if isinstance(request, GenerationRequest):
-                results.append(_response(request, output, self._bagel))
+                results.append(read_result(request, output, self._bagel))
                 continue
             if failure := _failure(output):
                 results.append(failed(request.request, failure))
@@ -343,9 +343,10 @@ def _failure(result: Any) -> Failure | None:
     return Failure(kind="engine", message=message)
 
 
-def _response(
+def read_result(
     request: GenerationRequest, result: Any, bagel: BagelPrompts | None = None
 ) -> GenerationResponse:
+    """The response for a finished request of vLLM."""
     if failure := _failure(result):
         return GenerationResponse(uid=request.uid, failure=failure)
     outputs = tuple(

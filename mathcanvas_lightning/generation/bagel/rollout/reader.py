@@ -2,11 +2,8 @@
 
 from collections.abc import Sequence
 
-from PIL import Image
-
-from mathcanvas_lightning.data.images.resize import on_white
 from mathcanvas_lightning.errors import ConfigError, InputError
-from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker
+from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker, opaque
 from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Problem, TooLongError
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 
@@ -80,7 +77,7 @@ class ProblemReader:
             if isinstance(given, str):
                 items.append(self._maker.text(given))
             else:
-                items.append(self._maker.image(_opaque(given, problem.uid), for_vae=for_vae))
+                items.append(self._maker.image(opaque(given, problem.uid), for_vae=for_vae))
         return items
 
     def _drawing_size(self, items: Sequence[Item], config: InterleavedConfig) -> tuple[int, int]:
@@ -108,15 +105,3 @@ class ProblemReader:
                 wanted=f"at most {self._capacity}, the length of a context",
                 remedy="Raise max_context_tokens, or use fewer or smaller pictures.",
             )
-
-
-def _opaque(image: Image.Image, uid: str) -> Image.Image:
-    try:
-        return on_white(image)
-    except Exception as error:  # Pillow's decoders may raise anything
-        raise InputError(
-            f"a picture of problem {uid}",
-            found=f"{type(error).__name__}: {error}",
-            wanted="an image that can be decoded",
-            remedy="Check the file.",
-        ) from None

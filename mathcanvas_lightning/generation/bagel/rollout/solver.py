@@ -1,13 +1,19 @@
 """Base of what answers problems, many at a time: the queue, and a call that waits for answers."""
 
+import logging
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Collection, Iterable
 
+import torch
+
 from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Problem
+from mathcanvas_lightning.generation.bagel.rollout.line import WaitingLine
 from mathcanvas_lightning.generation.bagel.rollout.reader import ProblemReader
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
+
+logger = logging.getLogger(__name__)
 
 
 class ProblemSolver(ABC):
@@ -16,12 +22,15 @@ class ProblemSolver(ABC):
     Args:
         reader: Reads the problems.
         config: Settings for problems that have no configuration.
+        batch_size: Maximum number of problems in progress.
     """
 
-    def __init__(self, reader: ProblemReader, config: InterleavedConfig) -> None:
-        self.config = config
+    def __init__(
+        self, reader: ProblemReader, config: InterleavedConfig, *, batch_size: int
+    ) -> None:
+        self.config, self.batch_size = config, batch_size
         self._reader = reader
-        self._waiting: deque[Rollout] = deque()
+        self._line = WaitingLine()
         self._pending: set[str] = set()
 
     @property
@@ -46,13 +55,15 @@ class ProblemSolver(ABC):
                 wanted="a unique uid, because it also seeds the random numbers",
                 remedy="Change the uid.",
             )
-        self._waiting.append(self._reader.read(problem))
+        self._line.add(self._reader.read(problem))
         self._pending.add(problem.uid)
 
     def advance(self) -> list[Answer]:
         """Advances all problems in progress.
 
-        If an exception occurs, all problems in progress are dropped, because their contexts may be
+        If the memory is exhausted, the problems in progress run again, each one alone; one that
+        needs too much memory alone ends with the reason out_of_memory. If another exception occurs,
+        all problems in progress are dropped, because their contexts may be
         incomplete; queued problems stay in the queue.
 
         Returns:
@@ -60,11 +71,15 @@ class ProblemSolver(ABC):
         """
         try:
             answers = self._advance()
-        except BaseException:
-            self.withdraw(self._pending - {rollout.problem.uid for rollout in self._waiting})
-            raise
-        self._pending.difference_update(answer.uid for answer in answers)
-        return answers
+        except BaseException as error:
+            if not (is_memory_error(error) and self._in_progress()):
+                self.withdraw(self._pending - self._line.uids)
+                raise
+            shortage = str(error)
+        else:
+            self._pending.difference_update(answer.uid for answer in answers)
+            return answers
+        return self._run_alone(shortage)  # outside the handler, which keeps tensors alive
 
     def withdraw(self, uids: Collection[str] | None = None) -> None:
         """Drops pending problems.
@@ -73,7 +88,7 @@ class ProblemSolver(ABC):
             uids: Uids of the problems to drop; None drops all.
         """
         uids = set(self._pending if uids is None else uids)
-        self._waiting = deque(one for one in self._waiting if one.problem.uid not in uids)
+        self._line.drop(uids)
         self._pending.difference_update(uids)
         self._drop(uids)
 
@@ -104,12 +119,34 @@ class ProblemSolver(ABC):
             raise
         return [answers[uid] for uid in order]
 
+    def _run_alone(self, shortage: str) -> list[Answer]:
+        """Restarts the problems of a batch that exhausted the memory, each one alone."""
+        rollouts = self._in_progress()
+        self._drop({rollout.problem.uid for rollout in rollouts})
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        unfinished = [rollout for rollout in rollouts if rollout.needs is not None]
+        if len(unfinished) == 1:
+            unfinished[0].stop("out_of_memory")
+            logger.warning("problem %s fails: %s", unfinished[0].problem.uid, shortage)
+        elif unfinished:
+            self.batch_size = len(unfinished) - 1
+            self._line.run_alone([self._reader.read(one.problem) for one in unfinished])
+            logger.warning("too little memory for %d problems: %s", len(unfinished), shortage)
+        answers = [rollout.answer() for rollout in rollouts if rollout.needs is None]
+        self._pending.difference_update(answer.uid for answer in answers)
+        return answers
+
     def close(self) -> None:  # noqa: B027 - optional
         """Frees what outlives this object, such as a process."""
 
     @abstractmethod
     def _advance(self) -> list[Answer]:
         """Takes problems from the queue, computes, and returns finished answers."""
+
+    @abstractmethod
+    def _in_progress(self) -> list[Rollout]:
+        """The problems of the batch, also those that are finished but not returned yet."""
 
     @abstractmethod
     def _drop(self, uids: Collection[str]) -> None:

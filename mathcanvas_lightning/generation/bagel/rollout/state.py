@@ -123,13 +123,9 @@ class Rollout:
         else:
             self._read(self._maker.image(picture), then="text")
 
-    def stop_not_finite(self) -> None:
-        """Ends the problem, because the network computed NaN or infinity."""
-        self.finish_reason = "not_finite"
-
-    def stop_failed(self, failure: Failure) -> None:
-        """Ends the problem, because the text engine refused it."""
-        self.finish_reason, self._failure = "failed", failure
+    def stop(self, reason: FinishReason, failure: Failure | None = None) -> None:
+        """Ends the problem at once, because its answer can't be computed."""
+        self.finish_reason, self._failure = reason, failure
 
     def answer(self) -> Answer:
         """The answer of a finished problem."""

@@ -66,8 +66,8 @@ class EngineGenerator(ProblemSolver):
     def __init__(
         self, team: Team, reader: ProblemReader, config: InterleavedConfig, *, batch_size: int
     ) -> None:
-        super().__init__(reader, config)
-        self._team, self._batch_size = team, batch_size
+        super().__init__(reader, config, batch_size=batch_size)
+        self._team = team
         self._running: dict[str, _Run] = {}
         self._serials = count()
 
@@ -77,8 +77,10 @@ class EngineGenerator(ProblemSolver):
 
     @torch.inference_mode()
     def _advance(self) -> list[Answer]:
-        while self._waiting and len(self._running) < self._batch_size:
-            rollout = self._waiting.popleft()
+        while len(self._running) < self.batch_size:
+            rollout = self._line.next(self._running)
+            if rollout is None:
+                break
             self._running[rollout.problem.uid] = _Run(rollout=rollout)
         with own_precision(self._team.device):
             is_drawing = self._draw()
@@ -97,7 +99,7 @@ class EngineGenerator(ProblemSolver):
         drawer.begin([rollout for rollout in rollouts if rollout.needs == "drawing"])
         for rollout, picture in drawer.step():
             if picture is None:
-                rollout.stop_not_finite()
+                rollout.stop("not_finite")
             else:
                 rollout.take_picture(picture)
         return drawer.is_busy
@@ -129,9 +131,9 @@ class EngineGenerator(ProblemSolver):
             return
         run.request = None
         if result.failure is not None:
-            run.rollout.stop_failed(result.failure)
+            run.rollout.stop("failed", result.failure)
         elif any(isnan(value) for value in result.logprobs):
-            run.rollout.stop_not_finite()
+            run.rollout.stop("not_finite")
         else:
             run.rollout.take_text(
                 result.token_ids,
@@ -143,6 +145,9 @@ class EngineGenerator(ProblemSolver):
         ended = [uid for uid, run in self._running.items() if run.rollout.needs is None]
         self._release(ended)
         return [self._running.pop(uid).rollout.answer() for uid in ended]
+
+    def _in_progress(self) -> list[Rollout]:
+        return [run.rollout for run in self._running.values()]
 
     def _drop(self, uids: Collection[str]) -> None:
         runs = [run for uid in uids if (run := self._running.pop(uid, None)) is not None]

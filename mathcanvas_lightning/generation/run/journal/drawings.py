@@ -1,8 +1,9 @@
 """Stores drawings in the folder of a journal, for runs that write no folders of answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.generation.requests import Output, Part
@@ -27,6 +28,29 @@ def store_drawings(folder: Path, outputs: Iterable[Output]) -> list[list[dict[st
     if not any(isinstance(part, Picture) for parts in steps for part in parts):
         return None
     return [[_stored(folder, part) for part in parts] for parts in steps]
+
+
+def stored_steps(folder: Path, line: Mapping[str, Any]) -> list[list[Part]]:
+    """Reads the steps of answers back.
+
+    Args:
+        folder: The journal.
+        line: A line of it.
+
+    Returns:
+        Texts and drawings of each answer; empty if the line has none, or a drawing is missing.
+    """
+    steps = line.get("steps") or []
+    paths = [folder / part["drawing"] for parts in steps for part in parts if "drawing" in part]
+    if not all(path.is_file() for path in paths):
+        return []
+    return [[_part(folder, part) for part in parts] for parts in steps]
+
+
+def _part(folder: Path, part: Mapping[str, str]) -> Part:
+    if "text" in part:
+        return part["text"]
+    return Picture((folder / part["drawing"]).read_bytes())
 
 
 def _stored(folder: Path, part: Part) -> dict[str, str]:

@@ -63,16 +63,15 @@ def require_same_origin(entries: Iterable[Entry], now: str) -> None:
         return
     path, before = other
     changed = differences(before, now)
-    models = json.loads(before)["model"], json.loads(now)["model"]
-    named = {"model": models} | changed if all(models) else changed
-    old, new = (
-        ", ".join(f"{name} {json.dumps(pair[side])}" for name, pair in named.items())
-        for side in (0, 1)
+    model = json.loads(before)["model"]
+    of_model = f" of model {json.dumps(model)}" if model and "model" not in changed else ""
+    listed = ", ".join(
+        f"{name} {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in changed.items()
     )
     raise OutputError(
         str(path.parent),
-        found=f"answers made with {old}",
-        wanted=f"answers made with {new}",
+        found=f"answers{of_model} with {listed}",
+        wanted="answers with the present settings",
         remedy="Set rerun: true to answer all records again, or choose another output. (weights is "
         "a hash of the model's files; a different one means that they have changed.)"
         if any(name.endswith("weights") for name in changed)

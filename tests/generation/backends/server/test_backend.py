@@ -89,7 +89,7 @@ def kind(response: GenerationResponse) -> str:
 
 def test_concurrency_is_limited() -> None:
     with (
-        chat_server(ChatServer(delay_s=0.1)) as chat,
+        chat_server(ChatServer(delay_s=0.05)) as chat,
         backend(chat, max_concurrency=7) as made,
     ):
         assert isinstance(made, GenerationBackend)
@@ -486,7 +486,7 @@ def test_a_stalled_stream_is_retried() -> None:
     plans = {"bad": [ServerFault(stall=True)] * 2}
     with (
         chat_server(ChatServer(plans=plans)) as chat,
-        backend(chat, idle_timeout_s=1, timeout_s=30) as made,
+        backend(chat, idle_timeout_s=0.5, timeout_s=30) as made,
     ):
         assert text(answers(made, ask("bad"))["bad"]) == "re: bad"
         assert chat.tries == {"bad": 3}

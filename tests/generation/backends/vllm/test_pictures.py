@@ -1,19 +1,15 @@
-"""vLLM with a model that reads pictures; and the engine of a killed process."""
+"""vLLM with a model that reads pictures."""
 
 import dataclasses
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.generation.requests import GenerationResponse
 from mathcanvas_lightning.records.pictures import Picture
-from tests.conftest import ROOT, child_processes, encoded, png
+from tests.conftest import child_processes, encoded, png
 from tests.generation.engine import (  # noqa: F401 - fixtures
     SMALL_CACHE,
     answers,
@@ -100,34 +96,3 @@ def test_template_options_reach_the_template(backend: VLLMBackend) -> None:
     found = answers(backend, [plain, terse])
     more = found["terse"].usage.prompt_tokens - found["plain"].usage.prompt_tokens
     assert more == len("Be terse. ")  # one token per letter
-
-
-SCRIPT = """
-import sys, time
-import psutil
-from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
-
-backend = VLLMBackend(sys.argv[1], engine_options={"kv_cache_memory_bytes": 2**28})
-backend.start()  # without a guard for __main__
-print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
-time.sleep(600)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_process_leaves_no_engine(
-    model: Path,
-    engine_lock: None,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    words = [sys.executable, str(script), str(model)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        below = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
-        assert len(below) >= 3  # our engine, vLLM's core, its worker
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    _, alive = psutil.wait_procs(below, timeout=40)
-    assert not alive

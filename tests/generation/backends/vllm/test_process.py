@@ -137,7 +137,15 @@ print(process.pid, process.receive(), flush=True)
 """
 
 
-@pytest.mark.parametrize("last", ["", "del process", "raise SystemExit(3)", "if os.fork(): 1"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        "",
+        pytest.param("del process", marks=pytest.mark.slow),
+        pytest.param("if os.fork(): 1", marks=pytest.mark.slow),
+        "raise SystemExit(3)",
+    ],
+)
 def test_an_unclosed_process_ends_too(last: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LEAVER + last],

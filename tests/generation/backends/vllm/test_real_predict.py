@@ -118,7 +118,7 @@ def kill_in_the_middle(
         engine = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=300)
-    assert engine
+    assert len(engine) >= 3  # our engine, vLLM's core, its worker
     _, alive = psutil.wait_procs(engine, timeout=240)
     assert not alive
 

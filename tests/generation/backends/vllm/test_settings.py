@@ -22,7 +22,7 @@ from mathcanvas_lightning.generation.backends.vllm.backend import (
     find_model,
 )
 from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
-from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready, _response
+from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready, read_result
 from mathcanvas_lightning.generation.requests import GenerationResponse, Output, Usage
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, child_processes
@@ -267,6 +267,6 @@ def test_unknown_option_of_the_engine(tmp_path: Path) -> None:
 def test_tokens_of_equal_answers_count_once(temperature: float, num_made: int) -> None:
     made = SimpleNamespace(text="t", finish_reason="stop", token_ids=[1] * 100)
     result: Any = SimpleNamespace(outputs=[made] * num_made, prompt_token_ids=[1, 2])
-    response = _response(ask("q", "?", n=16, temperature=temperature), result)
+    response = read_result(ask("q", "?", n=16, temperature=temperature), result)
     assert len(response.outputs) == 16
     assert response.usage == Usage(prompt_tokens=2, completion_tokens=100 * num_made)

@@ -51,5 +51,5 @@ def test_the_error_names_only_what_differs() -> None:
     )
     with pytest.raises(OutputError, match="they have changed") as error:
         require_same_origin([entry], origin_of("m", {"weights": "b", "dtype": "auto"}, {}))
-    assert error.value.found == 'answers made with model "m", settings.weights "a"'
-    assert error.value.wanted == 'answers made with model "m", settings.weights "b"'
+    wanted = 'answers of model "m" with settings.weights "a" -> "b"'
+    assert error.value.found == wanted

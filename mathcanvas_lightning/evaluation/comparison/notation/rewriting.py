@@ -5,56 +5,15 @@ braces, braces of sets become ⦃ ⦄, matrices ⟦1&2;3&4⟧, and signs of curr
 """
 
 import re
-import unicodedata
 from functools import lru_cache
+
+from mathcanvas_lightning.evaluation.comparison.notation.characters import plain_characters
+from mathcanvas_lightning.evaluation.comparison.notation.chinese import arabic_numerals
 
 MAX_CHARACTERS = 2000
 """Longer texts are not rewritten; they are no formulas."""
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ", "0123456789+-=()n", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
-_CHARACTERS = {
-    "\N{FULLWIDTH COMMA}": ", ",
-    "\N{IDEOGRAPHIC COMMA}": ", ",
-    "\N{FULLWIDTH SEMICOLON}": "; ",
-    "\N{IDEOGRAPHIC FULL STOP}": ".",
-    "\N{LEFT BLACK LENTICULAR BRACKET}": "[",
-    "\N{RIGHT BLACK LENTICULAR BRACKET}": "]",
-    "\N{MINUS SIGN}": "-",
-    "\N{EN DASH}": "-",
-    "\N{NON-BREAKING HYPHEN}": "-",
-    "\N{HYPHEN}": "-",
-    "\N{MULTIPLICATION SIGN}": "*",
-    "\N{MIDDLE DOT}": "*",
-    "\N{DOT OPERATOR}": "*",
-    "\N{BULLET OPERATOR}": "*",
-    "\N{DIVISION SIGN}": "/",
-    "\N{FRACTION SLASH}": "/",
-    "\N{DIVISION SLASH}": "/",
-    "\N{RATIO}": ":",
-    "\N{LESS-THAN OVER EQUAL TO}": "≤",
-    "\N{LESS-THAN OR SLANTED EQUAL TO}": "≤",
-    "\N{GREATER-THAN OVER EQUAL TO}": "≥",
-    "\N{GREATER-THAN OR SLANTED EQUAL TO}": "≥",
-    "\N{SQUARE ROOT}": r"\sqrt ",
-    "\N{CUBE ROOT}": r"\sqrt[3]",
-    "\N{FOURTH ROOT}": r"\sqrt[4]",
-    "\N{PRIME}": "'",
-    "\N{DOUBLE PRIME}": '"',
-    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
-    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
-    "\N{MASCULINE ORDINAL INDICATOR}": "°",
-    "\N{SET MINUS}": "∖",
-    "\N{EMPTY SET}": "∅",
-    "\N{LATIN CAPITAL LETTER O WITH STROKE}": "∅",
-    "\N{DOUBLE-STRUCK CAPITAL R}": "ℝ",
-    "\N{GREEK PHI SYMBOL}": "φ",
-    "\N{GREEK LUNATE EPSILON SYMBOL}": "ε",
-}
-_KEPT = "ℝℤℕℚℂ"
-"""Characters that NFKC would turn into plain letters."""
 _COMMANDS = {
     "le": "≤",
     "leq": "≤",
@@ -66,6 +25,10 @@ _COMMANDS = {
     "gt": ">",
     "ne": "≠",
     "neq": "≠",
+    "cong": "≅",
+    "sim": "∼",
+    "parallel": "∥",
+    "perp": "⊥",
     "approx": "≈",
     "simeq": "≈",
     "doteq": "≈",
@@ -114,6 +77,7 @@ _COMMANDS = {
     "pounds": "£",
     "yen": "¥",
     "imath": "i",
+    "jmath": "j",
     "alpha": "α",
     "beta": "β",
     "gamma": "γ",
@@ -161,6 +125,9 @@ _CURRENCIES = {
 }  # fmt: skip
 
 
+_SHORT_SCALES = {"K": "thousand", "M": "million", "B": "billion"}
+
+
 def _compiled(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
 
@@ -180,7 +147,7 @@ _LATEX = _compiled(
     (r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\mathbb{\1}"),
     (r"\\\{", "⦃"),
     (r"\\\}", "⦄"),
-    (r"(?<=[\])}R])\s*\\\s+(?=\\?\{)", r"\\setminus "),
+    (r"(?<=[\])}Rℝ])\s*\\\s*(?=\s\\?\{)", r"\\setminus "),
     (r"\\[()\[\]]", " "),
     (r"\\[,;:!> ]|~|\\q?quad(?![A-Za-z])|\\space(?![A-Za-z])", " "),
     (r"\\%", "%"),
@@ -192,11 +159,34 @@ _LATEX = _compiled(
 )
 _SYMBOLS = _compiled(
     (r"\*\*", "^"),
+    (r"(?<![\d/.])(\d+)/(\d+)\s+(?=π|\\sqrt)", r"\\frac{\1}{\2}"),
+    (r"(\d+(?:\.\d+)?)\s*%\s+of\s+(?=\d+\s*$)", r"\1/100*"),
+    (r"(?<=[\dA-Za-z)])\s+(?:raised )?to the power (?:of )?(?=[\dA-Za-z(])", "^"),
+    (r"(?<![A-Za-z])([\dA-Za-z])\s+squared\b", r"\1^2"),
+    (r"(?<![A-Za-z])([\dA-Za-z])\s+cubed\b", r"\1^3"),
+    (r"(?<=\d)\s+(?:times (?:the )?)?(?:square )?root (?:of )?(?=\d)", r"\\sqrt "),
+    (r"(?<=[A-Z])\s*//\s*(?=[A-Z])", "∥"),
+    (r"(?<=[A-Z])\s*∽\s*(?=[△A-Z])", "∼"),
+    (r"(?<![A-Za-z])[Ii]nfinity(?![A-Za-z])", "∞"),
+    (
+        r"(?<=\d)\s*(?:R|rem\.?|remainder|余(?:数[是为])?|\.{3,})\s*(?=\d)|(?<=\d)\s+r\s+(?=\d)",
+        " remainder ",
+    ),
+    (r"\\frac\s*\{\s*d\s*([a-z])\s*\}\s*\{\s*d\s*[a-z]\s*\}", r"\1'"),
+    (r"\b[Hh]alf (?:of )?an? (?=[a-z])", "1/2 "),
+    (r"\b[Aa]n? ([a-z]+) and a half\b", r"1.5 \1"),
+    (r"(?<=[\d}])\s+of an? (?=[a-z]+\s*$)", " "),
     (r"<=|=<|≦", "≤"),
     (r">=|≧", "≥"),
     (r"!=|<>", "≠"),
     (r"~=|≃|≒", "≈"),
-    (r"\+\s*/\s*-|\+-", "±"),
+    (r"\+\s*/\s*-|\+-|\b[Pp]lus or minus\s+", "±"),
+    (r"\b[Tt]he (?=(?:positive |principal )?(?:square|cube|\w+th) root of )", ""),
+    (r"\b(?:positive |principal )?[Ss]quare root of\s+", r"\\sqrt "),
+    (r"\b[Cc]ube root of\s+", r"\\sqrt[3]"),
+    (r"\b[Ff]ourth root of\s+", r"\\sqrt[4]"),
+    (r"\b(\d)th root of\s+", r"\\sqrt[\1]"),
+    (r"\\(?:hat|vec|overrightarrow|boldsymbol)\s*\{?\s*([ijk])(?![A-Za-z])\s*\}?", r"\1"),
     (rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![A-Za-z])", r"\\\1"),
     (r"(?<![\\A-Za-z])[Tt]riangle\s+(?=[A-Z]{3}(?![A-Za-z]))", "△"),
     (r"(?<![\\A-Za-z])[Aa]ngle\s+(?=[A-Z]{1,3}(?![A-Za-z]))", "∠"),
@@ -205,6 +195,7 @@ _SYMBOLS = _compiled(
     (r"(?<=[\d)\]])\s+[uU]\s+(?=[(\[])|(?<=[)\]])\s*U\s*(?=[(\[])", "∪"),
     (r"\s*(?:和|与|以及|且)\s*", " and "),
     (r"\s*(?:或者|或)\s*", " or "),
+    (r"(?<=\d)\s*\\sec(?=\s*$|\s*[,;])", " sec"),
     (r"␤", "; "),
     # ]0,1[ is (0,1), [0,1[ is [0,1)
     (r"(?:^|(?<=[∪∩∈=\s]))\]([^\[\]()]+[,;][^\[\]()]+)(?=[\[\]])", r"(\1"),
@@ -232,7 +223,7 @@ def canonical(answer: str) -> str:
     """
     if _PLAIN_NUMBER.fullmatch(answer):
         return answer
-    text = _plain_characters(answer)
+    text = arabic_numerals(plain_characters(answer))
     if len(text) > MAX_CHARACTERS:
         return " ".join(text.split())
     text = _replaced(text, _LATEX)
@@ -240,7 +231,8 @@ def canonical(answer: str) -> str:
     text = re.sub(
         r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{\1\}", _matrix, text
     )
-    text = re.sub(r"([(\[|])\s*(⟦[^⟦⟧]*⟧)\s*([)\]|])", r"\2", text)
+    text = re.sub(r"\|\s*(⟦[^⟦⟧]*⟧)\s*\|", r"det\1", text)
+    text = re.sub(r"([(\[])\s*(⟦[^⟦⟧]*⟧)\s*([)\]])", r"\2", text)
     text = re.sub(r"\\([A-Za-z]+)\s*", _command, text)
     text = _replaced(_without_text_commands(text), _SYMBOLS)
     for word in _GREEK_WORDS:
@@ -277,35 +269,17 @@ def _replaced(text: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
     return text
 
 
-def _plain_characters(text: str) -> str:
-    """Rewrites characters that stand for several: fractions, powers, roots, full-width digits."""
-    text = re.sub("[¼-¾⅐-⅞]", lambda sign: f" {_plain(sign[0])} ", text)
-    text = re.sub(
-        f"[{''.join(_SUPERSCRIPTS)}]+", lambda run: _run(run[0], "^", _SUPERSCRIPTS), text
-    )
-    text = re.sub(f"[{''.join(_SUBSCRIPTS)}]+", lambda run: _run(run[0], "_", _SUBSCRIPTS), text)
-    # Circled numbers name statements: "②④" is not 24.
-    text = re.sub("[①-⑳]", lambda sign: f"({_plain(sign[0])})", text)
-    text = "".join(_CHARACTERS.get(character, character) for character in text)
-    text = "".join(one if one in _KEPT else _plain(one) for one in text)
-    # A second pass, since full-width forms have become plain characters.
-    return "".join(_CHARACTERS.get(character, character) for character in text)
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/")
-
-
-def _run(run: str, sign: str, characters: dict[str, str]) -> str:
-    return f"{sign}{{{''.join(characters[one] for one in run)}}}"
-
-
 def _without_dollars(text: str) -> str:
     r"""Removes the dollars around formulas, and writes amounts as "5 dollars".
 
     A dollar is a currency if it is escaped, or a number but no second dollar follows.
     """
     text = text.replace("$$", " ").replace(r"\$", "\0")
+    text = re.sub(
+        r"([$\0]\s*\d[\d.]*)\s?([kKMB])(?![A-Za-z])",
+        lambda found: f"{found[1]} {_SHORT_SCALES[found[2].upper()]}",
+        text,
+    )
     text = re.sub(r"\$([^$]*)\$(?!\d)", r" \1 ", text).replace("\0", "$")
     for sign, name in _CURRENCIES.items():
         text = re.sub(rf"([-+]?)\s*{sign}\s*{_AMOUNT}", rf" \1\2 {name} ", text)

@@ -1,0 +1,19 @@
+"""Suggests the known name that a misspelt one may mean."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The most similar known name; None if none is similar."""
+    lower = {one.lower(): one for one in known}
+    cutoff = 0.5 if len(name) < 6 else 0.6  # one exchange of letters makes short names differ more
+    found = get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)
+    return lower[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Asks whether the most similar name was meant; lists the known names if none is similar."""
+    known = list(known)
+    near = nearest(name, known)
+    return f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."

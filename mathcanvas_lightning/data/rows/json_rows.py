@@ -1,0 +1,82 @@
+"""Rows of a JSON file, found by their first byte: JSON lines, or the items of one array."""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import BinaryIO
+
+from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+
+CHUNK_BYTES = 2**20
+START_BYTES = 64
+"""Bytes at the start of a file that show what it holds."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+"""A whole string, a quote whose string is not complete yet, or a mark of the structure."""
+
+_OTHERS = {
+    b"\x1f\x8b": "a file packed by gzip: unpack it",
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+}
+"""First bytes of other files, and what to do."""
+
+
+def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yields the rows of a file with the offsets of their first bytes.
+
+    Args:
+        file: JSON lines, or an array; read only as far as needed.
+        start: Offset of the first row to read.
+
+    Yields:
+        Offset and bytes of a row, whose JSON is not checked.
+
+    Raises:
+        ValueError: If an array has no end, or the file is none of JSON.
+    """
+    file.seek(0)
+    head = file.read(START_BYTES)
+    if is_lfs_pointer(head):
+        raise ValueError(POINTER)
+    if found := next((name for start, name in _OTHERS.items() if head.startswith(start)), None):
+        raise ValueError(found)
+    is_array = head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
+    if is_array and start == 0:
+        start = head.index(b"[") + 1
+    file.seek(start)
+    return _items(file, start) if is_array else _lines(file, start)
+
+
+def read_rows(file: BinaryIO, start: int, count: int) -> list[bytes]:
+    """Reads some rows from an offset on; fewer at the end of the file."""
+    return [row for _, row in islice(iter_rows(file, start), count)]
+
+
+def _lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+    for line in file:
+        if line.strip():
+            yield offset, line
+        offset += len(line)
+
+
+def _items(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+    """The items of an array; `offset` is inside the array, before an item."""
+    buffer, scanned, depth = b"", 0, 0  # the buffer starts with an item
+    while chunk := file.read(CHUNK_BYTES):
+        buffer += chunk
+        begin = 0
+        for token in _TOKENS.finditer(buffer, scanned):
+            mark = token[0]
+            if mark == b'"':
+                break  # the next chunk completes the string
+            scanned = token.end()
+            depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
+            if depth < 0 or (depth == 0 and mark == b","):
+                if item := buffer[begin : token.start()].strip():
+                    yield offset + begin, item
+                begin = token.end()
+            if depth < 0:
+                return
+        buffer, scanned, offset = buffer[begin:], scanned - begin, offset + begin
+    raise ValueError("an array without its end: the file is cut short")

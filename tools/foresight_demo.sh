@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Measures what drawings help. The question shows four cubes from above and names moves; the answer
+# is the stack at the end. One model draws the stack after each move, the other one writes the same
+# words without drawings; all else is equal. Everything goes to demo/foresight/.
+#   bash tools/foresight_demo.sh
+# SEED names another seed of the two models (remove their run folders first); STEPS, ROWS and
+# HELD_OUT make everything smaller.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/env.sh
+make_env
+
+seed="${SEED:-0}" here=demo/foresight
+world=(--level 4 --question stack --view above --min_blocks 4 --max_blocks 4)
+
+generate() { python tools/generate_blockmoving.py "${world[@]}" "$@"; }
+
+# shards SOURCE OUTPUT
+shards() {
+    python tools/convert_cot_to_parquet.py --config configs/convert/demo.yaml \
+        --input "$1/enhanced_cot_cleaned.json" --output "$2"
+}
+
+has_drawings() { if [ "$1" = drawn ]; then echo true; else echo false; fi; }
+
+puzzles() {
+    local rows="${ROWS:-2500}" moves arm
+    for arm in drawn plain; do
+        generate --part validation --num_moves 3 --num_tasks 60 --seed 20 \
+            --drawings "$(has_drawings "$arm")" --output "$here/$arm/source_validation"
+        shards "$here/$arm/source_validation" "$here/$arm/shards_validation"
+    done
+    generate --part train --num_moves 4 --num_tasks 1 --seed 0 --output "$here/help" \
+        --extra "move=$((rows * 12 / 5)),describe=$((rows * 12 / 5))"
+    generate --part validation --num_moves 4 --num_tasks 1 --seed 1 --output "$here/validation" \
+        --extra move=60,describe=100
+    for moves in 1 2 3 4; do
+        for arm in drawn plain; do
+            generate --part train --num_moves "$moves" --num_tasks "$rows" --seed "1$moves" \
+                --drawings "$(has_drawings "$arm")" --output "$here/$arm/source_$moves"
+            shards "$here/$arm/source_$moves" "$here/$arm/shards_$moves"
+        done
+        generate --part test --num_moves "$moves" --num_tasks "${HELD_OUT:-450}" \
+            --seed "${TEST_SEED:-3}$moves" --output "$here/test/source_$moves"
+        shards "$here/test/source_$moves" "$here/test/shards_$moves"
+    done
+}
+
+base_model() {
+    python tools/make_tiny_bagel.py --output "$here/tiny_bagel" --preset tiny --pretrained
+    mathcanvas fit --config configs/fit/foresight_base.yaml ${STEPS:+--trainer.max_steps "$STEPS"}
+    python tools/export_checkpoint.py "$here/base/checkpoints/last.ckpt" \
+        --output "$here/base/export" --overwrite
+}
+
+# train ARM
+train() {
+    sed "s#/drawn/#/$1/#" configs/fit/foresight.yaml >"$here/$1.yaml"
+    mathcanvas fit --config "$here/$1.yaml" --seed_everything "$seed" \
+        ${STEPS:+--trainer.max_steps "$STEPS"}
+    python tools/export_checkpoint.py "$here/$1/run/checkpoints/last.ckpt" \
+        --output "$here/$1/export" --overwrite
+}
+
+# answer ARM NAME [OPTION ...]: answers and scores the held-out puzzles
+answer() {
+    local arm="$1" name="$2" moves
+    shift 2
+    for moves in 1 2 3 4; do
+        mathcanvas predict --config configs/predict_bagel.yaml \
+            --model.init_args.backend.init_args.checkpoint "$here/$arm/export" \
+            --model.init_args.backend.init_args.max_steps 5 \
+            --model.init_args.backend.init_args.max_images 4 \
+            --data.init_args.inputs \
+            "[{path: $here/test/shards_$moves, output: $here/answers/${name}_$moves.parquet}]" \
+            "$@"
+        python tools/score_responses.py --input "$here/answers/${name}_$moves.parquet" \
+            --puzzles "$here/test/source_$moves"
+    done
+}
+
+puzzles
+base_model
+for arm in drawn plain; do
+    train "$arm"
+    answer "$arm" "$arm"
+done
+answer drawn suppressed --model.init_args.backend.init_args.drawings none
+for moves in 1 2 3 4; do
+    echo "$moves moves, with against without drawings:"
+    python tools/compare_scores.py "$here/answers/drawn_$moves.parquet_scores.json" \
+        "$here/answers/plain_$moves.parquet_scores.json"
+done
