@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
     from mathcanvas_lightning.generation.bagel.backend import BagelBackend
     from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+    from mathcanvas_lightning.generation.bagel.vllm.backend import (
+        TextEngineConfig,
+        VLLMBagelBackend,
+    )
     from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
     from mathcanvas_lightning.generation.requests import (
         GenerationRequest,
@@ -86,9 +90,11 @@ _MODULES = {
     "ServerBackend": "generation.backends.server.backend",
     "ServerConfig": "generation.backends.server.process",
     "SourceFormat": "conversion.sources",
+    "TextEngineConfig": "generation.bagel.vllm.backend",
     "TextSegment": "data.rows.schema",
     "TokenGeometry": "batch",
     "VLLMBackend": "generation.backends.vllm.backend",
+    "VLLMBagelBackend": "generation.bagel.vllm.backend",
     "convert_cot": "conversion.convert",
     "generate": "generation.backends.base",
     "generate_blockmoving": "blockmoving.generate",
@@ -133,9 +139,11 @@ __all__ = [
     "ServerBackend",
     "ServerConfig",
     "SourceFormat",
+    "TextEngineConfig",
     "TextSegment",
     "TokenGeometry",
     "VLLMBackend",
+    "VLLMBagelBackend",
     "convert_cot",
     "generate",
     "generate_blockmoving",

@@ -3,11 +3,13 @@
 Each problem has a text and a picture; its answer is a text, a drawing, ..., a text. The model has
 random weights, so a script replaces its tokens after sampling. Both implementations do the same
 work, and their drawings are compared first. benchmark_generation_baseline.py describes the plain
-loop. Figures are medians of alternating runs in this process.
+loop. With --vllm, another contender gets its texts from vLLM (benchmark_generation_vllm.py).
+Figures are medians of alternating runs in this process.
 
 Example:
   python tools/benchmark_generation.py --preset tiny --batch_sizes 1 4 16
   python tools/benchmark_generation.py --preset small --text_tokens 64 --json figures.json
+  python tools/benchmark_generation.py --preset tiny --vllm
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -23,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_generation_baseline import PlainGenerator
+from benchmark_generation_vllm import VLLMSide, vllm_side
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -93,7 +97,7 @@ class Bench:
 
     def plain(self, count: int) -> list[list[Any]]:
         """Answers of the plain loop."""
-        maker = ItemMaker(self.model, self.tokenizer, *self.transforms)
+        maker = ItemMaker(self.model.config, self.tokenizer, *self.transforms)
         config = DrawingConfig(num_timesteps=self.options.timesteps)
         generator = PlainGenerator(self.model, self.vae, self.tokenizer, maker, config)
 
@@ -125,11 +129,18 @@ class Bench:
         problems = [Problem(uid=str(i), inputs=self.inputs(i)) for i in range(count)]
         return [[step.content for step in answer.steps] for answer in generator.run(problems)]
 
+    def over_vllm(self, side: VLLMSide, count: int, batch_size: int) -> list[list[Any]]:
+        """Answers of the library, with texts by vLLM."""
+        drawing = DrawingConfig(num_timesteps=self.options.timesteps)
+        config = InterleavedConfig(text=GREEDY, drawing=drawing)
+        return side.answers(count, batch_size, config)
 
-def check_agreement(bench: Bench) -> dict[str, float]:
+
+def check_agreement(bench: Bench, side: VLLMSide | None) -> dict[str, float]:
     """Exits if the drawings differ; returns the differences, also with the feature cache."""
     plain, ours = bench.plain(1), bench.ours(1, 1, None)
-    difference = _difference(plain, ours)
+    others = [] if side is None else [bench.over_vllm(side, 1, 1)]
+    difference = max(_difference(plain, other) for other in (ours, *others))
     if difference > MAX_DIFFERENCE[bench.options.dtype]:
         raise SystemExit(f"the implementations disagree by {difference} levels of a pixel")
     reused = bench.ours(1, 1, FeatureCache(refresh_every=bench.options.refresh_every))
@@ -148,7 +159,7 @@ def _difference(left: list[list[Any]], right: list[list[Any]]) -> float:
     return max(found)
 
 
-def measure(bench: Bench) -> list[dict[str, Any]]:
+def measure(bench: Bench, side: VLLMSide | None) -> list[dict[str, Any]]:
     """Measures problems per second of each implementation."""
     options = bench.options
     reuse = FeatureCache(refresh_every=options.refresh_every)
@@ -158,6 +169,11 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
     for size in options.batch_sizes:
         name, count = f"ours, batch {size}", max(size, options.plain_problems)
         contenders[name] = (count, lambda n, size=size: bench.ours(n, size, None))
+        if side is not None:
+            contenders[f"vLLM writes, batch {size}"] = (
+                count,
+                lambda n, size=size: bench.over_vllm(side, n, size),
+            )
     largest = max(options.batch_sizes)
     contenders[f"ours, batch {largest}, feature cache"] = (
         max(largest, options.plain_problems),
@@ -214,6 +230,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--vllm", action="store_true", help="also measure with texts by vLLM")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
 
@@ -233,13 +250,32 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     Console().print(table)
 
 
+def show_shares(figures: dict[int, dict[str, float]]) -> None:
+    """Prints where the time of the runs with vLLM went."""
+    table = Table(
+        "problems at a time",
+        "drawing, of the time",
+        "only waiting for vLLM",
+        "context tokens from the prefix cache",
+        title="vLLM writes",
+    )
+    for size, shares in figures.items():
+        table.add_row(str(size), *(f"{share:.0%}" for share in shares.values()))
+    Console().print(table)
+
+
 def main() -> None:
     """Runs the benchmark and prints the results."""
     options = parse()
     torch.set_num_threads(options.threads)
     bench = Bench(options)
-    agreement = check_agreement(bench)
-    rows = measure(bench)
+    with ExitStack() as stack:
+        side = stack.enter_context(vllm_side(bench)) if options.vllm else None
+        agreement: dict[str, Any] = check_agreement(bench, side)
+        rows = measure(bench, side)
+    if side is not None:
+        show_shares(side.figures)
+        agreement["vllm_shares"] = side.figures
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
     about = {
         "date": datetime.now(UTC).date().isoformat(),

@@ -5,12 +5,15 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import EchoBackend, GenerationBackend
 from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig
 from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
+from mathcanvas_lightning.generation.bagel.backend import BagelBackend
+from mathcanvas_lightning.generation.bagel.vllm.backend import TextEngineConfig, VLLMBagelBackend
 from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
 from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.batching import FixedSize
@@ -23,7 +26,7 @@ from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
 from mathcanvas_lightning.records.survey import OnFault
 
-BackendName = Literal["vllm", "server", "echo"]
+BackendName = Literal["vllm", "server", "bagel", "vllm_bagel", "echo"]
 Options = TypeVar("Options", "DataOptions", "BackendOptions", Sampling)
 
 
@@ -80,7 +83,7 @@ def generate_responses(
         system_prompt_file: Text file, or Python file with the system prompt in a variable.
         system_prompt_variable: Name of that variable.
         repetition_penalty: Above 1, tokens that occurred before become less likely.
-        backend: "vllm" (on this machine), "server" (OpenAI-compatible) or "echo" (dry run).
+        backend: "vllm", "server" (OpenAI-compatible), "bagel", "vllm_bagel" or "echo" (dry run).
         base_url: URL of a running server (.../v1); default: start one for this run.
         on_fault: Records with faults: "stop" before the start, or "skip" them with the reason.
         existing_output: Output without journal: "refuse" it, "seed" with its answers, "replace" it.
@@ -93,7 +96,9 @@ def _run(options: Mapping[str, Any]) -> PredictionReport | None:
     """Runs with the parameters of `generate_responses`; returns the counts on rank 0."""
     data = _select(DataOptions, options).make_data()
     backend = _select(BackendOptions, options).make_backend()
-    return _predict(GenerationModule(backend, _select(Sampling, options)), data)
+    draws = isinstance(backend, BagelBackend)  # in this process, on a GPU if there is one
+    module = GenerationModule(backend, _select(Sampling, options))
+    return _predict(module, data, "auto" if draws else "cpu")
 
 
 def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
@@ -102,10 +107,12 @@ def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
     return kind(**{name: value for name, value in options.items() if name in names})
 
 
-def _predict(module: GenerationModule, data: RecordDataModule) -> PredictionReport | None:
+def _predict(
+    module: GenerationModule, data: RecordDataModule, accelerator: str
+) -> PredictionReport | None:
     writer = ResponseWriter()
-    callbacks = [writer, GenerationProgress(), GenerationSummary()]
-    trainer = Trainer(accelerator="cpu", callbacks=[*callbacks], **QUIET_TRAINER)
+    callbacks: list[Callback] = [writer, GenerationProgress(), GenerationSummary()]
+    trainer = Trainer(accelerator=accelerator, callbacks=callbacks, **QUIET_TRAINER)
     trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.report
 
@@ -203,6 +210,8 @@ class BackendOptions:
                 tensor_parallel_size=self.tensor_parallel_size,
                 max_model_len=self.max_model_len,
             )
+        if self.backend in ("bagel", "vllm_bagel"):
+            return self._make_bagel(self.model_path)
         options: dict[str, Any] = {
             "tensor-parallel-size": self.tensor_parallel_size,
             "max-model-len": self.max_model_len,
@@ -212,4 +221,13 @@ class BackendOptions:
         return ServerBackend(
             server=ServerConfig(model_path=self.model_path, options=options),
             model_name=self.model_name,
+        )
+
+    def _make_bagel(self, checkpoint: str) -> GenerationBackend:
+        name, longest = self.model_name, self.max_model_len
+        if self.backend == "bagel":
+            return BagelBackend(checkpoint, model_name=name, max_context_tokens=longest)
+        engine = TextEngineConfig(tensor_parallel_size=self.tensor_parallel_size)
+        return VLLMBagelBackend(
+            checkpoint, model_name=name, engine=engine, max_context_tokens=longest
         )

@@ -1,6 +1,6 @@
 """The BAGEL network: a packed sequence in; hidden states, text losses and velocities out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mathcanvas_lightning.batch import PackedBatch, to_unit_range
+from mathcanvas_lightning.batch import PackedBatch
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.checkpoint import (
     TABLES,
@@ -20,10 +20,6 @@ from mathcanvas_lightning.model.checkpoint import (
 from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig, LLMConfig
 from mathcanvas_lightning.model.flow import add_noise
 from mathcanvas_lightning.model.layers.attention import (
-    Attention,
-    AttentionPath,
-    TokenLayout,
-    default_path,
     full_layout,
     stored_layout,
 )
@@ -34,7 +30,7 @@ from mathcanvas_lightning.model.layers.basic import (
     rotary_tables,
 )
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
-from mathcanvas_lightning.model.layers.flex import Stack
+from mathcanvas_lightning.model.layers.image_inputs import ImageInputs
 from mathcanvas_lightning.model.layers.mot import DecoderLayer, LanguageModel
 from mathcanvas_lightning.model.layers.vit import ViTModel
 from mathcanvas_lightning.model.saving import write_checkpoint
@@ -54,7 +50,7 @@ class BagelOutput:
     """[M, P] predictions at the noisy latents."""
 
 
-class Bagel(nn.Module):
+class Bagel(ImageInputs):
     """The network without its autoencoder; the forward pass is deterministic.
 
     Args:
@@ -64,7 +60,6 @@ class Bagel(nn.Module):
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
         self.config = config
-        self.attention_path: AttentionPath | None = None
         size = config.llm.hidden_size
         self.language_model = LanguageModel(config.llm)
         self.vit_model = ViTModel(config.vit)
@@ -83,6 +78,7 @@ class Bagel(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
         components: Collection[str] | None = None,
+        text_head: bool = True,
         seed: int = 0,
         **overrides: Any,
     ) -> Self:
@@ -94,6 +90,8 @@ class Bagel(nn.Module):
             device: Device of all parameters.
             components: Parts to load, of `COMPONENTS`; None loads all. The other parts are
                 initialized randomly.
+            text_head: Whether to load `lm_head`. Without it the model reads and draws, but cannot
+                write: `lm_head` does not exist then.
             seed: Random seed of the parts that are not loaded.
             overrides: Fields of the configuration to change, as in `BagelConfig.preset`. Position
                 tables are rebuilt if their size changes.
@@ -114,9 +112,14 @@ class Bagel(nn.Module):
             )
         weights = find_weights(path)
         config = config_for_weights(BagelConfig.from_directory(path), weights)
-        model = cls.empty(config.override(**overrides), dtype=dtype, device=device)
+        with torch.device("meta"):
+            model = cls(config.override(**overrides))
+        if not text_head:
+            del model.language_model.lm_head
+        model = model.to(dtype=dtype).to_empty(device=device)
         if components is None:
             model.reset_tables()
+            components = None if text_head else {name.split(".")[0] for name in model.state_dict()}
         else:
             model.reset_parameters(seed)
         load_weights(model, weights, place=str(path), components=components)
@@ -303,45 +306,3 @@ class Bagel(nn.Module):
             ),
             velocities=self.llm2vae(hidden[batch.mse_indexes]),
         )
-
-    def embed_vit(self, patches: Tensor, position_ids: Tensor, lens: Sequence[int]) -> Tensor:
-        """Encodes image patches as inputs of the decoder.
-
-        Args:
-            patches: [V, P] of all images, uint8 or float from -1 to 1.
-            position_ids: [V] int64.
-            lens: Number of patches of each image.
-
-        Returns:
-            [V, D].
-        """
-        counts = torch.tensor(lens, dtype=torch.int64)
-        images = torch.repeat_interleave(torch.arange(len(lens)), counts)
-        return self._embed_vit(patches, position_ids, full_layout(images.to(patches.device)))
-
-    def _embed_vit(self, patches: Tensor, position_ids: Tensor, layout: TokenLayout) -> Tensor:
-        attention = self._attention(layout, "vit")
-        features = self.vit_model.vision_model(to_unit_range(patches), position_ids, attention)
-        embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
-        return embedded
-
-    def embed_latents(self, noised: Tensor, timesteps: Tensor, position_ids: Tensor) -> Tensor:
-        """Embeds noised latent tokens as inputs of the decoder.
-
-        Args:
-            noised: [L, P] latents, noised to their timesteps.
-            timesteps: [L] shifted times.
-            position_ids: [L] int64.
-
-        Returns:
-            [L, D].
-        """
-        projected = self.vae2llm(noised.to(self.vae2llm.weight.dtype))
-        embedded: Tensor = (
-            projected + self.time_embedder(timesteps) + self.latent_pos_embed(position_ids)
-        )
-        return embedded
-
-    def _attention(self, layout: TokenLayout, stack: Stack = "decoder") -> Attention:
-        path = self.attention_path or default_path(layout.sequence_indexes.device)
-        return Attention(layout, path, stack)

@@ -125,7 +125,7 @@ def open_studio(
     capacity: int,
 ) -> Studio:
     """A studio with any model, on the CPU."""
-    maker = ItemMaker(model, tokenizer, vae_transform, vit_transform)
+    maker = ItemMaker(model.config, tokenizer, vae_transform, vit_transform)
     memory = KVCache(
         model.config.llm,
         num_rows=num_rows,

@@ -23,6 +23,7 @@ from mathcanvas_lightning.generation.backends.vllm.backend import (
 )
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
 from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
+from mathcanvas_lightning.generation.bagel.vllm.backend import VLLMBagelBackend
 from mathcanvas_lightning.generation.requests import Sampling
 
 SETTINGS: list[tuple[type, type, str]] = [
@@ -102,6 +103,27 @@ def test_flat_settings_and_their_values_have_the_same_names(
                 "vit_transform": {"max_image_size": 56, "min_image_size": 28},
             },
         ),
+        (
+            VLLMBagelBackend,
+            {
+                "checkpoint": "c",
+                "model_name": "n",
+                "mode": "image",
+                "think": True,
+                "drawing": {"num_timesteps": 5},
+                "max_steps": 2,
+                "max_images": 3,
+                "engine": {
+                    "tensor_parallel_size": 2,
+                    "gpu_memory_utilization": 0.4,
+                    "engine_options": {"seed": 1},
+                },
+                "max_batch_size": 4,
+                "max_context_tokens": 64,
+                "dtype": "float32",
+                "vae_transform": {"max_image_size": 64, "min_image_size": 32},
+            },
+        ),
     ],
 )
 def test_all_keywords_are_accepted_in_yaml(backend: type, settings: dict[str, Any]) -> None:
@@ -112,6 +134,26 @@ def test_all_keywords_are_accepted_in_yaml(backend: type, settings: dict[str, An
     found = parser.instantiate(config).backend
     assert isinstance(found, backend)
     assert isinstance(found, GenerationBackend)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bagel", BagelBackend), ("vllm_bagel", VLLMBagelBackend)]
+)
+def test_backends_that_draw(name: Any, kind: type) -> None:
+    options = BackendOptions(
+        backend=name,
+        model_path="folder",
+        model_name="mine",
+        base_url=None,
+        tensor_parallel_size=2,
+        max_model_len=600,
+    )
+    made = options.make_backend()
+    assert type(made) is kind
+    assert made.model_name == "mine"
+    assert made.settings["max_context_tokens"] == 600
+    if isinstance(made, VLLMBagelBackend):
+        assert made._engine.tensor_parallel_size == 2
 
 
 def test_defaults_of_the_tool(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def parts() -> tuple[Bagel, LatentVAE, TextTokenizer]:
 @cache
 def capacity() -> int:
     """Length of a context for the longest question and its answer."""
-    maker = ItemMaker(parts()[0], parts()[2], *transforms())
+    maker = ItemMaker(parts()[0].config, parts()[2], *transforms())
     questions = [question(row_id, maker) for row_id in {case.row_id for case in CASES}]
     return ROOM + max(sum(item.num_tokens for item in items) for items in questions)
 

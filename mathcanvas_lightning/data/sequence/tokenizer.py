@@ -62,6 +62,11 @@ class TextTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return TextTokenizer, (self.folder,)
 
+    def token_id(self, spelling: str) -> int | None:
+        """Id of a token; None if there is no such token."""
+        found: int | None = self._backend.token_to_id(spelling)
+        return found
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids

@@ -15,9 +15,9 @@ from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import generate
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
-from mathcanvas_lightning.generation.bagel.generator import MEMORY_SHARE, free_bytes
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.problem import Mode
+from mathcanvas_lightning.generation.bagel.workshop import MEMORY_SHARE, free_bytes
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,

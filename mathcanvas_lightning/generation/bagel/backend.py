@@ -1,7 +1,6 @@
 """Backend that runs BAGEL itself: answers with texts and drawings, many requests in a batch."""
 
 import dataclasses
-import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from mathcanvas_lightning.generation.bagel.problem import (
 )
 from mathcanvas_lightning.generation.bagel.requests import (
     RequestError,
+    failure_of,
     open_picture,
     problems_of,
     response_of,
@@ -36,6 +36,8 @@ from mathcanvas_lightning.generation.bagel.requests import (
     unsupported,
     with_sampling,
 )
+from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
+from mathcanvas_lightning.generation.bagel.workshop import load_parts
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -98,13 +100,18 @@ class BagelBackend:
             max_images=max_images,
             drawings=self._options.drawings,
         )
-        self._generator: InterleavedGenerator | None = None
+        self._given: dict[str, Any] = {
+            "config": self._config,
+            "limits": self._options.limits,
+            "images": self._options.images,
+        }
+        self._generator: ProblemSolver | None = None
         self._fingerprint: str | None = None
         """Fingerprint of the loaded model; None if no model is loaded."""
         self._asked: dict[str, _Asked] = {}
         self._ready: deque[GenerationResponse] = deque()
         self._num_short = 0
-        """Number of problems in a row that alone ran out of memory."""
+        """Number of requests in a row that alone ran out of memory."""
 
     @property
     def model_name(self) -> str:
@@ -147,8 +154,8 @@ class BagelBackend:
         return len(self._asked) + len(self._ready)
 
     @property
-    def generator(self) -> InterleavedGenerator:
-        """Generator of the loaded model.
+    def generator(self) -> ProblemSolver:
+        """What answers the problems, with the loaded model.
 
         Raises:
             BackendError: If the model is not loaded.
@@ -162,11 +169,11 @@ class BagelBackend:
             )
         return self._generator
 
-    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
+    def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
         """Loads the model; does nothing if it is loaded.
 
         Args:
-            local_rank: Not used: the device is enough.
+            local_rank: Rank of this process on its machine.
             device: Device for the model.
 
         Raises:
@@ -175,17 +182,12 @@ class BagelBackend:
         if self._generator is not None:
             return
         loaded = fingerprint(self._checkpoint)
-        is_cpu = torch.device(device).type == "cpu"
-        name = self._options.dtype
-        if name == "auto":
-            name = "float32" if is_cpu else "bfloat16"
-        options = {"dtype": getattr(torch, name), "device": torch.device(device)}
-        model = Bagel.from_checkpoint(self._checkpoint, **options)
-        _warn_of_size(self._config.drawing.size, model.config.drawing_size)
-        model.attention_path = "sdpa"  # image sizes vary, so compiled kernels would not be reused
-        vae = LatentVAE.from_checkpoint(self._checkpoint, model.config.vae, **options)
-        self.use(model.eval(), vae, TextTokenizer(self._checkpoint))
+        self._generator = self._load(torch.device(device), local_rank)
         self._fingerprint = loaded
+
+    def _load(self, device: torch.device, local_rank: int) -> ProblemSolver:  # noqa: ARG002
+        """Loads the model; `local_rank` is not used here, because the device is enough."""
+        return InterleavedGenerator(*self._load_parts(device), **self._given)
 
     def use(
         self,
@@ -204,14 +206,14 @@ class BagelBackend:
             autocast: See `InterleavedGenerator`.
         """
         self._generator = InterleavedGenerator(
-            model,
-            vae,
-            tokenizer,
-            config=self._config,
-            limits=self._options.limits,
-            images=self._options.images,
-            autocast=autocast,
+            model, vae, tokenizer, autocast=autocast, **self._given
         )
+
+    def _load_parts(
+        self, device: torch.device, *, text_head: bool = True
+    ) -> tuple[Bagel, LatentVAE, TextTokenizer]:
+        dtype, size = self._options.torch_dtype(device), self._config.drawing.size
+        return load_parts(self._checkpoint, dtype, device, size_px=size, text_head=text_head)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.
@@ -312,7 +314,11 @@ class BagelBackend:
                 )
             ]
         )
-        return self._usable(answer)
+        if (failure := failure_of(answer)) is None:
+            return answer
+        if failure.kind == "out_of_memory":
+            raise self._broken(torch.OutOfMemoryError(failure.message))
+        raise _failed_answer(self._checkpoint, failure)
 
     def _advance(self) -> list[Answer]:
         try:
@@ -320,7 +326,7 @@ class BagelBackend:
         except BaseException as error:
             self.generator.withdraw()
             self._asked.clear()
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, MathCanvasError):
                 raise self._broken(error) from error
             raise
 
@@ -337,24 +343,11 @@ class BagelBackend:
 
     def close(self) -> None:
         """Frees the model; pending requests are dropped."""
-        self._generator = self._fingerprint = None
+        generator, self._generator, self._fingerprint = self._generator, None, None
         self._asked.clear()
         self._ready.clear()
-
-    def _usable(self, answer: Answer) -> Answer:
-        if answer.finish_reason == "not_finite":
-            raise _not_finite(self._checkpoint)
-        if answer.finish_reason == "out_of_memory":
-            raise self._broken(torch.OutOfMemoryError(OUT_OF_MEMORY))
-        return answer
-
-    def _failed_of_memory(self, request: GenerationRequest) -> GenerationResponse:
-        self._num_short += 1
-        if self._num_short >= MAX_SHORT:
-            self.generator.withdraw()
-            self._asked.clear()
-            raise self._broken(torch.OutOfMemoryError(OUT_OF_MEMORY))
-        return _failed(request, "out_of_memory", OUT_OF_MEMORY)
+        if generator is not None:
+            generator.close()
 
     def _take(self, answer: Answer) -> None:
         uid, number = split_problem_uid(answer.uid)
@@ -363,27 +356,22 @@ class BagelBackend:
         if len(asked.answers) == asked.request.sampling.n:
             del self._asked[uid]
             answers = [asked.answers[number] for number in sorted(asked.answers)]
-            reasons = {answer.finish_reason for answer in answers}
-            if "out_of_memory" in reasons:
-                self._ready.append(self._failed_of_memory(asked.request))
-                return
-            self._num_short = 0
-            if "not_finite" in reasons:
-                self._ready.append(_failed(asked.request, "not_finite", NOT_FINITE))
-            else:
-                self._ready.append(response_of(asked.request, answers))
+            self._ready.append(self._checked(response_of(asked.request, answers)))
+
+    def _checked(self, response: GenerationResponse) -> GenerationResponse:
+        """Ends the run after several responses in a row that failed because of memory."""
+        failure = response.failure
+        is_short = failure is not None and failure.kind == "out_of_memory"
+        self._num_short = self._num_short + 1 if is_short else 0
+        if failure is not None and self._num_short >= MAX_SHORT:
+            self.generator.withdraw()
+            self._asked.clear()
+            raise self._broken(torch.OutOfMemoryError(failure.message))
+        return response
 
 
-log = logging.getLogger(__name__)
-
-NOT_FINITE = (
-    "the network computed NaN or infinite values: its weights are broken, or their precision "
-    "(dtype) is too low"
-)
-"""Message of the failure of a problem."""
-OUT_OF_MEMORY = "this problem alone needs more memory than the device has"
 MAX_SHORT = 3
-"""After so many problems in a row for which the memory is too small, the run ends."""
+"""After so many requests in a row for which the memory is too small, the run ends."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -398,21 +386,12 @@ def _failed(request: GenerationRequest, kind: str, message: str) -> GenerationRe
     return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
 
 
-def _not_finite(checkpoint: str) -> BackendError:
+def _failed_answer(checkpoint: str, failure: Failure) -> BackendError:
     return BackendError(
         f"BAGEL from {checkpoint}",
-        found=NOT_FINITE,
-        wanted="finite values",
-        remedy="Check the training, export the weights again, or set dtype: float32.",
+        found=failure.message,
+        wanted="an answer",
+        remedy="Check the training, export the weights again, or set dtype: float32."
+        if failure.kind == "not_finite"
+        else "Run again.",
     )
-
-
-def _warn_of_size(size: tuple[int, int] | None, trained: tuple[int, int] | None) -> None:
-    """Logs a warning if drawings are made in another size than the model was trained to draw."""
-    if size is not None and trained is not None and tuple(size) != tuple(trained):
-        log.warning(
-            "drawing.size is %d x %d pixels, but the model was trained to draw %d x %d; remove "
-            "drawing.size to use the trained size",
-            *size,
-            *trained,
-        )

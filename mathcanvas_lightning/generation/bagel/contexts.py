@@ -28,6 +28,7 @@ from mathcanvas_lightning.generation.bagel.kv_cache import (
     in_passes,
 )
 from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.mot import Experts
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
 
@@ -86,11 +87,24 @@ class Item:
         return kind != ("images" if self.size_px is None else "texts")
 
 
+def contexts_of(
+    items: Sequence[Item], contexts: Sequence[Context]
+) -> list[tuple[Item, list[Context]]]:
+    """The contexts that each item belongs to.
+
+    Args:
+        items: Items in reading order.
+        contexts: The contexts that the guidance needs: full, images, texts.
+    """
+    pairs = list(zip(contexts, CONTEXTS, strict=False))
+    return [(item, [c for c, kind in pairs if item.belongs_to(kind)]) for item in items]
+
+
 class ItemMaker:
     """Converts texts and pictures to items.
 
     Args:
-        model: BAGEL; gives the patch sizes and the sizes of the position tables.
+        config: Gives the patch sizes and the sizes of the position tables.
         tokenizer: Tokenizer of the model.
         vae_transform: Resizes pictures for the VAE.
         vit_transform: Resizes the result again for the ViT.
@@ -99,14 +113,14 @@ class ItemMaker:
 
     def __init__(
         self,
-        model: Bagel,
+        config: BagelConfig,
         tokenizer: TextTokenizer,
         vae_transform: ImageTransform,
         vit_transform: ImageTransform,
         *,
         interpolate_positions: bool = False,
     ) -> None:
-        self.geometry = model.config.geometry
+        self.geometry = config.geometry
         self.tokenizer = tokenizer
         self.interpolate_positions = interpolate_positions
         self._vae_transform, self._vit_transform = vae_transform, vit_transform

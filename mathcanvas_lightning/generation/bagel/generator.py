@@ -7,52 +7,33 @@ of the batch: its random numbers are derived from its seed, its uid and the numb
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
-import psutil  # type: ignore[import-untyped]
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
-from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.sequence.rng import generator
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
-from mathcanvas_lightning.errors import ConfigError, InputError
-from mathcanvas_lightning.generation.bagel.contexts import (
-    Context,
-    Item,
-    ItemMaker,
-    Prefiller,
-    opaque,
-)
-from mathcanvas_lightning.generation.bagel.image_steps import Painter
-from mathcanvas_lightning.generation.bagel.kv_cache import (
-    KVCache,
-    is_memory_error,
-    plan_batch_size,
-    token_bytes,
-)
+from mathcanvas_lightning.generation.bagel.contexts import Context, Item, contexts_of
+from mathcanvas_lightning.generation.bagel.image_steps import Drawing
 from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
-from mathcanvas_lightning.generation.bagel.problem import (
-    Answer,
-    InterleavedConfig,
-    Problem,
-    TooLongError,
-)
-from mathcanvas_lightning.generation.bagel.rollout import Entry, RunState, WaitingLine
+from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig
+from mathcanvas_lightning.generation.bagel.rollout.reader import ProblemReader
+from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
+from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 from mathcanvas_lightning.generation.bagel.text_steps import TokenChoice, choose_tokens, next_logits
+from mathcanvas_lightning.generation.bagel.workshop import open_workshop, own_precision
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.vae import LatentVAE
 
 logger = logging.getLogger(__name__)
+
 ChooseTokens = Callable[[Tensor, Sequence[TokenChoice]], list[int]]
-DEFAULT_MAX_CONTEXT = 16_384
-MEMORY_SHARE = 0.8
-"""Share of the free memory that contexts may use, if no amount is given."""
-SHORTEST_TEXT = 3
-"""Minimum length of a text in tokens: start token, one token, end token."""
 
 
-class InterleavedGenerator:
+class InterleavedGenerator(ProblemSolver):
     """Answers problems with texts and drawings.
 
     Args:
@@ -82,326 +63,216 @@ class InterleavedGenerator:
         choose: ChooseTokens = choose_tokens,
         autocast: torch.dtype | None = None,
     ) -> None:
-        limits, images = limits or BatchLimits(), images or ImageOptions()
-        self.config = config or InterleavedConfig()
-        self.choose = choose
+        config, limits = config or InterleavedConfig(), limits or BatchLimits()
+        self.choose, self._autocast = choose, autocast
         self._model, self._tokens_per_turn = model, limits.tokens_per_turn
-        self._device = model.language_model.lm_head.weight.device
-        self._autocast = autocast
-        self._maker = ItemMaker(
-            model,
-            tokenizer,
-            images.vae_transform or ImageTransform(),
-            images.vit_transform or ImageTransform(image_stride=model.config.vit.patch_size),
-            interpolate_positions=images.interpolate_positions,
-        )
-        self._num_contexts = self.config.drawing.num_contexts
-        cache_dtype = autocast or model.language_model.lm_head.weight.dtype
-        self.cache = _make_cache(model, self._num_contexts, limits, cache_dtype)
-        self.batch_size = self.cache.num_rows // self._num_contexts
-        self._prefiller = Prefiller(model, vae, self.cache, self._maker)
-        self._painter = Painter(
+        self._special = tokenizer.special
+        self._workshop = open_workshop(
             model,
             vae,
-            self.cache,
-            tokenizer.special,
-            interpolate_positions=images.interpolate_positions,
+            tokenizer,
+            num_contexts=config.drawing.num_contexts,
+            limits=limits,
+            images=images or ImageOptions(),
+            dtype=autocast,
         )
-        self._line = WaitingLine()
-        self._running: dict[int, RunState] = {}
-        self._pending: set[str] = set()
-
-    @property
-    def num_pending(self) -> int:
-        """Number of problems that were submitted but not yet answered."""
-        return len(self._pending)
-
-    def submit(self, problem: Problem) -> None:
-        """Adds a problem to the queue; returns at once.
-
-        Args:
-            problem: Problem whose uid differs from those of all pending problems.
-
-        Raises:
-            InputError: If there is no input, or an input is unreadable or too long for a context.
-            ConfigError: If the problem's configuration needs more contexts than the generator's.
-        """
-        config = problem.config or self.config
-        if problem.mode != "understanding" and config.drawing.num_contexts > self._num_contexts:
-            raise ConfigError(
-                f"drawing of problem {problem.uid}",
-                found=f"guidance with {config.drawing.num_contexts} contexts",
-                wanted=f"at most the {self._num_contexts} of the generator's configuration",
-                remedy="Give the generator a configuration with the same guidance.",
+        self.cache, self._painter = self._workshop.cache, self._workshop.painter
+        batch_size = self._workshop.num_problems
+        if batch_size < limits.max_batch_size:
+            logger.warning(
+                "memory is enough for the contexts of %d problems at a time, not %d; lower "
+                "max_context_tokens to use larger batches",
+                batch_size,
+                limits.max_batch_size,
             )
-        self._check_uid(problem.uid)
-        entry = self._entry(problem)
-        self._check_room(problem, entry.items, entry.size_px)
-        self._line.add(entry)
-        self._pending.add(problem.uid)
+        self._running: dict[int, _Seat] = {}
+        reader = ProblemReader(
+            self._workshop.maker,
+            config,
+            trained_size=model.config.drawing_size,
+            capacity=self.cache.capacity,
+        )
+        super().__init__(reader, config, batch_size=batch_size)
 
     @torch.inference_mode()
-    def advance(self) -> list[Answer]:
-        """Advances all problems in progress by some tokens and one step of a drawing.
+    def _advance(self) -> list[Answer]:
+        with own_precision(self.cache.device, self._autocast):
+            self._admit()
+            self._prefill()
+            for _ in range(self._tokens_per_turn):
+                self._write()
+            self._draw()
+            return self._collect()
 
-        If the memory is exhausted, the problems in progress run again, each one alone; one that
-        needs too much memory alone ends with the reason out_of_memory. If another exception occurs,
-        all problems in progress are dropped, because their contexts may be incomplete; queued
-        problems stay in the queue.
+    def _drop(self, uids: Collection[str]) -> None:
+        kept = {
+            n: seat for n, seat in self._running.items() if seat.rollout.problem.uid not in uids
+        }
+        self._running = kept
 
-        Returns:
-            Answers that are finished now, often none. Call again while problems are pending.
-        """
-        try:
-            with _own_precision(self._device, self._autocast):
-                self._admit()
-                self._prefill()
-                for _ in range(self._tokens_per_turn):
-                    self._write()
-                self._draw()
-                return self._collect()
-        except BaseException as error:
-            if not (is_memory_error(error) and self._running):
-                self.withdraw(self._pending - self._line.uids)
-                raise
-            shortage = str(error)
-        return self._run_alone(shortage)  # outside the handler, which keeps tensors alive
-
-    def withdraw(self, uids: Collection[str] | None = None) -> None:
-        """Drops pending problems.
-
-        Args:
-            uids: Uids of the problems to drop; None drops all.
-        """
-        uids = set(self._pending if uids is None else uids)
-        self._line.drop(uids)
-        for slot, state in list(self._running.items()):
-            if state.problem.uid in uids:
-                del self._running[slot]
-        self._pending.difference_update(uids)
-
-    def run(self, problems: Iterable[Problem]) -> list[Answer]:
-        """Answers problems and waits for all answers.
-
-        Args:
-            problems: Problems with different uids.
-
-        Returns:
-            Answers in the order of the problems. Problems that were submitted before are answered
-            too, but not returned. After an exception none of these problems is pending.
-
-        Raises:
-            InputError: See `submit`.
-            ConfigError: See `submit`.
-        """
-        order: list[str] = []
-        answers: dict[str, Answer] = {}
-        try:
-            for problem in problems:
-                self.submit(problem)
-                order.append(problem.uid)
-            while self.num_pending:
-                answers |= {answer.uid: answer for answer in self.advance()}
-        except BaseException:
-            self.withdraw(order)
-            raise
-        return [answers[uid] for uid in order]
-
-    def _run_alone(self, shortage: str) -> list[Answer]:
-        """Restarts the problems of a batch that exhausted the memory, each one alone."""
-        answers = self._collect()
-        states = [self._running[slot] for slot in sorted(self._running)]
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(states) == 1:
-            states[0].stop("out_of_memory")
-            logger.warning("problem %s fails: %s", states[0].problem.uid, shortage)
-            return [*answers, *self._collect()]
-        self._running.clear()
-        if states:
-            self.batch_size = len(states) - 1
-            self._line.run_alone([self._entry(state.problem) for state in states])
-            logger.warning("too little memory for %d problems: %s", len(states), shortage)
-        return answers
-
-    def _entry(self, problem: Problem) -> Entry:
-        items = self._read_inputs(problem)
-        size = self._drawing_size(items, problem.config or self.config)
-        return Entry(problem=problem, items=items, size_px=size)
-
-    def _check_uid(self, uid: str) -> None:
-        if uid in self._pending:
-            raise InputError(
-                f"problem {uid}",
-                found="a pending problem with the same uid",
-                wanted="a unique uid, because it also seeds the random numbers",
-                remedy="Change the uid.",
-            )
-
-    def _read_inputs(self, problem: Problem) -> list[Item]:
-        # Empty texts are skipped, as in training.
-        inputs = [part for part in problem.inputs if not isinstance(part, str) or part.strip()]
-        opening = [text for text in [problem.opening] if text and text.strip()]
-        if not inputs:
-            raise InputError(
-                f"problem {problem.uid}",
-                found="no input",
-                wanted="a text that is not empty, or a picture",
-                remedy="Add a question.",
-            )
-        for_vae = problem.mode != "understanding"
-        items = []
-        for given in (*opening, *inputs):
-            if isinstance(given, str):
-                items.append(self._maker.text(given))
-            else:
-                items.append(self._maker.image(opaque(given, problem.uid), for_vae=for_vae))
-        return items
-
-    def _drawing_size(self, items: Sequence[Item], config: InterleavedConfig) -> tuple[int, int]:
-        """Size of a problem's drawings, rounded to multiples of a token's side."""
-        sizes = [item.size_px for item in items if item.size_px is not None]
-        chosen = config.drawing.size or self._model.config.drawing_size
-        if chosen is None and sizes:
-            return sizes[-1]
-        side = self._maker.geometry.latent_patch_px
-        width, height = (
-            max(length // side, 1) * side for length in chosen or config.drawing.default_size
-        )
-        return width, height
-
-    def _check_room(self, problem: Problem, items: Sequence[Item], size: tuple[int, int]) -> None:
-        drawing = 0 if problem.mode == "understanding" else self._maker.drawing_tokens(size)
-        if problem.mode == "interleaved":
-            self._maker.image_tokens(size)  # raises if the model could not read the drawing again
-        needed = sum(item.num_tokens for item in items)
-        needed += drawing if problem.mode == "image" else SHORTEST_TEXT
-        if needed > self.cache.capacity:
-            raise TooLongError(
-                f"problem {problem.uid}",
-                found=f"{needed} tokens for the question and the shortest answer",
-                wanted=f"at most {self.cache.capacity}, the length of a context",
-                remedy="Raise max_context_tokens, or use fewer or smaller pictures.",
-            )
+    def _in_progress(self) -> list[Rollout]:
+        return [self._running[slot].rollout for slot in sorted(self._running)]
 
     def _admit(self) -> None:
         for slot in range(self.batch_size):
             if slot in self._running:
                 continue
-            entry = self._line.next({state.problem.uid for state in self._running.values()})
-            if entry is None:
+            rollout = self._line.next({one.problem.uid for one in self._in_progress()})
+            if rollout is None:
                 return
-            problem = entry.problem
-            config = problem.config or self.config
-            needed = 1 if problem.mode == "understanding" else config.drawing.num_contexts
-            first = slot * self._num_contexts
-            for row in range(first, first + needed):
-                self.cache.clear(row)
-            self._running[slot] = RunState(
-                problem,
-                config,
-                inputs=entry.items,
-                size_px=entry.size_px,
-                contexts=[Context(row=first + i) for i in range(needed)],
-                capacity=self.cache.capacity,
-                maker=self._maker,
+            is_text = rollout.problem.mode == "understanding"
+            needed = 1 if is_text else rollout.config.drawing.num_contexts
+            rows = self._workshop.rows(slot, needed)
+            self._running[slot] = _Seat(
+                rollout=rollout, contexts=[Context(row=row) for row in rows]
             )
 
-    def _active(self) -> list[RunState]:
+    def _active(self) -> list["_Seat"]:
         """Unfinished problems, in the order of their rows in the cache."""
         ordered = (self._running[slot] for slot in sorted(self._running))
-        return [state for state in ordered if state.finish_reason is None]
+        return [seat for seat in ordered if seat.rollout.needs is not None]
 
     def _prefill(self) -> None:
-        states = [s for s in self._active() if s.unread and s.check_room()]
-        self._prefiller.prefill([entry for s in states for entry in s.unread if entry[1]])
-        for state in states:
-            state.proceed()
+        seats = self._active()
+        entries = [entry for seat in seats for entry in seat.take_unread()]
+        self._workshop.prefiller.prefill([entry for entry in entries if entry[1]])
+        for seat in seats:
+            if seat.rollout.needs == "text" and seat.writing is None:
+                seat.begin_text(self._special.bos)
 
     def _write(self) -> None:
-        writers = [state for state in self._active() if state.writing is not None]
+        writers = [(s, s.writing) for s in self._active() if s.writing is not None]
         if not writers:
             return
-        next_ids = [state.writing.next_id for state in writers if state.writing is not None]
-        contexts = [state.full for state in writers]
+        next_ids = [writing.next_id for _, writing in writers]
+        contexts = [seat.full for seat, _ in writers]
         logits = next_logits(self._model, self.cache, contexts, next_ids)
         is_finite = logits.amax(-1).isfinite()
-        chosen = self.choose(logits, [state.next_choice() for state in writers])
-        for state, token_id, is_valid in zip(writers, chosen, is_finite.tolist(), strict=True):
+        chosen = self.choose(logits, [_choice(seat.rollout, own) for seat, own in writers])
+        for (seat, _), token_id, is_valid in zip(writers, chosen, is_finite.tolist(), strict=True):
             if is_valid:
-                state.take_token(token_id)
+                seat.take_token(token_id, self._special.eos)
             else:
-                state.stop("not_finite")
+                seat.rollout.stop("not_finite")
 
     def _draw(self) -> None:
-        for state in self._active():
-            if state.wants_drawing:
-                state.drawing = self._painter.begin(
-                    state.config.drawing, state.contexts, state.size_px, state.noise_key
+        for seat in self._active():
+            if seat.wants_drawing:
+                rollout = seat.rollout
+                seat.drawing = self._painter.begin(
+                    rollout.config.drawing, seat.contexts, rollout.size_px, rollout.noise_key
                 )
-        drawers = [state for state in self._active() if state.drawing is not None]
+        drawers = [(s, s.drawing) for s in self._active() if s.drawing is not None]
         if not drawers:
             return
-        self._painter.step([state.drawing for state in drawers if state.drawing is not None])
-        done = [state for state in drawers if state.drawing is not None and state.drawing.is_done]
-        pictures = self._painter.paint([s.drawing for s in done if s.drawing is not None])
-        for state, picture in zip(done, pictures, strict=True):
+        self._painter.step([drawing for _, drawing in drawers])
+        done = [(seat, drawing) for seat, drawing in drawers if drawing.is_done]
+        pictures = self._painter.paint([drawing for _, drawing in done])
+        for (seat, _), picture in zip(done, pictures, strict=True):
+            seat.drawing = None
             if picture is None:
-                state.stop("not_finite")
+                seat.rollout.stop("not_finite")
             else:
-                state.take_picture(picture)
+                seat.rollout.take_picture(picture)
 
     def _collect(self) -> list[Answer]:
-        ended = [slot for slot, state in self._running.items() if state.finish_reason is not None]
-        answers = [self._running.pop(slot).answer() for slot in sorted(ended)]
-        self._pending.difference_update(answer.uid for answer in answers)
-        return answers
+        ended = [slot for slot, seat in self._running.items() if seat.rollout.needs is None]
+        return [self._running.pop(slot).rollout.answer() for slot in sorted(ended)]
 
 
-def _make_cache(
-    model: Bagel, num_contexts: int, limits: BatchLimits, dtype: torch.dtype
-) -> KVCache:
-    llm, device = model.config.llm, model.language_model.lm_head.weight.device
-    longest = min(llm.max_position_embeddings, DEFAULT_MAX_CONTEXT)
-    capacity = limits.max_context_tokens or longest
-    problem_bytes = num_contexts * capacity * token_bytes(llm, dtype)
-    memory_bytes = limits.memory_bytes
-    if memory_bytes is None:
-        memory_bytes = int(free_bytes(device) * MEMORY_SHARE)
-    batch_size = plan_batch_size(problem_bytes, memory_bytes, limits.max_batch_size)
-    if batch_size < limits.max_batch_size:
-        logger.warning(
-            "memory is enough for the contexts of %d problems at a time, not %d; lower "
-            "max_context_tokens to use larger batches",
-            batch_size,
-            limits.max_batch_size,
+@dataclass(slots=True, kw_only=True)
+class _Writing:
+    """A text that the model is writing."""
+
+    start: Context
+    """State of the full context before the text, for a rollback."""
+    rng: Generator
+    next_id: int
+    """Token that the context reads next."""
+    max_tokens: int
+    """Maximum length of the text, with its end token."""
+    ids: list[int] = field(default_factory=list)
+    is_ended: bool = False
+    """Whether the end token was chosen; the next token is then the action."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seat:
+    """A problem in progress, with its contexts in the cache."""
+
+    rollout: Rollout
+    contexts: list[Context]
+    """The contexts that the guidance needs (full, images, texts)."""
+    num_read: int = 0
+    """Number of items of the rollout that the contexts contain."""
+    is_partly_read: bool = False
+    """Whether the full context contains the next item already, because the model wrote it."""
+    writing: _Writing | None = None
+    drawing: Drawing | None = None
+
+    @property
+    def full(self) -> Context:
+        """The context with all texts and images."""
+        return self.contexts[0]
+
+    @property
+    def wants_drawing(self) -> bool:
+        """Whether a new drawing starts now."""
+        is_read = self.num_read == len(self.rollout.items)
+        return self.rollout.needs == "drawing" and is_read and self.drawing is None
+
+    def take_unread(self) -> list[tuple[Item, list[Context]]]:
+        """The items to prefill now, each with its contexts."""
+        entries = contexts_of(self.rollout.items[self.num_read :], self.contexts)
+        if self.is_partly_read:
+            (item, contexts), *entries = entries
+            entries.insert(0, (item, contexts[1:]))
+        self.num_read, self.is_partly_read = len(self.rollout.items), False
+        return entries
+
+    def begin_text(self, bos: int) -> None:
+        """Starts a text after all items were prefilled."""
+        self.writing = _Writing(
+            start=self.full.copy(),
+            rng=generator(*self.rollout.text_key),
+            next_id=bos,
+            max_tokens=self.rollout.max_new_tokens,
         )
-    return KVCache(
-        llm,
-        num_rows=batch_size * num_contexts,
-        capacity=capacity,
-        dtype=dtype,
-        device=device,
+
+    def take_token(self, token_id: int, eos: int) -> None:
+        """Continues with the chosen token."""
+        writing = self.writing
+        assert writing is not None
+        if writing.is_ended:
+            self._end_text(writing, action_id=token_id)
+            return
+        writing.next_id = token_id
+        if token_id == eos:
+            writing.is_ended = True
+            if not self.rollout.wants_action(len(writing.ids) + 1):
+                self._end_text(writing)
+            return
+        writing.ids.append(token_id)
+        if len(writing.ids) == writing.max_tokens:
+            self._end_text(writing)
+
+    def _end_text(self, writing: _Writing, action_id: int | None = None) -> None:
+        """The context keeps the generated tokens only if the cleaned text has the same tokens."""
+        self.writing = None
+        self.rollout.take_text(writing.ids, is_ended=writing.is_ended, action_id=action_id)
+        new = self.rollout.items[self.num_read :]
+        if new and self.full.length == writing.start.length + new[0].num_tokens:
+            self.is_partly_read = list(new[0].content.text_ids[0]) == writing.ids
+        if not self.is_partly_read:
+            self.full.roll_back(writing.start)
+
+
+def _choice(rollout: Rollout, writing: _Writing) -> TokenChoice:
+    """Settings and random number for the next token."""
+    return TokenChoice(
+        uid=rollout.problem.uid,
+        step=rollout.number,
+        index=len(writing.ids) + writing.is_ended,
+        config=rollout.config.text,
+        uniform=writing.rng.random(),
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device, including what PyTorch has reserved but does not use."""
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        unused: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    available: int = psutil.virtual_memory().available
-    return available
-
-
-@contextmanager
-def _own_precision(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
-    """Undoes the Trainer's default dtype and autocast, so that only the generator's types count."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            yield
-    finally:
-        torch.set_default_dtype(default)

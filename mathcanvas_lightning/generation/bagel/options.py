@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+import torch
+
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.bagel.problem import DrawingsUse
@@ -86,6 +88,14 @@ class BagelOptions:
         return BatchLimits(
             max_batch_size=self.max_batch_size, max_context_tokens=self.max_context_tokens
         )
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        """Precision on a device."""
+        name = self.dtype
+        if name == "auto":
+            name = "float32" if device.type == "cpu" else "bfloat16"
+        found: torch.dtype = getattr(torch, name)
+        return found
 
     @property
     def images(self) -> ImageOptions:

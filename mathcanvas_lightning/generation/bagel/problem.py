@@ -8,16 +8,25 @@ from PIL import Image
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
+from mathcanvas_lightning.generation.requests import Failure
 
 Mode = Literal["interleaved", "understanding", "image"]
 """interleaved: texts and drawings in turn, as the model chooses. understanding: one text about
 texts and pictures. image: one drawing from a text (text-to-image) or from pictures (editing)."""
 FinishReason = Literal[
-    "stop", "max_steps", "max_tokens", "max_images", "window", "not_finite", "out_of_memory"
+    "stop",
+    "max_steps",
+    "max_tokens",
+    "max_images",
+    "window",
+    "not_finite",
+    "out_of_memory",
+    "failed",
 ]
 """stop: the model ended its answer. window: a context is full. not_finite: the network computed NaN
-or infinity, so the answer is useless. out_of_memory: the problem alone needs more memory than the
-device has. Others: that limit was reached."""
+or infinity, so the answer is useless. out_of_memory: the problem alone needs more
+memory than the device has. failed: the text engine refused the problem. Others: that limit was
+reached."""
 DrawingsUse = Literal["own", "none"]
 
 THINK_PROMPTS: dict[Mode, str] = {
@@ -136,6 +145,8 @@ class Answer:
     """Number of input tokens, with markers and image tokens."""
     num_written_tokens: int
     """Number of generated text tokens, with end tokens but without action tokens."""
+    failure: Failure | None = None
+    """Why the finish reason is "failed"."""
 
     @property
     def text(self) -> str:

@@ -13,6 +13,7 @@ from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Mode, Problem
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
 from mathcanvas_lightning.generation.requests import (
+    Failure,
     GenerationRequest,
     GenerationResponse,
     Output,
@@ -23,6 +24,11 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.records.pictures import Picture, failure_kind
 
 _SEPARATOR = "#"
+NOT_FINITE = (
+    "the network computed NaN or infinite values: its weights are broken, or their precision "
+    "(dtype) is too low"
+)
+OUT_OF_MEMORY = "this problem alone needs more memory than the device has"
 
 
 class RequestError(Exception):
@@ -138,9 +144,12 @@ def response_of(request: GenerationRequest, answers: Sequence[Answer]) -> Genera
         answers: All answers, in order.
 
     Returns:
-        The response. The finish reason "max_tokens" becomes "length", as in other backends; other
-        reasons stay.
+        The response; a failure if one of the answers failed. The finish reason "max_tokens"
+        becomes "length", as in other backends; other reasons stay.
     """
+    failures = [failure for one in answers if (failure := failure_of(one)) is not None]
+    if failures:
+        return GenerationResponse(uid=request.uid, failure=failures[0])
     return GenerationResponse(
         uid=request.uid,
         outputs=tuple(_output(answer) for answer in answers),
@@ -149,6 +158,15 @@ def response_of(request: GenerationRequest, answers: Sequence[Answer]) -> Genera
             completion_tokens=sum(answer.num_written_tokens for answer in answers),
         ),
     )
+
+
+def failure_of(answer: Answer) -> Failure | None:
+    """Why an answer is useless; None if it is not."""
+    if answer.finish_reason == "not_finite":
+        return Failure(kind="not_finite", message=NOT_FINITE)
+    if answer.finish_reason == "out_of_memory":
+        return Failure(kind="out_of_memory", message=OUT_OF_MEMORY)
+    return answer.failure
 
 
 def _decoded(part: Part) -> str | Image.Image:

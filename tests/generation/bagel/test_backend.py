@@ -290,7 +290,7 @@ def test_a_problem_that_is_too_large_fails_and_the_others_are_answered(
     prefill = Prefiller.prefill
 
     def limited(self: Prefiller, entries: Any) -> None:
-        running = {state.problem.uid for state in made.generator._running.values()}
+        running = {seat.rollout.problem.uid for seat in made.generator._running.values()}
         if any(uid.startswith("b") for uid in running):
             raise kind("can't allocate memory: 2 GiB")
         prefill(self, entries)

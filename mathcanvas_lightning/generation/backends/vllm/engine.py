@@ -1,6 +1,6 @@
 """The engine process: runs vLLM's offline engine, receives requests, sends responses.
 
-The only module that imports vllm. This process applies the chat template and decodes pictures while
+No other module here imports vllm. This process applies the chat template and decodes pictures while
 vLLM's core, its child process, computes. New requests join the running batch at once.
 """
 
@@ -15,10 +15,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from inspect import signature
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
@@ -30,6 +29,24 @@ from mathcanvas_lightning.generation.backends.gpus import (
     visible_gpus,
 )
 from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
+from mathcanvas_lightning.generation.backends.vllm.contexts import (
+    BagelPrompts,
+    ContextText,
+    check_architecture,
+    find_bagel,
+)
+from mathcanvas_lightning.generation.backends.vllm.messages import (
+    ContextRequest,
+    ContextResult,
+    EngineFailure,
+    EngineRequest,
+    EngineResult,
+    EngineSettings,
+    Ready,
+    Withdrawal,
+    failed,
+)
+from mathcanvas_lightning.generation.backends.vllm.watch import killed, watch
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -46,34 +63,8 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 15.0
 """Time for a regular shutdown after the parent has closed the pipe."""
-NOTICE_S = 2.0
-"""Time for vLLM to detect a failure of one of its processes and to report the cause."""
 GREEDY_BELOW = 1e-5
 """vLLM treats lower temperatures as 0."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """The first message to the engine."""
-
-    arguments: dict[str, Any]
-    """Arguments of `vllm.LLM`."""
-    lora_path: str | None
-    local_rank: int
-    num_gpus: int
-    """Number of GPUs that this engine needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Message of the engine: it accepts requests now."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFailure:
-    """The last message of an engine that cannot start or cannot continue."""
-
-    error: str
 
 
 def main(descriptor: int) -> None:
@@ -93,14 +84,14 @@ def main(descriptor: int) -> None:
         with tempfile.TemporaryDirectory(prefix="mathcanvas-") as folder:
             os.environ["VLLM_RPC_BASE_PATH"] = folder  # sockets are deleted with the folder
             with contextlib.closing(_Engine(settings)) as engine:
-                connection.send(Ready())
+                connection.send(Ready(engine.window))
                 is_ready.set()
                 try:
                     _serve(engine, inbox, connection)
                 except Exception as error:
-                    killed = _killed(engine.processes) if _is_dead(error) else ""
-                    if killed:  # vLLM's own error does not contain the cause
-                        raise RuntimeError(killed) from error
+                    cause = killed(engine.processes) if _is_dead(error) else ""
+                    if cause:  # vLLM's own error does not contain it
+                        raise RuntimeError(cause) from error
                     raise
     except BrokenPipeError:
         pass  # the parent has ended
@@ -127,18 +118,23 @@ def _read(
 
 
 def _serve(
-    engine: "_Engine", inbox: "queue.SimpleQueue[GenerationRequest | None]", connection: Connection
+    engine: "_Engine",
+    inbox: "queue.SimpleQueue[EngineRequest | Withdrawal | None]",
+    connection: Connection,
 ) -> None:
     while True:
         while engine.is_idle or not inbox.empty():
-            request = inbox.get()
-            if request is None:
+            message = inbox.get()
+            if message is None:
                 return
-            failure = engine.add(request)
+            if isinstance(message, Withdrawal):
+                engine.withdraw(message.uids)
+                continue
+            failure = engine.add(message)
             if failure is not None:
-                connection.send(GenerationResponse(uid=request.uid, failure=failure))
-        for response in engine.step():
-            connection.send(response)
+                connection.send(failed(message, failure))
+        for result in engine.step():
+            connection.send(result)
 
 
 class _Engine:
@@ -162,33 +158,66 @@ class _Engine:
         elif current_platform.is_cuda_alike() or current_platform.is_unspecified():
             gpus = share_of_gpus(visible_gpus(os.environ), settings.local_rank, settings.num_gpus)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self._bagel = find_bagel(arguments)
         self._llm = LLM(**arguments)
-        self._window: int = self._llm.model_config.max_model_len
+        check_architecture(arguments, self._llm.model_config.hf_config.model_type)
+        self.window: int = self._llm.model_config.max_model_len
         self._lora = LoRARequest("adapter", 1, settings.lora_path) if settings.lora_path else None
         self._special: set[str] | None = None
-        self._requests: dict[str, GenerationRequest] = {}
+        self._requests: dict[str, GenerationRequest | ContextText] = {}
         self._num_added = 0
         self._closing = threading.Event()
         self.processes = multiprocessing.active_children()
         if self.processes:
             watched = (self.processes, self._closing)
-            threading.Thread(target=_watch, args=watched, daemon=True).start()
+            threading.Thread(target=watch, args=watched, daemon=True).start()
 
     @property
     def is_idle(self) -> bool:
         return not self._requests
 
-    def add(self, request: GenerationRequest) -> Failure | None:
+    def add(self, request: EngineRequest) -> Failure | None:
         """Adds a request to the running batch; returns the failure if it cannot be added."""
+        if isinstance(request, ContextRequest):
+            return self._begin(ContextText(request))
+        return self._begin(request)
+
+    def step(self) -> list[EngineResult]:
+        """Computes the next tokens; returns the results that are finished."""
+        outputs = [output for output in self._llm.llm_engine.step() if output.finished]
+        results: list[EngineResult] = []
+        for output in outputs:
+            request = self._requests.pop(output.request_id)
+            if isinstance(request, GenerationRequest):
+                results.append(read_result(request, output, self._bagel))
+                continue
+            if failure := _failure(output):
+                results.append(failed(request.request, failure))
+                continue
+            taken = request.take(output, self.window)
+            if isinstance(taken, ContextResult):
+                results.append(taken)
+            elif failure := self._begin(taken):
+                results.append(failed(request.request, failure))
+        return results
+
+    def withdraw(self, uids: Collection[str]) -> None:
+        """Drops requests."""
+        numbers = [number for number, one in self._requests.items() if _uid(one) in uids]
+        for number in numbers:
+            del self._requests[number]
+        self._llm.llm_engine.abort_request(numbers)
+
+    def _begin(self, request: "GenerationRequest | ContextText") -> Failure | None:
         try:
-            prompt = self._render(request)
-            num_tokens = len(prompt.get("prompt_token_ids", ()))
-            if num_tokens >= self._window:
-                text = f"the prompt has {num_tokens} tokens, the window {self._window}"
+            prompt = self._prompt(request)
+            length = len(prompt.get("prompt_token_ids", ()))
+            if length >= self.window:
+                text = f"the prompt has {length} tokens, the window {self.window}"
                 return Failure(kind="prompt_too_long", message=f"{text} including the answer")
             number = str(self._num_added)
             self._llm.llm_engine.add_request(
-                number, prompt, _sampling_params(request), lora_request=self._lora
+                number, prompt, self._sampling(request), lora_request=self._lora
             )
         except PictureError as error:
             return Failure(kind=error.kind, message=str(error))
@@ -200,10 +229,18 @@ class _Engine:
         self._num_added += 1
         return None
 
-    def step(self) -> list[GenerationResponse]:
-        """Computes the next tokens; returns the responses that are finished."""
-        results = [result for result in self._llm.llm_engine.step() if result.finished]
-        return [read_result(self._requests.pop(result.request_id), result) for result in results]
+    def _prompt(self, request: "GenerationRequest | ContextText") -> Any:
+        if self._bagel is not None:
+            return self._bagel.prompt(self._llm.renderer, request)
+        if isinstance(request, ContextText):
+            raise TypeError("only BAGEL writes texts after contexts of tokens and images")
+        return self._render(request)
+
+    def _sampling(self, request: "GenerationRequest | ContextText") -> Any:
+        if isinstance(request, ContextText):
+            return _sampling_params(request.sampling)
+        more = {} if self._bagel is None else self._bagel.chat_sampling
+        return _sampling_params(_chat_sampling(request) | more)
 
     def close(self) -> None:
         self._closing.set()
@@ -260,22 +297,25 @@ def _chat_part(part: Part) -> dict[str, Any]:
     return {"type": "image_pil", "image_pil": image}
 
 
-def _sampling_params(request: GenerationRequest) -> Any:
+def _sampling_params(values: Mapping[str, Any]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    return SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def _chat_sampling(request: GenerationRequest) -> dict[str, Any]:
     sampling = request.sampling
-    return SamplingParams(
-        n=1 if _is_greedy(sampling) else sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=None if _is_greedy(sampling) else request.seed,
-        stop=list(sampling.stop),
-        max_tokens=sampling.max_tokens,
-        structured_outputs=_guidance(sampling),
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    return {
+        "n": 1 if _is_greedy(sampling) else sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "seed": None if _is_greedy(sampling) else request.seed,
+        "stop": list(sampling.stop),
+        "max_tokens": sampling.max_tokens,
+        "structured_outputs": _guidance(sampling),
+    }
 
 
 def _guidance(sampling: Sampling) -> Any:
@@ -295,15 +335,26 @@ def _is_greedy(sampling: Sampling) -> bool:
     return sampling.temperature < GREEDY_BELOW
 
 
-def read_result(request: GenerationRequest, result: Any) -> GenerationResponse:
+def _failure(result: Any) -> Failure | None:
+    failed_ones = [made for made in result.outputs if made.finish_reason in ("abort", "error")]
+    if not failed_ones:
+        return None
+    message = f"vLLM aborted the answer: {failed_ones[0].finish_reason}"
+    return Failure(kind="engine", message=message)
+
+
+def read_result(
+    request: GenerationRequest, result: Any, bagel: BagelPrompts | None = None
+) -> GenerationResponse:
     """The response for a finished request of vLLM."""
-    failed = [made for made in result.outputs if made.finish_reason in ("abort", "error")]
-    if failed:
-        message = f"vLLM aborted the answer: {failed[0].finish_reason}"
-        failure = Failure(kind="engine", message=message)
+    if failure := _failure(result):
         return GenerationResponse(uid=request.uid, failure=failure)
     outputs = tuple(
-        Output(text=made.text, finish_reason=made.finish_reason, token_ids=tuple(made.token_ids))
+        Output(
+            text=made.text if bagel is None else bagel.text(made),
+            finish_reason=made.finish_reason,
+            token_ids=tuple(made.token_ids),
+        )
         for made in result.outputs
     )
     usage = Usage(
@@ -331,31 +382,14 @@ def _check_names(arguments: dict[str, Any]) -> None:
         )
 
 
-def _watch(children: Sequence[Any], closing: threading.Event) -> None:
-    """Kills all processes if one of vLLM's processes dies; vLLM would wait for it forever."""
-    wait([child.sentinel for child in children])
-    if not closing.wait(timeout=NOTICE_S):
-        logger.error("RuntimeError: %s", _ended(children))
-        os.killpg(0, signal.SIGKILL)
-
-
-def _killed(children: Sequence[Any]) -> str:
-    """Error message if a signal ended one of the processes, else ""."""
-    for child in children:
-        child.join(NOTICE_S)
-    is_killed = any(child.exitcode is not None and child.exitcode < 0 for child in children)
-    return _ended(children) if is_killed else ""
-
-
-def _ended(children: Sequence[Any]) -> str:
-    ended = ", ".join(f"{c.name}: {c.exitcode}" for c in children if c.exitcode is not None)
-    return f"vLLM's core ended unexpectedly (exit status of {ended})"
-
-
 def _is_dead(error: Exception) -> bool:
     from vllm.v1.engine.exceptions import EngineDeadError
 
     return isinstance(error, EngineDeadError)
+
+
+def _uid(request: "GenerationRequest | ContextText") -> str:
+    return request.uid if isinstance(request, GenerationRequest) else request.request.uid
 
 
 def _text(error: Exception) -> str:

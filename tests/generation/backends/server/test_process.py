@@ -26,7 +26,7 @@ from mathcanvas_lightning.generation.backends.server.process import (
 )
 from mathcanvas_lightning.generation.backends.vllm.engine import CPU_CACHE_BYTES
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_json
 
 PROGRAM = str(ROOT / "tests" / "generation" / "misbehaving.py")
 COMMAND = [sys.executable, PROGRAM, "--port", "{port}"]
@@ -234,6 +234,17 @@ def test_options_become_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     other = ServerConfig(command=["serve", "--json={}", "--at={port}"], options={"x": 1})
     assert other.arguments(5) == ["serve", "--json={}", "--at=5", "--x", "1"]
+
+
+def test_options_of_bagel(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "bagel"})
+    words = ServerConfig(model_path=str(tmp_path)).arguments(80)
+    assert words[words.index("--hf-overrides") + 1] == '{"architectures": ["MathCanvasBagel"]}'
+    assert Path(words[words.index("--chat-template") + 1]).is_file()
+    own = ServerConfig(model_path=str(tmp_path), options={"hf_overrides": {}}).arguments(80)
+    assert own[own.index("--hf-overrides") + 1] == "{}"
+    assert "--chat-template" not in own
+    assert "--hf-overrides" not in ServerConfig(model_path="some/model").arguments(80)
 
 
 def test_vllm_options_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

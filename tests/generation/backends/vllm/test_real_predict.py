@@ -105,11 +105,13 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
     assert report.overall.accuracy > 0.2  # much better than chance, even with this small model
 
 
-def kill_in_the_middle(command: list[str], output: Path) -> None:
+def kill_in_the_middle(
+    command: list[str], output: Path, num_answers: int = NUM_BEFORE_KILL
+) -> None:
     """Kills a run after some answers; checks that all its processes end."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 1000
-        while len(journal_lines(output)) < NUM_BEFORE_KILL:
+        while len(journal_lines(output)) < num_answers:
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             assert time.monotonic() < deadline
             time.sleep(0.02)
