@@ -291,8 +291,6 @@ class BagelBackend:
                 wanted="only temperature, top_p, max_tokens and seed",
                 remedy="Remove it; for several answers, change the seed.",
             )
-        given = [inputs] if isinstance(inputs, ReasonInput) else inputs
-        opened = tuple(open_picture(one) if isinstance(one, Path) else one for one in given)
         self.start(device="cuda" if torch.cuda.is_available() else "cpu")
         if self.num_pending:
             raise BackendError(
@@ -305,7 +303,7 @@ class BagelBackend:
             [
                 Problem(
                     uid=uid,
-                    inputs=opened,
+                    inputs=_opened(inputs),
                     mode=self._mode,
                     seed=sampling.seed,
                     think=self._think,
@@ -375,6 +373,11 @@ class BagelBackend:
 
 MAX_SHORT = 3
 """After so many requests in a row for which the memory is too small, the run ends."""
+
+
+def _opened(inputs: ReasonInput | Sequence[ReasonInput]) -> tuple[Any, ...]:
+    given = [inputs] if isinstance(inputs, ReasonInput) else inputs
+    return tuple(open_picture(one) if isinstance(one, Path) else one for one in given)
 
 
 @dataclass(slots=True, kw_only=True)
