@@ -312,9 +312,6 @@ class BagelBackend:
                 )
             ]
         )
-        return self._usable(answer)
-
-    def _usable(self, answer: Answer) -> Answer:
         if (failure := failure_of(answer)) is None:
             return answer
         if failure.kind == "out_of_memory":
