@@ -46,6 +46,7 @@ class FakeEngine:
         self.idle_calls = 0
         """Calls of `collect` that did not wait, with pending requests."""
         self.is_closed = False
+        self._withdrawn: set[str] = set()
 
     @property
     def num_pending(self) -> int:
@@ -54,7 +55,8 @@ class FakeEngine:
     def submit(self, requests: Sequence[ContextRequest]) -> None:
         self.waiting += requests
         self.requests += requests
-        assert len({one.uid for one in self.requests}) == len(self.requests)
+        uids = [one.uid for one in self.waiting]
+        assert len({*uids, *self._withdrawn}) == len(uids) + len(self._withdrawn)
 
     def collect(self, *, wait: bool = True) -> list[ContextResult]:
         if not self.waiting:
@@ -68,6 +70,7 @@ class FakeEngine:
         return [self._answer(self.waiting.pop())]  # the newest first
 
     def withdraw(self, uids: Collection[str]) -> None:
+        self._withdrawn.update(uids)
         self.waiting = deque(one for one in self.waiting if one.uid not in uids)
 
     def close(self) -> None:

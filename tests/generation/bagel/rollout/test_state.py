@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.generation.bagel.contexts import ItemMaker
@@ -13,6 +13,7 @@ from tests.generation.drawing import FAST, VAE_TRANSFORM, VIT_TRANSFORM, parts, 
 actions = st.sampled_from(["start_of_image", "bos", "end_of_text", "eos"])
 
 
+@settings(deadline=None)
 @given(
     script=st.lists(st.tuples(st.text("ab \n", max_size=20), actions), min_size=60, max_size=60),
     mode=st.sampled_from(["interleaved", "understanding", "image"]),
