@@ -82,11 +82,13 @@ def run_tool() -> RunTool:
 
 
 def child_processes() -> list[psutil.Process]:
-    """Processes below this one, but for Python's own helper of multiprocessing."""
+    """Processes below this one, but for the helpers that multiprocessing keeps."""
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            is_helper = "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+            words = " ".join(process.cmdline())
+            is_helper = process.ppid() == os.getpid() and any(name in words for name in helpers)
             if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

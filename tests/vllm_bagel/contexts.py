@@ -57,7 +57,7 @@ class Written:
 def cases() -> list[Case]:
     """Mixed contexts: 0 to 6 image blocks of different sizes, in any order with texts."""
     model, _, tokenizer = parts()
-    maker = ItemMaker(model, tokenizer, *transforms())
+    maker = ItemMaker(model.config, tokenizer, *transforms())
     made = [_case(number, shape, maker) for number, shape in enumerate(SHAPES)]
     return [*made, *(_golden_case(name, items) for name, items in golden_questions(maker))]
 
@@ -123,7 +123,7 @@ def _case(number: int, shape: str, maker: ItemMaker) -> Case:
 
 def _golden_case(name: str, items: Sequence[Item]) -> Case:
     model, _, tokenizer = parts()
-    return _as_case(name, items, ItemMaker(model, tokenizer, *transforms()))
+    return _as_case(name, items, ItemMaker(model.config, tokenizer, *transforms()))
 
 
 def _as_case(name: str, items: Sequence[Item], maker: ItemMaker) -> Case:

@@ -20,7 +20,7 @@ from tests.conftest import golden_folder, write_json
 from tests.generation.drawing import VAE_TRANSFORM, VIT_TRANSFORM, parts, picture
 
 MODEL, VAE, TOKENIZER = parts()
-MAKER = ItemMaker(MODEL, TOKENIZER, VAE_TRANSFORM, VIT_TRANSFORM)
+MAKER = ItemMaker(MODEL.config, TOKENIZER, VAE_TRANSFORM, VIT_TRANSFORM)
 RULES = PictureRules(
     geometry=MODEL.config.geometry,
     special=TOKENIZER.special,
