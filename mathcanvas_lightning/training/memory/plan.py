@@ -261,10 +261,7 @@ def _with_adapters(work: RankWork) -> RankWork:
     with torch.device("meta"):
         model = Bagel(work.config)
     lora = LoRASettings(parts=("und", "gen"), rank=16)
-    counts = replace(
-        count_network(model, lambda m: choose_trainable(m, FreezeConfig(), lora)),
-        autoencoder=work.counts.autoencoder,
-    )
+    counts = count_network(model, lambda m: choose_trainable(m, FreezeConfig(), lora))
     return replace(work, counts=counts, frozen=work.compute)
 
 

@@ -1,5 +1,7 @@
 """Layers in NF4: error of the quantization, gradients, memory, and what is quantized."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -87,7 +89,7 @@ def test_sharded_or_without_frozen_layers_is_refused() -> None:
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"mathcanvas-lightning\[qlora\]"):
         quantize_frozen(nn.Linear(2, 2).requires_grad_(False), torch.float32)
     assert quantized.BLOCK == 64
