@@ -47,11 +47,7 @@ class NF4Linear(nn.Module):
     @torch.no_grad()
     def load(self, weight: Tensor) -> None:
         """Quantizes a weight [out, in] of any float type, on this layer's device."""
-        packed, state = _functional().quantize_4bit(
-            weight.to(self.weight.device, self.dtype).contiguous(),
-            blocksize=BLOCK,
-            quant_type="nf4",
-        )
+        packed, state = _quantize(weight.to(self.weight.device), self.dtype)
         self.weight.copy_(packed)
         self.absmax.copy_(state.absmax)
 
@@ -114,11 +110,14 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, NF4Linear]]:
 
 def through_nf4(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Quantizes a weight [out, in] and dequantizes it again, as a layer in NF4 computes with it."""
-    functional = _functional()
-    packed, state = functional.quantize_4bit(
+    found: Tensor = _functional().dequantize_4bit(*_quantize(weight, dtype))
+    return found
+
+
+def _quantize(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    found: tuple[Tensor, Any] = _functional().quantize_4bit(
         weight.to(dtype).contiguous(), blocksize=BLOCK, quant_type="nf4"
     )
-    found: Tensor = functional.dequantize_4bit(packed, state)
     return found
 
 
