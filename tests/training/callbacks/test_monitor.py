@@ -353,7 +353,7 @@ def test_sharded_over_two_ranks(shards: Path, tmp_path: Path) -> None:
         tokens = sum(int(planned.lengths[place]) for pack in packs for place in pack)
         assert row["data/fill"] == pytest.approx(tokens / 800)
     assert len(rows) == 2
-    pictures = sorted(path.name for path in (tmp_path / "run").rglob("*.png"))
+    pictures = sorted(path.name for path in (tmp_path / "run").rglob("step_*.png"))
     assert pictures == ["step_1.png", "step_2.png"]
 
 
@@ -384,7 +384,7 @@ def test_from_the_command_line(shards: Path, tmp_path: Path) -> None:
     assert done.stdout.index("pack 0 of 2") > done.stdout.index("What is trained")
     rows = metrics(tmp_path / "run")
     assert all("speed/mfu" in row for row in rows)
-    assert not list((tmp_path / "run").rglob("*.png"))
+    assert [path.name for path in (tmp_path / "run").rglob("*.png")] == ["curves.png"]
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["pictures"] is None
     assert saved["throughput"]["init_args"] == {"peak_flops": 1e12}
