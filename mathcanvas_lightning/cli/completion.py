@@ -21,7 +21,7 @@ def completion_script(
         The script.
 
     Raises:
-        ConfigError: If the shell is unknown, or shtab is missing.
+        ConfigError: If the shell is unknown.
     """
     shell = words[0].partition("=")[2] or (words[1] if len(words) > 1 else "")
     if shell not in SHELLS:
@@ -31,15 +31,8 @@ def completion_script(
             wanted=f"one of {', '.join(SHELLS)}",
             remedy='For example: eval "$(mathcanvas --print_shtab bash)"',
         )
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "--print_shtab",
-            found="no package shtab",
-            wanted="shtab",
-            remedy="pip install shtab",
-        ) from None
+    import shtab
+
     parser = argparse.ArgumentParser(prog="mathcanvas")
     commands = parser.add_subparsers()
     for name, list_options in options.items():

@@ -120,7 +120,6 @@ def test_each_tool_is_a_command() -> None:
 
 
 def test_completion(capsys: Any) -> None:
-    pytest.importorskip("shtab")
     assert main(["--print_shtab", "bash"]) == 0
     script = capsys.readouterr().out
     assert "--image_dir" in script
