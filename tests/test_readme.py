@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, read_jsonl
-from tests.generation.engine import SMALL_VLLM, smollm2  # noqa: F401 - a fixture
+from tests.generation.engine import ONE_GIB, ONE_PROCESS, smollm2  # noqa: F401 - a fixture
 from tests.warm import warm_python, write_warm_command
 
 GUIDES = ("README.md", "tools/README.md", "configs/README.md")
@@ -24,7 +24,7 @@ GUIDES = ("README.md", "tools/README.md", "configs/README.md")
 PAGES = (*GUIDES, ".github/CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-QUICK = {"STEPS": "220", "PUZZLES": "800", "HELD_OUT": "48"} | SMALL_VLLM
+QUICK = {"STEPS": "220", "PUZZLES": "800", "HELD_OUT": "48"}
 """The quickstart at reduced length."""
 MAX_README_LINES, MAX_IMAGE_BYTES = 120, 150_000
 
@@ -75,7 +75,7 @@ def _environment(clone: Path) -> dict[str, str]:
         if name != "PYTHONPATH" and not name.startswith("PYTEST_")
     }
     path = f"{clone}/.venv/bin:{environment['PATH']}"  # as activating it once does
-    return environment | QUICK | {"PATH": path}
+    return environment | QUICK | ONE_PROCESS | ONE_GIB | {"PATH": path}
 
 
 @pytest.mark.slow

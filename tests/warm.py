@@ -5,7 +5,6 @@ Python about a hundred times. A server imports once. For each script, or `-m mat
 it forks a process that gets the client's words, folder, environment and standard streams.
 """
 
-import gc
 import json
 import os
 import runpy
@@ -78,7 +77,9 @@ class WarmPython:
             streams = [file.fileno() for file in (nothing, *output)]
             return WarmProcess(_ask(self.address, message, streams), texts, output)
 
-    def run(self, words: Sequence[str | Path], **options: Any) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, words: Sequence[str | Path], **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
         """Runs `python WORDS` to its end; takes the options of `start`."""
         return self.start(words, **options).wait()
 
@@ -149,8 +150,6 @@ def _serve(descriptor: int) -> None:
 
     for name in ("cli.fit", "cli.predict", *(c.function.split(":")[0] for c in COMMANDS.values())):
         import_module(f"{PACKAGE}.{name}")
-    gc.collect()
-    gc.freeze()  # forked processes share the memory of what is not touched
     listener = socket.socket(fileno=descriptor)
     while listener in select.select([listener, 0], [], [])[0]:
         connection, _ = listener.accept()

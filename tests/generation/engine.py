@@ -7,6 +7,7 @@ engine of another test process.
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,8 +38,10 @@ real_engine = [
 
 
 SMALL_CACHE = {"kv_cache_memory_bytes": 2**29}
-SMALL_VLLM = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-"""Environment of engines that run in one process, not in three that all import vLLM (12 s each)."""
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""Environment of an engine in one process; by default three processes import vLLM (12 s each)."""
+ONE_GIB = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""Environment for a small KV cache, where the engine's options are those of a user."""
 MAX_GAP = 1e-3
 """Between the logits of two tokens that rounding may exchange (float32)."""
 
@@ -83,6 +86,15 @@ def cache() -> Path:
     folder = Path(tempfile.gettempdir()) / f"mathcanvas-tests-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """Engines that are started here run in one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_PROCESS.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
