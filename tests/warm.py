@@ -37,7 +37,7 @@ class WarmProcess:
     """
 
     def __init__(
-        self, connection: socket.socket, words: Sequence[str], output: tuple[IO[str], IO[str]]
+        self, connection: socket.socket, words: Sequence[str], output: Sequence[IO[str]]
     ) -> None:
         self._connection, self._words, self._output = connection, words, output
         self.pid = int(connection.recv(16))
@@ -72,8 +72,8 @@ class WarmPython:
         """Starts `python WORDS`."""
         texts = [str(word) for word in words]
         message = [texts, str(cwd or Path.cwd()), dict(os.environ if env is None else env), None]
-        output = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        with open(os.devnull) as nothing:
+        output = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - `wait` does it
+        with Path(os.devnull).open() as nothing:
             streams = [file.fileno() for file in (nothing, *output)]
             return WarmProcess(_ask(self.address, message, streams), texts, output)
 
@@ -138,7 +138,7 @@ def _client(address: str, python: str, command: str, *words: str) -> int:
     is_module = words[0:1] == ("-m",) and words[1].split(".")[0] == PACKAGE
     if not is_module and not (words and words[0].endswith(".py")):
         os.execv(python, [python, *words])
-    message = [words, os.getcwd(), dict(os.environ), command]
+    message = [words, str(Path.cwd()), dict(os.environ), command]
     connection = _ask(address, message, [0, 1, 2])
     connection.recv(16)
     return int(connection.recv(16))
@@ -197,7 +197,7 @@ def _become(
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         return
     sys.argv = words
-    sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))
     runpy.run_path(words[0], run_name="__main__")
 
 
