@@ -37,9 +37,28 @@ def golden_folder() -> Path:
     return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts the longest tests first, so that no process ends with them alone."""
-    items.sort(key=lambda item: -_time_limit(item))
+    """Tests of a file run in one process, as they share fixtures; long files start first.
+
+    So no process ends alone with a long file. Of files with the same time limit, those with many
+    slow tests take longest.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(_file(item), []).append(item)
+    order = {}
+    for name, tests in files.items():
+        slow = [item for item in tests if item.get_closest_marker("slow")]
+        order[name] = (-max(map(_time_limit, tests)), -len(slow))
+        for item in tests:
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: order[_file(item)])
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def _time_limit(item: pytest.Item) -> float:
