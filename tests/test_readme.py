@@ -113,7 +113,7 @@ def test_commands_run_as_written(clone: Path) -> None:
 
 
 def run_block(clone: Path, language: str, code: str) -> None:
-    """Runs one block of a page and prints its time, for the figures in the guides."""
+    """Runs one block of a page and prints its time."""
     command = ["bash", "-euo", "pipefail", "-c", code]
     if language == "python":
         (clone / "demo" / "example.py").write_text(code)
