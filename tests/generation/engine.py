@@ -97,16 +97,21 @@ def in_one_process() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
+def made_smollm2() -> Path:
     """A folder with SmolLM2-135M-Instruct in float32; made once (20 s); read only."""
     folder = cache() / f"smollm2-{version('transformers')}"
     with FileLock(f"{folder}.lock"):
-        try:
-            make_demo_model(str(folder))
-        except (ConfigError, StorageError) as error:
-            pytest.skip(f"no real model: {error}")
+        make_demo_model(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of `made_smollm2`."""
+    try:
+        return made_smollm2()
+    except (ConfigError, StorageError) as error:
+        pytest.skip(f"no real model: {error}")
 
 
 @pytest.fixture(scope="module")
