@@ -117,6 +117,7 @@ def compare(found: BagelOutput, wanted: BagelOutput, tolerance: float) -> None:
         assert (a.float() - b.float()).norm() <= tolerance * b.float().norm(), name
 
 
+@pytest.mark.slow
 def test_adapters_beside_a_base_in_nf4(fresh: Path, shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the qlora extra is not installed")
 
