@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hypothesis import settings
 from PIL import Image
 
 from mathcanvas_lightning import generate_blockmoving
+from tests.warm import WarmPython, warm_python
 
 ROOT = Path(__file__).parent.parent
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,9 +37,28 @@ def golden_folder() -> Path:
     return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts the longest tests first, so that no process ends with them alone."""
-    items.sort(key=lambda item: -_time_limit(item))
+    """Tests of a file run in one process, as they share fixtures; long files start first.
+
+    So no process ends alone with a long file. Of files with the same time limit, those with many
+    slow tests take longest.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(_file(item), []).append(item)
+    order = {}
+    for name, tests in files.items():
+        slow = [item for item in tests if item.get_closest_marker("slow")]
+        order[name] = (-max(map(_time_limit, tests)), -len(slow))
+        for item in tests:
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: order[_file(item)])
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def _time_limit(item: pytest.Item) -> float:
@@ -68,22 +88,26 @@ def puzzles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmPython]:
+    """Starts Python processes that have imported everything already."""
+    with warm_python(sys.executable, ROOT) as found:
+        yield found
+
+
 @pytest.fixture
-def run_tool() -> RunTool:
+def run_tool(warm: WarmPython) -> RunTool:
     """Runs a file of tools/ in a process of its own."""
 
     def run(name: str, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=900, check=False, **options
-        )
+        return warm.run([ROOT / "tools" / name, *args], **options)
 
     return run
 
 
 def child_processes() -> list[psutil.Process]:
-    """Processes below this one, but for the helpers that multiprocessing keeps."""
-    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+    """Processes below this one, but for the servers that fork others."""
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "tests/warm.py")
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

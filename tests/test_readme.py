@@ -1,32 +1,39 @@
 """The commands of the README and its guides, run as they are written, in a copy of the files."""
 
+import contextlib
 import csv
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mathcanvas_lightning.errors import ConfigError, StorageError
 from tests.conftest import ROOT, read_jsonl
+from tests.generation.engine import ONE_GIB, ONE_PROCESS, made_smollm2
+from tests.warm import warm_python, write_warm_command
 
 GUIDES = ("README.md", "tools/README.md", "configs/README.md")
 """In the order that they are run: later ones use what earlier ones made."""
 PAGES = (*GUIDES, ".github/CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-QUICK = {"STEPS": "220", "PUZZLES": "800", "HELD_OUT": "48"}
+QUICK = {"STEPS": "220", "PUZZLES": "800", "HELD_OUT": "32"}
 """The quickstart at reduced length."""
 MAX_README_LINES, MAX_IMAGE_BYTES = 120, 150_000
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def clone(tmp_path: Path) -> Iterator[Path]:
+    """A checkout with `.venv` and the language model; Python starts warm (see `tests/warm.py`)."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -41,11 +48,15 @@ def clone(tmp_path: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith("tests/golden"):
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
-    _make_ready(clone)
-    return clone
+    with contextlib.suppress(ConfigError, StorageError):  # otherwise the quickstart makes it
+        shutil.copytree(made_smollm2(), clone / "demo" / "smollm2")
+    python = _make_ready(clone)
+    with warm_python(python, clone, _environment(clone)) as warm:
+        write_warm_command(clone / ".venv" / "bin" / "python", python, clone, warm)
+        yield clone
 
 
-def _make_ready(clone: Path) -> None:
+def _make_ready(clone: Path) -> Path:
     """A .venv with the packages of this one, marked as up to date: nothing is installed."""
     venv.create(clone / ".venv", symlinks=True)
     (site,) = (clone / ".venv").glob("lib/python*/site-packages")
@@ -55,6 +66,19 @@ def _make_ready(clone: Path) -> None:
     command.chmod(0o755)
     mark = ". tools/env.sh; cksum setup.cfg pyproject.toml tools/env.sh >.venv/.ready-$(vllm_extra)"
     subprocess.run(["bash", "-c", mark], cwd=clone, check=True)
+    python = clone / ".venv" / "bin" / "cold_python"
+    python.symlink_to(Path(sys.executable).resolve())
+    return python
+
+
+def _environment(clone: Path) -> dict[str, str]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONPATH" and not name.startswith("PYTEST_")
+    }
+    path = f"{clone}/.venv/bin:{environment['PATH']}"  # as activating it once does
+    return environment | QUICK | ONE_PROCESS | ONE_GIB | {"PATH": path}
 
 
 @pytest.mark.slow
@@ -92,13 +116,7 @@ def test_commands_run_as_written(clone: Path) -> None:
 
 
 def run_block(clone: Path, language: str, code: str) -> None:
-    """Runs one block of a page and prints its time, for the figures in the guides."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name != "PYTHONPATH" and not name.startswith("PYTEST_")
-    } | QUICK
-    path = f"{clone}/.venv/bin:{environment['PATH']}"  # as activating it once does
+    """Runs one block of a page and prints its time."""
     command = ["bash", "-euo", "pipefail", "-c", code]
     if language == "python":
         (clone / "demo" / "example.py").write_text(code)
@@ -107,7 +125,7 @@ def run_block(clone: Path, language: str, code: str) -> None:
     done = subprocess.run(
         command,
         cwd=clone,
-        env=environment | {"PATH": path},
+        env=_environment(clone),
         capture_output=True,
         text=True,
         timeout=2400,

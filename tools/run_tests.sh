@@ -21,7 +21,8 @@ mypy & # without a cache of earlier results it takes as long as many tests
 types=$!
 # One process per core, one thread per process: more threads would slow each other down.
 status=0
+# The order is that of tests/conftest.py.
 OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-auto}" --dist loadgroup \
-    ${speed[@]+"${speed[@]}"} "$@" || status=$?
+    --no-loadscope-reorder ${speed[@]+"${speed[@]}"} "$@" || status=$?
 wait "$types"
 exit "$status"

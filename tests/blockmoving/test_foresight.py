@@ -152,7 +152,9 @@ def _drawn(level: Level, count: int) -> list[Puzzle]:
     return list(islice(random_puzzles(np.random.default_rng(3), level, "all"), count))
 
 
-@pytest.mark.parametrize("num_moves", [1, 2, 4])
+@pytest.mark.parametrize(
+    "num_moves", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
+)
 def test_text_alone_does_not_tell_the_answer(num_moves: int) -> None:
     """The best guess of each cube from the directions in which it is moved."""
     puzzles = _drawn(replace(LEVEL, num_moves=num_moves), 1200)

@@ -57,8 +57,10 @@ def test_help_shows_an_example(
     assert f"{tool} " in text.split("example:")[1]
 
 
-def test_every_default_of_the_converter_is_printed(run_tool: RunTool) -> None:
-    text = " ".join(run_tool("convert_cot_to_parquet.py", "--help").stdout.split())
+def test_every_default_of_the_converter_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
     defaults = {
         "image_dir": "null",
         "source": "auto",
@@ -150,7 +152,9 @@ def test_exit_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "x.json:1:35" in text
 
 
-def test_validation_exit_status(puzzles: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_validation_exit_status(
+    puzzles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import pyarrow as pa
 
     places = ["--input", str(puzzles / SOURCE), "--output", str(tmp_path)]
@@ -160,10 +164,10 @@ def test_validation_exit_status(puzzles: Path, tmp_path: Path, run_tool: RunTool
     rows = table.to_pylist()
     rows[5]["solution_images"][0]["bytes"] = b"broken"
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    done = run_tool("inspect_shards.py", tmp_path, "--validate", "--rows", "0")
-    assert done.returncode == 1
-    assert rows[5]["id"] in done.stdout
-    assert "image_unreadable" in done.stdout
+    assert main(["inspect", str(tmp_path), "--validate", "--rows", "0"]) == 1
+    text = capsys.readouterr().out
+    assert rows[5]["id"] in text
+    assert "image_unreadable" in text
 
 
 def test_console_script() -> None:

@@ -1,8 +1,8 @@
 """Signals to a fit: Ctrl-C ends it with status 130 and a hint, SIGTERM saves first."""
 
+import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from tests.cli.small_run import write_settings
 from tests.conftest import ROOT
 from tests.data.make_rows import interleaved_shards
+from tests.warm import WarmPython
 
 
 @pytest.mark.slow
@@ -21,26 +22,19 @@ from tests.data.make_rows import interleaved_shards
     ],
 )
 def test_signal_while_training(
-    number: signal.Signals, status: int, hint: str, tmp_path: Path
+    number: signal.Signals, status: int, hint: str, tmp_path: Path, warm: WarmPython
 ) -> None:
     shards = interleaved_shards(tmp_path / "shards", 12)
     config = write_settings(tmp_path / "small.yaml", shards, max_steps=100_000)
-    command = [sys.executable, "-m", "mathcanvas_lightning", "fit", "--config", str(config)]
-    process = subprocess.Popen(
-        [*command, "--name", str(tmp_path / "run")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stderr is not None
-    shown = []
-    with process:
-        for line in process.stderr:
-            shown.append(line)
-            if line.startswith("step 2 of"):
-                process.send_signal(number)
-    assert process.returncode == status, shown
-    assert "".join(shown).count(hint) == 1
-    assert "Traceback" not in "".join(shown)
+    words = ["-m", "mathcanvas_lightning", "fit", "--config", config, "--name", tmp_path / "run"]
+    process = warm.start(words, cwd=ROOT)
+    log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 600
+    while not log.is_file() or " step 2 of" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    done = process.wait()
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count(hint) == 1
+    assert "Traceback" not in done.stderr
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") >= 3

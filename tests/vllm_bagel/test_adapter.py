@@ -12,7 +12,7 @@ from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.generation.backends.vllm.messages import ContextRequest, ContextResult
 from mathcanvas_lightning.model.bagel import Bagel
 from tests.conftest import golden_folder
-from tests.generation.engine import SMALL_CACHE, engine_lock, real_engine
+from tests.generation.engine import SMALL_CACHE, engine_lock, in_one_process, real_engine
 from tests.parity.test_generation import parts
 from tests.vllm_bagel.contexts import NUM_WRITTEN, cases, native_texts
 from tests.vllm_bagel.plugin import registered_plugin
@@ -61,7 +61,8 @@ def test_adapter(engine_lock: None, registered_plugin: None, tmp_path: Path) -> 
         lora_path=str(tmp_path),
         engine_options=SMALL_CACHE,
     )
-    backend.start()
+    with in_one_process():
+        backend.start()
     try:
         client = backend.client
         client.submit(

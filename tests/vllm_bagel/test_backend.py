@@ -19,7 +19,7 @@ from mathcanvas_lightning.generation.requests import GenerationRequest, Message
 from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import child_processes, golden_folder
 from tests.generation.drawing import picture
-from tests.generation.engine import SMALL_CACHE, answers, ask, engine_lock, real_engine
+from tests.generation.engine import ONE_PROCESS, SMALL_CACHE, answers, ask, engine_lock, real_engine
 from tests.parity.test_generation import transforms
 from tests.vllm_bagel.contexts import Case, Written, cases, native_texts
 from tests.vllm_bagel.plugin import registered_plugin
@@ -208,6 +208,7 @@ def test_server(engine_lock: None, native: dict[str, str], tmp_path: Path) -> No
             "mm_processor_kwargs": processor_options(),
             **SMALL_CACHE,
         },
+        env=ONE_PROCESS,  # beside the process of the server
         log_file=str(tmp_path / "server.log"),
     )
     server = ServerBackend(server=config)

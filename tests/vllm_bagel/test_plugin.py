@@ -12,6 +12,7 @@ from tests.conftest import golden_folder
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.slow,  # the import takes seconds
+    pytest.mark.xdist_group("engine"),
     pytest.mark.filterwarnings("ignore"),
 ]
 IMAGE = SimpleNamespace(mm_position=SimpleNamespace(offset=3, length=4))

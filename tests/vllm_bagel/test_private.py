@@ -15,6 +15,7 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 
 @needs_vllm
 @pytest.mark.slow  # the import takes seconds
+@pytest.mark.xdist_group("engine")
 @pytest.mark.filterwarnings("ignore")  # of the imported modules
 def test_no_assumption_is_broken() -> None:
     """If this fails after an update of vLLM: read what uses each of the names again."""

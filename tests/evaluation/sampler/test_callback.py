@@ -133,7 +133,9 @@ class RandomStates(Callback):
         self.found.append((torch.get_rng_state(), np.random.get_state()[1].tolist()))
 
 
-@pytest.mark.parametrize("kind", ["plain", "ema", "lora"])
+@pytest.mark.parametrize(
+    "kind", ["plain", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ema", "lora"))]
+)
 def test_training_does_not_change(kind: str, shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "plain": {},

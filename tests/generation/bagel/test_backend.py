@@ -35,7 +35,7 @@ from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolde
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.records.pictures import Picture
 from mathcanvas_lightning.records.record import RecordInput
-from tests.conftest import ROOT, TRAINER_WARNINGS, golden_folder, png
+from tests.conftest import TRAINER_WARNINGS, golden_folder, png
 from tests.generation.runs import (
     predict,
     read_lines,
@@ -45,6 +45,7 @@ from tests.generation.runs import (
     write_lines,
 )
 from tests.parity.packs import need
+from tests.warm import WarmPython
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
 
@@ -397,20 +398,20 @@ def test_reason_works_again_after_an_interrupt(
 
 
 @pytest.mark.slow
-def test_missing_checkpoint(tmp_path: Path) -> None:
+def test_missing_checkpoint(tmp_path: Path, warm: WarmPython) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(1))
     made = {
         "class_path": "mathcanvas_lightning.BagelBackend",
         "init_args": {"checkpoint": str(tmp_path / "absent")},
     }
-    done = run_command(run_file(tmp_path, made, source), cwd=ROOT)
+    done = run_command(warm, run_file(tmp_path, made, source))
     assert done.returncode == 1
     assert "absent" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_ranks_share_and_agree(tmp_path: Path) -> None:
+def test_ranks_share_and_agree(tmp_path: Path, warm: WarmPython) -> None:
     (tmp_path / "red.png").write_bytes(png(40, 32))
     some = records(7, image="red.png")
     made = {"class_path": "mathcanvas_lightning.BagelBackend", "init_args": options()}
@@ -423,7 +424,7 @@ def test_ranks_share_and_agree(tmp_path: Path) -> None:
         words = ["--model.init_args.sampling={temperature: 1.0, max_tokens: 16}"]
         folders = [{"class_path": "mathcanvas_lightning.ReasoningFolders"}]
         words.append(f"--trainer.callbacks={json.dumps(folders)}")
-        done = run_command(run_file(folder, made, source, trainer=trainer), *words, cwd=ROOT)
+        done = run_command(warm, run_file(folder, made, source, trainer=trainer), *words)
         assert done.returncode == 0, done.stderr
         said[ranks] = read_lines(folder / "answers.jsonl")
         assert len(list((folder / "answers").iterdir())) == 7

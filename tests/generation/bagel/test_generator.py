@@ -444,7 +444,13 @@ class Failing(Script):
         return super().__call__(logits, draws)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        pytest.param(RuntimeError("out of order"), marks=pytest.mark.slow),
+    ],
+)
 def test_run_works_again_after_an_error(error: BaseException) -> None:
     wanted = generator(Script(ANSWERS)).run(problems())
     running = generator(Failing(error), max_batch_size=2)

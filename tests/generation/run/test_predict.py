@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -37,6 +36,7 @@ from tests.generation.runs import (
     run_file,
     write_lines,
 )
+from tests.warm import WarmPython
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
 
@@ -463,7 +463,7 @@ class Listing(ResponseCallback):
 
 
 @pytest.mark.slow
-def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
+def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path, warm: WarmPython) -> None:
     here = "tests.generation.run.test_predict"
     source = write_lines(tmp_path / "questions.jsonl", records(10))
     config = run_file(
@@ -486,7 +486,7 @@ def test_everything_can_be_plugged_in_from_yaml(tmp_path: Path) -> None:
         ),
         "--model.init_args.sampling.max_tokens=5",
     ]
-    done = run_command(config, *words, cwd=ROOT)
+    done = run_command(warm, config, *words)
     assert done.returncode == 0, done.stderr
     written = {
         one["sample_index"]: one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl")
@@ -502,27 +502,27 @@ def count_to(path: str) -> Any:
 
 
 @pytest.mark.slow
-def test_a_custom_reader_from_yaml(tmp_path: Path) -> None:
+def test_a_custom_reader_from_yaml(tmp_path: Path, warm: WarmPython) -> None:
     config = run_file(
         tmp_path, {"class_path": "mathcanvas_lightning.EchoBackend"}, tmp_path / "6.number"
     )
     reader = "tests.generation.run.test_predict.count_to"
     one = f"{{path: {tmp_path}/6.number, output: null, reader: {reader}}}"
-    done = run_command(config, f"--data.init_args.inputs=[{one}]", cwd=ROOT)
+    done = run_command(warm, config, f"--data.init_args.inputs=[{one}]")
     assert done.returncode == 0, done.stderr
     written = read_lines(tmp_path / "6_answers.jsonl")
     assert [one["model_answer"] for one in written] == [f"What is {n} + 1?" for n in range(6)]
 
 
 @pytest.mark.slow
-def test_failures_change_the_exit_status(tmp_path: Path) -> None:
+def test_failures_change_the_exit_status(tmp_path: Path, warm: WarmPython) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(12))
     backend = {"class_path": "tests.generation.fakes.Failing", "init_args": {"word": "1"}}
-    done = run_command(run_file(tmp_path, backend, source), cwd=ROOT)
+    done = run_command(warm, run_file(tmp_path, backend, source))
     assert done.returncode == 3, done.stderr
     assert "timeout, 3 of" in done.stdout
     config = run_file(tmp_path, backend, tmp_path / "absent.jsonl")
-    done = run_command(config, cwd=ROOT)
+    done = run_command(warm, config)
     assert done.returncode == 1
     assert "absent.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
@@ -550,19 +550,18 @@ def wait_for_lines(folder: Path, num: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_killed_in_the_middle(tmp_path: Path, how: str) -> None:
+def test_killed_in_the_middle(tmp_path: Path, how: str, warm: WarmPython) -> None:
     config = slow_run(tmp_path)
-    with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.PIPE) as process:
-        wait_for_lines(tmp_path, 8)
-        os.kill(process.pid, signal.Signals[how])
-        _, said = process.communicate(timeout=240)
-    status = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[how]
-    assert process.returncode == status
-    assert (b"run the same command again" in said) == (how != "SIGKILL")
+    process = warm.start(command(config)[1:], cwd=ROOT)
+    wait_for_lines(tmp_path, 8)
+    os.kill(process.pid, signal.Signals[how])
+    done = process.wait(240)
+    assert done.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[how]
+    assert ("run the same command again" in done.stderr) == (how != "SIGKILL")
     assert not (tmp_path / "answers.jsonl").exists()
     kept = kept_in(tmp_path / "answers.jsonl")
     assert len(kept) >= 8
-    assert run_command(config, cwd=ROOT).returncode == 0
+    assert run_command(warm, config).returncode == 0
     written = read_lines(tmp_path / "answers.jsonl")
     assert [one["model_answer"] for one in written] == [f"re: What is {n} + 1?" for n in range(60)]
     counts = Counter(asked(tmp_path))
@@ -576,9 +575,9 @@ RANKS = {"devices": 2, "strategy": "ddp"}
 
 
 @pytest.mark.slow
-def test_ranks_share_the_records(tmp_path: Path) -> None:
+def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 31, trainer=RANKS)
-    done = run_command(config, cwd=ROOT)
+    done = run_command(warm, config)
     assert done.returncode == 0, done.stderr
     parts = [(tmp_path / f"asked{rank}.txt").read_text().split() for rank in (0, 1)]
     assert (len(parts[0]), len(parts[1])) == (16, 15)
@@ -592,39 +591,39 @@ def test_ranks_share_the_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path) -> None:
+def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 60, trainer=RANKS)
-    with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        wait_for_lines(tmp_path, 12)
-        children = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGTERM)
-        process.wait(timeout=240)
+    process = warm.start(command(config)[1:], cwd=ROOT)
+    wait_for_lines(tmp_path, 12)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGTERM)
+    process.wait(240)
     assert children
     _, alive = psutil.wait_procs(children, timeout=240)
     assert not alive
     kept = kept_in(tmp_path / "answers.jsonl")
     before = len(asked(tmp_path))
     words = ["--trainer.devices=1", "--trainer.strategy=auto"]
-    assert run_command(config, *words, cwd=ROOT).returncode == 0
+    assert run_command(warm, config, *words).returncode == 0
     assert len(asked(tmp_path)) - before == 60 - len(kept)
     assert all(one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl"))
 
 
 @pytest.mark.slow
-def test_child_ranks_end_with_their_parent(tmp_path: Path) -> None:
+def test_child_ranks_end_with_their_parent(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
-    with subprocess.Popen(command(config), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        wait_for_lines(tmp_path, 12)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait(timeout=240)
+    process = warm.start(command(config)[1:], cwd=ROOT)
+    wait_for_lines(tmp_path, 12)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(240)
     assert children
     _, alive = psutil.wait_procs(children, timeout=240)
     assert not alive
 
 
 @pytest.mark.slow
-def test_the_tool_and_the_command_write_the_same(tmp_path: Path) -> None:
+def test_the_tool_and_the_command_write_the_same(tmp_path: Path, warm: WarmPython) -> None:
     (tmp_path / "red.png").write_bytes(png())
     texts = write_lines(tmp_path / "texts.jsonl", records(5))
     pictures = tmp_path / "pictures.json"
@@ -639,7 +638,7 @@ def test_the_tool_and_the_command_write_the_same(tmp_path: Path) -> None:
     assert report is not None
     assert [one.num_answered for one in report.inputs] == [4, 5]
     config = run_file(tmp_path, {"class_path": "mathcanvas_lightning.EchoBackend"}, texts)
-    assert run_command(config, cwd=ROOT).returncode == 0
+    assert run_command(warm, config).returncode == 0
     assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "read.jsonl").read_bytes()
     assert [one["model_answer"] for one in json.loads((tmp_path / "seen.json").read_text())] == [
         f"What is {n} + 1?" for n in range(4)

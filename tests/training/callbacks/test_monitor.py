@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +29,7 @@ from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig,
 from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.data.make_rows import config, interleaved_shards
 from tests.training.runs import SMALL, network, train, training_data
+from tests.warm import WarmProcess, WarmPython
 
 pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 PEAK = 1e12
@@ -246,14 +245,14 @@ def test_wrong_peak() -> None:
         ThroughputMonitor(0)
 
 
-def start_ranks(arguments: list[str]) -> list[subprocess.Popen[str]]:
+def start_ranks(warm: WarmPython, arguments: list[str]) -> list[WarmProcess]:
     """Starts `mathcanvas` on two processes that communicate over gloo."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "mathcanvas_lightning", *arguments],
+        warm.start(
+            ["-m", "mathcanvas_lightning", *arguments],
             env={
                 **os.environ,
                 "MASTER_ADDR": "127.0.0.1",
@@ -267,9 +266,6 @@ def start_ranks(arguments: list[str]) -> list[subprocess.Popen[str]]:
                 "OMP_NUM_THREADS": "1",
             },
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(2)
     ]
@@ -322,22 +318,17 @@ def run_settings(shards: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_sharded_over_two_ranks(shards: Path, tmp_path: Path) -> None:
+def test_sharded_over_two_ranks(shards: Path, tmp_path: Path, warm: WarmPython) -> None:
     """Values are summed over both ranks; only rank zero shows a summary and writes pictures."""
     strategy = {"class_path": "mathcanvas_lightning.training.strategy.ShardedStrategy"}
     settings = run_settings(shards, tmp_path / "run", devices=2, strategy=strategy)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
-    processes = start_ranks(["fit", "--config", str(path)])
     outputs = []
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=200)
-            assert process.returncode == 0, errors[-3000:]
-            outputs.append(output)
-    finally:
-        for process in processes:
-            process.kill()
+    for process in start_ranks(warm, ["fit", "--config", str(path)]):
+        done = process.wait(200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        outputs.append(done.stdout)
     assert "1 x 2" in outputs[0]
     assert "What is trained" not in outputs[1]
     rows = metrics(tmp_path / "run")
@@ -364,20 +355,14 @@ def _default_dropout() -> Any:
 
 
 @pytest.mark.slow
-def test_from_the_command_line(shards: Path, tmp_path: Path) -> None:
+def test_from_the_command_line(shards: Path, tmp_path: Path, warm: WarmPython) -> None:
     """Callbacks are on by default, are set by their sections, and removed by null."""
     settings = run_settings(shards, tmp_path / "run", devices=1)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
     options = ["--debug_batches=1", "--throughput.peak_flops=1e12", "--pictures=null"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mathcanvas_lightning", "fit", "--config", str(path), *options],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd=ROOT,
-    )
+    words = ["-m", "mathcanvas_lightning", "fit", "--config", path, *options]
+    done = warm.run(words, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "What is trained" in done.stdout
     assert "Epoch 0, step 0, pack 0 of 2:" in done.stdout

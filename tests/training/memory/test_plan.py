@@ -21,7 +21,11 @@ def size(plan: MemoryPlan, name: str) -> int:
 
 @pytest.mark.parametrize(
     ("trainer", "memory", "ranks"),
-    [("one_gpu_24gb", 24.0, 1), ("one_gpu_80gb", 80.0, 1), ("hsdp_multi_node", 80.0, 32)],
+    [
+        ("one_gpu_24gb", 24.0, 1),
+        pytest.param("one_gpu_80gb", 80.0, 1, marks=pytest.mark.slow),
+        ("hsdp_multi_node", 80.0, 32),
+    ],
 )
 def test_recipes_of_the_project(trainer: str, memory: float, ranks: int) -> None:
     found = plan(trainer, gpu_memory_gb=memory)

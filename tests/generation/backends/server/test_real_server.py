@@ -40,8 +40,8 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.xdist_group("engine")
 @pytest.mark.usefixtures("engine_lock")
 def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
     me = psutil.Process()

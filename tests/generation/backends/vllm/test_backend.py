@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import child_processes, png
@@ -175,3 +177,23 @@ def test_an_impossible_request_fails_without_others(backend: VLLMBackend) -> Non
     assert numbers[1] == WINDOW
     assert "a.png" in failures["damaged"].message
     assert text(found["fine"])
+
+
+@pytest.mark.slow
+def test_finished_answers_come_before_the_error_of_a_dead_engine(backend: VLLMBackend) -> None:
+    """The last test of this file: it kills the engine during its work."""
+    backend.submit([ask("long", "Tell.", max_tokens=200, regex=r"[a-z ]{900}")])
+    processes = child_processes()
+    (core,) = [p for p in processes if "EngineCore" in p.name()]
+    core.kill()
+    with pytest.raises(BackendError, match=r"EngineCore: -9.*ran out of memory"):
+        backend.collect()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
+    for call in (backend.collect, lambda: backend.submit([ask("more", "Hi.")])):
+        with pytest.raises(BackendError, match="EngineCore: -9"):
+            call()
+    backend.close()
+    with pytest.raises(BackendError, match=r"Call start\(\)"):
+        backend.submit([ask("more", "Hi.")])
+    assert backend.collect() == []

@@ -15,6 +15,7 @@ from tests.generation.engine import (  # noqa: F401 - fixtures
     answers,
     ask,
     engine_lock,
+    in_one_process,
     real_engine,
 )
 from tests.generation.tiny_idefics3 import TOKENS_PER_TILE, make_tiny_idefics3
@@ -35,7 +36,8 @@ def backend(engine_lock: None, model: Path) -> Iterator[VLLMBackend]:  # noqa: F
     engine = VLLMBackend(
         str(model), dtype="float32", max_model_len=512, max_images=3, engine_options=SMALL_CACHE
     )
-    engine.start()
+    with in_one_process():
+        engine.start()
     yield engine
     engine.close()
     assert not child_processes()

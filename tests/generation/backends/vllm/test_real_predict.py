@@ -20,13 +20,17 @@ from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import ROOT, TRAINER_WARNINGS, real_problems
 from tests.generation.engine import (  # noqa: F401
+    ONE_GIB,
+    ONE_PROCESS,
     SMALL_CACHE,
     engine_lock,
+    in_one_process,
     real_engine,
     smollm2,
 )
 from tests.generation.runs import predict, read_lines, run_command, run_file, write_lines
 from tests.generation.tiny_idefics3 import make_tiny_idefics3
+from tests.warm import WarmPython
 
 pytestmark = [*real_engine, *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS)]
 NUM_SUMS, NUM_BEFORE_KILL = 40, 8
@@ -48,7 +52,6 @@ def arithmetic(num: int) -> list[dict[str, Any]]:
 
 def tool(model: Path, source: Path, output: Path) -> list[str]:
     return [
-        sys.executable,
         str(ROOT / "tools" / "generate_response.py"),
         *("--model_path", str(model)),
         *("--tensor_parallel_size", "1"),
@@ -70,16 +73,16 @@ def journal_lines(output: Path) -> list[dict[str, Any]]:
 def test_tool_and_command_agree_and_a_kill_loses_nothing(
     smollm2: Path,  # noqa: F811
     tmp_path: Path,
+    warm: WarmPython,
 ) -> None:
     source = write_lines(tmp_path / "sums.jsonl", arithmetic(NUM_SUMS))
     output = tmp_path / "tool.jsonl"
-    kill_in_the_middle(tool(smollm2, source, output), output)
+    words = tool(smollm2, source, output)
+    kill_in_the_middle([sys.executable, *words], output, num_processes=3, env=ONE_GIB)
     kept = [line["uid"] for line in journal_lines(output)]
     assert NUM_BEFORE_KILL <= len(kept) < NUM_SUMS
     assert not output.exists()
-    done = subprocess.run(
-        tool(smollm2, source, output), capture_output=True, text=True, timeout=900, check=False
-    )
+    done = warm.run(words, env=os.environ | ONE_GIB | ONE_PROCESS)
     assert done.returncode == 0, done.stderr
     assert f"{NUM_SUMS - len(kept)} asked" in done.stdout
     counts = Counter(line["uid"] for line in journal_lines(output))
@@ -94,7 +97,7 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
         source,
     )
     words = [f"--model.init_args.sampling.max_tokens={MAX_TOKENS}"]
-    done = run_command(config, *words, cwd=ROOT)
+    done = run_command(warm, config, *words, env=os.environ | ONE_GIB | ONE_PROCESS)
     assert done.returncode == 0, done.stderr
     by_tool, by_command = read_lines(output), read_lines(tmp_path / "answers.jsonl")
     assert [one["sample_index"] for one in by_tool] == list(range(NUM_SUMS))
@@ -106,10 +109,16 @@ def test_tool_and_command_agree_and_a_kill_loses_nothing(
 
 
 def kill_in_the_middle(
-    command: list[str], output: Path, num_answers: int = NUM_BEFORE_KILL
+    command: list[str],
+    output: Path,
+    num_answers: int = NUM_BEFORE_KILL,
+    *,
+    num_processes: int,
+    env: dict[str, str],
 ) -> None:
-    """Kills a run after some answers; checks that all its processes end."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    """Kills a run after some answers; checks that all processes of the engine end."""
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=os.environ | env, **pipes) as process:  # type: ignore[call-overload]
         deadline = time.monotonic() + 1000
         while len(journal_lines(output)) < num_answers:
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
@@ -118,7 +127,7 @@ def kill_in_the_middle(
         engine = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=300)
-    assert len(engine) >= 3  # our engine, vLLM's core, its worker
+    assert len(engine) >= num_processes
     _, alive = psutil.wait_procs(engine, timeout=240)
     assert not alive
 
@@ -126,19 +135,20 @@ def kill_in_the_middle(
 def test_real_problems_with_pictures(tmp_path: Path) -> None:
     source = real_problems() / "test.jsonl"
     make_tiny_idefics3(tmp_path / "model")
-    report = predict(
-        VLLMBackend(str(tmp_path / "model"), dtype="float32", engine_options=SMALL_CACHE),
-        [
-            RecordInput(
-                path=str(source),
-                output=str(tmp_path / "answers.jsonl"),
-                index_field="id",
-                query_field="question",
-            )
-        ],
-        prompt=ChatPrompt(options_field="options"),
-        sampling=Sampling(max_tokens=8),
-    )
+    with in_one_process():
+        report = predict(
+            VLLMBackend(str(tmp_path / "model"), dtype="float32", engine_options=SMALL_CACHE),
+            [
+                RecordInput(
+                    path=str(source),
+                    output=str(tmp_path / "answers.jsonl"),
+                    index_field="id",
+                    query_field="question",
+                )
+            ],
+            prompt=ChatPrompt(options_field="options"),
+            sampling=Sampling(max_tokens=8),
+        )
     problems = read_lines(source)
     written = read_lines(tmp_path / "answers.jsonl")
     assert [one["id"] for one in written] == [one["id"] for one in problems]

@@ -238,7 +238,13 @@ class Interrupted(FakeEngine):
         return super().collect(wait=wait)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        pytest.param(RuntimeError("out of order"), marks=pytest.mark.slow),
+    ],
+)
 def test_run_works_again_after_an_error(error: BaseException) -> None:
     engine = Interrupted(error)
     made = engine_generator(engine=engine)

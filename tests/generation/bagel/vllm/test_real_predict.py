@@ -1,6 +1,7 @@
 """The shipped configuration with the real engine equals the native backend, also after a kill."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolde
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.generation.backends.vllm.test_real_predict import journal_lines, kill_in_the_middle
-from tests.generation.engine import SMALL_CACHE, engine_lock, real_engine
+from tests.generation.engine import ONE_PROCESS, SMALL_CACHE, engine_lock, real_engine
 from tests.generation.reasoning import (
     TRANSFORMS,
     drawing_checkpoint,
@@ -24,6 +25,7 @@ from tests.generation.reasoning import (
 )
 from tests.generation.runs import command, predict, read_lines, run_command, write_lines
 from tests.vllm_bagel.plugin import registered_plugin
+from tests.warm import WarmPython
 
 __all__ = ["engine_lock", "registered_plugin"]
 pytestmark = [
@@ -48,7 +50,9 @@ def results(output: Path) -> dict[str, Any]:
     return found
 
 
-def test_answers_equal_those_of_the_native_backend_after_a_kill(tmp_path: Path) -> None:
+def test_answers_equal_those_of_the_native_backend_after_a_kill(
+    tmp_path: Path, warm: WarmPython
+) -> None:
     checkpoint = drawing_checkpoint(tmp_path / "bagel")
     some = puzzle_records(tmp_path, NUM_PUZZLES)
     source = write_lines(tmp_path / "puzzles.jsonl", some)
@@ -75,10 +79,11 @@ def test_answers_equal_those_of_the_native_backend_after_a_kill(tmp_path: Path) 
         f"--model.init_args.sampling.max_tokens={MAX_TOKENS}",
         f"--data.init_args.inputs={json.dumps([{'path': str(source), 'output': str(output)}])}",
     ]
-    kill_in_the_middle(command(CONFIG, *words), output, NUM_BEFORE_KILL)
+    killed = command(CONFIG, *words)
+    kill_in_the_middle(killed, output, NUM_BEFORE_KILL, num_processes=1, env=ONE_PROCESS)
     kept = {line["uid"] for line in journal_lines(output)}
     assert NUM_BEFORE_KILL <= len(kept) < NUM_PUZZLES
-    done = run_command(CONFIG, *words, cwd=ROOT)
+    done = run_command(warm, CONFIG, *words, env=os.environ | ONE_PROCESS)
     assert done.returncode == 0, done.stderr
     assert "Memory: vLLM: 1.4 million parameters" in done.stderr
     assert max(Counter(line["uid"] for line in journal_lines(output)).values()) == 1
