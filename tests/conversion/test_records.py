@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.conversion.input import records
-from mathcanvas_lightning.conversion.input.records import fetched, read_records
+from mathcanvas_lightning.conversion.input.files import fetched
+from mathcanvas_lightning.conversion.input.records import read_records
 from mathcanvas_lightning.conversion.input.scan import recognise_source, scan_input
 from mathcanvas_lightning.conversion.sources import BlockMoving
 from mathcanvas_lightning.errors import InputError
