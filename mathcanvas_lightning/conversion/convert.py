@@ -74,25 +74,21 @@ def convert_cot(
     settings give the same bytes for any number of workers. Run again, the conversion resumes.
 
     Args:
-        input: JSON, JSON lines or CSV, also packed by gzip, Parquet, or a WebDataset tar: a path or
-            fsspec URL; also a folder of such files, or a pattern such as data/*.parquet.
+        input: JSON, JSON lines, CSV, Parquet or tar: a file, folder or pattern; a path or a URL.
         output: Folder for the shards: a path or an fsspec URL.
         image_dir: Folder that image paths are relative to; by default the input's folder.
         link_root: Folder that links in image_dir may lead into; by default image_dir itself.
-        source: auto, blockmoving, mathcanvas, mathvision, columns (see preset), or import path of a
-            SourceFormat class.
+        source: auto, blockmoving, mathcanvas, mathvision, columns, or a SourceFormat's import path.
         preset: Public data set whose columns are known, such as zebra_cot, or a YAML file.
         columns: Keys of ColumnsConfig, such as question and answer; they replace those of preset.
         name: Prefix of the shards' file names; by default the source's name.
         samples_per_file: Rows per shard.
         row_group_rows: Rows per row group; a group of large images ends earlier, at 8 MiB.
         interleave_encoding: "json" (strings) or "struct" (as the public MathCanvas trainer reads).
-        question_prompt: Text, or a text file, before the options of a BlockMoving task; "builtin"
-            describes the rules, "none" keeps the question unchanged.
+        question_prompt: Text or text file before a BlockMoving task's options; "builtin" or "none".
         split: Split names and fractions, such as train=0.9,test=0.1; one folder per split.
         seed: Seed of the assignment of rows to splits.
-        part: Convert only part i/n of the input, such as 3/8, in one of n jobs with equal options;
-            then run mathcanvas convert --merge OUTPUT.
+        part: Convert only part i/n, such as 3/8; at the end, convert --merge OUTPUT joins them.
         num_workers: Worker processes; 0 uses the main process; by default one per usable core.
         max_reject_fraction: The conversion fails if a larger fraction of records is rejected.
         max_image_reject_fraction: The same for records that are rejected for their images.
@@ -103,10 +99,7 @@ def convert_cot(
         progress: Show progress bars on a terminal.
 
     Raises:
-        ConfigError: If an option is invalid.
-        InputError: If the input is malformed, or a storage fails; finished shards stay.
-        OutputError: If the output folder holds files of others; nothing is deleted.
-        WorkerError: If a worker process is killed.
+        MathCanvasError: If options, input or output can't be used; finished shards stay.
     """
     return run_conversion(*select_options(locals()))
 

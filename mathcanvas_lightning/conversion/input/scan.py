@@ -124,7 +124,7 @@ def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
             fields = fields or set(record)
             # Published rows hold their images in columns, which the preset reads.
             fits = [s for s in BUILT_IN if s.recognised_by <= set(record)]
-            if fits and IMAGE_COLUMNS[0] not in record:
+            if fits and not isinstance(record.get(IMAGE_COLUMNS[0]), list):
                 return fits[0]
     known = "; ".join(f"{s.name}: {', '.join(sorted(s.recognised_by))}" for s in BUILT_IN)
     remedy = "Name the format with --source, or write one with mathcanvas generate-handler."
