@@ -13,7 +13,7 @@ from mathcanvas_lightning.data.rows.schema import SECTIONS, ImageSegment
 
 if TYPE_CHECKING:
     from mathcanvas_lightning.blockmoving.generate import BlockMovingReport
-    from mathcanvas_lightning.conversion.handler import Handler
+    from mathcanvas_lightning.conversion.handler import ColumnsFile, Handler
     from mathcanvas_lightning.conversion.report import ConversionReport
     from mathcanvas_lightning.data.index.build import IndexReport
     from mathcanvas_lightning.demo.language_model import DemoModel
@@ -283,17 +283,9 @@ def predictions(report: "PredictionReport | None", console: Console) -> int:
     return 0
 
 
-def handler(handler: "Handler", console: Console) -> int:
+def handler(handler: "Handler | ColumnsFile", console: Console) -> int:
     """Prints the files of a new source format and how to use them."""
-    console.print(
-        f"Wrote {handler.path} and its test {handler.test_path}.\n"
-        f"Test it:  python -m pytest {handler.test_path}\n"
-        f"Use it:   mathcanvas convert --source {handler.import_path} "
-        "--input FILE --output DIR",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(handler.summary, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

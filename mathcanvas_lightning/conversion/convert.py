@@ -1,10 +1,9 @@
 """Converts chain-of-thought data with images into interleaved Parquet shards."""
 
 import time
-from typing import Any
 
 from mathcanvas_lightning.common.parallel import count_workers
-from mathcanvas_lightning.conversion.columns import Columns
+from mathcanvas_lightning.conversion.columns import ColumnKeys, Columns
 from mathcanvas_lightning.conversion.input.files import InputFiles, opened_input
 from mathcanvas_lightning.conversion.input.scan import (
     NO_SCAN,
@@ -50,7 +49,7 @@ def convert_cot(
     link_root: str | None = None,
     source: str = "auto",
     preset: str | None = None,
-    columns: dict[str, Any] | None = None,
+    columns: ColumnKeys | None = None,
     name: str | None = None,
     samples_per_file: int = 100,
     row_group_rows: int = 32,

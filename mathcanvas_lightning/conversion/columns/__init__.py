@@ -4,8 +4,19 @@ In: a record (a row of Parquet or CSV, a JSON object, a sample of a tar) and a `
 Out: a `Draft` with texts and pictures in reading order. `presets/` holds YAML of public data sets.
 """
 
-from mathcanvas_lightning.conversion.columns.config import ColumnsConfig, ConversationConfig
+from mathcanvas_lightning.conversion.columns.config import (
+    ColumnKeys,
+    ColumnsConfig,
+    ConversationConfig,
+)
 from mathcanvas_lightning.conversion.columns.presets import find_columns, preset_names
 from mathcanvas_lightning.conversion.columns.source import Columns
 
-__all__ = ["Columns", "ColumnsConfig", "ConversationConfig", "find_columns", "preset_names"]
+__all__ = [
+    "ColumnKeys",
+    "Columns",
+    "ColumnsConfig",
+    "ConversationConfig",
+    "find_columns",
+    "preset_names",
+]

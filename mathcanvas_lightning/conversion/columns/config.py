@@ -13,6 +13,8 @@ from mathcanvas_lightning.errors import ConfigError
 Names = tuple[str, ...]
 Place = Literal["before", "after", "between"]
 Turns = Literal["only", "last"]
+ColumnKeys = dict[str, str | list[str] | dict[str, str | list[str]] | None]
+"""Keys of `ColumnsConfig` as YAML and options give them."""
 T = TypeVar("T")
 
 

@@ -16,6 +16,7 @@ _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 """Base64 of the first bytes of PNG, JPEG, GIF and WebP."""
 _SHORTEST_BASE64 = 64
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,16 @@ def to_picture(value: Any, place: str, root: str) -> Picture:
     if len(value) >= _SHORTEST_BASE64 and value.startswith(_BASE64_STARTS):
         return Picture(place, _decoded(value, place))
     return Picture(_relative(value, root))
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value looks like a picture: bytes, a struct of an image, a path, a data URL."""
+    if isinstance(value, Mapping):
+        return {"bytes", "path"} <= value.keys()
+    if not isinstance(value, str):
+        return isinstance(value, bytes)
+    is_text = value.startswith(_BASE64_STARTS) or _DATA_URL.match(value) is not None
+    return is_text or value.lower().endswith(IMAGE_SUFFIXES)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,9 +12,9 @@ import pyarrow as pa
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.common.similar import nearest
-from mathcanvas_lightning.conversion.columns import Columns, find_columns, preset_names
+from mathcanvas_lightning.conversion.columns import Columns, preset_names
+from mathcanvas_lightning.conversion.columns.guess import fitting_presets
 from mathcanvas_lightning.conversion.columns.identity import canonical
-from mathcanvas_lightning.conversion.columns.selectors import parse_selector, used_columns
 from mathcanvas_lightning.conversion.input.extras import ExtraColumns
 from mathcanvas_lightning.conversion.sources import BUILT_IN, SourceFormat
 from mathcanvas_lightning.data.rows.schema import IMAGE_COLUMNS
@@ -144,22 +144,6 @@ def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
         wanted=f"the fields of a known format ({known})",
         remedy=remedy,
     )
-
-
-def fitting_presets(fields: Collection[str]) -> list[str]:
-    """Presets whose columns are all among these, except those that may be absent; best first."""
-    record = dict.fromkeys(fields, "")
-    fits: dict[str, int] = {}
-    for name in preset_names():
-        used: set[str] = set()
-        has_all = True
-        for text in find_columns(name).selectors:
-            found = set(used_columns(record, text))
-            has_all &= bool(found) or parse_selector(text).is_optional
-            used |= found
-        if has_all:
-            fits[name] = len(used)
-    return sorted(fits, key=lambda name: -fits[name])[:2]
 
 
 def find_source(name: str) -> type[SourceFormat]:
