@@ -40,13 +40,13 @@ class Columns(SourceFormat):
     def uid(self, record: Mapping[str, Any]) -> str | None:
         """Returns the record's id; a hash of the record if no column holds one."""
         try:
-            return self._id(record)
+            return self.identify(record)
         except RejectError:
             return None
 
     def extras(self, record: Mapping[str, Any]) -> dict[str, Scalar]:
         """Returns the scalar fields that no selector names; they become columns."""
-        used = {n for text in self.config.selectors for n in used_columns(record, text)}
+        used = self._used(record)
         return {
             name: value
             for name, value in record.items()
@@ -55,7 +55,7 @@ class Columns(SourceFormat):
 
     def parse(self, record: Mapping[str, Any], files: SourceFiles) -> Draft:
         """See `SourceFormat.parse`."""
-        uid = self._id(record)
+        uid = self.identify(record)
         question, solution = self._sections(record, files.root)
         answer = self.answer(record)
         if answer is None:
@@ -113,11 +113,24 @@ class Columns(SourceFormat):
             return value
         return [_text(one, found[0]) for one in value] if isinstance(value, list) else [value]
 
-    def _id(self, record: Mapping[str, Any]) -> str:
+    def identify(self, record: Mapping[str, Any]) -> str:
+        """The record's id; a hash of the record if no column holds ids.
+
+        Raises:
+            RejectError: If there is such a column, but no id in it.
+        """
         found = [one for text in self.config.id for one in select(record, text)]
         if self.config.id and not found and not any("?" in text for text in self.config.id):
             raise RejectError(Reason.MISSING_FIELD, f"column {self.config.id[0]!r} is empty")
-        return "_".join(_text(one.value, one) for one in found) or record_id(record)
+        return "_".join(_text(one.value, one) for one in found) or self._hash(record)
+
+    def _used(self, record: Mapping[str, Any]) -> set[str]:
+        """The columns of a record that a selector names."""
+        return {n for text in self.config.selectors for n in used_columns(record, text)}
+
+    def _hash(self, record: Mapping[str, Any]) -> str:
+        """An id of the columns in use; further fields, such as an answer, don't change it."""
+        return record_id({name: record[name] for name in sorted(self._used(record))})
 
     def _sections(
         self, record: Mapping[str, Any], root: str, *, needs_solution: bool = True

@@ -28,10 +28,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_RECORDS", 3)
 
 
-def convert(source: Path, output: Path, **options: Any) -> Any:
+def convert(path: Path, output: Path, **options: Any) -> Any:
     limits = {"max_image_reject_fraction": 1.0, "samples_per_file": 4}
     return convert_cot(
-        str(source), str(output), num_workers=0, progress=False, **{**limits, **options}
+        str(path), str(output), num_workers=0, progress=False, **{**limits, **options}
     )
 
 
