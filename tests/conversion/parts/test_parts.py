@@ -62,7 +62,9 @@ KINDS = {
     split=st.sampled_from([None, "train=0.7,test=0.3"]),
     encoding=st.sampled_from(["json", "struct"]),
 )
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_merged_parts_equal_one_conversion(
     kinds: list[str], of: int, order: Any, split: str | None, encoding: str
 ) -> None:
@@ -84,7 +86,7 @@ def test_merged_parts_equal_one_conversion(
 
 
 @given(num_records=st.integers(0, 60), of=st.integers(1, 9))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_each_block_has_one_part(num_records: int, of: int) -> None:
     found = [list(Part(n, of).blocks(num_records)) for n in range(1, of + 1)]
     assert list(itertools.chain(*found)) == list(range(blocks.count_blocks(num_records)))
