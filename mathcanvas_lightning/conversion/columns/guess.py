@@ -26,6 +26,12 @@ NAMES: dict[str, tuple[str, ...]] = {
 _OF_SOLUTION = re.compile(r"reason|solution|step|output|thought|answer|target")
 _OF_QUESTION = re.compile(r"problem|question|input|query|source")
 _STRIP = {r"THOUGHT \d+:\s*": "THOUGHT 0:", "</?think>": "<think>", "</?answer>": "<answer>"}
+_CONTAINED = (
+    ("<image_start>[image_1]<image_end>", "<image_start>"),
+    ("<image_start>[image_1]<image_end>", "[image_1]"),
+    ("<image>image.png</image>", "<image>"),
+)
+"""Marks that hold another mark."""
 _ROLES = (("role", "content"), ("from", "value"))
 
 
@@ -93,7 +99,11 @@ def _guess_texts(guess: Guess, records: Sequence[Mapping[str, Any]], columns: se
         exact = [name for name in names if name in free]
         near = [plain for name in names for plain in free if re.search(rf"\b{name}\b", plain)]
         if key == "id":
-            exact, near = [name for name in exact if _is_unique(records, free[name])], []
+            near = [plain for plain in free if plain.endswith(" id")]
+            exact, near = (
+                [name for name in names if _is_unique(records, free[name])]
+                for names in (exact, near)
+            )
         if found := [*exact, *near]:
             column = free.pop(found[0])
             has_all = all(column in record for record in records)
@@ -141,8 +151,9 @@ def _guess_patterns(guess: Guess, records: Sequence[Mapping[str, Any]]) -> None:
     texts = [text for key in ("question", "solution") for text in _texts(guess, records, key)]
     solutions = _texts(guess, records, "solution")
     found = [mark for mark in KNOWN_MARKS if any(len(split_at_marks(t, [mark])) > 1 for t in texts)]
-    if "<image_start>[image_1]<image_end>" in found:
-        found.remove("<image_start>")
+    for longer, shorter in _CONTAINED:
+        if longer in found and shorter in found:
+            found.remove(shorter)
     if set(found) - set(DEFAULT_MARKS):
         order = sorted(found, key=lambda mark: mark not in DEFAULT_MARKS)
         guess.add("marks", order, "they are in the texts")

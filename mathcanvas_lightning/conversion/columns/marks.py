@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 KNOWN_MARKS = {
+    "<image>image.png</image>": r"<image>\s*([^<>\s][^<>]*?)\s*</image>",
     "<image>": r"<image>|<img>",
     "<image1>": r"<image_?(\d{1,9})>",
     "[image_1]": r"\[(?:<img>)?([A-Za-z]\w*_\d{1,9})\]",

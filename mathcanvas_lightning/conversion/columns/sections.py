@@ -114,7 +114,7 @@ class Section:
         if number is None and isinstance(item, Mark):
             if _find(item, self.shown, set()) is not None:
                 return []
-            if item.text.startswith("!["):
+            if item.text.startswith(("![", "<image>")) and item.target:
                 return [to_picture(item.target, item.target, self.root)]
             if item.text.startswith("["):  # brackets that name no picture
                 return [item.text]

@@ -93,6 +93,7 @@ def test_absent_column_suggests_the_nearest() -> None:
         ("<image_start>", "<image_start>", ""),
         ("![](image.png)", "![a figure](figs/a.png)", "figs/a.png"),
         (r"\{fig(\d+)\}", "{fig2}", "2"),
+        ("<image>image.png</image>", "<image> a b.png </image>", "a b.png"),
         ("PICTURE", "PICTURE", ""),
     ],
 )
@@ -142,6 +143,12 @@ def test_picture(value: Any, expected: Picture) -> None:
         ({}, {"q": "<image>", "s": "see <image> now"}, ["@a"], ["see", "@b", "now"]),
         ({}, {"q": "x", "s": "see <image2> now"}, ["@a", "x"], ["see", "@b", "now"]),
         ({"marks": "![](image.png)"}, {"q": "![](b) or ![](c)"}, ["@a", "@b", "or", "@c"], []),
+        (
+            {"marks": "<image>image.png</image>"},
+            {"q": "x <image>c</image>"},
+            ["@a", "@b", "x", "@c"],
+            [],
+        ),
         ({"marks": "[image_1]"}, {"q": "x [ref_1] y"}, ["@a", "@b", "x [ref_1] y"], []),
     ],
 )

@@ -74,6 +74,13 @@ def test_marks_tags_and_options_are_seen() -> None:
     assert (values["options"], values["images"]) == ("choices", "pics")
 
 
+def test_tags_with_paths_and_further_ids_are_seen() -> None:
+    record = {"task_id": 1, "task": "x", "question": "y", "cot_text": "<image>a.png</image> So."}
+    values = guessed(record, record | {"task_id": 2})
+    assert values["id"] == "task_id"
+    assert values["marks"] == ["<image>image.png</image>"]
+
+
 def test_no_question_is_said() -> None:
     guess = guess_columns([{"a": 1}])
     assert guess.values["question"] == "TODO"
