@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mathcanvas_lightning.batch import MicroBatch, PackedBatch, TokenGeometry
     from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
-    from mathcanvas_lightning.conversion.convert import ConversionReport, convert_cot
+    from mathcanvas_lightning.conversion.convert import convert_cot
+    from mathcanvas_lightning.conversion.parts.merge import merge_conversion
+    from mathcanvas_lightning.conversion.report import ConversionReport
     from mathcanvas_lightning.conversion.sources import SourceFormat
     from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
     from mathcanvas_lightning.data.images.resize import ImageTransform
@@ -64,7 +66,7 @@ _MODULES = {
     "BagelConfig": "model.config",
     "BagelModule": "training.module",
     "ChatPrompt": "generation.prompts.chat",
-    "ConversionReport": "conversion.convert",
+    "ConversionReport": "conversion.report",
     "DatasetConfig": "data.loading.config",
     "DrawingConfig": "generation.bagel.guidance",
     "EchoBackend": "generation.backends.base",
@@ -102,6 +104,7 @@ _MODULES = {
     "index_shards": "data.index.build",
     "inspect_shards": "inspection.shards",
     "iter_examples": "data.rows.shards",
+    "merge_conversion": "conversion.parts.merge",
     "score_responses": "evaluation.scoring",
     "write_report": "evaluation.report.page",
 }
@@ -151,6 +154,7 @@ __all__ = [
     "index_shards",
     "inspect_shards",
     "iter_examples",
+    "merge_conversion",
     "score_responses",
     "write_report",
 ]

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -56,6 +56,8 @@ class Command:
     """Parameters that take any number of values."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the command that differ from those of the function."""
+    variants: Mapping[str, str] = field(default_factory=dict)
+    """Option -> function that runs instead where it is given, with this and its other options."""
 
 
 COMMANDS = {
@@ -64,6 +66,7 @@ COMMANDS = {
         summary="Converts chain-of-thought data with images into interleaved Parquet shards.",
         example="--input data/enhanced_cot_cleaned.json --output shards --split train=0.9,test=0.1",
         show=show.conversion,
+        variants={"--merge": "conversion.parts.merge:merge_conversion"},
     ),
     "inspect": Command(
         function="inspection.shards:inspect_shards",
@@ -326,6 +329,7 @@ def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | Non
 
 
 def _run(command: Command, words: Sequence[str], prog: str | None) -> int:
+    command = _variant(command, words)
     function = _load(command)
     show_lightning()
     options = _parser(command, function, prog).parse_args(words)
@@ -337,7 +341,15 @@ def _run(command: Command, words: Sequence[str], prog: str | None) -> int:
 def _options(name: str) -> list[str]:
     """The options of a command."""
     parser = _parser(COMMANDS[name], _load(COMMANDS[name]), None)
-    return [option for option in parser._option_string_actions if option.startswith("--")]
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    return [*options, *COMMANDS[name].variants]
+
+
+def _variant(command: Command, words: Sequence[str]) -> Command:
+    """The command with the function that its options ask for."""
+    given = {word.partition("=")[0] for word in words}
+    found = next((f for option, f in command.variants.items() if option in given), None)
+    return command if found is None else replace(command, function=found)
 
 
 def _parser(command: Command, function: Callable[..., Any], prog: str | None) -> CommandParser:

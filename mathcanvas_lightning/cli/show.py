@@ -13,8 +13,8 @@ from mathcanvas_lightning.data.rows.schema import SECTIONS, ImageSegment
 
 if TYPE_CHECKING:
     from mathcanvas_lightning.blockmoving.generate import BlockMovingReport
-    from mathcanvas_lightning.conversion.convert import ConversionReport
-    from mathcanvas_lightning.conversion.handler import Handler
+    from mathcanvas_lightning.conversion.handler import ColumnsFile, Handler
+    from mathcanvas_lightning.conversion.report import ConversionReport
     from mathcanvas_lightning.data.index.build import IndexReport
     from mathcanvas_lightning.demo.language_model import DemoModel
     from mathcanvas_lightning.demo.new_bagel import NewBagel
@@ -39,7 +39,8 @@ INCOMPLETE = 3
 
 def conversion(report: "ConversionReport", console: Console) -> int:
     """Prints the outcomes of the records; returns 1 if the conversion counts as failed."""
-    table = Table("outcome", "records", title=f"Conversion to {escape(report.output)}")
+    part = "" if report.part is None else f", part {report.part}"
+    table = Table("outcome", "records", title=f"Conversion to {escape(report.output)}{part}")
     table.columns[1].justify = "right"
     for split, rows in report.rows.items():
         table.add_row(f"rows in {split}" if split else "rows", f"{rows:,}")
@@ -62,6 +63,9 @@ def conversion(report: "ConversionReport", console: Console) -> int:
     if report.problem is not None:
         console.print(f"failed: {report.problem}", markup=False, soft_wrap=True)
         return 1
+    if report.part is not None:
+        command = f"mathcanvas convert --merge {report.output}"
+        console.print(f"after all parts: {command}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -279,17 +283,9 @@ def predictions(report: "PredictionReport | None", console: Console) -> int:
     return 0
 
 
-def handler(handler: "Handler", console: Console) -> int:
+def handler(handler: "Handler | ColumnsFile", console: Console) -> int:
     """Prints the files of a new source format and how to use them."""
-    console.print(
-        f"Wrote {handler.path} and its test {handler.test_path}.\n"
-        f"Test it:  python -m pytest {handler.test_path}\n"
-        f"Use it:   mathcanvas convert --source {handler.import_path} "
-        "--input FILE --output DIR",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(handler.summary, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from mathcanvas_lightning.conversion.output.manifest import (
 from mathcanvas_lightning.conversion.output.splits import assign_splits
 from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWriter
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
+from mathcanvas_lightning.conversion.report import ConversionReport
 from mathcanvas_lightning.conversion.samples import ConvertedExample, RecordConverter
 
 FORMAT_VERSION = 1
@@ -74,7 +76,7 @@ class ConversionJob:
             newer["apply_exif_orientation"] = True
         return {
             "format_version": FORMAT_VERSION,
-            "source": _import_path(type(source)),
+            "source": import_path(type(source)),
             "source_options": options,
             "image_dir": self.image_dir,
             "layout": asdict(self.layout),
@@ -104,6 +106,11 @@ class JobResult:
     """Number of rows that an earlier run had already finished."""
     num_oriented: int
     """Number of images with an EXIF orientation in the rows that this run converted."""
+
+
+def with_scan(job: ConversionJob, scan: Scan) -> ConversionJob:
+    """The job for an input that was scanned."""
+    return replace(job, scan=scan, converter=replace(job.converter, renamed=scan.renamed))
 
 
 def prepare_folder(job: ConversionJob, folder: OutputFolder, *, overwrite: bool) -> Existing:
@@ -157,9 +164,6 @@ def run_job(
         existing: Finished work of earlier runs.
         run: Workers and progress bar.
 
-    Returns:
-        Counts of rows and rejects.
-
     Raises:
         InputError: If the input breaks off, or the storage of the images fails.
         WorkerError: If a worker process is killed.
@@ -171,6 +175,30 @@ def run_job(
             run.num_workers, job.scan.num_records - len(existing.records), CHUNK_RECORDS
         ),
     )
+    with contextlib.closing(outcomes):
+        return write_job(job, outcomes, folder, existing, progress=run.progress)
+
+
+def write_job(
+    job: ConversionJob,
+    outcomes: Iterator[Outcome],
+    folder: OutputFolder,
+    existing: Existing,
+    *,
+    progress: bool,
+) -> JobResult:
+    """Writes what the records became to shards, rejects and summary.
+
+    Args:
+        job: What was converted, and how.
+        outcomes: What each record became, in order.
+        folder: The output folder.
+        existing: Finished work of earlier runs.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: If the input broke off.
+    """
     with contextlib.ExitStack() as stack:
         writers = {
             part: stack.enter_context(
@@ -186,8 +214,7 @@ def run_job(
             )
             for part in job.fractions
         }
-        stack.enter_context(contextlib.closing(outcomes))
-        rejects, oriented = _write(job, outcomes, writers, folder, existing, run.progress)
+        rejects, oriented = _write(job, outcomes, writers, folder, existing, progress)
     rows = {part: writer.num_rows for part, writer in writers.items()}
     summary = {"records": job.scan.num_records, "rows": rows, "rejects": rejects}
     if job.scan.renamed:
@@ -196,6 +223,33 @@ def run_job(
         path.write_text(json.dumps({**job.settings, **summary}, indent=2) + "\n")
     return JobResult(
         rows=rows, rejects=rejects, num_resumed=len(existing.records), num_oriented=oriented
+    )
+
+
+def make_report(
+    job: ConversionJob, result: JobResult, folder: OutputFolder, run: RunConfig, started: float
+) -> ConversionReport:
+    """The report of a finished job.
+
+    Args:
+        job: What was converted.
+        result: Its counts.
+        folder: The output folder.
+        run: The fractions of rejects with which it still succeeds.
+        started: Time of its start, by `time.monotonic`.
+    """
+    return ConversionReport(
+        output=folder.root,
+        num_records=job.scan.num_records,
+        rows=result.rows,
+        rejects=result.rejects,
+        num_resumed=result.num_resumed,
+        max_reject_fraction=run.max_reject_fraction,
+        max_image_reject_fraction=run.max_image_reject_fraction,
+        seconds=time.monotonic() - started,
+        renamed_fields=job.scan.renamed,
+        num_oriented=result.num_oriented,
+        orientation_applied=job.converter.apply_orientation,
     )
 
 
@@ -273,7 +327,8 @@ def _json_line(rejection: Rejection) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
-def _import_path(kind: type[sources.SourceFormat]) -> str:
+def import_path(kind: type[sources.SourceFormat]) -> str:
+    """The import path of a source format."""
     # Built-in formats have the name of the package that exports them, wherever they are defined:
     # shards of earlier versions hold a hash of it.
     module = sources.__name__ if kind in sources.BUILT_IN else kind.__module__

@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mathcanvas_lightning.common.paths import is_remote, local_path, parent_folder, without_query
+from mathcanvas_lightning.conversion.columns import Columns, find_columns, preset_names
 from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.storage.files import Storage
 
 MAX_PATH_CHARACTERS = 4096
 
@@ -29,6 +31,20 @@ class InputConfig:
     """Text or file for the questions of BlockMoving, "builtin" or "none"."""
     link_root: str | None
     """Folder into which links in the image folder may lead; None for the image folder itself."""
+    preset: str | None
+    """Preset of a public data set, or a YAML file, for the source `columns`."""
+    columns: Mapping[str, Any] | None
+    """Keys of `ColumnsConfig` that replace those of the preset."""
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether records are read by the names of their columns."""
+        return self.preset is not None or bool(self.columns)
+
+    @property
+    def shard_name(self) -> str | None:
+        """Default prefix of the shards' names; None for that of the source format."""
+        return self.preset if self.preset in preset_names() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +105,8 @@ class RunConfig:
     """The same for records that are rejected for their images."""
     progress: bool
     """Whether to show progress bars."""
+    part: str | None = None
+    """The part of the input that is converted, such as 3/8; None for all."""
 
 
 GROUPS = (InputConfig, OutputConfig, ShardSize, SplitConfig, SampleConfig, RunConfig)
@@ -101,21 +119,31 @@ def select_options(options: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def make_source(format_class: type[SourceFormat], question_prompt: str) -> SourceFormat:
-    """Creates a source format, with the prompt if it has one.
+def make_source(format_class: type[SourceFormat], config: InputConfig) -> SourceFormat:
+    """Creates a source format, with its prompt or its columns.
 
     Raises:
-        ConfigError: If the format has no prompt, or the prompt is a file that does not exist.
+        ConfigError: If the format has no prompt or no columns, but they are given; or if they
+            can't be read.
     """
+    if config.has_columns and format_class is not Columns:
+        raise ConfigError(
+            "--preset" if config.preset is not None else "columns",
+            found=f"columns for the source {format_class.name}",
+            wanted="the source columns",
+            remedy="Remove --source, or the columns.",
+        )
     if issubclass(format_class, BlockMoving):
-        return format_class(prompt=_read_prompt(question_prompt))
-    if question_prompt != "builtin":
+        return format_class(prompt=_read_prompt(config.question_prompt))
+    if config.question_prompt != "builtin":
         raise ConfigError(
             "--question_prompt",
             found=f"a prompt for the source {format_class.name}",
             wanted="the source blockmoving",
             remedy="Remove the option, and put the text into the questions of the input.",
         )
+    if format_class is Columns:
+        return Columns(find_columns(config.preset, config.columns))
     return format_class()
 
 
@@ -166,7 +194,9 @@ def _check_folder(option: str, folder: str | None, wanted: str) -> None:
 
 
 def folder_of(source: str) -> str:
-    """Returns the folder or URL that holds an input."""
+    """Returns the folder or URL that holds an input; of a folder, the folder itself."""
+    if Storage().is_folder(source):
+        return source.rstrip("/") if is_remote(source) else str(local_path(source).resolve())
     if is_remote(source):
         return parent_folder(source)
     return str(local_path(source).resolve().parent)

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     UNOPENED_TAG = "unopened_tag"
     EMPTY_TAG = "empty_tag"
     IMAGE_MARK = "image_mark"
+    SEVERAL_ANSWERS = "several_answers"
     BAD_TASK_FILE = "bad_task_file"
     IMAGE_MISSING = "image_missing"
     IMAGE_UNREADABLE = "image_unreadable"

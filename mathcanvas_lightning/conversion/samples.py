@@ -12,6 +12,7 @@ from mathcanvas_lightning.data.images.pixels import upright_image
 from mathcanvas_lightning.data.rows.schema import (
     ImageSegment,
     InterleavedExample,
+    Scalar,
     Segment,
     TextSegment,
 )
@@ -81,15 +82,18 @@ class RecordConverter:
             reason, message = Reason.PARSER_FAILED, f"{type(error).__name__}: {error}"
         return Rejection(record=number, uid=uid, reason=str(reason), message=message)
 
+    def renamed_extras(self, extras: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """The extra columns with the names that they have in the shards."""
+        return {self.renamed.get(name, name): value for name, value in extras.items()}
+
     def _complete(self, draft: Draft, record: dict[str, Any]) -> ConvertedExample:
         question, solution = self._segments(draft.question), self._segments(draft.solution)
-        extras = self.source.extras(record).items()
         example = ConvertedExample(
             uid=draft.uid,
             question=question.segments,
             solution=solution.segments,
             answer=draft.answer,
-            extras={self.renamed.get(name, name): value for name, value in extras},
+            extras=self.renamed_extras(self.source.extras(record)),
             num_oriented=question.num_oriented + solution.num_oriented,
             stored_images=(question.images, solution.images),
         )
@@ -113,7 +117,7 @@ class RecordConverter:
         num_oriented = 0
         for part in parts:
             if isinstance(part, Picture):
-                data, image, is_oriented = self._read(part.path)
+                data, image, is_oriented = self._read(part)
                 segments.append(ImageSegment(data=data, path=part.path))
                 images.append(image)
                 num_oriented += is_oriented
@@ -121,9 +125,11 @@ class RecordConverter:
                 segments.append(TextSegment(text=part.strip()))
         return _Section(tuple(segments), tuple(images), num_oriented)
 
-    def _read(self, path: str) -> tuple[bytes, StoredImage, bool]:
+    def _read(self, picture: Picture) -> tuple[bytes, StoredImage, bool]:
         """An image, what is stored of it, and whether its source has an EXIF orientation."""
-        data = self.files.read(path, max_bytes=self.limits.max_bytes)
+        path, data = picture.path, picture.data
+        if data is None:
+            data = self.files.read(path, max_bytes=self.limits.max_bytes)
         try:
             info = check_image(data, self.limits)
             is_oriented = info.orientation != 1
@@ -167,6 +173,7 @@ def _check_encodable(example: InterleavedExample) -> None:
         if isinstance(segment, TextSegment)
     ]
     strings = [value for value in example.extras.values() if isinstance(value, str)]
+    strings += [image.path for image in example.images if image.path is not None]
     try:
         "".join([example.uid, example.answer, *texts, *strings]).encode()
     except UnicodeEncodeError as error:

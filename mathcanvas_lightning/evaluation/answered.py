@@ -1,15 +1,18 @@
 """Answered records, reduced to the fields that scoring needs."""
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.conversion.columns.sections import texts_of
+from mathcanvas_lightning.conversion.rejection import RejectError
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.extraction import reference_parts
 from mathcanvas_lightning.records.files import format_of, read_records
-from mathcanvas_lightning.records.record import ERROR_SUFFIX
+from mathcanvas_lightning.records.record import ERROR_SUFFIX, columns_of
 
 UID_FIELDS = ("uid", "id")
 NO_GROUP = "(none)"
@@ -25,6 +28,8 @@ class Fields:
     question: str
     by: tuple[str, ...]
     """Fields that records are grouped by."""
+    preset: str | None = None
+    """Preset whose columns hold answer, options and question instead of these fields."""
     has_listed_responses: bool = False
     """Whether responses are JSON lists of samples, as in a CSV file of several samples."""
 
@@ -83,7 +88,7 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
         if answered.expected:
             records.append(answered)
     for option, name in (
-        ("answer_field", fields.answer),
+        *(() if fields.preset else (("answer_field", fields.answer),)),
         ("response_field", fields.response),
         *(("by", name) for name in fields.by),
     ):
@@ -94,7 +99,7 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
             f"{path}, field {fields.answer}",
             found=f"no value in any of {num_records} records",
             wanted="reference answers",
-            remedy="Name the field with the reference answers with --answer_field.",
+            remedy="Name the field with the reference answers with --answer_field, or --preset.",
         )
     return AnsweredFile(records=records, num_without_reference=num_records - len(records))
 
@@ -149,6 +154,8 @@ def answered_of(index: int, record: Mapping[str, Any], fields: Fields) -> Answer
     Returns:
         The answered record; `expected` is empty if it has no reference answer.
     """
+    if fields.preset is not None:
+        record = {**record, **_by_columns(fields.preset, record, fields)}
     uid = next((record[name] for name in UID_FIELDS if record.get(name) is not None), None)
     question = record.get(fields.question)
     has_failed = bool(record.get(fields.response + ERROR_SUFFIX))  # CSV has no null
@@ -161,6 +168,19 @@ def answered_of(index: int, record: Mapping[str, Any], fields: Fields) -> Answer
         responses=(None,) if has_failed else _responses(record.get(fields.response), fields),
         groups={name: _group(record.get(name)) for name in fields.by},
     )
+
+
+def _by_columns(preset: str, record: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """The fields that the columns of a preset hold; null where a record lacks them."""
+    columns = columns_of(preset)
+    values: dict[str, Any] = dict.fromkeys((fields.answer, fields.options, fields.question))
+    with contextlib.suppress(RejectError):
+        values["uid"] = columns.identify(record)
+        values[fields.question] = texts_of(columns.question(record, "."))
+        values[fields.options] = columns.choices(record)
+    with contextlib.suppress(RejectError):
+        values[fields.answer] = columns.answer(record)
+    return values
 
 
 def _options(value: Any) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ def score_responses(
     response_field: str = "model_answer",
     options_field: str = "options",
     question_field: str = "query_cot",
+    preset: str | None = None,
     by: Sequence[str] = (),
     output: str | None = None,
     answer_pattern: str | None = None,
@@ -89,14 +90,13 @@ def score_responses(
 ) -> ScoreReport:
     """Scores the answers of a model against reference answers.
 
-    A record may have several responses (a list), and a question several parts.
-
     Args:
         input: JSON, JSON lines, CSV or Parquet file of records.
         answer_field: Field with the reference: a text or number, or a list of one for each part.
         response_field: Field with the response, or a list of them; null where there is none.
         options_field: Field with the texts of the choices, for multiple-choice questions.
         question_field: Field with the question, for the judge.
+        preset: Public data set, such as mathvista, that names all fields but the responses.
         by: Fields to group by, such as subject and level; each value gets scores.
         output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
         answer_pattern: Mark of the answer in responses: boxed, answer_tag, hash (#### ..),
@@ -123,6 +123,7 @@ def score_responses(
         response=response_field,
         options=options_field,
         question=question_field,
+        preset=preset,
         by=(by,) if isinstance(by, str) else tuple(by),
     )
     settings = ComparisonSettings(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.conversion.input.records import read_records as read_json
+from mathcanvas_lightning.conversion.input.tables import delimiter, read_csv
 from mathcanvas_lightning.data.rows.shards import iter_rows
 from mathcanvas_lightning.errors import DataError, InputError
 from mathcanvas_lightning.storage.files import Storage
@@ -35,7 +36,6 @@ FORMATS: dict[str, RecordFormat] = {
 GROUP_RECORDS = 1024
 GROUP_BYTES = 16 * 2**20
 """A row group ends at one of these limits; only one row group is in memory."""
-MAX_CELL_CHARACTERS = 2**31 - 1
 
 Types = dict[str, pa.DataType | None]
 """Column -> Arrow type; None if the values have no common type."""
@@ -128,26 +128,8 @@ def _read_json(path: Path) -> Iterator[Any]:
     return read_json(path, str(path))
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the default is too small for base64 pictures
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=_delimiter(path), strict=True)
-        try:
-            header = next(lines, [])
-            if len(set(header)) < len(header):
-                raise csv.Error(f"a column name occurs twice in the header {header}")
-            for cells in lines:
-                if cells and len(cells) != len(header):
-                    raise csv.Error(f"{len(cells)} cells below a header of {len(header)}")
-                if cells:
-                    yield dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path}:{lines.line_num}",
-                found=f"malformed CSV ({error})",
-                wanted="UTF-8 text with a header line and as many cells in each record",
-                remedy="Correct the file and run again; finished answers are kept.",
-            ) from None
+def _read_csv(path: Path) -> Iterator[Any]:
+    return read_csv(path, str(path))
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -189,7 +171,7 @@ def _write_csv(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         for group in _spooled(records, spool):
             for record in group:
                 columns.update(dict.fromkeys(record))
-        writer = csv.writer(file, delimiter=_delimiter(path))
+        writer = csv.writer(file, delimiter=delimiter(path))
         writer.writerow(columns)
         for group in _unspooled(spool):
             writer.writerows([_cell(record.get(name)) for name in columns] for record in group)
@@ -380,10 +362,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return json.dumps(value)  # CSV may have NaN
     return value if isinstance(value, str) else json_text(value)
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _unreadable(path: Path, found: str) -> InputError:

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.conversion.columns import Columns, find_columns
+from mathcanvas_lightning.conversion.rejection import RejectError
 from mathcanvas_lightning.data.rows.readers import IMAGE_MARK
 from mathcanvas_lightning.data.rows.schema import UID_COLUMNS, ImageSegment, example_from_row
 from mathcanvas_lightning.errors import DataError, InputError
@@ -19,6 +22,7 @@ ERROR_SUFFIX = "_error"
 """Suffix of the response field's name, for the field with the reason of a missing response."""
 INTERLEAVED_COLUMNS = {"question_interleave", "question_images"}
 NO_INDEX = "no usable index"
+UNREADABLE_COLUMNS = "unreadable columns"
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -39,6 +43,9 @@ class RecordInput:
     model."""
     fetching: FetchSettings = field(default_factory=FetchSettings)
     """Time limits and parallel requests for pictures at URLs."""
+    preset: str | None = None
+    """Public data set whose fields are known, such as mathvista, or a YAML file of columns (see
+    tools/README.md), instead of index_field, query_field and image_field."""
     index_field: str = "sample_index"
     """Field with a unique text or integer."""
     query_field: str = "query_cot"
@@ -224,6 +231,8 @@ def _contents(source: RecordInput, values: Any) -> tuple[str | int, str, tuple[A
     """Extracts index, query and picture references."""
     if not isinstance(values, Mapping):
         raise RecordError("not an object", f"{values!r:.80}")
+    if source.preset is not None:
+        return by_columns(source.preset, values, source.image_base)
     index = values.get(source.index_field)
     query: Any
     if is_interleaved(source, values):
@@ -236,6 +245,35 @@ def _contents(source: RecordInput, values: Any) -> tuple[str | int, str, tuple[A
     if isinstance(index, bool) or not isinstance(index, str | int) or not str(index).strip():
         raise RecordError(NO_INDEX, f"{source.index_field} is {index!r:.80}")
     return index, query if isinstance(query, str) else "", tuple(images)
+
+
+def by_columns(
+    preset: str, values: Mapping[str, Any], root: str
+) -> tuple[str, str, tuple[bytes | str, ...]]:
+    """Index, query and picture references of a record by the columns of a preset.
+
+    Raises:
+        RecordError: If a column is absent or can't be read.
+    """
+    columns = columns_of(preset)
+    try:
+        index, parts = columns.identify(values), columns.question(values, root)
+    except RejectError as error:
+        raise RecordError(UNREADABLE_COLUMNS, error.message) from None
+    pieces = [escape_marks(part.strip()) if isinstance(part, str) else IMAGE_MARK for part in parts]
+    pictures = [part for part in parts if not isinstance(part, str)]
+    images = tuple(one.path if one.data is None else one.data for one in pictures)
+    return index, "\n".join(filter(None, pieces)), images
+
+
+@cache
+def columns_of(preset: str) -> Columns:
+    """The columns of a preset, or of a YAML file.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    return Columns(find_columns(preset))
 
 
 def is_interleaved(source: RecordInput, values: Mapping[str, Any]) -> bool:

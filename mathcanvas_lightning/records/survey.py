@@ -207,7 +207,8 @@ class _InputCheck:
 
     def _error_fault(self, error: RecordError, values: Any, place: str) -> str:
         absent = []
-        if isinstance(values, Mapping) and not is_interleaved(self.source, values):
+        has_names = self.source.preset is None and isinstance(values, Mapping)
+        if has_names and not is_interleaved(self.source, values):
             names = (self.source.index_field, self.source.query_field)
             absent = [name for name in names if name not in values]
         for name in absent:
@@ -225,7 +226,8 @@ class _InputCheck:
 
     def _query_fault(self, record: Record, place: str) -> str | None:
         name = self.source.query_field
-        if name not in record.values and not record.query:
+        has_name = self.source.preset is None
+        if has_name and name not in record.values and not record.query:
             return self._add_absent(name, place)
         if not record.query.strip():
             return self._add("no query", place, f"{name} is {record.values.get(name)!r:.80}")
@@ -242,6 +244,8 @@ class _InputCheck:
 
     def _check_fields(self) -> None:
         """Reports a field that no record has as one fault instead of one fault per record."""
+        if self.source.preset is not None:
+            return
         name = self.source.image_field
         is_absent = name not in self.found and not self.found.keys() >= INTERLEAVED_COLUMNS
         if is_absent and self.source.has_images and self.num_objects:

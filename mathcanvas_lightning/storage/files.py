@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.common.paths import (
+    file_name,
     is_http,
     is_remote,
     local_path,
@@ -113,6 +114,18 @@ class Storage:
                 _remember(self._statuses, entry.path, status, MAX_STATUSES)
         return found
 
+    def is_folder(self, path: str) -> bool:
+        """Whether a path is a folder; pages of web servers count as files."""
+        if not is_remote(path):
+            return local_path(path).is_dir()
+        if is_http(path) or "." in file_name(path):  # asking object stores takes its time
+            return False
+        try:
+            self.status(path)
+        except DataError:
+            return True
+        return False
+
     def status(self, path: str) -> FileStatus:
         """Size and version of a file, asked anew; later reads are of this version."""
         return self._call(path, lambda: self._ask_status(path))
@@ -203,20 +216,25 @@ class Storage:
 
         return self._read_shard(path, read, f", row group {row_group}")
 
-    def iter_batches(self, path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yields all rows of a shard, a few at a time.
+    def iter_batches(
+        self, path: str, batch_rows: int, *, row_groups: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of a shard, or of some of its row groups, a few at a time.
 
         A local shard is streamed, whatever the size of its row groups; of a remote one, a row
         group at a time is in memory.
         """
         if is_remote(path):
-            for number in range(self.metadata(path).num_row_groups):
+            every = range(self.metadata(path).num_row_groups)
+            for number in every if row_groups is None else row_groups:
                 table = self.read_row_group(path, number, None)
                 yield from table.to_batches(max_chunksize=batch_rows)
             return
         self.status(path)
         with local_errors(path), pa.OSFile(os.fsencode(local_path(path))) as source, parsing():
-            yield from open_parquet(source).iter_batches(batch_size=batch_rows, use_threads=False)
+            yield from open_parquet(source).iter_batches(
+                batch_size=batch_rows, row_groups=row_groups, use_threads=False
+            )
 
     def _files(self, path: str) -> LocalFiles | RemoteFiles:
         return self._remote if is_remote(path) else self._local

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from mathcanvas_lightning import convert_cot
-from mathcanvas_lightning.conversion.convert import ConversionReport
+from mathcanvas_lightning.conversion.report import ConversionReport
 from tests.conftest import png
 
 

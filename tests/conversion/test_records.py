@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.conversion.input import records
-from mathcanvas_lightning.conversion.input.records import fetched, read_records
+from mathcanvas_lightning.conversion.input.files import fetched
+from mathcanvas_lightning.conversion.input.records import read_records
 from mathcanvas_lightning.conversion.input.scan import recognise_source, scan_input
 from mathcanvas_lightning.conversion.sources import BlockMoving
 from mathcanvas_lightning.errors import InputError
@@ -105,7 +106,7 @@ def test_deep_nesting_is_an_error_not_a_crash(tmp_path: Path) -> None:
     deep = "[" * 3000 + "]" * 3000
     for name in ("x.json", "x.jsonl"):
         (tmp_path / name).write_text(f"[{deep}]")
-        scan = scan_input(tmp_path / name, name, BlockMoving(), progress=False)
+        scan = scan_input(read_records(tmp_path / name, name), name, BlockMoving(), progress=False)
         assert scan.num_records == 0
         assert "deep" in str(scan.error) or "recursion" in str(scan.error)
 
@@ -189,6 +190,6 @@ def test_unknown_records_come_with_advice(
 ) -> None:
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
     with pytest.raises(InputError) as caught:
-        recognise_source(tmp_path / "x.jsonl", "x")
+        recognise_source(read_records(tmp_path / "x.jsonl", "x"), "x")
     assert found in caught.value.found
     assert remedy in caught.value.remedy

@@ -1,5 +1,5 @@
-"""Reads and scans the source file.
+"""Reads and scans the source files.
 
-In: a JSON array or JSON lines, local or remote. Out: one record at a time, and a scan of the whole
-file with its format, number of records, extra columns and hashes.
+In: JSON, JSON lines, CSV, Parquet or WebDataset tars, local or remote. Out: one record at a time,
+and a scan of all of them: their number, extra columns and hashes.
 """

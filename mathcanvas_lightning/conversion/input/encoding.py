@@ -15,10 +15,7 @@ _GZIP = b"\x1f\x8b"
 _UNPACK = "Unpack it, and convert the file inside."
 _UTF16 = ("text in UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE")
 _UTF32 = ("text in UTF-32", "Save it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > NEW_FILE")
-_PARQUET = (
-    "Parquet is trained on without conversion if its columns are those of a row format; "
-    "otherwise export its rows as JSON lines."
-)
+_PARQUET = "Let its name end in .parquet."
 _STARTS = {
     b"\xff\xfe\0\0": _UTF32,
     b"\0\0\xfe\xff": _UTF32,
@@ -31,15 +28,17 @@ _STARTS = {
     b"<": ("HTML or XML", "If it was downloaded, its server may have answered with an error page."),
 }
 _START_BYTES = 64
+WANTED_JSON = "a JSON array or JSON lines in UTF-8, plain or packed by gzip"
 
 
 @contextlib.contextmanager
-def opened_json(path: Path, place: str) -> Iterator[BinaryIO]:
-    """Opens a file of JSON, unpacked if it is a gzip file, behind its byte order mark.
+def opened_text(path: Path, place: str, wanted: str = WANTED_JSON) -> Iterator[BinaryIO]:
+    """Opens a text file, unpacked if it is a gzip file, behind its byte order mark.
 
     Args:
         path: A local file.
         place: Name of the file in errors.
+        wanted: What the file should be, for errors.
 
     Yields:
         The file, which can be read and sought.
@@ -58,7 +57,7 @@ def opened_json(path: Path, place: str) -> Iterator[BinaryIO]:
             try:
                 start = file.read(_START_BYTES)
                 file.seek(len(UTF8_MARK) if start.startswith(UTF8_MARK) else 0)
-                _check_start(start, place)
+                _check_start(start, place, wanted)
                 yield file
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(
@@ -69,11 +68,10 @@ def opened_json(path: Path, place: str) -> Iterator[BinaryIO]:
                 ) from None
 
 
-def _check_start(start: bytes, place: str) -> None:
+def _check_start(start: bytes, place: str, wanted: str) -> None:
     known = dict(_STARTS)
     if is_lfs_pointer(start):
         known[start] = (POINTER, "Then run again.")
     for magic, (found, remedy) in known.items():
         if start.lstrip(b" \t\r\n").startswith(magic):
-            wanted = "a JSON array or JSON lines in UTF-8, plain or packed by gzip"
             raise InputError(place, found=found, wanted=wanted, remedy=remedy)

@@ -10,39 +10,12 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from mathcanvas_lightning.conversion.input.encoding import opened_json
-from mathcanvas_lightning.errors import DataError, InputError, StorageError
-from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.conversion.input.encoding import opened_text
+from mathcanvas_lightning.errors import InputError
 
 CHUNK_BYTES = 2**16
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 _NOT_JSON = re.compile(rb"-?Infinity|NaN")
-
-
-@contextlib.contextmanager
-def fetched(source: str) -> Iterator[Path]:
-    """Yields a local path of the input; a remote file is copied to a temporary folder.
-
-    Args:
-        source: A path or an fsspec URL.
-
-    Yields:
-        A local path.
-
-    Raises:
-        InputError: If the file does not exist or can't be read.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            path = stack.enter_context(Storage().fetched(source))
-        except (DataError, StorageError) as error:
-            raise InputError(
-                error.place,
-                found=error.found,
-                wanted="a JSON or JSONL file",
-                remedy="Check the path or URL.",
-            ) from None
-        yield path
 
 
 def read_records(path: Path, place: str) -> Generator[Any]:
@@ -61,7 +34,7 @@ def read_records(path: Path, place: str) -> Generator[Any]:
     Raises:
         InputError: At the first malformed byte, with line and column.
     """
-    with opened_json(path, place) as file:
+    with opened_text(path, place) as file:
         start = file.tell()
         first_line = next((line for line in file if line.strip()), b"").strip()
         file.seek(start)

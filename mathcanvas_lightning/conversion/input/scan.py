@@ -2,11 +2,9 @@
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,12 +12,17 @@ import pyarrow as pa
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.common.similar import nearest
+from mathcanvas_lightning.conversion.columns import Columns, preset_names
+from mathcanvas_lightning.conversion.columns.guess import fitting_presets
+from mathcanvas_lightning.conversion.columns.identity import canonical
 from mathcanvas_lightning.conversion.input.extras import ExtraColumns
-from mathcanvas_lightning.conversion.input.records import read_records
 from mathcanvas_lightning.conversion.sources import BUILT_IN, SourceFormat
+from mathcanvas_lightning.data.rows.schema import IMAGE_COLUMNS
 from mathcanvas_lightning.errors import ConfigError, InputError
 
 CHAIN_BYTES = 16
+KNOWN: tuple[type[SourceFormat], ...] = (*BUILT_IN, Columns)
+"""Formats that have names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,43 +45,72 @@ class Scan:
         return self.chains[record * CHAIN_BYTES : (record + 1) * CHAIN_BYTES].hex()
 
 
-def scan_input(path: Path, place: str, source: SourceFormat, *, progress: bool) -> Scan:
+NO_SCAN = Scan(num_records=0, extras={}, renamed={}, chains=b"", error=None)
+"""The scan of an input that was not read."""
+
+
+class Scanner:
+    """Collects what a scan finds, record by record.
+
+    Args:
+        source: The source format; decides which fields become extra columns.
+    """
+
+    def __init__(self, source: SourceFormat) -> None:
+        self._source = source
+        self._extras = ExtraColumns()
+        self._chains = bytearray()
+        self._digest = hashlib.blake2b(digest_size=CHAIN_BYTES)
+
+    @property
+    def num_records(self) -> int:
+        """Number of records so far."""
+        return len(self._chains) // CHAIN_BYTES
+
+    def add(self, record: Any, text: bytes) -> None:
+        """Adds a record and its canonical text."""
+        self._digest.update(text)
+        self._chains += self._digest.digest()
+        if isinstance(record, dict):
+            with contextlib.suppress(Exception):  # reported as a rejection later
+                self._extras.add(self._source.extras(record))
+
+    def result(self, error: InputError | None) -> Scan:
+        """The scan of all records so far, which ended with an error or at the end."""
+        return Scan(
+            num_records=self.num_records,
+            extras=self._extras.types(),
+            renamed=self._extras.renamed(),
+            chains=bytes(self._chains),
+            error=error,
+        )
+
+
+def scan_input(records: Iterable[Any], place: str, source: SourceFormat, *, progress: bool) -> Scan:
     """Reads all records once.
 
     Args:
-        path: Local file.
-        place: Name of the file in errors.
+        records: The records of the input.
+        place: Name of the input in errors.
         source: The source format; decides which fields become extra columns.
         progress: Whether to show a progress bar.
 
     Returns:
         The scan. It ends at the first JSON error, and keeps that error.
     """
-    extras = ExtraColumns()
-    chains = bytearray()
-    digest = hashlib.blake2b(digest_size=CHAIN_BYTES)
+    scanner = Scanner(source)
     error = None
     with progress_bar("Scanning records", None, show=progress) as advance:
         try:
-            for record in read_records(path, place):
-                digest.update(_canonical(record, len(chains) // CHAIN_BYTES, place))
-                chains += digest.digest()
-                if isinstance(record, dict):
-                    with contextlib.suppress(Exception):  # reported as a rejection later
-                        extras.add(source.extras(record))
+            for record in records:
+                scanner.add(record, _canonical(record, scanner.num_records, place))
                 advance(1, "")
         except InputError as broken:
             error = broken
-    return Scan(
-        num_records=len(chains) // CHAIN_BYTES,
-        extras=extras.types(),
-        renamed=extras.renamed(),
-        chains=bytes(chains),
-        error=error,
-    )
+    return scanner.result(error)
 
 
-def recognise_source(path: Path, place: str) -> type[SourceFormat]:
+def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
     """Returns the built-in format whose fields the first recognisable object has.
 
     Raises:
@@ -86,17 +118,23 @@ def recognise_source(path: Path, place: str) -> type[SourceFormat]:
     """
     fields: set[str] = set()
     has_arrays = False
-    for record in read_records(path, place):
+    for record in records:
         has_arrays |= isinstance(record, list)
         if isinstance(record, dict):
             fields = fields or set(record)
-            for source in BUILT_IN:
-                if source.recognised_by <= set(record):
-                    return source
+            # Published rows hold their images in columns, which the preset reads.
+            fits = [s for s in BUILT_IN if s.recognised_by <= set(record)]
+            if fits and not isinstance(record.get(IMAGE_COLUMNS[0]), list):
+                return fits[0]
     known = "; ".join(f"{s.name}: {', '.join(sorted(s.recognised_by))}" for s in BUILT_IN)
     remedy = "Name the format with --source, or write one with mathcanvas generate-handler."
+    if presets := fitting_presets(fields):
+        remedy = f"Use --preset {' or --preset '.join(presets)}: it has columns of these names."
     if "conversations" in fields:
-        remedy = "Conversations are trained on as they are, with the row format vlm."
+        remedy = (
+            "Conversations are trained on as they are, with the row format vlm; --preset sharegpt "
+            "converts those with one answer."
+        )
     if has_arrays and not fields:
         remedy = "If the file is one JSON array, let its name end in .json."
     found = "arrays instead of objects" if has_arrays else "no objects"
@@ -114,7 +152,7 @@ def find_source(name: str) -> type[SourceFormat]:
     Raises:
         ConfigError: If the class does not exist, or is not a `SourceFormat`.
     """
-    for source in BUILT_IN:
+    for source in KNOWN:
         if source.name == name:
             return source
     module_name, _, class_name = name.rpartition(".")
@@ -131,7 +169,7 @@ def find_source(name: str) -> type[SourceFormat]:
 
 def _canonical(record: Any, number: int, place: str) -> bytes:
     try:
-        return json.dumps(record).encode()
+        return canonical(record)
     except RecursionError:
         raise InputError(
             f"{place}, record {number}",
@@ -142,13 +180,18 @@ def _canonical(record: Any, number: int, place: str) -> bytes:
 
 
 def _bad_source(name: str, found: str) -> ConfigError:
-    names = ", ".join(source.name for source in BUILT_IN)
-    near = nearest(name, ["auto", *(source.name for source in BUILT_IN)])
+    known = [source.name for source in KNOWN]
+    names = ", ".join(known)
+    near = nearest(name, ["auto", *known])
+    if name in preset_names():
+        remedy = f"Write --preset {name}."
+    elif near:
+        remedy = f"Did you mean {near}?"
+    else:
+        remedy = "Run from the folder that holds your module, or install it."
     return ConfigError(
         f"--source {name}",
         found=found,
         wanted=f"auto, {names}, or the import path of a SourceFormat subclass",
-        remedy=f"Did you mean {near}?"
-        if near
-        else "Run from the folder that holds your module, or install it.",
+        remedy=remedy,
     )

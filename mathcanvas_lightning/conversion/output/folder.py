@@ -31,8 +31,11 @@ class OutputFolder:
         self._storage = Storage()
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, name: str = LOCK_FILE) -> Iterator[None]:
         """Locks out other conversions.
+
+        Args:
+            name: Name of the lock in the folder.
 
         Raises:
             OutputError: If another conversion holds the lock, or the folder can't be written to.
@@ -40,9 +43,9 @@ class OutputFolder:
         if is_remote(self.root):  # object stores have no locks
             yield
             return
-        lock = FileLock(Path(self.root, LOCK_FILE), timeout=0)
+        lock = FileLock(Path(self.root, name), timeout=0)
         try:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise OutputError(
@@ -126,6 +129,13 @@ class OutputFolder:
     def remove(self, name: str) -> None:
         """Deletes a file, if it exists."""
         self._storage.remove(self.path(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Deletes a local folder if it is empty; remote stores keep none."""
+        path = self.path(name)
+        if not is_remote(path):
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
 
     def remove_temporaries(self, folder: str, is_ours: Callable[[str], bool]) -> None:
         """Deletes files that a killed process left in a local folder; remote stores keep none.

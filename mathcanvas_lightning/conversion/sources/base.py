@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, product
 from string import ascii_uppercase
 from typing import Any, ClassVar
@@ -15,10 +15,12 @@ from mathcanvas_lightning.data.rows.schema import Scalar
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image of a sample, not yet read."""
+    """An image of a sample."""
 
     path: str
-    """Path relative to the image folder."""
+    """Path relative to the image folder, or the name of an image whose bytes are known."""
+    data: bytes | None = field(default=None, repr=False)
+    """The encoded image, where the record holds it; None for a file, which is not yet read."""
 
 
 Part = str | Picture
@@ -91,9 +93,8 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
         RejectError: If the field is absent, null, NaN, empty, or neither text nor a number.
     """
     value = record.get(name)
-    is_nan = isinstance(value, float) and math.isnan(value)
-    if value is None or is_nan or (isinstance(value, str) and not value.strip()):
-        found = "is NaN" if is_nan else "is empty" if name in record else "is absent"
+    if value is None or is_nan(value) or (isinstance(value, str) and not value.strip()):
+        found = "is NaN" if is_nan(value) else "is empty" if name in record else "is absent"
         raise RejectError(Reason.MISSING_FIELD, f"field {name!r} {found}")
     if (
         isinstance(value, bool)
@@ -102,6 +103,11 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
     ):
         raise RejectError(Reason.INVALID_FIELD, f"field {name!r} is {value!r:.80}, not text")
     return str(value).strip()
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value is the number NaN, which pandas writes for a missing value."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def options_text(options: Mapping[str, Any] | Sequence[Any]) -> str:
