@@ -1,6 +1,7 @@
 """One rank's pack, with everything that a training step needs."""
 
 from dataclasses import dataclass, replace
+from html import escape
 
 import torch
 
@@ -61,6 +62,34 @@ class MicroBatch:
     """Epoch, from 0."""
     step: int
     """Optimizer step within the epoch, from 0."""
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{value} {name}" for name, value in self._facts().items())
+        return f"MicroBatch({facts})"
+
+    def _facts(self) -> dict[str, str]:
+        pack = self.pack
+        return {
+            "samples": str(len(self.samples)),
+            "tokens": f"{pack.sequence_length:,}",
+            "images": str(len(pack.images)),
+            "tokens with text loss": f"{len(pack.ce_indexes):,}",
+            "with drawing loss": f"{len(pack.mse_indexes):,}",
+        }
+
+    def _repr_html_(self) -> str:
+        facts = "".join(
+            f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts().items()
+        )
+        rows = "".join(
+            f"<tr><td>{escape(one.dataset)}</td><td>{escape(one.uid)}</td>"
+            f"<td>{one.num_tokens:,}</td></tr>"
+            for one in self.samples
+        )
+        head = "<tr><th>data set</th><th>sample</th><th>tokens</th></tr>"
+        where = f"epoch {self.epoch}, step {self.step}"
+        tables = f"<table>{facts}</table><table>{head}{rows}</table>"
+        return f"<div><b>MicroBatch</b> {where}{tables}</div>"
 
     @property
     def is_filler(self) -> bool:

@@ -69,6 +69,13 @@ class PackedBatch:
     mse_indexes: Tensor
     """[M] positions of noisy latents, which predict a velocity."""
 
+    def __repr__(self) -> str:
+        return (
+            f"PackedBatch({len(self.sample_lens)} samples, {sum(self.sample_lens):,} tokens, "
+            f"{len(self.images)} images, {len(self.ce_indexes):,} tokens with text loss, "
+            f"{len(self.mse_indexes):,} with drawing loss)"
+        )
+
     def __post_init__(self) -> None:
         """Checks that the lengths of the parts are consistent.
 
