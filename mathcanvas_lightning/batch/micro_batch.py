@@ -64,23 +64,9 @@ class MicroBatch:
     """Optimizer step within the epoch, from 0."""
 
     def __repr__(self) -> str:
-        facts = ", ".join(f"{value} {name}" for name, value in self._facts().items())
-        return f"MicroBatch({facts})"
-
-    def _facts(self) -> dict[str, str]:
-        pack = self.pack
-        return {
-            "samples": str(len(self.samples)),
-            "tokens": f"{pack.sequence_length:,}",
-            "images": str(len(pack.images)),
-            "tokens with text loss": f"{len(pack.ce_indexes):,}",
-            "with drawing loss": f"{len(pack.mse_indexes):,}",
-        }
+        return f"MicroBatch(epoch {self.epoch}, step {self.step}, {self.pack!r})"
 
     def _repr_html_(self) -> str:
-        facts = "".join(
-            f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts().items()
-        )
         rows = "".join(
             f"<tr><td>{escape(one.dataset)}</td><td>{escape(one.uid)}</td>"
             f"<td>{one.num_tokens:,}</td></tr>"
@@ -88,8 +74,8 @@ class MicroBatch:
         )
         head = "<tr><th>data set</th><th>sample</th><th>tokens</th></tr>"
         where = f"epoch {self.epoch}, step {self.step}"
-        tables = f"<table>{facts}</table><table>{head}{rows}</table>"
-        return f"<div><b>MicroBatch</b> {where}{tables}</div>"
+        samples = f"<table>{head}{rows}</table>"
+        return f"<div><b>MicroBatch</b> {where}{self.pack._repr_html_()}{samples}</div>"
 
     @property
     def is_filler(self) -> bool:

@@ -1,5 +1,9 @@
 """Images on pages and in notebooks, as the model gets them."""
 
+from io import BytesIO
+
+from PIL import Image
+
 from mathcanvas_lightning.common.html_page import Notice, PagePicture
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
 from mathcanvas_lightning.data.images.pixels import image_for_page
@@ -24,3 +28,11 @@ def shown_image(data: bytes, name: str | None) -> PagePicture | Notice:
     if info.orientation != 1:
         caption += f", with the EXIF orientation {info.orientation}, which is ignored"
     return PagePicture(data=shown, format=kind, caption=caption)
+
+
+def shown_drawing(image: Image.Image) -> PagePicture:
+    """Makes a picture of a drawing."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    caption = f"drawing, {image.width}x{image.height}"
+    return PagePicture(data=buffer.getvalue(), format="PNG", caption=caption)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.display.notebook import view
+from mathcanvas_lightning.common.display.short import counted, short_repr
 from mathcanvas_lightning.common.html_page import write_page
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError
@@ -35,6 +37,15 @@ class ComparedModels:
     """The tables in Markdown or LaTeX; empty for other formats."""
     written: tuple[Path, ...]
     """Files that were written."""
+
+    def __repr__(self) -> str:
+        models, datasets = len(self.table.cells), len(self.table.datasets)
+        return short_repr(self, counted(models, "model"), counted(datasets, "data set"))
+
+    def _repr_html_(self) -> str:
+        first = self.texts[0]
+        rows = {row[0]: dict(zip(first.columns[1:], row[1:], strict=True)) for row in first.rows}
+        return view(first.title, table=rows)
 
 
 def compare_models(

@@ -24,6 +24,7 @@ from mathcanvas_lightning import (
     TextSegment,
 )
 from mathcanvas_lightning.evaluation.verdicts import Scores
+from mathcanvas_lightning.generation.bagel.problem import Answer, Step
 from mathcanvas_lightning.generation.requests import Failure, Output
 from tests.conftest import png
 
@@ -46,6 +47,13 @@ EXAMPLE = InterleavedExample(
     ),
     answer="B",
     extras={"level": EVIL},
+)
+ANSWER = Answer(
+    uid="q1",
+    steps=(Step(number=1, content=EVIL), Step(number=1, content=Image.new("RGB", (32, 16)))),
+    finish_reason="stop",
+    num_input_tokens=5,
+    num_written_tokens=2,
 )
 RESPONSE = GenerationResponse(
     uid="q1", outputs=(Output(text="Look.", steps=("Look.", Picture(png(), EVIL))),)
@@ -79,6 +87,7 @@ SCORES = Scores(
             GenerationResponse(uid="q", failure=Failure(kind="timeout", message="m")),
             "GenerationResponse('q', failure='timeout')",
         ),
+        (ANSWER, f"Answer('q1', 1 drawing, text='{EVIL}', finish_reason='stop')"),
         (SCORES, "Scores(1,200 records, accuracy 50.0% (47.0% to 53.0%))"),
         (EchoBackend(), "EchoBackend(model_name='echo')"),
         (
@@ -119,6 +128,7 @@ class Tags(HTMLParser):
         (EXAMPLE.question[1], 1, ["a.png"]),
         (RESPONSE, 1, ["Look."]),
         (RESPONSE.outputs[0], 1, ["Look."]),
+        (ANSWER, 1, ["drawing, 32x16"]),
         (
             GenerationResponse(uid=EVIL, failure=Failure(kind="timeout", message=EVIL)),
             0,
