@@ -239,7 +239,7 @@ class BagelConfig:
                 "visual_gen": True,
                 "visual_und": True,
                 "connector_act": "gelu_pytorch_tanh",
-                "interpolate_pos": False,
+                "interpolate_pos": bool((self.trained_images or {}).get("interpolate_positions")),
                 **bagel,
                 "llm_config": llm | {"qk_norm": True, "layer_module": "Qwen2MoTDecoderLayer"},
                 "vit_config": vit,

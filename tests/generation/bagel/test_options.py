@@ -32,6 +32,7 @@ def test_sizes_of_the_training_are_the_default(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = recorded(tmp_path, TRAINED.to_json())
+    assert json.loads((tmp_path / "config.json").read_text())["interpolate_pos"] is True
     for given in (ImageOptions(), ImageOptions(vae_transform=TRAINED.vae_transform)):
         given.warn_of_sizes(config)
         assert given.completed(config) == TRAINED
@@ -74,6 +75,9 @@ def test_a_model_without_recorded_sizes(
 
 @pytest.mark.parametrize("broken", [{}, {"vae_transform": {"size": 1}}, [3], {"vae_transform": 3}])
 def test_broken_sizes_are_named(tmp_path: Path, broken: Any) -> None:
-    config = recorded(tmp_path, broken)
+    recorded(tmp_path, None)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"trained_images": broken}))
+    config = BagelConfig.from_directory(tmp_path)
     with pytest.raises(ConfigError, match=r"trained_images in config\.json"):
         ImageOptions().completed(config)
