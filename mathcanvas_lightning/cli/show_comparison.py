@@ -29,8 +29,10 @@ def comparison(found: "ComparedModels", console: Console) -> int:
                 )
             )
         console.print(table)
-    for one in found.lists:
-        console.print(f"{one.title}: {one.shown}", markup=False, highlight=False, soft_wrap=True)
+    for listed in found.lists:
+        console.print(
+            f"{listed.title}: {listed.shown}", markup=False, highlight=False, soft_wrap=True
+        )
     for path in found.written:
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -27,13 +27,11 @@ def view(
     Returns:
         Escaped HTML; its pictures are inside.
     """
-    shown = {
-        name: [f"{p[:MAX_CHARACTERS]} ..." if _is_long(p) else p for p in pieces]
-        for name, pieces in (sections or {}).items()
-    }
+    shown = {name: [*map(_cut, pieces)] for name, pieces in (sections or {}).items()}
     template = "common/display/notebook.html.j2"
     return render(template, title=title, sections=shown, facts=facts or {}, table=table or {})
 
 
-def _is_long(piece: Any) -> bool:
-    return isinstance(piece, str) and len(piece) > MAX_CHARACTERS
+def _cut(piece: Piece) -> Piece:
+    is_long = isinstance(piece, str) and len(piece) > MAX_CHARACTERS
+    return f"{str(piece)[:MAX_CHARACTERS]} ..." if is_long else piece

@@ -77,7 +77,7 @@ def compare_models(
         InputError: If a file is no file of scores, or the records of a data set differ.
         ConfigError: If an option can't be used.
     """
-    paths = [files] if isinstance(files, str) else list(files)
+    paths = [files] if isinstance(files, str) else list(dict.fromkeys(files))
     _check(paths, format, output, json)
     scored = [read_scored(path) for path in paths]
     table = make_table(scored)

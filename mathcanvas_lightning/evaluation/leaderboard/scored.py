@@ -21,6 +21,8 @@ Key = str | int
 """Id of a record, or its position in the file if it has none."""
 IGNORED = frozenset({"settings.weights", "settings.lora_weights", "sampling.seed"})
 """Settings that never distinguish models for a reader."""
+MAX_CHARACTERS = 30
+"""Longer values are cut in the name of a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +174,16 @@ def model_names(groups: Mapping[str, Sequence[ScoredFile]]) -> dict[Path, str]:
             differing.setdefault(_base(file), set()).update(varying)
     for group in groups.values():
         for file in group:
-            known, keys = _leaves(file.about), sorted(differing[_base(file)])
-            parts = [f"{key.rpartition('.')[2]} {known[key]}" for key in keys if key in known]
+            known, shown = _leaves(file.about), sorted(differing[_base(file)])
+            parts = [_setting(key, known[key]) for key in shown if key in known]
             names[file.path] += f" ({', '.join(parts)})" if parts else ""
     return {file.path: _unique(file, group, names) for group in groups.values() for file in group}
+
+
+def _setting(key: str, value: Any) -> str:
+    text = str(value)
+    cut = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
+    return f"{key.rpartition('.')[2]} {cut}"
 
 
 def _unique(file: ScoredFile, group: Sequence[ScoredFile], names: Mapping[Path, str]) -> str:
