@@ -3,7 +3,9 @@
 Public names are imported on first use, so importing the package is fast and has no side effects.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -161,10 +163,22 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name in _MODULES:
+        found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return import_module(f"{__name__}.common.display.fields").with_explained_fields(found)
+    if name.startswith("_"):  # asked for by tools, such as __wrapped__
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    hint = import_module(f"{__name__}.common.similar").nearest(name, __all__)
+    remedy = f". Did you mean {hint}?" if hint else f"; dir({__name__}) lists the names"
+    # Python's own `from ... import` replaces the message of an AttributeError. It asks here first.
+    if sys._getframe(1).f_code.co_name == "_handle_fromlist" and not _is_module(name):
+        raise ImportError(f"cannot import name {name!r} from {__name__!r}{remedy}", name=__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{remedy}")
+
+
+def _is_module(name: str) -> bool:
+    return find_spec(f"{__name__}.{name}") is not None
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.batch import to_unit_range
+from mathcanvas_lightning.batch import LossTotals, MicroBatch, SampleInfo, to_unit_range
 from mathcanvas_lightning.batch.layout import BLOCK_TOKENS
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import (
@@ -121,3 +121,22 @@ def test_levels_map_to_the_unit_range() -> None:
     wanted = (levels.float() / 255 - 0.5) / 0.5
     assert torch.equal(to_unit_range(levels), wanted)
     assert to_unit_range(wanted) is wanted
+
+
+def test_shows_counts_and_escapes_names() -> None:
+    counts = "2 samples, 31 tokens, 24 text tokens"
+    assert repr(BATCH).startswith(f"PackedBatch({counts}")
+    assert len(repr(BATCH)) < 200
+    evil = SampleInfo(uid="<b>", dataset="set & co", num_tokens=1200)
+    batch = MicroBatch(
+        pack=BATCH,
+        samples=(evil,),
+        image_seeds=(),
+        step_totals=LossTotals(),
+        epoch=0,
+        step=3,
+    )
+    assert repr(batch) == f"MicroBatch(epoch 0, step 3, {BATCH!r})"
+    shown = batch._repr_html_()
+    assert "<td>set &amp; co</td><td>&lt;b&gt;</td><td>1,200</td>" in shown
+    assert BATCH._repr_html_() in shown

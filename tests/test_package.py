@@ -123,3 +123,17 @@ def test_each_tool_is_documented_in_its_guide() -> None:
     guide = (ROOT / "tools" / "README.md").read_text()
     tools = {p.name for p in (ROOT / "tools").iterdir() if p.suffix in (".py", ".sh")} - {"env.sh"}
     assert tools <= set(re.findall(r"`(\w+\.\w+)`", guide))
+
+
+def test_misspelt_names_suggest_the_right_one() -> None:
+    with pytest.raises(AttributeError, match="Did you mean MathCanvasDataModule"):
+        _ = mathcanvas_lightning.MathCanvasDataModul
+    with pytest.raises(ImportError, match="Did you mean BagelModule"):
+        from mathcanvas_lightning import BagelModul  # noqa: F401
+    with pytest.raises(AttributeError, match=r"dir\(mathcanvas_lightning\) lists"):
+        _ = mathcanvas_lightning.qqqqqq
+    from mathcanvas_lightning import storage  # a folder is no misspelt name
+
+    assert storage.__name__ == "mathcanvas_lightning.storage"
+    assert not hasattr(mathcanvas_lightning, "_private")
+    assert set(dir(mathcanvas_lightning)) == {*mathcanvas_lightning.__all__, "__version__"}

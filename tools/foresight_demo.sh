@@ -67,7 +67,7 @@ answer() {
     local arm="$1" name="$2" moves
     shift 2
     for moves in 1 2 3 4; do
-        mathcanvas predict --config configs/predict_bagel.yaml \
+        mathcanvas predict --config configs/predict_demo.yaml \
             --model.init_args.backend.init_args.checkpoint "$here/$arm/export" \
             --model.init_args.backend.init_args.max_steps 5 \
             --model.init_args.backend.init_args.max_images 4 \

@@ -63,7 +63,7 @@ training() {
     python tools/export_checkpoint.py demo/run --output demo/export --overwrite
 }
 
-answers() { mathcanvas predict --config configs/predict_bagel.yaml; }
+answers() { mathcanvas predict --config configs/predict_demo.yaml; }
 
 scores() {
     python tools/score_responses.py --input demo/reasoning.parquet --puzzles demo/source_test

@@ -1,6 +1,7 @@
 """One rank's pack, with everything that a training step needs."""
 
 from dataclasses import dataclass, replace
+from html import escape
 
 import torch
 
@@ -61,6 +62,20 @@ class MicroBatch:
     """Epoch, from 0."""
     step: int
     """Optimizer step within the epoch, from 0."""
+
+    def __repr__(self) -> str:
+        return f"MicroBatch(epoch {self.epoch}, step {self.step}, {self.pack!r})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(one.dataset)}</td><td>{escape(one.uid)}</td>"
+            f"<td>{one.num_tokens:,}</td></tr>"
+            for one in self.samples
+        )
+        head = "<tr><th>data set</th><th>sample</th><th>tokens</th></tr>"
+        where = f"epoch {self.epoch}, step {self.step}"
+        samples = f"<table>{head}{rows}</table>"
+        return f"<div><b>MicroBatch</b> {where}{self.pack._repr_html_()}{samples}</div>"
 
     @property
     def is_filler(self) -> bool:

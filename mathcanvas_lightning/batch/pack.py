@@ -69,6 +69,25 @@ class PackedBatch:
     mse_indexes: Tensor
     """[M] positions of noisy latents, which predict a velocity."""
 
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{number:,} {name}" for name, number in self._counts().items())
+        return f"PackedBatch({facts})"
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{n}</th><td>{count:,}</td></tr>" for n, count in self._counts().items())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            "samples": len(self.sample_lens),
+            "tokens": sum(self.sample_lens),
+            "text tokens": len(self.text_ids),
+            "ViT patches": len(self.vit_indexes),
+            "latent tokens": len(self.latent_indexes),
+            "tokens with text loss": len(self.ce_indexes),
+            "tokens with drawing loss": len(self.mse_indexes),
+        }
+
     def __post_init__(self) -> None:
         """Checks that the lengths of the parts are consistent.
 

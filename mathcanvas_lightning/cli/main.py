@@ -23,6 +23,7 @@ from mathcanvas_lightning.cli.help import (
     trainer_options,
     version,
 )
+from mathcanvas_lightning.cli.show_comparison import comparison
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.common.similar import did_you_mean
@@ -165,11 +166,12 @@ COMMANDS = {
         lists=frozenset({"by"}),
     ),
     "compare": Command(
-        function="evaluation.paired:compare_scores",
-        summary="Compares two models by their scores of the same records.",
-        example="with.jsonl_scores.json without.jsonl_scores.json",
-        show=show.difference,
-        positional=frozenset({"first", "second"}),
+        function="evaluation.leaderboard.command:compare_models",
+        summary="Compares models on data sets by their scores of the same records.",
+        example="a.jsonl_scores.json b.jsonl_scores.json --format markdown --output table.md",
+        show=comparison,
+        positional=frozenset({"files"}),
+        lists=frozenset({"files"}),
     ),
     "report": Command(
         function="evaluation.report.page:write_report",

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.index.build import IndexReport
     from mathcanvas_lightning.demo.language_model import DemoModel
     from mathcanvas_lightning.demo.new_bagel import NewBagel
-    from mathcanvas_lightning.evaluation.paired import PairedDifference
     from mathcanvas_lightning.evaluation.report.page import ReportPage
     from mathcanvas_lightning.evaluation.scoring import ScoreReport
     from mathcanvas_lightning.generation.run.summary import PredictionReport
@@ -315,22 +314,6 @@ def scores(report: "ScoreReport", console: Console) -> int:
     for failure, count in Counter(report.failures).most_common(MAX_LISTED):
         console.print(f"undecided by the judge, {count:,}: {failure}", markup=False)
     console.print(f"written: {report.output}", markup=False, highlight=False, soft_wrap=True)
-    return 0
-
-
-def difference(found: "PairedDifference", console: Console) -> int:
-    """Prints how two models differ on the same records."""
-    low, high = (100 * bound for bound in found.interval)
-    first, second = (100 * n / found.num_records for n in (found.num_first, found.num_second))
-    console.print(
-        f"{found.num_records:,} records: {first:.1f} % right against {second:.1f} %, difference "
-        f"{100 * found.difference:+.1f} points (95 %: {low:+.1f} to {high:+.1f}); right in the "
-        f"first only: {found.num_first_only:,}, in the second only: {found.num_second_only:,}; "
-        f"McNemar p = {found.p_value:.2g}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
     return 0
 
 

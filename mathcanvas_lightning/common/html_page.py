@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.display.tex import with_formulas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,19 @@ def write_page(path: Path, template: str, *, title: str, **values: Any) -> None:
         title: Title and heading, plain text.
         values: Further variables of the template; all texts are escaped.
     """
-    page = _environment().get_template(template).render(title=title, **values)
+    page = render(template, title=title, **values)
     with written_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def render(template: str, **values: Any) -> str:
+    """Renders a template.
+
+    Args:
+        template: Path of a template below the package.
+        values: Variables of the template; all texts are escaped.
+    """
+    return _environment().get_template(template).render(**values)
 
 
 @cache
@@ -63,6 +74,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["formulas"] = with_formulas
     environment.tests["picture"] = lambda piece: isinstance(piece, PagePicture)
     environment.tests["notice"] = lambda piece: isinstance(piece, Notice)
     return environment

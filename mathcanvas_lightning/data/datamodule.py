@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from mathcanvas_lightning.batch import MicroBatch, TokenGeometry
+from mathcanvas_lightning.common.display.short import ShortRepr
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.index.index import DatasetIndex
 from mathcanvas_lightning.data.loading.config import (
@@ -46,12 +47,11 @@ BAGEL_7B_GEOMETRY = TokenGeometry(
 )
 
 
-class MathCanvasDataModule(LightningDataModule):
+class MathCanvasDataModule(ShortRepr, LightningDataModule):
     """Streams shards as packed sequences; every sample occurs once per epoch.
 
     Args:
-        tokenizer: Checkpoint directory with the tokenizer; by default a tokenizer of single bytes,
-            for a first try.
+        tokenizer: Checkpoint directory with the tokenizer; by default one of single bytes, to try.
         train: Data sets to train on.
         validation: Data sets to validate on; each has its own loader.
         max_num_tokens: Capacity of a pack, in tokens.

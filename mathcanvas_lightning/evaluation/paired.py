@@ -73,12 +73,27 @@ def compare_scores(first: str, second: str) -> PairedDifference:
             wanted="scores of the same records",
             remedy="Answer and score the same records with both models.",
         )
+    return paired_difference(one, other)
+
+
+def paired_difference(
+    first: Mapping[str | int, bool], second: Mapping[str | int, bool]
+) -> PairedDifference:
+    """Counts the records that one, both or none of two models answer rightly.
+
+    Args:
+        first: Record -> whether the first model is right; at least one record.
+        second: The same of the second model, with the same records.
+
+    Returns:
+        The counts.
+    """
     return PairedDifference(
-        num_records=len(one),
-        num_first=sum(one.values()),
-        num_second=sum(other.values()),
-        num_first_only=sum(one[key] and not other[key] for key in one),
-        num_second_only=sum(other[key] and not one[key] for key in one),
+        num_records=len(first),
+        num_first=sum(first.values()),
+        num_second=sum(second.values()),
+        num_first_only=sum(first[key] and not second[key] for key in first),
+        num_second_only=sum(second[key] and not first[key] for key in first),
     )
 
 

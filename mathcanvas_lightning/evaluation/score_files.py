@@ -15,6 +15,7 @@ from mathcanvas_lightning.evaluation.verdicts import (
     Scores,
     Verdict,
 )
+from mathcanvas_lightning.generation.run.journal.about import AnswersAbout
 
 T = TypeVar("T")
 SUFFIX = "_scores.json"
@@ -30,6 +31,8 @@ class ScoreSummary:
     """Field -> value -> scores of the records with that value."""
     puzzles: Mapping[str, CheckScore]
     """Check of the steps of BlockMoving answers -> score."""
+    about: AnswersAbout
+    """Model, data set, sampling and prompt of the answers, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,17 @@ def read_summary(path: Path) -> ScoreSummary:
     if overall is None or groups is None:
         raise _no_scores(path, "no scores")
     puzzles = next(_items(path, "puzzles", _checks), {})  # absent from files of earlier versions
-    return ScoreSummary(overall=overall, groups=groups, puzzles=puzzles)
+    about = read_scores_about(path)
+    return ScoreSummary(overall=overall, groups=groups, puzzles=puzzles, about=about)
+
+
+def read_scores_about(path: Path) -> AnswersAbout:
+    """Reads what a file of scores says about the answers; nothing in files of earlier versions.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    return next(_items(path, "about", AnswersAbout.from_json), AnswersAbout())
 
 
 def iter_scored(path: Path) -> Iterator[ScoredLine]:

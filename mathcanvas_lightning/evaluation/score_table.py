@@ -1,11 +1,18 @@
 """Scores as a table of texts, with a row for all records and one for each group."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from mathcanvas_lightning.evaluation.puzzles import CheckScore
 from mathcanvas_lightning.evaluation.verdicts import Scores
+from mathcanvas_lightning.generation.run.journal.about import AnswersAbout
 
 ALL = "all"
+HIDDEN = frozenset({"weights", "lora_weights"})
+"""Settings that are hashes."""
+MAX_VALUE = 300
+"""Longer values of a setting are cut."""
 
 
 def score_rows(
@@ -48,6 +55,35 @@ def check_rows(puzzles: Mapping[str, CheckScore]) -> dict[str, dict[str, str]]:
         }
         for name, score in puzzles.items()
     }
+
+
+def about_rows(about: AnswersAbout) -> dict[str, str]:
+    """Formats the origin of answers as short lines.
+
+    Args:
+        about: The origin.
+
+    Returns:
+        Name -> text; what is unknown is left out, and so are settings without a value.
+    """
+    lines = {
+        "model": about.model,
+        "data set": about.dataset,
+        "settings": _values({n: v for n, v in (about.settings or {}).items() if n not in HIDDEN}),
+        "sampling": _values(about.sampling),
+        "prompt": _values(about.prompt),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _values(values: Mapping[str, Any] | None) -> str:
+    known = {n: v for n, v in (values or {}).items() if v not in (None, "", [], {}, ())}
+    return ", ".join(f"{name} {_value(value)}" for name, value in known.items())
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
 def _cells(scores: Scores) -> dict[str, str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.display.notebook import view
+from mathcanvas_lightning.common.display.short import short_repr
 from mathcanvas_lightning.common.parallel import count_workers
 from mathcanvas_lightning.common.paths import local_path, natural_key
 from mathcanvas_lightning.common.progress import progress_bar
@@ -22,6 +24,7 @@ from mathcanvas_lightning.evaluation.extraction import clean, extract_answers
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
 from mathcanvas_lightning.evaluation.puzzles import CheckScore, PuzzleFiles, check_puzzles
 from mathcanvas_lightning.evaluation.score_files import scores_path
+from mathcanvas_lightning.evaluation.score_table import score_rows
 from mathcanvas_lightning.evaluation.verdicts import (
     PartVerdict,
     ScoredRecord,
@@ -30,6 +33,7 @@ from mathcanvas_lightning.evaluation.verdicts import (
     Verdict,
     summarize,
 )
+from mathcanvas_lightning.generation.run.journal.about import AnswersAbout, read_about
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,19 @@ class ScoreReport:
     """Reasons why the judge left answers undecided."""
     puzzles: Mapping[str, CheckScore] = field(default_factory=dict)
     """Check of the steps of BlockMoving answers -> score; empty unless they were checked."""
+    about: AnswersAbout = field(default_factory=AnswersAbout)
+    """Model, data set, sampling and prompt of the answers, as far as they are known."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, repr(self.path), repr(self.overall))
+
+    def _repr_html_(self) -> str:
+        return view(self.path, facts={"model": self.about.model or "unknown"}, table=self.rows)
+
+    @property
+    def rows(self) -> dict[str, dict[str, str]]:
+        """The scores as a table of texts: row -> column -> text."""
+        return score_rows(self.overall, self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +101,8 @@ def score_responses(
     judge: str | None = None,
     puzzles: str | None = None,
     folders: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
     num_workers: int | None = None,
     time_limit_s: float = 5.0,
     progress: bool = True,
@@ -105,6 +124,8 @@ def score_responses(
             and init_args): a model that decides on answers that the rules marked wrong.
         puzzles: Folder of generate-blockmoving: also check what BlockMoving answers state and draw.
         folders: Folder with the steps of the answers, for puzzles; by default <input>'s name.
+        model: Name of the model, for comparisons; by default that of mathcanvas predict.
+        dataset: Name of the data set; by default that of the records that predict answered.
         num_workers: Processes that compare; by default one a core.
         time_limit_s: Time limit of one comparison, in seconds; slower ones count as wrong.
         progress: Show a progress bar.
@@ -130,7 +151,13 @@ def score_responses(
         num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
     )
     checks = None if puzzles is None else _puzzle_files(input, puzzles, folders)
-    return _score(input, _output_path(input, output), fields, settings, judge, checks)
+    about = _about(input, model, dataset)
+    return _score(input, _output_path(input, output), fields, settings, judge, checks, about)
+
+
+def _about(source: str, model: str | None, dataset: str | None) -> AnswersAbout:
+    known = read_about(local_path(source))
+    return replace(known, model=model or known.model, dataset=dataset or known.dataset)
 
 
 def _score(
@@ -140,6 +167,7 @@ def _score(
     settings: ComparisonSettings,
     judge: str | None,
     checks: PuzzleFiles | None,
+    about: AnswersAbout,
 ) -> ScoreReport:
     model = None if judge is None else load_judge(judge)
     found = read_answered(source, fields)
@@ -158,6 +186,7 @@ def _score(
         num_without_reference=found.num_without_reference,
         failures=failures,
         puzzles={} if checks is None else check_puzzles(scored, checks, progress=settings.progress),
+        about=about,
     )
     _write(report, scored)
     return report
@@ -315,6 +344,7 @@ def _grouped(scored: Sequence[ScoredRecord], field: str) -> dict[str, Scores]:
 def _write(report: ScoreReport, scored: Sequence[ScoredRecord]) -> None:
     summary = {
         "input": report.path,
+        "about": asdict(report.about),
         "overall": asdict(report.overall),
         "groups": {
             field: {value: asdict(scores) for value, scores in values.items()}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mathcanvas_lightning.common.display.short import counted, short_repr
 from mathcanvas_lightning.evaluation.answered import Answered
 from mathcanvas_lightning.evaluation.comparison.equivalence import How, vote_of
 from mathcanvas_lightning.evaluation.credit import CREDITS, plain_credit, wilson_interval
@@ -86,6 +87,12 @@ class Scores:
     """Share of records whose most frequent answer is right (maj@n); None if all have one sample."""
     upper: float | None = None
     """`accuracy` if all undecided parts were right: the upper bound, as `accuracy` is the lower."""
+
+    def __repr__(self) -> str:
+        share = "none" if self.accuracy is None else f"{self.accuracy:.1%}"
+        low, high = self.interval
+        accuracy = f"accuracy {share} ({low:.1%} to {high:.1%})"
+        return short_repr(self, counted(self.num_records, "record"), accuracy)
 
 
 def summarize(records: Sequence[ScoredRecord]) -> Scores:

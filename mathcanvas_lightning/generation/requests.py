@@ -7,6 +7,10 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any, Literal
 
+from mathcanvas_lightning.common.display.notebook import view
+from mathcanvas_lightning.common.display.short import counted, short_repr
+from mathcanvas_lightning.common.html_page import Notice, Piece
+from mathcanvas_lightning.data.images.shown import shown_image
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.records.pictures import Picture
 
@@ -167,6 +171,26 @@ class Output:
     """Texts and drawings in order, if the model makes both. An empty text means that the model drew
     without writing a text first."""
 
+    @property
+    def num_drawings(self) -> int:
+        """Number of drawings."""
+        return sum(isinstance(step, Picture) for step in self.steps)
+
+    def __repr__(self) -> str:
+        facts = (counted(self.num_drawings, "drawing"),) if self.steps else ()
+        return short_repr(self, *facts, text=self.text, finish_reason=self.finish_reason)
+
+    def _repr_html_(self) -> str:
+        return view("answer", {"": self.shown}, facts={"finish reason": self.finish_reason})
+
+    @property
+    def shown(self) -> list[Piece]:
+        """Texts and pictures for a page or a notebook."""
+        return [
+            shown_image(step.data, step.place) if isinstance(step, Picture) else step
+            for step in self.steps or (self.text,)
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
@@ -197,6 +221,21 @@ class GenerationResponse:
 
     def __post_init__(self) -> None:
         assert bool(self.outputs) != (self.failure is not None), self
+
+    def __repr__(self) -> str:
+        if self.failure is not None:
+            return short_repr(self, repr(self.uid), failure=self.failure.kind)
+        return short_repr(self, repr(self.uid), *map(repr, self.outputs))
+
+    def _repr_html_(self) -> str:
+        if self.failure is not None:
+            notice = Notice(f"{self.failure.kind}: {self.failure.message}")
+            return view(self.uid, {"no answer": [notice]})
+        many = len(self.outputs) > 1
+        sections = {
+            f"answer {n}" if many else "answer": one.shown for n, one in enumerate(self.outputs, 1)
+        }
+        return view(self.uid, sections)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

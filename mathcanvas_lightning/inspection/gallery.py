@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mathcanvas_lightning.common.html_page import Notice, PagePicture, Piece, write_page
-from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
-from mathcanvas_lightning.data.images.pixels import image_for_page
-from mathcanvas_lightning.data.rows.schema import (
-    SECTIONS,
-    ImageSegment,
-    InterleavedExample,
-    Segment,
-)
+from mathcanvas_lightning.common.html_page import Piece, write_page
+from mathcanvas_lightning.data.rows.schema import SECTIONS, InterleavedExample, shown_segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +36,5 @@ def _article(example: InterleavedExample) -> ExampleArticle:
     return ExampleArticle(
         uid=example.uid,
         facts={"answer": example.answer, **example.extras},
-        sections={name: [*map(_piece, getattr(example, name))] for name in SECTIONS},
+        sections={name: [*map(shown_segment, getattr(example, name))] for name in SECTIONS},
     )
-
-
-def _piece(segment: Segment) -> Piece:
-    if not isinstance(segment, ImageSegment):
-        return segment.text
-    try:
-        info = check_image(segment.data, ImageLimits(), depth="header")
-        data, kind = image_for_page(segment.data, ImageLimits())
-    except ImageError as error:
-        return Notice(f"{segment.path}: {error}")
-    caption = f"{segment.path or 'image'}, {info.width_px}x{info.height_px}"
-    if info.orientation != 1:
-        caption += f", with the EXIF orientation {info.orientation}, which is ignored"
-    return PagePicture(data=data, format=kind, caption=caption)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mathcanvas_lightning.common.display.short import counted, short_repr
 from mathcanvas_lightning.common.paths import (
     join_path,
     local_path,
@@ -71,6 +72,10 @@ class ShardsReport:
     """The first rows."""
     problems: list[Problem] = field(default_factory=list)
     """All problems, in order of the rows."""
+
+    def __repr__(self) -> str:
+        counts = {"file": self.num_files, "row": self.num_rows, "problem": len(self.problems)}
+        return short_repr(self, repr(self.path), *(counted(n, name) for name, n in counts.items()))
 
 
 def inspect_shards(

@@ -120,6 +120,8 @@ class BagelConfig:
     """Timestep shift in config.json. Not used here: training and sampling have their own."""
     drawing_size: tuple[int, int] | None = None
     """Width and height in pixels of the drawings that the model was trained on; None if unknown."""
+    trained_images: Mapping[str, Any] | None = field(default=None, compare=False)
+    """Image sizes of the training, see `data.images.trained.TrainedImages`; None if unknown."""
 
     @property
     def latent_dim(self) -> int:
@@ -237,7 +239,7 @@ class BagelConfig:
                 "visual_gen": True,
                 "visual_und": True,
                 "connector_act": "gelu_pytorch_tanh",
-                "interpolate_pos": False,
+                "interpolate_pos": bool((self.trained_images or {}).get("interpolate_positions")),
                 **bagel,
                 "llm_config": llm | {"qk_norm": True, "layer_module": "Qwen2MoTDecoderLayer"},
                 "vit_config": vit,

@@ -1,9 +1,11 @@
 """The record of a run, from its module, its Trainer and its data."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mathcanvas_lightning.common.paths import local_path
+from mathcanvas_lightning.data.loading.config import trained_images
 from mathcanvas_lightning.training.checkpoint.record import RunRecord, flatten
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def make_record(module: "BagelModule") -> RunRecord:
         config=replace(
             module.config if module.model is None else module.model.config,
             drawing_size=module.drawing_size,
+            trained_images=_trained_images(module),
         ),
         checkpoint=None if start is None else str(local_path(start).absolute()),
         lora=module.lora,
@@ -35,6 +38,17 @@ def make_record(module: "BagelModule") -> RunRecord:
         weights_digest=module.source.digest() if has_frozen else None,
         settings=_settings(module),
     )
+
+
+def _trained_images(module: "BagelModule") -> Mapping[str, Any] | None:
+    """The image sizes of the training data; without such data those of the initial weights."""
+    data = getattr(module._trainer, "datamodule", None)
+    sets = getattr(data, "train_configs", ())
+    if not sets:
+        return module.config.trained_images
+    settings = getattr(data, "settings", None)
+    interpolate = bool(getattr(settings, "interpolate_positions", False))
+    return trained_images(sets, interpolate_positions=interpolate).to_json()
 
 
 def _settings(module: "BagelModule") -> dict[str, Any]:

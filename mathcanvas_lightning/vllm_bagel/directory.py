@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.images.trained import TrainedImages
 from mathcanvas_lightning.data.sequence.tokenizer import SpecialTokens, TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.checkpoint import WeightFiles, config_for_weights, find_weights
@@ -38,7 +39,8 @@ class BagelDirectory:
 
         Args:
             options: vLLM's `mm_processor_kwargs`: vae_transform and vit_transform (fields of
-                `ImageTransform`), interpolate_positions. The defaults are BAGEL's.
+                `ImageTransform`), interpolate_positions. The defaults are those of the training, as
+                the directory records them, else those published.
 
         Raises:
             ConfigError: If an option is unknown.
@@ -51,14 +53,17 @@ class BagelDirectory:
                     wanted=f"one of {', '.join(PICTURE_OPTIONS)}",
                     remedy="Correct or remove it.",
                 )
+        trained = TrainedImages.from_json(self.config.trained_images)
+        patch = self.config.vit.patch_size
+        default = trained or TrainedImages.published(patch)
         return PictureRules(
             geometry=self.config.geometry,
             special=self.special,
-            vae_transform=_transform(options.get("vae_transform"), "vae_transform", 16),
-            vit_transform=_transform(
-                options.get("vit_transform"), "vit_transform", self.config.vit.patch_size
+            vae_transform=_transform(options, "vae_transform", 16) or default.vae_transform,
+            vit_transform=_transform(options, "vit_transform", patch) or default.vit_transform,
+            interpolate_positions=bool(
+                options.get("interpolate_positions", default.interpolate_positions)
             ),
-            interpolate_positions=bool(options.get("interpolate_positions", False)),
         )
 
 
@@ -87,11 +92,12 @@ def read_directory(path: str) -> BagelDirectory:
     return BagelDirectory(config=config, special=tokenizer.special, pad=pad, weights=weights)
 
 
-def _transform(values: Any, name: str, stride: int) -> ImageTransform:
-    if isinstance(values, ImageTransform):
+def _transform(options: Mapping[str, Any], name: str, stride: int) -> ImageTransform | None:
+    values = options.get(name)
+    if values is None or isinstance(values, ImageTransform):
         return values
     try:
-        return ImageTransform(**{"image_stride": stride, **(values or {})})
+        return ImageTransform(**{"image_stride": stride, **values})
     except TypeError as error:
         raise ConfigError(
             f"mm_processor_kwargs.{name}",

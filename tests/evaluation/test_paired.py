@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.cli.main import run_command
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.paired import PairedDifference, compare_scores
 
@@ -74,12 +73,3 @@ def test_other_records_are_refused(tmp_path: Path) -> None:
         compare_scores(empty, empty)
     with pytest.raises(InputError, match="a file that mathcanvas score wrote"):
         compare_scores(one, str(tmp_path / "absent.json"))
-
-
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = write(tmp_path / "one.json", dict.fromkeys("abcdefghij", True))
-    other = write(tmp_path / "other.json", dict.fromkeys("abcdefghij", False))
-    assert run_command("compare", [one, other]) == 0
-    said = capsys.readouterr().out
-    assert "100.0 %" in said
-    assert "McNemar p = 0.002" in said

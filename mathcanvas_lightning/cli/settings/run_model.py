@@ -13,6 +13,7 @@ from filelock import FileLock
 from mathcanvas_lightning.cli.settings.runs import is_given, take_option
 from mathcanvas_lightning.common.paths import local_path, unquoted_name
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.checkpoint.export import export_checkpoint, export_name
 from mathcanvas_lightning.training.checkpoint.reading import read_about
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
@@ -75,7 +76,10 @@ def _inserted(words: Sequence[str], new: Sequence[str]) -> list[str]:
 
 def _model_settings(run: RunFolder) -> dict[str, Any]:
     settings = run.settings()
-    backend: dict[str, Any] = {"checkpoint": str(exported(run)), **image_transforms(settings)}
+    folder = exported(run)
+    backend: dict[str, Any] = {"checkpoint": str(folder)}
+    if BagelConfig.from_directory(folder).trained_images is None:  # a run of an earlier version
+        backend |= image_transforms(settings)
     data = (settings.get("data") or {}).get("init_args") or {}
     if data.get("max_num_tokens_per_sample"):
         backend["max_context_tokens"] = data["max_num_tokens_per_sample"]

@@ -1,6 +1,7 @@
 """Configuration of the data: data sets, token limits, workers, and the other settings of a run."""
 
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -8,6 +9,7 @@ from mathcanvas_lightning.common.parallel import usable_cores
 from mathcanvas_lightning.common.paths import file_name
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.images.trained import TrainedImages
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
 from mathcanvas_lightning.errors import ConfigError
@@ -157,6 +159,26 @@ class DataSettings:
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     storage: StorageConfig = field(default_factory=StorageConfig)
     progress: bool = True
+
+
+def trained_images(
+    datasets: Sequence[DatasetConfig], *, interpolate_positions: bool
+) -> TrainedImages:
+    """The image sizes that a model remembers of its training.
+
+    Args:
+        datasets: Data sets of the training, at least one.
+        interpolate_positions: See `DataSettings`.
+
+    Returns:
+        The sizes of the first interleaved data set, which has questions; else of the first one.
+    """
+    first = next((one for one in datasets if one.format == "interleaved"), datasets[0])
+    return TrainedImages(
+        vae_transform=first.vae_transform,
+        vit_transform=first.vit_transform,
+        interpolate_positions=interpolate_positions,
+    )
 
 
 def check_packs_per_step(packs_per_step: int, num_ranks: int, accumulate: int | None) -> None:

@@ -11,6 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mathcanvas_lightning.common.display.notebook import view
+from mathcanvas_lightning.common.display.short import counted, short_repr
+from mathcanvas_lightning.common.html_page import Piece
+from mathcanvas_lightning.data.images.shown import shown_image
 from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.errors import DataError
 
@@ -47,6 +51,12 @@ class ImageSegment:
     path: str | None = None
     """Path in the source, relative to the image folder of the source."""
 
+    def __repr__(self) -> str:
+        return short_repr(self, f"{len(self.data):,} bytes", path=self.path)
+
+    def _repr_html_(self) -> str:
+        return view("image", {"": [shown_image(self.data, self.path)]})
+
 
 Segment = TextSegment | ImageSegment
 
@@ -71,6 +81,23 @@ class InterleavedExample:
         """All images; those of the question come first."""
         segments = (*self.question, *self.solution)
         return (segment for segment in segments if isinstance(segment, ImageSegment))
+
+    def __repr__(self) -> str:
+        texts, images = len(self.question + self.solution), len(list(self.images))
+        facts = (counted(texts - images, "text"), counted(images, "image"))
+        return short_repr(self, repr(self.uid), *facts, answer=self.answer)
+
+    def _repr_html_(self) -> str:
+        sections = {name: [*map(shown_segment, getattr(self, name))] for name in SECTIONS}
+        facts = {"answer": self.answer, **self.extras}
+        return view(self.uid, sections, facts=facts)
+
+
+def shown_segment(segment: Segment) -> Piece:
+    """A text, or a picture of an image, for pages and notebooks."""
+    if isinstance(segment, ImageSegment):
+        return shown_image(segment.data, segment.path)
+    return segment.text
 
 
 def row_from_example(example: InterleavedExample, encoding: InterleaveEncoding) -> dict[str, Any]:

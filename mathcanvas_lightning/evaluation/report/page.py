@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mathcanvas_lightning.common.html_page import Notice, PagePicture, write_page
 from mathcanvas_lightning.common.paths import local_path
@@ -14,9 +14,10 @@ from mathcanvas_lightning.evaluation.report.curves import Chart, read_charts
 from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
 from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
 from mathcanvas_lightning.evaluation.report.sheets import Sheet, SheetSource
-from mathcanvas_lightning.evaluation.score_files import read_summary
-from mathcanvas_lightning.evaluation.score_table import check_rows, score_rows
+from mathcanvas_lightning.evaluation.score_files import ScoreSummary, read_summary
+from mathcanvas_lightning.evaluation.score_table import about_rows, check_rows, score_rows
 from mathcanvas_lightning.evaluation.verdicts import Verdict
+from mathcanvas_lightning.generation.run.journal.about import AnswersAbout, read_about
 from mathcanvas_lightning.records.record import RecordInput
 from mathcanvas_lightning.training.run.folder import find_run
 from mathcanvas_lightning.training.run.page import RunPage, write_run_page
@@ -54,6 +55,7 @@ def write_report(
     image_field: str = "image",
     response_field: str = "model_answer",
     answer_field: str = "answer",
+    solution_field: str = "solution",
     image_base_path: str | None = None,
     allow_any_path: bool = False,
     max_records: int = 100,
@@ -74,6 +76,7 @@ def write_report(
         image_field: Name of the field with the question's picture, or a list of them.
         response_field: Name of the field with the response, or a list of them.
         answer_field: Name of the field with the reference answer.
+        solution_field: Name of the field with the reference solution, shown beside the answers.
         image_base_path: Folder or URL that picture paths start from; by default the input's folder.
         allow_any_path: Read pictures outside image_base_path too, and URLs other than http(s).
         max_records: Maximum number of records to show.
@@ -90,17 +93,23 @@ def write_report(
         return _run_page(run)
     selection = Selection(only=only, max_records=max_records)
     files = find_files(local_path(input), output, folders, scores, selection)
-    records = RecordInput(
-        path=input,
-        image_base_path=image_base_path,
-        allow_any_path=allow_any_path,
-        index_field=index_field,
-        query_field=query_field,
-        image_field=image_field,
-        response_field=response_field,
+    fields = (index_field, query_field, image_field, response_field)
+    records = _records(input, image_base_path, allow_any_path, fields)
+    source = SheetSource(
+        records=records,
+        answer_field=answer_field,
+        solution_field=solution_field,
+        folders=files.folders,
     )
-    source = SheetSource(records=records, answer_field=answer_field, folders=files.folders)
     return _write(files, source, selection, _charts(curves, run))
+
+
+def _records(
+    path: str, base: str | None, allow_any_path: bool, fields: Sequence[str]
+) -> RecordInput:
+    names = ("index_field", "query_field", "image_field", "response_field")
+    named: Any = dict(zip(names, fields, strict=True))
+    return RecordInput(path=path, image_base_path=base, allow_any_path=allow_any_path, **named)
 
 
 def _charts(curves: str | None, run: str | None) -> list[Chart]:
@@ -130,6 +139,7 @@ def _write(
         "evaluation/report/answers.html.j2",
         title=f"Answers of {files.input.name}",
         remarks=_remarks(files, selection, len(sheets), has_more),
+        about=about_rows(_about(files, summary)),
         scores=None if summary is None else score_rows(summary.overall, summary.groups),
         checks={} if summary is None else check_rows(summary.puzzles),
         charts=charts,
@@ -137,6 +147,12 @@ def _write(
         sheets=sheets,
     )
     return _page(files.output, sheets, has_more)
+
+
+def _about(files: ReportFiles, summary: ScoreSummary | None) -> AnswersAbout:
+    """Origin of the answers: as their scores name it, or their journal."""
+    known = AnswersAbout() if summary is None else summary.about
+    return read_about(files.input) if known == AnswersAbout() else known
 
 
 def _page(path: Path, sheets: Sequence[Sheet], has_more: bool) -> ReportPage:

@@ -26,9 +26,9 @@ from mathcanvas_lightning.records.record import (
 )
 
 SOLUTION_COLUMNS = frozenset({"solution_interleave", "solution_images"})
-MAX_SIDE_PX = 512
+MAX_SIDE_PX = 1024
 """Larger pictures are scaled down to this width or height."""
-MAX_KEPT_BYTES = 64 * 2**10
+MAX_KEPT_BYTES = 256 * 2**10
 """Small pictures with no more bytes than this are not encoded again."""
 SHOWN_FORMATS = ("PNG", "JPEG")
 MAX_FACT_CHARACTERS = 120
@@ -81,7 +81,7 @@ class Sheet:
     reference: tuple[str, ...]
     """The reference answer of each part."""
     solution: tuple[Piece, ...]
-    """The reference solution of an interleaved record; empty for others."""
+    """The reference solution; empty if there is none."""
     responses: tuple[SheetResponse, ...]
 
     @property
@@ -110,6 +110,8 @@ class SheetSource:
     """The file and the names of its fields."""
     answer_field: str
     """Name of the field with the reference answer."""
+    solution_field: str
+    """Name of the field with the reference solution, of records that are not interleaved."""
     folders: Path | None
     """Folder that `ReasoningFolders` wrote, if there is one."""
 
@@ -153,7 +155,7 @@ class SheetSource:
         source = self.records
         shown_elsewhere = {
             *(source.index_field, source.query_field, source.image_field, self.answer_field),
-            *(source.response_field, source.response_field + ERROR_SUFFIX),
+            *(source.response_field, source.response_field + ERROR_SUFFIX, self.solution_field),
             *(*CORE_COLUMNS, *UID_COLUMNS),
         }
         facts = {
@@ -189,7 +191,8 @@ class SheetSource:
 
     def _solution(self, record: Mapping[str, Any]) -> tuple[Piece, ...]:
         if self.records.query_field in record or not record.keys() >= SOLUTION_COLUMNS:
-            return ()
+            text = record.get(self.solution_field)
+            return (text,) if isinstance(text, str) and text.strip() else ()
         base = self.records.image_base
         return tuple(_interleaved(record, "solution", base, _access(self.records)))
 

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from mathcanvas_lightning.common.display.short import ShortRepr
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
@@ -133,7 +134,7 @@ def drop_pending(backend: GenerationBackend) -> None:
         backend.collect()
 
 
-class EchoBackend:
+class EchoBackend(ShortRepr):
     """Answers each request with the text of its last message, for tests and dry runs.
 
     Args:

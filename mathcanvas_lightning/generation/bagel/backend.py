@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import torch
 from PIL import Image
 
+from mathcanvas_lightning.common.display.short import ShortRepr
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError, MathCanvasError
 from mathcanvas_lightning.generation.backends.base import BackendError
@@ -28,6 +29,8 @@ from mathcanvas_lightning.generation.bagel.problem import (
 )
 from mathcanvas_lightning.generation.bagel.requests import (
     RequestError,
+    failed,
+    failed_answer,
     failure_of,
     open_picture,
     problems_of,
@@ -39,19 +42,19 @@ from mathcanvas_lightning.generation.bagel.requests import (
 from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
 from mathcanvas_lightning.generation.bagel.workshop import load_parts
 from mathcanvas_lightning.generation.requests import (
-    Failure,
     GenerationRequest,
     GenerationResponse,
     Sampling,
 )
 from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
 
 ReasonInput = str | Path | Image.Image
 """A text, the path of a picture, or a Pillow image."""
 
 
-class BagelBackend:
+class BagelBackend(ShortRepr):
     """Answers requests with a BAGEL checkpoint, on the Trainer's device.
 
     Batching is continuous: each problem of the batch can be at a different step, and a finished
@@ -122,8 +125,10 @@ class BagelBackend:
     def settings(self) -> Mapping[str, Any]:
         """Settings that change the answers, for the journal: JSON values."""
         options = self._options
-        transforms = (options.vae_transform, options.vit_transform)
-        vae, vit = (one and dataclasses.asdict(one) for one in transforms)
+        vae, vit = (
+            one and dataclasses.asdict(one)
+            for one in (options.vae_transform, options.vit_transform)
+        )
         drawing = dataclasses.asdict(self._config.drawing)
         if drawing["size"] is None:  # journals of versions without this setting stay valid
             del drawing["size"]
@@ -139,7 +144,7 @@ class BagelBackend:
             "dtype": options.dtype,
             "vae_transform": vae,
             "vit_transform": vit,
-            "interpolate_positions": options.interpolate_positions,
+            "interpolate_positions": bool(options.interpolate_positions),
             **({} if options.drawings == "own" else {"drawings": options.drawings}),
         }
 
@@ -181,6 +186,7 @@ class BagelBackend:
         """
         if self._generator is not None:
             return
+        self._options.images.warn_of_sizes(BagelConfig.from_directory(self._checkpoint))
         loaded = fingerprint(self._checkpoint)
         self._generator = self._load(torch.device(device), local_rank)
         self._fingerprint = loaded
@@ -232,11 +238,11 @@ class BagelBackend:
                 ):
                     generator.submit(problem)
             except RequestError as error:
-                self._ready.append(_failed(request, error.kind, str(error)))
+                self._ready.append(failed(request, error.kind, str(error)))
             except TooLongError as error:
-                self._ready.append(_failed(request, "prompt_too_long", str(error)))
+                self._ready.append(failed(request, "prompt_too_long", str(error)))
             except MathCanvasError as error:
-                self._ready.append(_failed(request, "unsupported", str(error)))
+                self._ready.append(failed(request, "unsupported", str(error)))
             else:
                 self._asked[request.uid] = _Asked(request=request)
 
@@ -316,7 +322,7 @@ class BagelBackend:
             return answer
         if failure.kind == "out_of_memory":
             raise self._broken(torch.OutOfMemoryError(failure.message))
-        raise _failed_answer(self._checkpoint, failure)
+        raise failed_answer(self._checkpoint, failure)
 
     def _advance(self) -> list[Answer]:
         try:
@@ -383,18 +389,3 @@ class _Asked:
 
     request: GenerationRequest
     answers: dict[int, Answer] = field(default_factory=dict)
-
-
-def _failed(request: GenerationRequest, kind: str, message: str) -> GenerationResponse:
-    return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
-
-
-def _failed_answer(checkpoint: str, failure: Failure) -> BackendError:
-    return BackendError(
-        f"BAGEL from {checkpoint}",
-        found=failure.message,
-        wanted="an answer",
-        remedy="Check the training, export the weights again, or set dtype: float32."
-        if failure.kind == "not_finite"
-        else "Run again.",
-    )

@@ -1,13 +1,19 @@
 """Options of the BAGEL backend and its generator: limits of the batch, handling of images."""
 
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from mathcanvas_lightning.data.images.resize import ImageTransform
+from mathcanvas_lightning.data.images.trained import TrainedImages, describe
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.bagel.problem import DrawingsUse
+from mathcanvas_lightning.model.config import BagelConfig
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -24,12 +30,13 @@ class BagelSettings(TypedDict, total=False):
     """Precision of weights and KV cache; "auto" is bfloat16 on GPUs, float32 elsewhere. Default:
     auto."""
     vae_transform: ImageTransform | None
-    """How pictures are resized for the VAE; drawings get the same size. Default: BAGEL's."""
+    """How pictures are resized for the VAE; drawings get the same size. Default: the sizes of the
+    training, as recorded in the checkpoint directory, else those published (512 pixels)."""
     vit_transform: ImageTransform | None
-    """How the resized picture is resized again for the ViT. Default: BAGEL's."""
-    interpolate_positions: bool
+    """How the resized picture is resized again for the ViT. Default: as for the VAE."""
+    interpolate_positions: bool | None
     """Whether positions of image tokens are interpolated; must be the same as in training. Default:
-    false."""
+    as recorded in the checkpoint directory, else false."""
     drawings: DrawingsUse
     """Use of the drawings in interleaved answers: own, or none to skip them. Default: own."""
 
@@ -63,11 +70,66 @@ class ImageOptions:
     """How images become tokens."""
 
     vae_transform: ImageTransform | None = None
-    """Resizes pictures for the VAE; drawings get the same size. None: BAGEL's."""
+    """Resizes pictures for the VAE; drawings get the same size. None: as in the training."""
     vit_transform: ImageTransform | None = None
-    """Resizes the result again for the ViT. None: BAGEL's."""
-    interpolate_positions: bool = False
-    """Whether positions of image tokens are interpolated; must be the same as in training."""
+    """Resizes the result again for the ViT. None: as in the training."""
+    interpolate_positions: bool | None = None
+    """Whether positions of image tokens are interpolated. None: as in the training."""
+
+    def completed(self, config: BagelConfig) -> TrainedImages:
+        """Fills in what is not set.
+
+        Args:
+            config: The model. If it records no sizes of its training, those published are taken.
+        """
+        trained = TrainedImages.from_json(config.trained_images)
+        return replace(trained or TrainedImages.published(config.vit.patch_size), **self._given)
+
+    def warn_of_sizes(self, config: BagelConfig) -> None:
+        """Warns of sizes that the model was not trained with.
+
+        Args:
+            config: The model, as its directory describes it.
+        """
+        trained = TrainedImages.from_json(config.trained_images)
+        if trained is not None:
+            _warn_of_others(self._given, trained)
+        elif self.vae_transform is not None:
+            _warn_of_small(self.vae_transform, config)
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+SMALL = 4
+"""Pictures below this part of what the position table can hold are likely a mistake."""
+
+
+def _warn_of_others(given: Mapping[str, Any], trained: TrainedImages) -> None:
+    for name, value in given.items():
+        expected = getattr(trained, name)
+        if value != expected:
+            found, known = (
+                describe(one) if isinstance(one, ImageTransform) else one
+                for one in (value, expected)
+            )
+            log.warning(
+                "%s is %s, but the model was trained with %s; remove %s to use the trained sizes",
+                *(name, found, known, name),
+            )
+
+
+def _warn_of_small(transform: ImageTransform, config: BagelConfig) -> None:
+    largest = config.geometry.max_latent_side * config.geometry.latent_patch_px
+    if transform.max_image_size * SMALL < largest:
+        log.warning(
+            "vae_transform shrinks pictures to %d pixels, but the model can read %d. Its directory "
+            "does not record the sizes of its training: remove vae_transform and vit_transform for "
+            "the published sizes (512), unless it was trained with yours",
+            *(transform.max_image_size, largest),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +141,7 @@ class BagelOptions:
     dtype: Precision = "auto"
     vae_transform: ImageTransform | None = None
     vit_transform: ImageTransform | None = None
-    interpolate_positions: bool = False
+    interpolate_positions: bool | None = None
     drawings: DrawingsUse = "own"
 
     @property

@@ -5,6 +5,9 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from mathcanvas_lightning.common.display.notebook import view
+from mathcanvas_lightning.common.display.short import counted, short_repr
+from mathcanvas_lightning.data.images.shown import shown_drawing
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
@@ -158,3 +161,15 @@ class Answer:
         """All drawings."""
         contents = (step.content for step in self.steps)
         return tuple(content for content in contents if isinstance(content, Image.Image))
+
+    def __repr__(self) -> str:
+        drawings = counted(len(self.drawings), "drawing")
+        named = {"text": self.text, "finish_reason": self.finish_reason}
+        return short_repr(self, repr(self.uid), drawings, **named)
+
+    def _repr_html_(self) -> str:
+        pieces = [
+            step.content if isinstance(step.content, str) else shown_drawing(step.content)
+            for step in self.steps
+        ]
+        return view(self.uid, {"answer": pieces}, facts={"finish reason": self.finish_reason})

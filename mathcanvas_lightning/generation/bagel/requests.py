@@ -10,6 +10,7 @@ from PIL import Image
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
 from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Mode, Problem
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
 from mathcanvas_lightning.generation.requests import (
@@ -197,3 +198,20 @@ def _encoded(drawing: Image.Image) -> Picture:
     buffer = BytesIO()
     drawing.save(buffer, "PNG")
     return Picture(buffer.getvalue(), place="a drawing")
+
+
+def failed(request: GenerationRequest, kind: str, message: str) -> GenerationResponse:
+    """The response to a request that was not submitted."""
+    return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
+
+
+def failed_answer(checkpoint: str, failure: Failure) -> BackendError:
+    """The error of a single problem without an answer."""
+    return BackendError(
+        f"BAGEL from {checkpoint}",
+        found=failure.message,
+        wanted="an answer",
+        remedy="Check the training, export the weights again, or set dtype: float32."
+        if failure.kind == "not_finite"
+        else "Run again.",
+    )

@@ -9,7 +9,6 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.generation.bagel.contexts import ItemMaker, Prefiller
 from mathcanvas_lightning.generation.bagel.image_steps import Painter
@@ -94,7 +93,7 @@ def open_workshop(
             vae,
             cache,
             tokenizer.special,
-            interpolate_positions=images.interpolate_positions,
+            interpolate_positions=maker.interpolate_positions,
         ),
     )
 
@@ -133,19 +132,20 @@ def load_parts(
 
 
 def item_maker(config: BagelConfig, tokenizer: TextTokenizer, images: ImageOptions) -> ItemMaker:
-    """Makes items with the given image options, or BAGEL's.
+    """Makes items with the given image options, or those of the training.
 
     Args:
         config: Sizes of the model.
         tokenizer: Tokenizer of the model.
         images: How images become tokens.
     """
+    used = images.completed(config)
     return ItemMaker(
         config,
         tokenizer,
-        images.vae_transform or ImageTransform(),
-        images.vit_transform or ImageTransform(image_stride=config.vit.patch_size),
-        interpolate_positions=images.interpolate_positions,
+        used.vae_transform,
+        used.vit_transform,
+        interpolate_positions=used.interpolate_positions,
     )
 
 

@@ -88,6 +88,14 @@ class ChatPrompt:
                 wanted="the Python file with this variable",
                 remedy="Set system_prompt_file.",
             )
+        self.description = {
+            "system_prompt": system_prompt,
+            "template": template,
+            "images": images,
+            "few_shot": few_shot if isinstance(few_shot, str) else len(few_shot or ()),
+            "options_field": options_field,
+        }
+        """What the conversations consist of, for readers of the answers."""
         self._images = images
         self._template = template
         self._options_field = options_field

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.requests import Exchange, Sampling
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
+from mathcanvas_lightning.generation.run.journal.about import write_about
 from mathcanvas_lightning.generation.run.journal.append import JournalWriter
 from mathcanvas_lightning.generation.run.journal.drawings import store_drawings
 from mathcanvas_lightning.generation.run.journal.folder import (
@@ -127,6 +128,7 @@ class ResponseWriter(ResponseCallback):
             ]
             for one in data.inputs:
                 finish_rerun(journal_folder(one.output_path))
+                write_about(one.output_path, one.label, data.prompt)
             num_left = sum(one.failures[NOT_ASKED] for one in inputs)
             self.report = PredictionReport(
                 inputs=tuple(inputs), num_asked=len(data.pending) - num_left, seconds=seconds

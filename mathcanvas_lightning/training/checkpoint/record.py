@@ -144,7 +144,9 @@ class RunRecord:
             parts, pattern = sorted(self.lora.parts), self.lora.pattern
             lora = {"rank": self.lora.rank, "alpha": self.lora.alpha, "parts": parts}
             lora["pattern"] = pattern
-        config = asdict(replace(self.config, timestep_shift=1.0, drawing_size=None))
+        config = asdict(
+            replace(self.config, timestep_shift=1.0, drawing_size=None, trained_images=None)
+        )
         nested = {
             "model": config,
             "lora": lora,

@@ -11,7 +11,7 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
-from mathcanvas_lightning import convert_cot, score_responses
+from mathcanvas_lightning import convert_cot, generate_responses, score_responses
 from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.data.images.decode import ImageError
 from mathcanvas_lightning.errors import ConfigError, InputError
@@ -21,7 +21,7 @@ from mathcanvas_lightning.generation.requests import Part
 from mathcanvas_lightning.generation.run.answer_folders import reasoning_result
 from mathcanvas_lightning.records.files import read_records, write_records
 from mathcanvas_lightning.records.pictures import Picture
-from tests.conftest import encoded, png, write_json
+from tests.conftest import TRAINER_WARNINGS, encoded, png, write_json
 
 EVIL = "<script>alert(1)</script>"
 RECORDS: list[dict[str, Any]] = [
@@ -87,8 +87,8 @@ def test_page_shows_questions_answers_and_verdicts(tmp_path: Path, suffix: str) 
         assert f"<b>{record['sample_index']}</b>" in article
         assert record["query_cot"] in article
         assert escape(record["model_answer"] or "timeout: 60 s") in article
-        assert f"<td>{record['answer']}</td>" in article
-    assert "<td>25.0%</td>" in text.split("<article")[0]
+        assert f">{record['answer']}</td>" in article
+    assert ">25.0%</td>" in text.split("<article")[0]
     assert 'id="only-wrong"> wrong (1)' in text
     assert 'id="only-undecided"' not in text
 
@@ -151,11 +151,56 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     assert article.count("&lt;script&gt;") > 8
 
 
-def test_latex_is_unchanged(tmp_path: Path) -> None:
-    record = RECORDS[0] | {"query_cot": r"$\frac{1}{2} \le x$", "model_answer": r"\(\boxed{2}\)"}
+def test_formulas_are_drawn_and_others_stay(tmp_path: Path) -> None:
+    record = RECORDS[0] | {"query_cot": r"$x^2$ costs $5", "model_answer": r"\(\left( 1\)"}
     _, text, _ = show(write(tmp_path / "a.jsonl", [record]))
-    assert r"<p>$\frac{1}{2} \le x$</p>" in text
-    assert r"<p>\(\boxed{2}\)</p>" in text
+    assert r"<p>\(\left( 1\)</p>" in text
+    pytest.importorskip("latex2mathml")
+    assert "<mi>x</mi><mn>2</mn></msup></mrow></math> costs $5</p>" in text
+
+
+def test_reference_solutions_are_beside_the_answers(tmp_path: Path) -> None:
+    records = [RECORDS[0] | {"solution": f"Count. {EVIL}"}, RECORDS[1]]
+    _, _, (first, second) = show(write(tmp_path / "a.jsonl", records))
+    order = [first.index(one) for one in ("<h2>Answer", "<h2>Reference solution", "Count.")]
+    assert order == sorted(order)
+    assert 'class="sides"' in first
+    assert "Reference solution" not in second
+    records = [one | {"worked": "Add them."} for one in records]
+    _, text, _ = show(write(tmp_path / "b.jsonl", records), solution_field="worked")
+    assert text.count("Add them.") == 2
+    assert "<span>solution: Count." in text
+
+
+@pytest.mark.filterwarnings(*TRAINER_WARNINGS)
+def test_head_names_model_sampling_and_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    (tmp_path / "prompt.txt").write_text(f"Think. {EVIL}")
+    generate_responses(
+        backend="echo",
+        text_only_input=write(tmp_path / "asked.jsonl", [{**RECORDS[0], "model_answer": None}]),
+        text_only_output=str(path),
+        system_prompt_file=str(tmp_path / "prompt.txt"),
+        max_tokens=77,
+    )
+    score_responses(str(path), num_workers=1, progress=False)
+    about = json.loads((tmp_path / "answers.jsonl_scores.json").read_text())["about"]
+    assert (about["model"], about["dataset"]) == ("echo", "asked")
+    assert about["sampling"]["max_tokens"] == 77
+    for scores in (True, False):  # without scores, the journal is read
+        if not scores:
+            (tmp_path / "answers.jsonl_scores.json").unlink()
+        head = show(path)[1].split("<article")[0]
+        assert "<dt>model</dt><dd>echo</dd>" in head
+        assert "max_tokens 77" in head
+        assert "system_prompt Think. &lt;script&gt;" in head
+
+
+def test_jump_list(tmp_path: Path) -> None:
+    _, text, articles = show(write(tmp_path / "a.jsonl", RECORDS))
+    targets = re.findall(r'href="#([^"]+)"', text)
+    assert len(targets) == len(articles)
+    assert all(f'<article id="{target}"' in text for target in targets)
 
 
 def test_notices_replace_broken_parts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,9 @@ def test_exported_equals_trained_network(ema: bool, trained: Trained, tmp_path: 
             assert torch.equal(stored[parameter_name(name)], tensor)
 
 
-def test_files_match_the_source(trained: Trained, fresh: Path, tmp_path: Path) -> None:
+def test_files_match_the_source(
+    trained: Trained, fresh: Path, shards: Path, tmp_path: Path
+) -> None:
     export_checkpoint(str(trained[1]), output=str(tmp_path / "out"))
     ours, theirs = folder_bytes(tmp_path / "out"), folder_bytes(fresh)
     assert ours.keys() == theirs.keys()
@@ -202,6 +205,12 @@ def test_files_match_the_source(trained: Trained, fresh: Path, tmp_path: Path) -
     assert before.pop("drawing_size") is None
     width, height = after.pop("drawing_size")  # the size of the drawings in the training
     assert width % 16 == height % 16 == 0 < width
+    assert before.pop("trained_images") is None
+    assert after.pop("trained_images") == {
+        "vae_transform": asdict(config(shards).vae_transform),
+        "vit_transform": asdict(config(shards).vit_transform),
+        "interpolate_positions": False,
+    }
     assert before == after
     stored = load_file(tmp_path / "out" / "ema.safetensors")
     assert stored.keys() == load_file(fresh / "ema.safetensors").keys()

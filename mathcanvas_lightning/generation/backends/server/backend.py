@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
+from mathcanvas_lightning.common.display.short import ShortRepr
 from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
@@ -69,7 +70,7 @@ class _Session:
             raise self.failed_test
 
 
-class ServerBackend:
+class ServerBackend(ShortRepr):
     """Sends requests to a chat server, many at a time.
 
     A request without success after all retries gets a response with a failure. If several fail in a

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from mathcanvas_lightning.common.display.short import ShortRepr
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.identity import fingerprint
@@ -84,7 +85,7 @@ class ResourceLimits:
             )
 
 
-class VLLMBackend:
+class VLLMBackend(ShortRepr):
     """Answers requests with a model that vLLM loads on this machine.
 
     The engine runs in a child process that always ends with this process, even if this process is

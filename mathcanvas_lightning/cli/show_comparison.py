@@ -1,0 +1,38 @@
+"""Prints tables of models."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from mathcanvas_lightning.evaluation.leaderboard.command import ComparedModels
+
+
+def comparison(found: "ComparedModels", console: Console) -> int:
+    """Prints the tables of a comparison, or names the files that were written."""
+    if found.text and not found.written:
+        console.print(found.text, markup=False, highlight=False, soft_wrap=True, end="")
+        return 0
+    for one in found.texts:
+        table = Table(title=one.title, title_justify="left")
+        for number, name in enumerate(one.columns):
+            table.add_column(
+                escape(name), justify="right" if number else "left", overflow="fold", no_wrap=False
+            )
+        for row, cells in enumerate(one.rows):
+            table.add_row(
+                *(
+                    f"[bold]{escape(text)}[/bold]" if (row, column) in one.bold else escape(text)
+                    for column, text in enumerate(cells)
+                )
+            )
+        console.print(table)
+    for listed in found.lists:
+        console.print(
+            f"{listed.title}: {listed.shown}", markup=False, highlight=False, soft_wrap=True
+        )
+    for path in found.written:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
