@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
     from mathcanvas_lightning.data.images.resize import ImageTransform
     from mathcanvas_lightning.data.index.build import index_shards
-    from mathcanvas_lightning.data.loading.config import DatasetConfig
+    from mathcanvas_lightning.data.loading.config import DatasetConfig, WorkerConfig
     from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, TextSegment
     from mathcanvas_lightning.data.rows.shards import iter_examples
+    from mathcanvas_lightning.demo.new_bagel import make_bagel
     from mathcanvas_lightning.errors import MathCanvasError
+    from mathcanvas_lightning.evaluation.paired import compare_scores
     from mathcanvas_lightning.evaluation.report.page import write_report
     from mathcanvas_lightning.evaluation.sampler.callback import AnswerSampler
     from mathcanvas_lightning.evaluation.scoring import score_responses
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         TextEngineConfig,
         VLLMBagelBackend,
     )
+    from mathcanvas_lightning.generation.events import DrawingEvent, EndEvent, TextEvent
     from mathcanvas_lightning.generation.prompts.chat import ChatPrompt
     from mathcanvas_lightning.generation.requests import (
         GenerationRequest,
@@ -51,13 +54,20 @@ if TYPE_CHECKING:
     from mathcanvas_lightning.generation.run.module import GenerationModule
     from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
     from mathcanvas_lightning.generation.run.writer import ResponseWriter
+    from mathcanvas_lightning.inspection.batch import inspect_pack
     from mathcanvas_lightning.inspection.shards import inspect_shards
+    from mathcanvas_lightning.model.adapters import LoRASettings
     from mathcanvas_lightning.model.bagel import Bagel
     from mathcanvas_lightning.model.config import BagelConfig
     from mathcanvas_lightning.model.vae import LatentVAE
     from mathcanvas_lightning.records.pictures import Picture
     from mathcanvas_lightning.records.record import RecordInput
+    from mathcanvas_lightning.training.checkpoint.export import export_checkpoint
     from mathcanvas_lightning.training.module import BagelModule
+    from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
+    from mathcanvas_lightning.training.run.callback import RunFiles
+    from mathcanvas_lightning.training.run.logger import RunLogger
+    from mathcanvas_lightning.training.source import ModelSource
 
 __version__ = "0.1.0"
 
@@ -71,7 +81,9 @@ _MODULES = {
     "ConversionReport": "conversion.report",
     "DatasetConfig": "data.loading.config",
     "DrawingConfig": "generation.bagel.guidance",
+    "DrawingEvent": "generation.events",
     "EchoBackend": "generation.backends.base",
+    "EndEvent": "generation.events",
     "GenerationBackend": "generation.backends.base",
     "GenerationModule": "generation.run.module",
     "GenerationRequest": "generation.requests",
@@ -80,33 +92,45 @@ _MODULES = {
     "ImageTransform": "data.images.resize",
     "InterleavedExample": "data.rows.schema",
     "LatentVAE": "model.vae",
+    "LoRASettings": "model.adapters",
     "MathCanvasDataModule": "data.datamodule",
     "MathCanvasError": "errors",
     "Message": "generation.requests",
     "MicroBatch": "batch",
+    "ModelSource": "training.source",
+    "OptimizerConfig": "training.optim",
     "PackedBatch": "batch",
     "Picture": "records.pictures",
     "ReasoningFolders": "generation.run.reasoning_folders",
     "RecordDataModule": "generation.run.datamodule",
     "RecordInput": "records.record",
     "ResponseWriter": "generation.run.writer",
+    "RunFiles": "training.run.callback",
+    "RunLogger": "training.run.logger",
     "Sampling": "generation.requests",
+    "ScheduleConfig": "training.optim",
     "ServerBackend": "generation.backends.server.backend",
     "ServerConfig": "generation.backends.server.process",
     "SourceFormat": "conversion.sources",
     "TextEngineConfig": "generation.bagel.vllm.backend",
+    "TextEvent": "generation.events",
     "TextSegment": "data.rows.schema",
     "TokenGeometry": "batch",
     "VLLMBackend": "generation.backends.vllm.backend",
     "VLLMBagelBackend": "generation.bagel.vllm.backend",
+    "WorkerConfig": "data.loading.config",
+    "compare_scores": "evaluation.paired",
     "convert_cot": "conversion.convert",
+    "export_checkpoint": "training.checkpoint.export",
     "generate": "generation.backends.base",
     "generate_blockmoving": "blockmoving.generate",
     "generate_responses": "generation.api",
     "index_shards": "data.index.build",
+    "inspect_pack": "inspection.batch",
     "inspect_shards": "inspection.shards",
     "iter_examples": "data.rows.shards",
     "merge_conversion": "conversion.parts.merge",
+    "make_bagel": "demo.new_bagel",
     "score_responses": "evaluation.scoring",
     "write_report": "evaluation.report.page",
 }
@@ -121,7 +145,9 @@ __all__ = [
     "ConversionReport",
     "DatasetConfig",
     "DrawingConfig",
+    "DrawingEvent",
     "EchoBackend",
+    "EndEvent",
     "GenerationBackend",
     "GenerationModule",
     "GenerationRequest",
@@ -130,32 +156,44 @@ __all__ = [
     "ImageTransform",
     "InterleavedExample",
     "LatentVAE",
+    "LoRASettings",
     "MathCanvasDataModule",
     "MathCanvasError",
     "Message",
     "MicroBatch",
+    "ModelSource",
+    "OptimizerConfig",
     "PackedBatch",
     "Picture",
     "ReasoningFolders",
     "RecordDataModule",
     "RecordInput",
     "ResponseWriter",
+    "RunFiles",
+    "RunLogger",
     "Sampling",
+    "ScheduleConfig",
     "ServerBackend",
     "ServerConfig",
     "SourceFormat",
     "TextEngineConfig",
+    "TextEvent",
     "TextSegment",
     "TokenGeometry",
     "VLLMBackend",
     "VLLMBagelBackend",
+    "WorkerConfig",
+    "compare_scores",
     "convert_cot",
+    "export_checkpoint",
     "generate",
     "generate_blockmoving",
     "generate_responses",
     "index_shards",
+    "inspect_pack",
     "inspect_shards",
     "iter_examples",
+    "make_bagel",
     "merge_conversion",
     "score_responses",
     "write_report",

@@ -12,7 +12,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "Data": ("generate-blockmoving", "generate-handler", "convert", "inspect", "index"),
     "Model": ("make-bagel", "make-demo-model", "train-vae"),
     "Train": ("inspect-batch", "plan-memory", "fit", "validate", "curves", "export-checkpoint"),
-    "Answer and score": ("predict", "generate-response", "score", "compare", "report"),
+    "Answer and score": ("chat", "predict", "generate-response", "score", "compare", "report"),
 }
 """Stage -> its commands, in the order of use."""
 ALIASES: Mapping[str, str] = {

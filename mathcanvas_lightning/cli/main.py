@@ -152,6 +152,12 @@ COMMANDS = {
         show=show.predictions,
         defaults={"tensor_parallel_size": 4},
     ),
+    "chat": Command(
+        function="cli.chat:chat",
+        summary="Talks with a model: a page on this machine, or the terminal.",
+        example="--run demo/run",
+        show=show.nothing,
+    ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
         summary="Writes a small, working, commented source format and its test.",

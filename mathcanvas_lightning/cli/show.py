@@ -340,6 +340,11 @@ def report(page: "ReportPage | RunPage", console: Console) -> int:
     return 0
 
 
+def nothing(result: None, console: Console) -> int:  # noqa: ARG001
+    """Prints nothing: the command has shown its result."""
+    return 0
+
+
 def _problems(report: "ShardsReport", console: Console) -> int:
     for problem in report.problems[:MAX_LISTED]:
         uid = "" if problem.uid is None else f" (uid {problem.uid})"

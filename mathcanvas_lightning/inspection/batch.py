@@ -67,6 +67,33 @@ def inspect_batch(
         DataError: If the data can't be read.
     """
     data = load_datamodule(config, {"packs_per_step": packs_per_step} if packs_per_step else {})
+    return inspect_pack(data, step=step, epoch=epoch, slot=slot, png=png)
+
+
+def inspect_pack(
+    data: MathCanvasDataModule,
+    *,
+    step: int = 0,
+    epoch: int = 0,
+    slot: int = 0,
+    png: str | None = None,
+) -> BatchReport:
+    """Shows one pack of a data module, exactly as a training gets it.
+
+    Args:
+        data: The data module; it is set up if needed.
+        step: Optimizer step within the epoch, from 0.
+        epoch: Number of the epoch, from 0.
+        slot: Number of the pack within the step, from 0.
+        png: PNG file to draw the packed layout and its attention mask to.
+
+    Returns:
+        The pack, and numbers of its epoch.
+
+    Raises:
+        ConfigError: If there is no such step or slot.
+        DataError: If the data can't be read.
+    """
     data.prepare_data()
     data.setup("fit")
     plan = data.plan

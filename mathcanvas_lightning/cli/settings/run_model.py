@@ -74,7 +74,15 @@ def _inserted(words: Sequence[str], new: Sequence[str]) -> list[str]:
     return [*words[:place], *new, *words[place:]]
 
 
-def _model_settings(run: RunFolder) -> dict[str, Any]:
+def backend_settings(run: RunFolder) -> dict[str, Any]:
+    """Arguments of a `BagelBackend` for the newest checkpoint of a run, in YAML form.
+
+    Args:
+        run: The run; its checkpoint is exported if that was not done.
+
+    Raises:
+        InputError: If the run has no settings or no complete checkpoint.
+    """
     settings = run.settings()
     folder = exported(run)
     backend: dict[str, Any] = {"checkpoint": str(folder)}
@@ -85,15 +93,18 @@ def _model_settings(run: RunFolder) -> dict[str, Any]:
         backend["max_context_tokens"] = data["max_num_tokens_per_sample"]
     if not _is_guided(data):
         backend["drawing"] = {"text_scale": 1.0, "image_scale": 1.0}
+    return backend
+
+
+def _model_settings(run: RunFolder) -> dict[str, Any]:
+    backend = {
+        "class_path": "mathcanvas_lightning.BagelBackend",
+        "init_args": backend_settings(run),
+    }
     return {
         "model": {
             "class_path": "mathcanvas_lightning.GenerationModule",
-            "init_args": {
-                "backend": {
-                    "class_path": "mathcanvas_lightning.BagelBackend",
-                    "init_args": backend,
-                }
-            },
+            "init_args": {"backend": backend},
         },
     }
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from PIL import Image
 
 from mathcanvas_lightning.common.display.short import ShortRepr
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
@@ -18,29 +18,31 @@ from mathcanvas_lightning.generation.backends.identity import fingerprint
 from mathcanvas_lightning.generation.backends.settings import resolved_path
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
-from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
 from mathcanvas_lightning.generation.bagel.problem import (
     Answer,
     InterleavedConfig,
     Mode,
     Problem,
-    TooLongError,
 )
 from mathcanvas_lightning.generation.bagel.requests import (
+    ReasonInput,
     RequestError,
-    failed,
-    failed_answer,
+    answer_error,
     failure_of,
-    open_picture,
+    opened,
     problems_of,
+    refused,
     response_of,
     split_problem_uid,
+    step_error,
     unsupported,
     with_sampling,
 )
+from mathcanvas_lightning.generation.bagel.rollout.progress import follow
 from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
 from mathcanvas_lightning.generation.bagel.workshop import load_parts
+from mathcanvas_lightning.generation.events import EndEvent, Event
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
     GenerationResponse,
@@ -49,9 +51,6 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
-
-ReasonInput = str | Path | Image.Image
-"""A text, the path of a picture, or a Pillow image."""
 
 
 class BagelBackend(ShortRepr):
@@ -237,12 +236,8 @@ class BagelBackend(ShortRepr):
                     request, self._config, mode=self._mode, think=self._think
                 ):
                     generator.submit(problem)
-            except RequestError as error:
-                self._ready.append(failed(request, error.kind, str(error)))
-            except TooLongError as error:
-                self._ready.append(failed(request, "prompt_too_long", str(error)))
-            except MathCanvasError as error:
-                self._ready.append(failed(request, "unsupported", str(error)))
+            except (RequestError, MathCanvasError) as error:
+                self._ready.append(refused(request, error))
             else:
                 self._asked[request.uid] = _Asked(request=request)
 
@@ -298,18 +293,12 @@ class BagelBackend(ShortRepr):
                 remedy="Remove it; for several answers, change the seed.",
             )
         self.start(device="cuda" if torch.cuda.is_available() else "cpu")
-        if self.num_pending:
-            raise BackendError(
-                "reason()",
-                found=f"{self.num_pending} pending requests",
-                wanted="none",
-                remedy="Collect their responses first.",
-            )
+        self._check_idle("reason()")
         (answer,) = self.generator.run(
             [
                 Problem(
                     uid=uid,
-                    inputs=_opened(inputs),
+                    inputs=opened(inputs),
                     mode=self._mode,
                     seed=sampling.seed,
                     think=self._think,
@@ -322,7 +311,43 @@ class BagelBackend(ShortRepr):
             return answer
         if failure.kind == "out_of_memory":
             raise self._broken(torch.OutOfMemoryError(failure.message))
-        raise failed_answer(self._checkpoint, failure)
+        raise answer_error(f"BAGEL from {self._checkpoint}", failure)
+
+    def stream(self, request: GenerationRequest) -> Iterator[Event]:
+        """Answers one request, and yields its texts and drawings while they are made.
+
+        Closing the iterator drops the answer.
+
+        Args:
+            request: Request for one sample, with encoded pictures.
+
+        Yields:
+            Events; the last one has the response, which may be a failure.
+
+        Raises:
+            BackendError: If no model is loaded, requests are pending, or the computation fails.
+        """
+        self._check_idle("stream()")
+        generator = self.generator
+        try:
+            problem, *_ = problems_of(request, self._config, mode=self._mode, think=self._think)
+            generator.submit(problem)
+        except (RequestError, MathCanvasError) as error:
+            yield EndEvent(response=refused(request, error))
+            return
+        try:
+            yield from follow(request, self._advance, partial(generator.progress, problem.uid))
+        finally:
+            generator.withdraw()
+
+    def _check_idle(self, method: str) -> None:
+        if self.num_pending:
+            raise BackendError(
+                method,
+                found=f"{self.num_pending} pending requests",
+                wanted="none",
+                remedy="Collect their responses first.",
+            )
 
     def _advance(self) -> list[Answer]:
         try:
@@ -335,15 +360,7 @@ class BagelBackend(ShortRepr):
             raise
 
     def _broken(self, error: Exception) -> BackendError:
-        is_memory = is_memory_error(error)
-        found = "too little memory" if is_memory else type(error).__name__
-        condition = "" if is_memory else ", if memory is the cause"
-        return BackendError(
-            f"BAGEL from {self._checkpoint}",
-            found=f"{found}: {error}",
-            wanted="a step of all problems in progress",
-            remedy=f"Lower max_batch_size or max_context_tokens{condition}, and run again.",
-        )
+        return step_error(f"BAGEL from {self._checkpoint}", error)
 
     def close(self) -> None:
         """Frees the model; pending requests are dropped."""
@@ -376,11 +393,6 @@ class BagelBackend(ShortRepr):
 
 MAX_SHORT = 3
 """After so many requests in a row for which the memory is too small, the run ends."""
-
-
-def _opened(inputs: ReasonInput | Sequence[ReasonInput]) -> tuple[Any, ...]:
-    given = [inputs] if isinstance(inputs, ReasonInput) else inputs
-    return tuple(open_picture(one) if isinstance(one, Path) else one for one in given)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from mathcanvas_lightning.generation.bagel.contexts import Context, Item, contex
 from mathcanvas_lightning.generation.bagel.image_steps import Drawing
 from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig
+from mathcanvas_lightning.generation.bagel.rollout.progress import Progress
 from mathcanvas_lightning.generation.bagel.rollout.reader import ProblemReader
 from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
@@ -30,6 +31,8 @@ from mathcanvas_lightning.model.vae import LatentVAE
 
 logger = logging.getLogger(__name__)
 
+CUT_CHARACTER = "\ufffd"
+"""What the decoder makes of the first bytes of a character."""
 ChooseTokens = Callable[[Tensor, Sequence[TokenChoice]], list[int]]
 
 
@@ -66,7 +69,7 @@ class InterleavedGenerator(ProblemSolver):
         config, limits = config or InterleavedConfig(), limits or BatchLimits()
         self.choose, self._autocast = choose, autocast
         self._model, self._tokens_per_turn = model, limits.tokens_per_turn
-        self._special = tokenizer.special
+        self._tokenizer, self._special = tokenizer, tokenizer.special
         self._workshop = open_workshop(
             model,
             vae,
@@ -112,6 +115,17 @@ class InterleavedGenerator(ProblemSolver):
 
     def _in_progress(self) -> list[Rollout]:
         return [self._running[slot].rollout for slot in sorted(self._running)]
+
+    def _progress_of(self, rollout: Rollout) -> Progress:
+        seat = next(seat for seat in self._running.values() if seat.rollout is rollout)
+        writing, drawing = seat.writing, seat.drawing
+        text = None if writing is None else self._tokenizer.decode(writing.ids)
+        return Progress(
+            steps=rollout.steps,
+            number=rollout.number,
+            writing=None if text is None else text.strip().rstrip(CUT_CHARACTER),
+            drawn=None if drawing is None else drawing.step / (len(drawing.times) - 1),
+        )
 
     def _admit(self) -> None:
         for slot in range(self.batch_size):

@@ -9,9 +9,16 @@ from PIL import Image
 
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
 from mathcanvas_lightning.data.images.resize import decode_image
-from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.errors import InputError, MathCanvasError
 from mathcanvas_lightning.generation.backends.base import BackendError
-from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Mode, Problem
+from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
+from mathcanvas_lightning.generation.bagel.problem import (
+    Answer,
+    InterleavedConfig,
+    Mode,
+    Problem,
+    TooLongError,
+)
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
 from mathcanvas_lightning.generation.requests import (
     Failure,
@@ -24,6 +31,8 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.records.pictures import Picture, failure_kind
 
+ReasonInput = str | Path | Image.Image
+"""A text, the path of a picture, or a Pillow image."""
 _SEPARATOR = "#"
 NOT_FINITE = (
     "the network computed NaN or infinite values: its weights are broken, or their precision "
@@ -109,10 +118,32 @@ def problems_of(
     ]
 
 
+def refused(
+    request: GenerationRequest, error: RequestError | MathCanvasError
+) -> GenerationResponse:
+    """The failure of a request that `problems_of` or the solver refused with an error."""
+    kind = "prompt_too_long" if isinstance(error, TooLongError) else "unsupported"
+    failure = Failure(kind=getattr(error, "kind", kind), message=str(error))
+    return GenerationResponse(uid=request.uid, failure=failure)
+
+
 def split_problem_uid(problem_uid: str) -> tuple[str, int]:
     """Splits a problem's uid into the request's uid and the number of the answer, from 0."""
     uid, number = problem_uid.rsplit(_SEPARATOR, 1)
     return uid, int(number)
+
+
+def opened(inputs: ReasonInput | Sequence[ReasonInput]) -> tuple[str | Image.Image, ...]:
+    """Reads the pictures among inputs.
+
+    Args:
+        inputs: One or several texts and pictures.
+
+    Raises:
+        InputError: See `open_picture`.
+    """
+    given = [inputs] if isinstance(inputs, ReasonInput) else inputs
+    return tuple(open_picture(one) if isinstance(one, Path) else one for one in given)
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -191,27 +222,46 @@ def _parts(answer: Answer) -> Iterator[Part]:
         is_text = isinstance(step.content, str)
         yield from [""] * (step.number - num_texts - is_text)
         num_texts = step.number
-        yield step.content if isinstance(step.content, str) else _encoded(step.content)
+        yield step.content if isinstance(step.content, str) else encoded_drawing(step.content)
 
 
-def _encoded(drawing: Image.Image) -> Picture:
-    buffer = BytesIO()
-    drawing.save(buffer, "PNG")
-    return Picture(buffer.getvalue(), place="a drawing")
+def answer_error(place: str, failure: Failure) -> BackendError:
+    """The error for an answer that is useless.
 
-
-def failed(request: GenerationRequest, kind: str, message: str) -> GenerationResponse:
-    """The response to a request that was not submitted."""
-    return GenerationResponse(uid=request.uid, failure=Failure(kind=kind, message=message))
-
-
-def failed_answer(checkpoint: str, failure: Failure) -> BackendError:
-    """The error of a single problem without an answer."""
+    Args:
+        place: Description of the model.
+        failure: Why it is useless.
+    """
     return BackendError(
-        f"BAGEL from {checkpoint}",
+        place,
         found=failure.message,
         wanted="an answer",
         remedy="Check the training, export the weights again, or set dtype: float32."
         if failure.kind == "not_finite"
         else "Run again.",
     )
+
+
+def step_error(place: str, error: Exception) -> BackendError:
+    """The error for a step of the computation that failed.
+
+    Args:
+        place: Description of the model.
+        error: What was raised.
+    """
+    is_memory = is_memory_error(error)
+    found = "too little memory" if is_memory else type(error).__name__
+    condition = "" if is_memory else ", if memory is the cause"
+    return BackendError(
+        place,
+        found=f"{found}: {error}",
+        wanted="a step of all problems in progress",
+        remedy=f"Lower max_batch_size or max_context_tokens{condition}, and run again.",
+    )
+
+
+def encoded_drawing(drawing: Image.Image) -> Picture:
+    """Encodes a drawing as PNG."""
+    buffer = BytesIO()
+    drawing.save(buffer, "PNG")
+    return Picture(buffer.getvalue(), place="a drawing")

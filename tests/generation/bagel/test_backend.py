@@ -22,6 +22,7 @@ from mathcanvas_lightning.generation.bagel.backend import BagelBackend
 from mathcanvas_lightning.generation.bagel.contexts import Prefiller
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.problem import Answer, Step
+from mathcanvas_lightning.generation.events import DrawingEvent, EndEvent, TextEvent
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
     GenerationResponse,
@@ -395,6 +396,44 @@ def test_reason_works_again_after_an_interrupt(
         with pytest.raises(KeyboardInterrupt):
             bagel.reason("Go on", sampling=sampling)
     assert bagel.reason("Go on", sampling=sampling) == wanted
+
+
+def test_a_streamed_answer_is_that_of_a_run(bagel: BagelBackend) -> None:
+    request = ask("stream", "Look:", Picture(png(40, 32)), "What is it?")
+    wanted = answers(bagel, request)["stream"]
+    *before, end = bagel.stream(request)
+    assert isinstance(end, EndEvent)
+    assert end.response == wanted
+    shown: dict[tuple[int, type], Part] = {}
+    for event in before:
+        if isinstance(event, TextEvent) and event.text:
+            shown[event.step, str] = event.text
+        elif isinstance(event, DrawingEvent) and event.picture is not None:
+            assert event.share == 1.0
+            shown[event.step, Picture] = event.picture
+    assert list(shown.values()) == [part for part in wanted.outputs[0].steps if part]
+    assert len(before) > len(shown)  # unfinished steps, too
+
+
+def test_a_closed_stream_leaves_nothing(bagel: BagelBackend) -> None:
+    request = ask("again", "What is drawn?")
+    stream = bagel.stream(request)
+    first = next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert bagel.generator.num_pending == 0
+    assert next(iter(bagel.stream(request))) == first
+
+
+def test_a_stream_ends_with_the_failure_of_its_request(bagel: BagelBackend) -> None:
+    for request in (ask("broken", Picture(b"no picture")), ask("sampling", "?", stop=("x",))):
+        (event,) = bagel.stream(request)
+        assert isinstance(event, EndEvent)
+        assert event.response == answers(bagel, request)[request.uid]
+        assert event.response.failure is not None
+    bagel.submit([ask("pending", "?")])
+    with pytest.raises(BackendError, match="pending"):
+        next(bagel.stream(ask("stream", "?")))
+    assert bagel.collect()
 
 
 @pytest.mark.slow

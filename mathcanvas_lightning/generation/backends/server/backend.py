@@ -5,8 +5,7 @@ import contextlib
 import logging
 import os
 import queue
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,10 +23,16 @@ from mathcanvas_lightning.generation.backends.server.client import (
     RetrySettings,
     ServerClient,
 )
+from mathcanvas_lightning.generation.backends.server.event_loop import (
+    loop_in_thread,
+    run_in,
+    stream_answer,
+)
 from mathcanvas_lightning.generation.backends.server.failures import RequestFailedError
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig, ServerProcess
 from mathcanvas_lightning.generation.backends.server.streak import FailureStreak
 from mathcanvas_lightning.generation.backends.settings import check_minimum, journal_options
+from mathcanvas_lightning.generation.events import Event
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -175,12 +180,12 @@ class ServerBackend(ShortRepr):
                 resources.enter_context(process)
                 base_url, check = process.base_url, process.check
             assert base_url is not None
-            loop = resources.enter_context(_loop_in_thread())
-            client = _run(loop, self._connect(base_url))
-            resources.callback(lambda: _run(loop, client.close()))
+            loop = resources.enter_context(loop_in_thread())
+            client = run_in(loop, self._connect(base_url))
+            resources.callback(lambda: run_in(loop, client.close()))
             chat = Chat(
                 client=client,
-                model=_run(loop, _find_model(client, self._model_name)),
+                model=run_in(loop, _find_model(client, self._model_name)),
                 extra=self._extra_body,
                 slots=asyncio.Semaphore(self._max_concurrency),
                 after_failure=partial(_check_server, client, check),
@@ -193,14 +198,7 @@ class ServerBackend(ShortRepr):
         Raises:
             BackendError: If the backend is not started, or has failed.
         """
-        session = self._session
-        if session is None:
-            raise BackendError(
-                "the server backend",
-                found="a request before start()",
-                wanted="a started backend",
-                remedy="Call start() first.",
-            )
+        session = self._started()
         session.check()
         for request in requests:
             answer = _answer(session, request)
@@ -242,6 +240,33 @@ class ServerBackend(ShortRepr):
         with session.resources:
             for future in list(session.pending):
                 future.cancel()
+
+    def stream(self, request: GenerationRequest) -> Iterator[Event]:
+        """Answers one request, and yields its text while the server writes it.
+
+        Closing the iterator drops the answer.
+
+        Args:
+            request: Request for one sample.
+
+        Yields:
+            Events, at least one every half second; the last one has the response.
+
+        Raises:
+            BackendError: If the backend is not started, or its server has ended.
+        """
+        session = self._started()
+        yield from stream_answer(session.loop, session.chat, request)
+
+    def _started(self) -> _Session:
+        if self._session is None:
+            raise BackendError(
+                "the server backend",
+                found="a request before start()",
+                wanted="a started backend",
+                remedy="Call start() first.",
+            )
+        return self._session
 
     async def _connect(self, base_url: str) -> ServerClient:
         api_key = self._api_key or os.environ.get("OPENAI_API_KEY")
@@ -357,29 +382,6 @@ def _drain(done: queue.SimpleQueue[T]) -> Iterator[T]:
     with contextlib.suppress(queue.Empty):
         while True:
             yield done.get_nowait()
-
-
-@contextlib.contextmanager
-def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    # Closing the runner cancels the remaining tasks and stops the loop's threads.
-    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    loop = runner.get_loop()
-
-    def work() -> None:
-        with runner:
-            loop.run_forever()
-
-    thread = threading.Thread(target=work, name="server-backend", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-
-def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run_coroutine_threadsafe(work, loop).result()
 
 
 def _check_address(base_url: str | None, server: ServerConfig | None) -> None:

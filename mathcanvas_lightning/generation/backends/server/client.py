@@ -7,6 +7,7 @@ it needs 80 to 250 us of CPU for each piece of a stream instead of 25.
 
 import asyncio
 import contextlib
+import copy
 import json
 import logging
 import random
@@ -124,6 +125,7 @@ class ServerClient:
         self._proxy = _proxy(self.base_url)
         self._random = random.Random()  # noqa: S311 - does not change the global random state
         self._warned: set[str] = set()
+        self._watch: Callable[[str], object] | None = None
         headers = {"Content-Type": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -131,6 +133,16 @@ class ServerClient:
         self._session = aiohttp.ClientSession(
             headers=headers, connector=aiohttp.TCPConnector(limit=0)
         )
+
+    def watched(self, watch: Callable[[str], object]) -> "ServerClient":
+        """The same client, which also reports streamed answers.
+
+        Args:
+            watch: Called in the event loop with the text of the answer so far.
+        """
+        client = copy.copy(self)
+        client._watch = watch
+        return client
 
     @property
     def place(self) -> str:
@@ -231,6 +243,8 @@ class ServerClient:
                     async for piece in response.content.iter_any():
                         num_events = answer.num_events
                         answer.feed(piece)
+                        if self._watch is not None:
+                            self._watch(answer.text)
                         if retries.idle_timeout_s is not None and answer.num_events > num_events:
                             found = f"the answer stalled for {retries.idle_timeout_s:g} s"
                             now = asyncio.get_running_loop().time()

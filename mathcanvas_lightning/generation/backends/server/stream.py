@@ -40,6 +40,12 @@ class StreamedAnswer:
         for line in lines:
             self._read_line(line.rstrip(b"\r").decode(errors="replace"))
 
+    @property
+    def text(self) -> str:
+        """Text of the first choice so far; its thoughts while there is no text."""
+        choice = self._choices.get(0, {})
+        return "".join(choice.get("content") or choice.get("thoughts") or ())
+
     def finish(self) -> dict[str, Any]:
         """The whole answer, after the last byte.
 

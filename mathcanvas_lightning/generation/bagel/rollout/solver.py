@@ -10,6 +10,7 @@ from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Problem
 from mathcanvas_lightning.generation.bagel.rollout.line import WaitingLine
+from mathcanvas_lightning.generation.bagel.rollout.progress import Progress
 from mathcanvas_lightning.generation.bagel.rollout.reader import ProblemReader
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 
@@ -81,6 +82,16 @@ class ProblemSolver(ABC):
             return answers
         return self._run_alone(shortage)  # outside the handler, which keeps tensors alive
 
+    def progress(self, uid: str) -> Progress:
+        """How far the answer to a pending problem is.
+
+        Args:
+            uid: Uid of the problem.
+        """
+        found = (one for one in self._in_progress() if one.problem.uid == uid)
+        rollout = next(found, None)
+        return Progress() if rollout is None else self._progress_of(rollout)
+
     def withdraw(self, uids: Collection[str] | None = None) -> None:
         """Drops pending problems.
 
@@ -118,6 +129,10 @@ class ProblemSolver(ABC):
             self.withdraw(order)
             raise
         return [answers[uid] for uid in order]
+
+    def _progress_of(self, rollout: Rollout) -> Progress:
+        """Progress of a problem in the batch; by default without unfinished steps."""
+        return Progress(steps=rollout.steps, number=rollout.number)
 
     def _run_alone(self, shortage: str) -> list[Answer]:
         """Restarts the problems of a batch that exhausted the memory, each one alone."""

@@ -68,6 +68,11 @@ class Rollout:
         return None if self.finish_reason else self._need
 
     @property
+    def steps(self) -> tuple[Step, ...]:
+        """Texts and drawings that are finished."""
+        return tuple(self._steps)
+
+    @property
     def noise_key(self) -> tuple[object, ...]:
         """Random key for the noise of the next drawing."""
         return (self.problem.seed, self.problem.uid, self.number)
@@ -132,7 +137,7 @@ class Rollout:
         assert self.finish_reason is not None
         return Answer(
             uid=self.problem.uid,
-            steps=tuple(self._steps),
+            steps=self.steps,
             finish_reason=self.finish_reason,
             num_input_tokens=self._num_input_tokens,
             num_written_tokens=self._num_written,

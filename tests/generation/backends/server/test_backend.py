@@ -1,6 +1,7 @@
 """Requests to a chat server that fails in every way, and to a real one."""
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -25,6 +26,7 @@ from mathcanvas_lightning.generation.backends.server.backend import (
 from mathcanvas_lightning.generation.backends.server.client import RetryPolicy, parse_retry_after
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig
 from mathcanvas_lightning.generation.backends.server.streak import MAX_FAILURES
+from mathcanvas_lightning.generation.events import EndEvent, TextEvent, WaitEvent
 from mathcanvas_lightning.generation.requests import (
     GenerationRequest,
     GenerationResponse,
@@ -109,6 +111,42 @@ def test_concurrency_is_limited() -> None:
         }
         assert chat.max_open == 7
         assert set(chat.tries.values()) == {1}
+
+
+def test_a_streamed_answer_grows() -> None:
+    with chat_server(ChatServer()) as chat, backend(chat) as made:
+        *events, end = made.stream(ask("a question", Picture(png())))
+        assert isinstance(end, EndEvent)
+        assert text(end.response) == "re: a question"
+        texts = [event.text for event in events if isinstance(event, TextEvent)]
+        assert texts[-1] == "re: a question"
+        assert all(later.startswith(text) for text, later in itertools.pairwise(texts))
+        assert made.num_pending == 0
+
+
+def test_a_stream_ends_with_a_failure_and_the_next_one_works() -> None:
+    plans = {"refused": [ServerFault(status=400)], "cut": [ServerFault(cut=True)]}
+    with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
+        broken = ask("broken", Picture(b"none"))
+        kinds = [list(made.stream(one))[-1] for one in (ask("refused"), broken)]
+        assert [kind(end.response) for end in kinds if isinstance(end, EndEvent)] == [
+            "http_400",
+            "picture_unreadable",
+        ]
+        end = list(made.stream(ask("cut")))[-1]  # tried again
+        assert isinstance(end, EndEvent)
+        assert text(end.response) == "re: cut"
+
+
+def test_a_closed_stream_frees_its_place() -> None:
+    hanging = {"hang": [ServerFault(hang=True)]}
+    with chat_server(ChatServer(plans=hanging)) as chat, backend(chat, max_concurrency=1) as made:
+        stream = made.stream(ask("hang"))
+        assert next(stream) == WaitEvent()
+        stream.close()  # type: ignore[attr-defined]
+        end = list(made.stream(ask("next")))[-1]
+        assert isinstance(end, EndEvent)
+        assert text(end.response) == "re: next"
 
 
 def test_several_outputs_and_pictures() -> None:
