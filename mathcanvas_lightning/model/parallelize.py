@@ -92,20 +92,15 @@ class Precision:
     """Store the frozen linear layers of decoder and ViT in NF4."""
 
 
-def layers(model: Bagel) -> list[nn.Module]:
-    """Returns the layers of the ViT and the decoder, in the order they run."""
-    return [*model.vit_model.vision_model.encoder.layers, *model.language_model.model.layers]
-
-
 def is_in_layers(name: str) -> bool:
-    """Whether a parameter belongs to one of `layers`."""
+    """Whether a parameter belongs to one of `Bagel.layers`."""
     return name.startswith(LAYER_PREFIXES)
 
 
 def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
     """Enables activation checkpointing in place; parameter names stay the same."""
     every = {"none": 0, "selective": 2, "full": 1}[parallelism.activation_checkpointing]
-    for number, layer in enumerate(layers(model)):
+    for number, layer in enumerate(model.layers()):
         if every and number % every == 0:
             checkpoint(layer)
 
@@ -127,7 +122,7 @@ def compile_layers(model: Bagel, parallelism: Parallelism, device: torch.device)
         settings.activation_memory_budget = parallelism.activation_memory_budget
     # Only FlexAttention can be compiled as a whole; the other paths loop over the splits of a pack.
     options = compile_options(fullgraph=default_path(device) == "flex")
-    for layer in layers(model):
+    for layer in model.layers():
         compiled = torch.compile(layer.forward, backend=parallelism.compile_backend, **options)
         layer.forward = compiled
 
@@ -153,7 +148,7 @@ def shard(
     )
     offloads = parallelism.cpu_offload and mesh.device_type != "cpu"
     offload = CPUOffloadPolicy() if offloads else OffloadPolicy()
-    wrapped = layers(model)
+    wrapped = model.layers()
     for layer in wrapped:
         fully_shard(layer, mesh=used, mp_policy=policy, offload_policy=offload)
     for layer, following in pairwise(wrapped):
@@ -297,7 +292,7 @@ def _quantize(model: Bagel, precision: Precision, *, is_sharded: bool) -> None:
             wanted="nf4 on one GPU, or on several with a copy each",
             remedy="Set trainer.strategy to auto or ddp, or frozen_dtype to bfloat16.",
         )
-    if not sum(quantize_frozen(layer, precision.compute) for layer in layers(model)):
+    if not sum(quantize_frozen(layer, precision.compute) for layer in model.layers()):
         raise ConfigError(
             "model.frozen_dtype",
             found="nf4, and no frozen layers",

@@ -121,9 +121,6 @@ class BagelBackend:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Settings that change the answers, for the journal: JSON values."""
-        options = self._options
-        transforms = (options.vae_transform, options.vit_transform)
-        vae, vit = (one and dataclasses.asdict(one) for one in transforms)
         drawing = dataclasses.asdict(self._config.drawing)
         if drawing["size"] is None:  # journals of versions without this setting stay valid
             del drawing["size"]
@@ -135,12 +132,7 @@ class BagelBackend:
             "drawing": drawing,
             "max_steps": self._config.max_steps,
             "max_images": self._config.max_images,
-            "max_context_tokens": options.max_context_tokens,
-            "dtype": options.dtype,
-            "vae_transform": vae,
-            "vit_transform": vit,
-            "interpolate_positions": options.interpolate_positions,
-            **({} if options.drawings == "own" else {"drawings": options.drawings}),
+            **self._options.for_journal(),
         }
 
     @property
@@ -212,8 +204,15 @@ class BagelBackend:
     def _load_parts(
         self, device: torch.device, *, text_head: bool = True
     ) -> tuple[Bagel, LatentVAE, TextTokenizer]:
-        dtype, size = self._options.torch_dtype(device), self._config.drawing.size
-        return load_parts(self._checkpoint, dtype, device, size_px=size, text_head=text_head)
+        options = self._options
+        return load_parts(
+            self._checkpoint,
+            options.torch_dtype(device),
+            device,
+            size_px=self._config.drawing.size,
+            text_head=text_head,
+            quantized=options.quantized,
+        )
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.
