@@ -34,6 +34,8 @@ from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantiz
 
 LAYER_PREFIXES = ("vit_model.vision_model.encoder.layers.", "language_model.model.layers.")
 """Prefixes of the names of parameters in the layers of ViT and decoder."""
+VIT_UNITS = 4
+"""Maximum number of groups of ViT layers."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -140,7 +142,7 @@ def shard(
         model: The network, on any device including "meta".
         mesh: A mesh with the dimensions "replicate" and "shard".
         compute_dtype: Type of forward and backward; gradients are reduced in float32.
-        parallelism: Whether shards are kept in host memory.
+        parallelism: Whether shards are kept in host memory, and which layers are recomputed.
     """
     used = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
     policy = MixedPrecisionPolicy(
@@ -148,16 +150,32 @@ def shard(
     )
     offloads = parallelism.cpu_offload and mesh.device_type != "cpu"
     offload = CPUOffloadPolicy() if offloads else OffloadPolicy()
-    wrapped = model.layers()
-    for layer in wrapped:
-        fully_shard(layer, mesh=used, mp_policy=policy, offload_policy=offload)
-    for layer, following in pairwise(wrapped):
-        layer.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+    # torch before 2.13 expects that either all layers of a group are recomputed, or none.
+    wrapped = units(model, grouped=parallelism.activation_checkpointing != "selective")
+    for unit in wrapped:
+        fully_shard(unit, mesh=used, mp_policy=policy, offload_policy=offload)
+    for unit, following in pairwise(wrapped):
+        unit[0].set_modules_to_forward_prefetch([following[0]])  # type: ignore[operator]
     # Shard the root too: the gradients of unsharded parameters would not be reduced over ranks.
     root = fully_shard(model, mesh=used, mp_policy=policy, offload_policy=offload)
     # If a pack gives a parameter no gradient, its rank must still take part in the reduction.
     if hasattr(root, "set_reduce_scatter_unused_params"):  # missing in older versions of torch
         root.set_reduce_scatter_unused_params(True)
+
+
+def units(model: Bagel, *, grouped: bool) -> list[list[nn.Module]]:
+    """Lists the layers that are gathered together: each of the decoder, and groups of the ViT's.
+
+    A layer of BAGEL's ViT has 15 million parameters, too few to use the links between GPUs well.
+
+    Args:
+        model: The network.
+        grouped: Whether to group the layers of the ViT.
+    """
+    vit = list(model.vit_model.vision_model.encoder.layers)
+    size = max(1, -(-len(vit) // VIT_UNITS)) if grouped else 1
+    groups = [vit[start : start + size] for start in range(0, len(vit), size)]
+    return [*groups, *([layer] for layer in model.language_model.model.layers)]
 
 
 @contextmanager
