@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.batch import LossTotals, MicroBatch, SampleInfo, to_unit_range
-from mathcanvas_lightning.batch.layout import BLOCK_TOKENS
+from mathcanvas_lightning.batch.layout import ALL_PAIRS, BLOCK_TOKENS, SOME_PAIRS, mask_blocks
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import (
     Attention,
@@ -87,6 +88,25 @@ def test_blocks_of_the_mask(samples: list[list[Kind]], seed: int) -> None:
         pairs = padded.view(count, BLOCK_TOKENS, count, BLOCK_TOKENS).sum(dim=(1, 3))
         wanted = (pairs > 0).to(torch.uint8) + (pairs == BLOCK_TOKENS**2).to(torch.uint8)
         assert torch.equal(blocks, wanted)
+
+
+def test_storage_in_sequence_order_leaves_fewer_blocks() -> None:
+    config = BagelConfig.preset("7b")
+    samples: Any = [["question", "vit", "answer", "noisy", "clean", "vit", "answer"]] * 6
+    pack = synthetic_pack(samples, config, text_tokens=(64, 256), image_side=(8, 16))
+    layout = pack.layout
+    order = torch.cat([pack.text_indexes, pack.vit_indexes, pack.latent_indexes])
+    place = layout.inverse[order]
+    by_kind = mask_blocks(
+        order,
+        layout.sample_ids[place],
+        layout.split_ids[place],
+        layout.bidirectional[place],
+        layout.noisy[place],
+    )
+    for values in ([SOME_PAIRS], [SOME_PAIRS, ALL_PAIRS]):
+        now, before = (torch.isin(b, torch.tensor(values)).sum() for b in (layout.blocks, by_kind))
+        assert int(now) < 0.9 * int(before)
 
 
 def test_attention_takes_the_blocks_of_the_host() -> None:

@@ -115,7 +115,7 @@ class Stopwatch(Callback):
         network.attention_path = self.attention
         self.clock = clock = Clock(pl_module.device)
         training_module.draw_inputs = clock.timed("VAE", draw_inputs)
-        network.embed_vit = clock.timed("ViT", network.embed_vit)
+        network._embed_vit = clock.timed("ViT", network._embed_vit)
         for part, watched in (("forward", network), ("decoder", network.language_model.model)):
             watched.register_forward_pre_hook(partial(clock.start, part))
             watched.register_forward_hook(partial(clock.stop, part))

@@ -58,13 +58,17 @@ class PackLayout:
     """What a forward pass needs to know of the tokens beside their contents.
 
     It is made on the host, once for a pack, so that no step waits for the device. Tokens are in the
-    order of storage: texts, ViT patches, latents.
+    order of storage: first those of the understanding expert, texts and ViT patches as they follow
+    in the sequence, then the latents. So neighbours in the storage mostly attend to the same
+    tokens, and few blocks of the mask are partial.
     """
 
     order: Tensor
     """[T] int64, position in the sequence of each stored token."""
     inverse: Tensor
     """[T] int64, place in the storage of each token of the sequence."""
+    und_places: Tensor
+    """[X + V] int64, place in the storage of each text token, then of each ViT patch."""
     sample_ids: Tensor
     """[T] int64, number of the token's sample."""
     split_ids: Tensor
@@ -96,7 +100,8 @@ def make_splits(lengths: Sequence[int], modes: Sequence[AttentionMode]) -> tuple
 def make_pack_layout(
     splits: Sequence[Split],
     sample_lens: Sequence[int],
-    order: Tensor,
+    und_indexes: Tensor,
+    latent_indexes: Tensor,
     vit_lens: Sequence[int],
     latent_shapes: Sequence[tuple[int, int]],
     is_noisy: Tensor,
@@ -106,15 +111,18 @@ def make_pack_layout(
     Args:
         splits: The splits in order.
         sample_lens: Number of tokens of each sample.
-        order: [T] int64, position in the sequence of each stored token.
+        und_indexes: [X + V] int64, positions of text tokens, then of ViT patches.
+        latent_indexes: [L] int64, positions of latent tokens.
         vit_lens: Number of patches of each ViT image.
         latent_shapes: (rows, columns) of latent tokens of each VAE item.
         is_noisy: [L] bool, whether a latent token belongs to a noisy image.
 
     Returns:
-        The layout, on the device of `order`.
+        The layout, on the device of `und_indexes`.
     """
-    device, order, is_noisy = order.device, order.cpu(), is_noisy.cpu()
+    device, is_noisy = und_indexes.device, is_noisy.cpu()
+    in_sequence = torch.argsort(und_indexes.cpu())
+    order = torch.cat([und_indexes.cpu()[in_sequence], latent_indexes.cpu()])
     modes = [split.attention_mode for split in splits]
     of_split = _repeated([split.length for split in splits])
     bidirectional = torch.tensor([mode != "causal" for mode in modes], dtype=torch.bool)
@@ -123,6 +131,7 @@ def make_pack_layout(
     tensors = {
         "order": order,
         "inverse": torch.argsort(order),
+        "und_places": torch.argsort(in_sequence),
         "sample_ids": _repeated(sample_lens)[order],
         "split_ids": of_split[order],
         "bidirectional": bidirectional[of_split][order],

@@ -131,7 +131,8 @@ class PackedBatch:
         return make_pack_layout(
             self.splits,
             self.sample_lens,
-            torch.cat([self.text_indexes, self.vit_indexes, self.latent_indexes]),
+            torch.cat([self.text_indexes, self.vit_indexes]),
+            self.latent_indexes,
             self.vit_lens,
             self.latent_shapes,
             self.noisy_latents(),

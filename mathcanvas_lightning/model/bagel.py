@@ -32,6 +32,7 @@ from mathcanvas_lightning.model.layers.basic import (
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
 from mathcanvas_lightning.model.layers.image_inputs import ImageInputs
 from mathcanvas_lightning.model.layers.mot import DecoderLayer, LanguageModel
+from mathcanvas_lightning.model.layers.quantized import WeightKind, quantize_frozen
 from mathcanvas_lightning.model.layers.vit import ViTModel
 from mathcanvas_lightning.model.saving import write_checkpoint
 
@@ -79,6 +80,7 @@ class Bagel(ImageInputs):
         device: torch.device | str = "cpu",
         components: Collection[str] | None = None,
         text_head: bool = True,
+        quantized: WeightKind | None = None,
         seed: int = 0,
         **overrides: Any,
     ) -> Self:
@@ -86,12 +88,14 @@ class Bagel(ImageInputs):
 
         Args:
             path: The directory.
-            dtype: Type of all parameters.
+            dtype: Type of the computation, and of all parameters that are not quantized.
             device: Device of all parameters.
             components: Parts to load, of `COMPONENTS`; None loads all. The other parts are
                 initialized randomly.
             text_head: Whether to load `lm_head`. Without it the model reads and draws, but cannot
                 write: `lm_head` does not exist then.
+            quantized: Type in which the linear layers of decoder and ViT are stored, to answer with
+                less memory; they are frozen. Embeddings, head, connectors and norms keep `dtype`.
             seed: Random seed of the parts that are not loaded.
             overrides: Fields of the configuration to change, as in `BagelConfig.preset`. Position
                 tables are rebuilt if their size changes.
@@ -100,23 +104,22 @@ class Bagel(ImageInputs):
             The model. Loading needs host memory for the model and one more tensor.
 
         Raises:
-            ConfigError: If a config file can't be used, or a component is unknown.
+            ConfigError: If a config file can't be used, a component is unknown, or components are
+                chosen of a quantized model.
             DataError: If weights are missing, unexpected or of another shape.
         """
-        if unknown := set(components or ()) - set(COMPONENTS):
-            raise ConfigError(
-                "components",
-                found=str(sorted(unknown)),
-                wanted=f"some of {', '.join(COMPONENTS)}",
-                remedy="Leave it out to load all.",
-            )
+        _check_components(components, quantized)
         weights = find_weights(path)
         config = config_for_weights(BagelConfig.from_directory(path), weights)
         with torch.device("meta"):
             model = cls(config.override(**overrides))
         if not text_head:
             del model.language_model.lm_head
-        model = model.to(dtype=dtype).to_empty(device=device)
+        model = model.to(dtype=dtype)
+        if quantized is not None:
+            for layer in model.layers():
+                quantize_frozen(layer.requires_grad_(False), dtype, quantized, place="weights")
+        model = model.to_empty(device=device)
         if components is None:
             model.reset_tables()
             components = None if text_head else {name.split(".")[0] for name in model.state_dict()}
@@ -167,6 +170,10 @@ class Bagel(ImageInputs):
         with torch.device("meta"):
             model = cls(config)
         return model.to(dtype=dtype).to_empty(device=device)
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of the ViT and the decoder, in the order they run."""
+        return [*self.vit_model.vision_model.encoder.layers, *self.language_model.model.layers]
 
     def save_checkpoint(
         self,
@@ -290,6 +297,7 @@ class Bagel(ImageInputs):
         noised = add_noise(latents, noise, timesteps)
         gen = self.embed_latents(noised, timesteps, batch.latent_position_ids)
         und = torch.cat([texts, patches])
+        und = torch.empty_like(und).index_copy(0, layout.und_places, und)
         llm = self.config.llm
         tables = rotary_tables(batch.position_ids[layout.order], llm.head_dim, llm.rope_theta)
         rotary = zip(*(table.split([len(und), len(gen)]) for table in tables), strict=True)
@@ -305,4 +313,21 @@ class Bagel(ImageInputs):
                 hidden[batch.ce_indexes], self.language_model.lm_head.weight, batch.ce_label_ids
             ),
             velocities=self.llm2vae(hidden[batch.mse_indexes]),
+        )
+
+
+def _check_components(components: Collection[str] | None, quantized: WeightKind | None) -> None:
+    if unknown := set(components or ()) - set(COMPONENTS):
+        raise ConfigError(
+            "components",
+            found=str(sorted(unknown)),
+            wanted=f"some of {', '.join(COMPONENTS)}",
+            remedy="Leave it out to load all.",
+        )
+    if quantized is not None and components is not None:
+        raise ConfigError(
+            "components",
+            found=f"a choice, with quantized={quantized!r}",
+            wanted="all parts of a quantized model",
+            remedy="Leave one of them out.",
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mathcanvas_lightning.common.git_lfs import describe_file
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import GEN_SUFFIX, BagelConfig
+from mathcanvas_lightning.model.layers.quantized import quantized_layers
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
@@ -166,7 +167,7 @@ def load_weights(
     another size are not loaded.
 
     Args:
-        model: Any module with the published parameter names.
+        model: Any module with the published parameter names; quantized layers quantize theirs.
         weights: Files and shapes of the weights.
         place: The directory, for errors.
         components: First part of the names to load; None loads all.
@@ -174,11 +175,13 @@ def load_weights(
     Raises:
         DataError: If keys are missing, unexpected or of another shape: all of them are listed.
     """
-    state = model.state_dict()
+    state, quantized = model.state_dict(), dict(quantized_layers(model))
     wanted = {name for name in state if components is None or name.split(".")[0] in components}
-    shapes = {name: tuple(state[name].shape) for name in wanted}
+    shapes = {name: tuple((quantized.get(name) or state[name]).shape) for name in wanted}
     audit_weights(shapes, weights, place, model, partial=components is not None)
-    _copy(state, weights, {n: n for n in wanted if weights.shapes.get(n) == shapes[n]})
+    loaders: dict[str, Callable[[Tensor], object]] = {n: t.copy_ for n, t in state.items()}
+    loaders |= {name: layer.load for name, layer in quantized.items()}
+    _copy(loaders, weights, {n: n for n in wanted if weights.shapes.get(n) == shapes[n]})
 
 
 def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -> None:
@@ -199,18 +202,22 @@ def load_qwen2(language_model: nn.Module, weights: WeightFiles, *, place: str) -
         sources["lm_head.weight"] = "model.embed_tokens.weight"
     shapes = {source: tuple(state[name].shape) for name, source in sources.items()}
     audit_weights(shapes, weights, place, language_model, partial=True)
-    _copy(state, weights, sources)
+    _copy({name: state[name].copy_ for name in sources}, weights, sources)
 
 
 @torch.no_grad()
-def _copy(state: Mapping[str, Tensor], weights: WeightFiles, sources: Mapping[str, str]) -> None:
-    """Copies tensors into parameters (name -> name in the files); reads each tensor once."""
+def _copy(
+    loaders: Mapping[str, Callable[[Tensor], object]],
+    weights: WeightFiles,
+    sources: Mapping[str, str],
+) -> None:
+    """Loads tensors (name -> name in the files); reads each tensor once."""
     targets: dict[str, list[str]] = {}
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
     for source, tensor in weights.read(sorted(targets)):
         for name in targets[source]:
-            state[name].copy_(tensor)
+            loaders[name](tensor)
 
 
 def audit_weights(

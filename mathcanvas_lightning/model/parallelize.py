@@ -34,6 +34,8 @@ from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantiz
 
 LAYER_PREFIXES = ("vit_model.vision_model.encoder.layers.", "language_model.model.layers.")
 """Prefixes of the names of parameters in the layers of ViT and decoder."""
+VIT_UNITS = 4
+"""Maximum number of groups of ViT layers."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -92,20 +94,15 @@ class Precision:
     """Store the frozen linear layers of decoder and ViT in NF4."""
 
 
-def layers(model: Bagel) -> list[nn.Module]:
-    """Returns the layers of the ViT and the decoder, in the order they run."""
-    return [*model.vit_model.vision_model.encoder.layers, *model.language_model.model.layers]
-
-
 def is_in_layers(name: str) -> bool:
-    """Whether a parameter belongs to one of `layers`."""
+    """Whether a parameter belongs to one of `Bagel.layers`."""
     return name.startswith(LAYER_PREFIXES)
 
 
 def checkpoint_activations(model: Bagel, parallelism: Parallelism) -> None:
     """Enables activation checkpointing in place; parameter names stay the same."""
     every = {"none": 0, "selective": 2, "full": 1}[parallelism.activation_checkpointing]
-    for number, layer in enumerate(layers(model)):
+    for number, layer in enumerate(model.layers()):
         if every and number % every == 0:
             checkpoint(layer)
 
@@ -127,7 +124,7 @@ def compile_layers(model: Bagel, parallelism: Parallelism, device: torch.device)
         settings.activation_memory_budget = parallelism.activation_memory_budget
     # Only FlexAttention can be compiled as a whole; the other paths loop over the splits of a pack.
     options = compile_options(fullgraph=default_path(device) == "flex")
-    for layer in layers(model):
+    for layer in model.layers():
         compiled = torch.compile(layer.forward, backend=parallelism.compile_backend, **options)
         layer.forward = compiled
 
@@ -145,7 +142,7 @@ def shard(
         model: The network, on any device including "meta".
         mesh: A mesh with the dimensions "replicate" and "shard".
         compute_dtype: Type of forward and backward; gradients are reduced in float32.
-        parallelism: Whether shards are kept in host memory.
+        parallelism: Whether shards are kept in host memory, and which layers are recomputed.
     """
     used = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
     policy = MixedPrecisionPolicy(
@@ -153,16 +150,32 @@ def shard(
     )
     offloads = parallelism.cpu_offload and mesh.device_type != "cpu"
     offload = CPUOffloadPolicy() if offloads else OffloadPolicy()
-    wrapped = layers(model)
-    for layer in wrapped:
-        fully_shard(layer, mesh=used, mp_policy=policy, offload_policy=offload)
-    for layer, following in pairwise(wrapped):
-        layer.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+    # torch before 2.13 expects that either all layers of a group are recomputed, or none.
+    wrapped = units(model, grouped=parallelism.activation_checkpointing != "selective")
+    for unit in wrapped:
+        fully_shard(unit, mesh=used, mp_policy=policy, offload_policy=offload)
+    for unit, following in pairwise(wrapped):
+        unit[0].set_modules_to_forward_prefetch([following[0]])  # type: ignore[operator]
     # Shard the root too: the gradients of unsharded parameters would not be reduced over ranks.
     root = fully_shard(model, mesh=used, mp_policy=policy, offload_policy=offload)
     # If a pack gives a parameter no gradient, its rank must still take part in the reduction.
     if hasattr(root, "set_reduce_scatter_unused_params"):  # missing in older versions of torch
         root.set_reduce_scatter_unused_params(True)
+
+
+def units(model: Bagel, *, grouped: bool) -> list[list[nn.Module]]:
+    """Lists the layers that are gathered together: each of the decoder, and groups of the ViT's.
+
+    A layer of BAGEL's ViT has 15 million parameters, too few to use the links between GPUs well.
+
+    Args:
+        model: The network.
+        grouped: Whether to group the layers of the ViT.
+    """
+    vit = list(model.vit_model.vision_model.encoder.layers)
+    size = max(1, -(-len(vit) // VIT_UNITS)) if grouped else 1
+    groups = [vit[start : start + size] for start in range(0, len(vit), size)]
+    return [*groups, *([layer] for layer in model.language_model.model.layers)]
 
 
 @contextmanager
@@ -297,7 +310,7 @@ def _quantize(model: Bagel, precision: Precision, *, is_sharded: bool) -> None:
             wanted="nf4 on one GPU, or on several with a copy each",
             remedy="Set trainer.strategy to auto or ddp, or frozen_dtype to bfloat16.",
         )
-    if not sum(quantize_frozen(layer, precision.compute) for layer in layers(model)):
+    if not sum(quantize_frozen(layer, precision.compute) for layer in model.layers()):
         raise ConfigError(
             "model.frozen_dtype",
             found="nf4, and no frozen layers",

@@ -31,7 +31,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Weight decay of matrices; norms and biases have none."""
     fused: bool | None = None
-    """Use the fused kernel; by default on CUDA only."""
+    """Use the fused kernel; by default on CUDA and CPU."""
 
     def __post_init__(self) -> None:
         """Checks the numbers and the parts.
@@ -162,8 +162,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
     """
     assert config.lr is not None
     groups = parameter_groups(model, config)
-    on_cuda = all(p.device.type == "cuda" for p in _parameters(groups))
-    fused = on_cuda if config.fused is None else config.fused
+    has_kernel = all(p.device.type in ("cuda", "cpu") for p in _parameters(groups))
+    fused = has_kernel if config.fused is None else config.fused
     return AdamW(
         groups,
         lr=config.lr,

@@ -98,6 +98,7 @@ def test_flat_settings_and_their_values_have_the_same_names(
                 "max_batch_size": 4,
                 "max_context_tokens": 64,
                 "dtype": "float32",
+                "weights": "int8",
                 "vae_transform": {"max_image_size": 64, "min_image_size": 32},
                 "interpolate_positions": True,
                 "vit_transform": {"max_image_size": 56, "min_image_size": 28},

@@ -8,7 +8,7 @@ from torch._functorch import config as functorch_config
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
-from mathcanvas_lightning.model.parallelize import Parallelism, compile_layers
+from mathcanvas_lightning.model.parallelize import Parallelism, compile_layers, units
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 
 CONFIG = BagelConfig.preset("tiny", llm_num_hidden_layers=1, vit_num_hidden_layers=2)
@@ -75,3 +75,13 @@ def test_a_budget_keeps_less_and_changes_no_gradient(monkeypatch: pytest.MonkeyP
 def test_contradictions_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Parallelism(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("layers", "sizes"), [(26, [7, 7, 7, 5]), (5, [2, 2, 1]), (2, [1, 1])])
+def test_vit_layers_are_gathered_in_groups(layers: int, sizes: list[int]) -> None:
+    with torch.device("meta"):
+        model = Bagel(BagelConfig.preset("tiny", vit_num_hidden_layers=layers + 1))
+    found = units(model, grouped=True)
+    assert [len(unit) for unit in found] == [*sizes, *[1] * model.config.llm.num_hidden_layers]
+    assert [layer for unit in found for layer in unit] == model.layers()
+    assert units(model, grouped=False) == [[layer] for layer in model.layers()]

@@ -123,11 +123,6 @@ class BagelBackend(ShortRepr):
     @property
     def settings(self) -> Mapping[str, Any]:
         """Settings that change the answers, for the journal: JSON values."""
-        options = self._options
-        vae, vit = (
-            one and dataclasses.asdict(one)
-            for one in (options.vae_transform, options.vit_transform)
-        )
         drawing = dataclasses.asdict(self._config.drawing)
         if drawing["size"] is None:  # journals of versions without this setting stay valid
             del drawing["size"]
@@ -139,12 +134,7 @@ class BagelBackend(ShortRepr):
             "drawing": drawing,
             "max_steps": self._config.max_steps,
             "max_images": self._config.max_images,
-            "max_context_tokens": options.max_context_tokens,
-            "dtype": options.dtype,
-            "vae_transform": vae,
-            "vit_transform": vit,
-            "interpolate_positions": bool(options.interpolate_positions),
-            **({} if options.drawings == "own" else {"drawings": options.drawings}),
+            **self._options.for_journal(),
         }
 
     @property
@@ -217,8 +207,15 @@ class BagelBackend(ShortRepr):
     def _load_parts(
         self, device: torch.device, *, text_head: bool = True
     ) -> tuple[Bagel, LatentVAE, TextTokenizer]:
-        dtype, size = self._options.torch_dtype(device), self._config.drawing.size
-        return load_parts(self._checkpoint, dtype, device, size_px=size, text_head=text_head)
+        options = self._options
+        return load_parts(
+            self._checkpoint,
+            options.torch_dtype(device),
+            device,
+            size_px=self._config.drawing.size,
+            text_head=text_head,
+            quantized=options.quantized,
+        )
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Adds requests to the queue; returns at once.

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -12,9 +12,11 @@ from mathcanvas_lightning.data.images.trained import TrainedImages, describe
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.bagel.problem import DrawingsUse
 from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.layers.quantized import WeightKind
 
 log = logging.getLogger(__name__)
 
+StoredWeights = Literal["auto", "bf16", "int8", "nf4"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -28,6 +30,10 @@ class BagelSettings(TypedDict, total=False):
     at most 16,384."""
     dtype: Precision
     """Precision of weights and KV cache; "auto" is bfloat16 on GPUs, float32 elsewhere. Default:
+    auto."""
+    weights: StoredWeights
+    """How the linear layers of decoder and ViT are stored: "auto" in `dtype`, "bf16" (with all else
+    in bfloat16, too), "int8", or "nf4" (4.5 bits a weight, with the package bitsandbytes). Default:
     auto."""
     vae_transform: ImageTransform | None
     """How pictures are resized for the VAE; drawings get the same size. Default: the sizes of the
@@ -134,15 +140,39 @@ def _warn_of_small(transform: ImageTransform, config: BagelConfig) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BagelOptions:
-    """Values of `BagelSettings`, with their defaults."""
+    """Values of `BagelSettings`, with their defaults.
+
+    Raises:
+        ConfigError: If the weights are less precise than the computation wants.
+    """
 
     max_batch_size: int = 16
     max_context_tokens: int | None = None
     dtype: Precision = "auto"
+    weights: StoredWeights = "auto"
     vae_transform: ImageTransform | None = None
     vit_transform: ImageTransform | None = None
     interpolate_positions: bool | None = None
     drawings: DrawingsUse = "own"
+
+    def __post_init__(self) -> None:
+        if self.weights == "bf16" and self.dtype == "float32":
+            raise ConfigError(
+                "weights",
+                found="bf16, with dtype float32",
+                wanted="bf16 with dtype bfloat16 or auto",
+                remedy="Leave one of them out.",
+            )
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the computation and the KV cache."""
+        return "bfloat16" if self.weights == "bf16" else self.dtype
+
+    @property
+    def quantized(self) -> WeightKind | None:
+        """Type of quantized weights; None if the weights have the type of the computation."""
+        return self.weights if self.weights in ("int8", "nf4") else None
 
     @property
     def limits(self) -> BatchLimits:
@@ -153,11 +183,29 @@ class BagelOptions:
 
     def torch_dtype(self, device: torch.device) -> torch.dtype:
         """Precision on a device."""
-        name = self.dtype
+        name = self.precision
         if name == "auto":
             name = "float32" if device.type == "cpu" else "bfloat16"
         found: torch.dtype = getattr(torch, name)
         return found
+
+    def for_journal(self) -> dict[str, Any]:
+        """Options that change the answers: JSON values.
+
+        Newer options are left out where they have their defaults, so that older journals stay
+        valid.
+        """
+        transforms = (self.vae_transform, self.vit_transform)
+        vae, vit = (one and asdict(one) for one in transforms)
+        return {
+            "max_context_tokens": self.max_context_tokens,
+            "dtype": self.precision,
+            "vae_transform": vae,
+            "vit_transform": vit,
+            "interpolate_positions": bool(self.interpolate_positions),
+            **({} if self.drawings == "own" else {"drawings": self.drawings}),
+            **({} if self.quantized is None else {"quantized": self.quantized}),
+        }
 
     @property
     def images(self) -> ImageOptions:

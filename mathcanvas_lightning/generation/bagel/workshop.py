@@ -16,6 +16,7 @@ from mathcanvas_lightning.generation.bagel.kv_cache import KVCache, plan_batch_s
 from mathcanvas_lightning.generation.bagel.options import BatchLimits, ImageOptions
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.layers.quantized import WeightKind
 from mathcanvas_lightning.model.vae import LatentVAE
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def load_parts(
     *,
     size_px: tuple[int, int] | None,
     text_head: bool = True,
+    quantized: WeightKind | None = None,
 ) -> tuple[Bagel, LatentVAE, TextTokenizer]:
     """Loads model, autoencoder and tokenizer of a checkpoint.
 
@@ -115,9 +117,10 @@ def load_parts(
         size_px: Width and height of the drawings, if they are set; logs a warning if the model was
             trained to draw in another size.
         text_head: Whether the model can write, see `Bagel.from_checkpoint`.
+        quantized: How the linear layers are stored, see `Bagel.from_checkpoint`.
     """
     options: Any = {"dtype": dtype, "device": device}
-    model = Bagel.from_checkpoint(checkpoint, text_head=text_head, **options)
+    model = Bagel.from_checkpoint(checkpoint, text_head=text_head, quantized=quantized, **options)
     trained = model.config.drawing_size
     if size_px is not None and trained is not None and tuple(size_px) != tuple(trained):
         logger.warning(

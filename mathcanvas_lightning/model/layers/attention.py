@@ -4,10 +4,11 @@ The rule depends only on a token's sample, split and index in the sequence, whic
 the token. So the model can sort tokens by expert and attend without sorting them back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -262,36 +263,35 @@ def group_splits(layout: TokenLayout) -> tuple[list[int], list[SplitGroup]]:
     Returns:
         Lengths of the splits, and the groups.
     """
-    _, lengths = torch.unique_consecutive(layout.split_ids, return_counts=True)
-    count, device = len(layout.sequence_indexes), layout.sequence_indexes.device
-    members = torch.arange(count, device=device).split(lengths.tolist())
-    samples = layout.sample_ids[[int(indexes[0]) for indexes in members]].tolist()
-    of_sample: dict[int, list[int]] = {}
-    for number, sample in enumerate(samples):
-        of_sample.setdefault(sample, []).append(number)
-    groups: list[SplitGroup] = []
-    first = 0
-    for end in range(1, len(members) + 1):
-        queries = range(first, end)
-        if end < len(members) and samples[end] == samples[first]:
-            size = sum(len(members[i]) for i in queries)
-            if size + len(members[end]) <= MAX_SHORT_SPLITS:
-                continue
-        groups.append(_make_group(layout, members, queries, of_sample[samples[first]]))
-        first = end
-    return lengths.tolist(), groups
+    _, counts = torch.unique_consecutive(layout.split_ids, return_counts=True)
+    starts = counts.cumsum(0) - counts
+    members = torch.arange(len(layout.split_ids), device=counts.device).split(counts.tolist())
+    # Within a sample the rule only depends on the order of query and key. So of two splits, the
+    # last query and the first key attend if any pair does, and the other way round if all do.
+    first, last = starts, starts + counts - 1
+    some = attends(layout, last[:, None], first[None]).cpu().numpy()
+    every = attends(layout, first[:, None], last[None]).cpu().numpy()
+    groups = []
+    for queries in _neighbours(layout.sample_ids[first].tolist(), counts.tolist()):
+        rows = slice(queries.start, queries.stop)
+        keys = np.flatnonzero(some[rows].any(axis=0)).tolist()
+        mask = None
+        if not every[rows, keys].all():
+            columns = torch.cat([members[i] for i in keys])
+            mask = attends(layout, torch.cat(members[rows])[:, None], columns[None])
+        groups.append(SplitGroup(queries=queries, keys=tuple(keys), mask=mask))
+    return counts.tolist(), groups
 
 
-def _make_group(
-    layout: TokenLayout, members: Sequence[Tensor], queries: range, candidates: Sequence[int]
-) -> SplitGroup:
-    rows = torch.cat([members[i] for i in queries])[:, None]
-    full = attends(layout, rows, torch.cat([members[i] for i in candidates])[None])
-    columns = full.split([len(members[i]) for i in candidates], dim=1)
-    used = [bool(column.any()) for column in columns]
-    keys = tuple(i for i, is_used in zip(candidates, used, strict=True) if is_used)
-    mask = torch.cat([c for c, is_used in zip(columns, used, strict=True) if is_used], dim=1)
-    return SplitGroup(queries=queries, keys=keys, mask=None if bool(mask.all()) else mask)
+def _neighbours(samples: Sequence[int], lengths: Sequence[int]) -> Iterator[range]:
+    """Numbers of the splits of each group, from sample and length of each split."""
+    first = size = 0
+    for end, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        if end and (sample != samples[first] or size + length > MAX_SHORT_SPLITS):
+            yield range(first, end)
+            first, size = end, 0
+        size += length
+    yield range(first, len(samples))
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ index of each token in the sequence from the layout.
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mathcanvas_lightning.model.config import GEN_SUFFIX, LLMConfig
 from mathcanvas_lightning.model.layers.attention import LayerAttention, StackAttention
 from mathcanvas_lightning.model.layers.basic import RMSNorm, rotate
+from mathcanvas_lightning.model.layers.swiglu import gated_down
 
 Rotary = tuple[Tensor, Tensor]
 """Rotary cosines and sines of one expert's tokens."""
@@ -31,8 +31,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, D] to [n, D]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+        return gated_down(self.gate_proj(x), self.up_proj(x), self.down_proj)
 
 
 class SelfAttention(nn.Module):

@@ -169,7 +169,11 @@ def rank_memory(work: RankWork) -> list[MemoryItem]:
 
 
 def layer_activation_bytes(
-    config: BagelConfig, compute: torch.dtype, *, is_compiled: bool
+    config: BagelConfig,
+    compute: torch.dtype,
+    *,
+    is_compiled: bool,
+    has_adapters: bool = False,
 ) -> tuple[int, int]:
     """Bytes per token that a layer keeps for the backward pass if nothing is recomputed.
 
@@ -177,6 +181,7 @@ def layer_activation_bytes(
         config: Sizes of the model.
         compute: Type of the computation.
         is_compiled: Whether torch.compile fuses norms, rotary embedding and SwiGLU.
+        has_adapters: Whether adapters are trained, which keep the result of SwiGLU.
 
     Returns:
         Bytes of a decoder layer and of a ViT layer.
@@ -187,7 +192,7 @@ def layer_activation_bytes(
     if is_compiled:
         values = 7 * hidden + 3 * inner + 3 * keys
     else:
-        values = 10 * hidden + 4 * inner + 4 * keys
+        values = 10 * hidden + (3 if has_adapters else 2) * inner + 4 * keys
     decoder = values * compute.itemsize
     if not is_compiled and compute.itemsize < FULL:  # norms keep their input in float32, too
         decoder += 7 * hidden + 2 * keys
@@ -201,7 +206,7 @@ def activation_bytes(work: RankWork) -> int:
         work: What the rank trains.
     """
     config, parallelism = work.config, work.parallelism
-    kept = layer_activation_bytes(config, work.compute, is_compiled=parallelism.compile)
+    kept = _layer_bytes(work)
     stacks = (
         (config.llm.num_hidden_layers, config.llm.hidden_size, kept[0], work.tokens),
         (config.vit.num_layers_used, config.vit.hidden_size, kept[1], _vit_tokens(work)),
@@ -278,7 +283,7 @@ def _gathered(work: RankWork) -> list[MemoryItem]:
 def _step(work: RankWork) -> list[MemoryItem]:
     config, size = work.config, work.compute.itemsize
     hidden = config.llm.hidden_size
-    whole, _ = layer_activation_bytes(config, work.compute, is_compiled=work.parallelism.compile)
+    whole, _ = _layer_bytes(work)
     recomputed = work.tokens * whole if _kept_share(work.parallelism) < 1 else 0
     backward = work.tokens * (3 * config.llm.intermediate_size + 4 * hidden) * size
     logits = min(CHUNK_LOGITS, work.tokens * config.llm.vocab_size)
@@ -310,6 +315,15 @@ def _host(work: RankWork) -> list[MemoryItem]:
             name="copy of a checkpoint while it is written", host=copied if work.async_save else 0
         ),
     ]
+
+
+def _layer_bytes(work: RankWork) -> tuple[int, int]:
+    return layer_activation_bytes(
+        work.config,
+        work.compute,
+        is_compiled=work.parallelism.compile,
+        has_adapters=work.counts.layer_trained < work.counts.layer // 2,
+    )
 
 
 def _kept_share(parallelism: Parallelism) -> float:

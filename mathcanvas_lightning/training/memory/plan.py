@@ -12,7 +12,7 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.inspection.batch import instantiate_section, read_sections
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.parallelize import is_in_layers, layers, prepare_without_memory
+from mathcanvas_lightning.model.parallelize import is_in_layers, prepare_without_memory
 from mathcanvas_lightning.model.vae import count_vae_parameters
 from mathcanvas_lightning.training.memory.formulas import (
     Counts,
@@ -183,7 +183,7 @@ def count_network(
         for name, parameter in model.named_parameters()
         if is_in_layers(name) and parameter.ndim == 2 and not parameter.requires_grad
     )
-    stacks = [_count(layer) for layer in layers(model)]
+    stacks = [_count(layer) for layer in model.layers()]
     total, trained = _count(model)
     return Counts(
         total=total,

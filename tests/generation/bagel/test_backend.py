@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.generation.run.answer_folders import reasoning_result
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.model.config import BagelConfig
+from mathcanvas_lightning.model.layers.quantized import LAYER_OF, quantized_layers
 from mathcanvas_lightning.records.pictures import Picture
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, golden_folder, png
@@ -250,9 +252,39 @@ def test_settings_contain_what_changes_the_answers() -> None:
         {"interpolate_positions": True},
         {"drawing": {"num_timesteps": 5}},
         {"dtype": "float32"},
+        {"weights": "bf16"},
+        {"weights": "int8"},
+        {"weights": "nf4"},
     ):
         assert backend(**change).settings != found
     assert backend(max_batch_size=1).settings == found
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "nf4"])
+def test_weights_with_fewer_bits(weights: str) -> None:
+    if weights == "nf4":
+        pytest.importorskip("bitsandbytes")
+    made = backend(weights=weights)
+    found = answers(made, *QUESTIONS[:2])
+    made.start()
+    model = made.generator._model  # type: ignore[attr-defined]
+    made.close()
+    assert all(response.failure is None for response in found.values())
+    kinds = {type(layer) for _, layer in quantized_layers(model)}
+    assert kinds == ({LAYER_OF[weights]} if weights in LAYER_OF else set())  # type: ignore[index]
+    computed = torch.bfloat16 if weights == "bf16" else torch.float32
+    assert model.language_model.lm_head.weight.dtype == computed
+
+
+def test_weights_that_contradict_the_precision_are_refused() -> None:
+    with pytest.raises(ConfigError, match="weights: found bf16, with dtype float32"):
+        backend(weights="bf16", dtype="float32")
+
+
+def test_nf4_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"^weights: found nf4.*mathcanvas-lightning\[qlora\]"):
+        backend(weights="nf4").start()
 
 
 def test_positions_can_be_interpolated() -> None:

@@ -29,6 +29,7 @@ def flatten(samples: list[list[tuple[int, Any]]]) -> tuple[list[int], tuple[Spli
     return lens, make_splits(lengths, modes)
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_rule_for_each_pair(samples: list[list[tuple[int, Any]]]) -> None:
     lens, splits = flatten(samples)
@@ -87,6 +88,7 @@ def test_paths_agree(
     torch.testing.assert_close(out, results["dense"][0], atol=1e-5, rtol=1e-4)
 
 
+@settings(deadline=None)
 @given(SAMPLES, st.integers(0, 100))
 def test_order_of_storage_does_not_matter(samples: list[list[tuple[int, Any]]], seed: int) -> None:
     lens, splits = flatten(samples)

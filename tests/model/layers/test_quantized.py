@@ -1,6 +1,7 @@
-"""Layers in NF4: error of the quantization, gradients, memory, and what is quantized."""
+"""Layers in NF4 and int8: error of the quantization, gradients, memory, and what is quantized."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers import quantized
 from mathcanvas_lightning.model.layers.quantized import (
+    Int8Linear,
     NF4Linear,
+    WeightKind,
     quantize_frozen,
     quantized_layers,
     through_nf4,
@@ -93,3 +96,48 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"mathcanvas-lightning\[qlora\]"):
         quantize_frozen(nn.Linear(2, 2).requires_grad_(False), torch.float32)
     assert quantized.BLOCK == 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_stays_within_half_a_level(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(33, 20).requires_grad_(False)
+    linear.weight[3] = 0.0
+    linear.weight[4] *= 1e-6  # a row of small weights has a scale of its own
+    layer = Int8Linear(linear, dtype)
+    layer.load(linear.weight)
+    level = linear.weight.abs().amax(1, keepdim=True) / 127
+    error = (layer.weight * layer.scale[:, None] - linear.weight).abs()
+    assert bool((error <= level / 2 + 1e-9).all())
+    x = torch.randn(5, 33, dtype=dtype)
+    exact = x.float() @ (layer.weight * layer.scale[:, None]).T + linear.bias
+    # Only the result is rounded to bfloat16, never the scales.
+    torch.testing.assert_close(
+        layer(x), exact.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1.6e-2, atol=1e-2
+    )
+    assert layer(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "least", "most"), [("nf4", 4, 0.07, 0.12), ("int8", 8, 0.004, 0.012)]
+)
+def test_checkpoint_is_quantized_while_it_is_loaded(
+    kind: WeightKind, bits: int, least: float, most: float, tmp_path: Path
+) -> None:
+    exact = build(quantized=False, lora=False)
+    exact.save_checkpoint(tmp_path, dtype=torch.float32)
+    model = Bagel.from_checkpoint(tmp_path, dtype=torch.float32, quantized=kind)
+    wanted = {name: p.detach() for name, p in exact.named_parameters()}
+    layers = dict(quantized_layers(model))
+    assert len(layers) == CONFIG.llm.num_hidden_layers * 14 + CONFIG.vit.num_layers_used * 6
+    for name, layer in layers.items():
+        assert layer.weight.nbytes == layer.num_weights * bits // 8
+        error = (layer.dequantized() - wanted[name]).norm() / wanted[name].norm()
+        assert least < float(error) < most, name
+    for name, parameter in model.named_parameters():
+        assert name in layers or torch.equal(parameter, wanted[name]), name
+
+
+def test_choice_of_components_of_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="components: found a choice, with quantized='int8'"):
+        Bagel.from_checkpoint(tmp_path, quantized="int8", components=["connector"])

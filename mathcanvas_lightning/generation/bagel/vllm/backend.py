@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.settings import journal_options
 from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
@@ -76,7 +77,7 @@ class VLLMBagelBackend(BagelBackend):
         settings: Batch size, memory, precision and image sizes, see `BagelSettings`.
 
     Raises:
-        ConfigError: If a setting is out of range, or set twice.
+        ConfigError: If a setting is out of range or set twice, or weights are quantized.
     """
 
     def __init__(
@@ -102,6 +103,13 @@ class VLLMBagelBackend(BagelBackend):
             max_images=max_images,
             **settings,
         )
+        if self._options.quantized is not None:
+            raise ConfigError(
+                "weights",
+                found=f"{self._options.quantized}, with VLLMBagelBackend",
+                wanted="auto or bf16: vLLM holds weights of its own, and would write with others",
+                remedy="Use BagelBackend, or leave weights out.",
+            )
         self._engine = engine
         self._new_engine("auto", None)  # checks the settings
 

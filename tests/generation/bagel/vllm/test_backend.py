@@ -176,6 +176,8 @@ def test_bad_settings_are_found_before_the_start(monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(ConfigError, match=name):
             backend(engine=engine)
+    with pytest.raises(ConfigError, match="weights: found int8, with VLLMBagelBackend"):
+        backend(weights="int8")
 
 
 def test_settings_contain_what_changes_the_answers() -> None:
