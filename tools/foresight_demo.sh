@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures what drawings help. The question shows four cubes from above and names moves; the answer
-# is the stack at the end. One model draws the stack after each move, the other one writes the same
-# words without drawings; all else is equal. Everything goes to demo/foresight/.
+# Measures what drawings help. The question shows two cubes and names moves; the answer is the stack
+# at the end. One model draws the stack after each move, the other one writes the same words without
+# drawings; all else is equal. Everything goes to demo/foresight/.
 #   bash tools/foresight_demo.sh
 # SEED names another seed of the two models (remove their run folders first); STEPS, ROWS and
 # HELD_OUT make everything smaller.
@@ -11,9 +11,8 @@ cd "$(dirname "$0")/.."
 make_env
 
 seed="${SEED:-0}" here=demo/foresight
-world=(--level 4 --question stack --view above --min_blocks 4 --max_blocks 4)
 
-generate() { python tools/generate_blockmoving.py "${world[@]}" "$@"; }
+generate() { python tools/generate_blockmoving.py --level 1 --question stack "$@"; }
 
 # shards SOURCE OUTPUT
 shards() {
@@ -30,10 +29,11 @@ puzzles() {
             --drawings "$(has_drawings "$arm")" --output "$here/$arm/source_validation"
         shards "$here/$arm/source_validation" "$here/$arm/shards_validation"
     done
-    generate --part train --num_moves 4 --num_tasks 1 --seed 0 --output "$here/help" \
-        --extra "move=$((rows * 12 / 5)),describe=$((rows * 12 / 5))"
-    generate --part validation --num_moves 4 --num_tasks 1 --seed 1 --output "$here/validation" \
-        --extra move=60,describe=100
+    # What the base model may know: every stack, and every single move.
+    generate --num_moves 4 --num_tasks 1 --seed 0 --output "$here/help" \
+        --extra "move=$((rows * 2)),describe=$rows"
+    generate --num_moves 4 --num_tasks 1 --seed 1 --output "$here/validation" \
+        --extra move=100,describe=100
     for moves in 1 2 3 4; do
         for arm in drawn plain; do
             generate --part train --num_moves "$moves" --num_tasks "$rows" --seed "1$moves" \
@@ -46,11 +46,19 @@ puzzles() {
     done
 }
 
+# In two legs, the second from the weights of the first with a new schedule and other noise.
 base_model() {
-    python tools/make_tiny_bagel.py --output "$here/tiny_bagel" --preset tiny --pretrained
-    mathcanvas fit --config configs/fit/foresight_base.yaml ${STEPS:+--trainer.max_steps "$STEPS"}
-    python tools/export_checkpoint.py "$here/base/checkpoints/last.ckpt" \
-        --output "$here/base/export" --overwrite
+    python tools/make_tiny_bagel.py --output "$here/base_0" --preset tiny --pretrained
+    local leg before
+    for leg in 1 2; do
+        before="$here/base_1/export"
+        if [ "$leg" = 1 ]; then before="$here/base_0"; fi
+        mathcanvas fit --config configs/fit/foresight_base.yaml --seed_everything $((leg - 1)) \
+            --trainer.default_root_dir "$here/base_$leg" \
+            --model.init_args.source.checkpoint "$before" ${STEPS:+--trainer.max_steps "$STEPS"}
+        python tools/export_checkpoint.py "$here/base_$leg/checkpoints/last.ckpt" \
+            --output "$here/base_$leg/export" --overwrite
+    done
 }
 
 # train ARM
