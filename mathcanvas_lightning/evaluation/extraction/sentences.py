@@ -43,9 +43,10 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _RESULT = re.compile(
-    r"[,;]\s*(?:and\s+)?(?:so|thus|hence|therefore|whence|which (?:means|implies|gives|gives us"
+    r"(?:[,;]|\.{3}|…|—)\s*(?:and\s+)?(?:so|thus|hence|therefore|whence|which (?:means|implies"
+    r"|gives|gives us"
     r"|makes|leaves|is)|meaning|giving(?: us)?|making|leaving|yielding|for a total of|i\.e\.,?"
-    r"|that is,?)\b(?:\s+that\b)?[,:]?\s+",
+    r"|that is,?|or(?=\s\d[\d,.]*\s[a-z]+$))(?:\s+that\b)?[,:]?\s+",
     re.IGNORECASE,
 )
 _ADVERBIAL = re.compile(
@@ -71,7 +72,8 @@ _VERB = re.compile(
     r"|weighs?|measures?|makes?|leaves?|contains?|earns?|pays?|paid|requires?|totals?|saves?"
     r"|spends?|spent|receives?|received|lasts?|shows?|reads?|represents?|becomes?|remains?"
     r"|reach(?:es|ed)?|sold|sells?|bought|buys?|eats?|ate|find|found|obtain|yields?"
-    r"|produces?|owes?|uses?|covers?|travels?|(?:simplifies|comes|reduces|evaluates|adds up"
+    r"|divides|produces?|owes?|uses?|covers?|travels?|(?:simplifies|comes|reduces|evaluates"
+    r"|adds up"
     r"|amounts|equal) to)\b"
     r"|\b(?:It|That|There|it|that|there)['’]s)(?=[\s:])"
 )
@@ -106,11 +108,16 @@ _IN_TOTAL = re.compile(
     rf"|\ba\stotal\sof\s({NUMBER}{UNIT})"
 )
 _LETTERED = re.compile(
-    r"\b(?:is|be)\s(?:therefore\s|thus\s|hence\s)?(\(?[A-H][.):]\s?\S[^.]{0,60})\.?$"
+    r"\b(?:is|be)\s(?:therefore\s|thus\s|hence\s)?(\(?[A-H][.):]\s?\S(?:[^.]|\.\d){0,60})\.?$"
 )
+_IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
+_ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
 _IS_LETTER = re.compile(r"\b(?:is|be)\s\(?([A-H])\)?$")
-_DENIED = re.compile(r"\b(?:not|never|cannot)\b(?![^,]*\bbut\b)|n't\b")
+_DENIED = re.compile(
+    r"\b(?:not(?!\s(?:defined|differentiable|continuous)\b)|never"
+    r"|cannot)\b(?![^,]*\bbut\b)|n't\b"
+)
 _DECISION = re.compile(r"(?:yes|no|true|false)\b(?!\s+(?:such|solution))", re.IGNORECASE)
 _DECIDED = re.compile(r"\s*(yes|no|true|false)[,:]\s", re.IGNORECASE)
 _NONE = re.compile(
@@ -119,6 +126,11 @@ _NONE = re.compile(
 )
 _BEHAVES = re.compile(
     r"[^,;=$]{2,60}\s(converges|diverges|increases|decreases|doubles|stays\sthe\ssame)"
+)
+_RELATED = re.compile(
+    r"[^,;=$]{1,80}?\s(?:is|are)\s(perpendicular|parallel|tangent|congruent|similar|orthogonal"
+    r"|closed"
+    r"|proportional)\s.*"
 )
 _CHOSEN = re.compile(
     r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|likes?|liked|picked"
@@ -140,13 +152,15 @@ _ONLY = re.compile(
 _FIRST_OF = re.compile(
     rf"{_SUBJECT}\s(?:(?:is|are|was|has|had|will\s(?:be|have)|finish(?:es|ed)|comes?|came"
     rf"|arrives?|runs?"
-    r"|ran|sold|scored|won|got)\s(?:the\s)?(?:first|last|winner|most|least|fewest|best|worst"
+    r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner"
+    r"|most|least|fewest|best|worst"
     r"|[a-z]{3,}est)"
     r"\b|wins?\b|won\b)(?!\s(?:common|prime|integer|number|even|odd))",
     re.IGNORECASE,
 )
 _PREDICATE = re.compile(
-    r"[^,;=$]{1,80}?\s(?:is|are|(?:must|should|will|would|has to|can only)\sbe|becomes?|remains?)"
+    r"[^,;=$]{1,80}?\s(?:is|are|(?:must|should|will|would|has to|can only)\sbe|becomes?|remains?"
+    r"|(?:folds|turns)\sinto|forms?|looks?\slike|resembles?|depicts?)"
     r"\s(?:called\s|an?\s|the\s|always\s|both\s|therefore\s|thus\s|also\s)*"
     r"((?!(?:[a-z]+\s)*(?:of|in|on|at|to|about|for|by|with|than|from|under|that|which|is|are)\b)"
     r"[A-Za-z][A-Za-z'-]*(?:\s[A-Za-z'-]+){0,3})"
@@ -164,7 +178,8 @@ def stated_value(line: str) -> str:
         The value or a list of values; empty if the sentence has none.
     """
     text = mark_prices(line)
-    if _CHINESE.search(text) or len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS:
+    is_short = not _IT_IS.match(text) and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
+    if is_short or _CHINESE.search(text):
         return ""
     if stated := _LETTERED.search(text) or _DECIDED.match(text):
         return stated[1].replace(MONEY, "$")
@@ -192,9 +207,10 @@ def stated_words(line: str) -> str:
     clause = re.sub(r"\s(?:with|having)\s.*", "", main_clause(sentence))
     if named := _ONLY.match(clause) or _FIRST_OF.match(clause):
         return named[1]
-    if found := _NONE.fullmatch(clause) or _BEHAVES.fullmatch(clause) or _CHOSEN.fullmatch(clause):
-        return found[1]
-    predicate = _PREDICATE.fullmatch(clause)
+    for pattern in (_NONE, _BEHAVES, _CHOSEN):
+        if found := pattern.fullmatch(clause):
+            return found[1]
+    predicate = _RELATED.fullmatch(clause) or _PREDICATE.fullmatch(clause)
     is_denied = _DENIED.search(clause) or re.match(r"no\s", clause, re.IGNORECASE)
     return predicate[1] if predicate and not is_denied else ""
 
@@ -240,9 +256,9 @@ def _clause_end(clause: str) -> int:
 
 
 def _of_clause(clause: str) -> str:
-    for pattern in (_IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS):
+    for pattern in (_IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS, _ORIGIN):
         if found := pattern.search(clause):
-            return next(filter(None, found.groups()))
+            return str(next(filter(None, found.groups())))
     parts = [_of_clause(one) for one in _AND.split(clause)] if _are_clauses(clause) else []
     if parts:
         return ", ".join(parts)
@@ -277,7 +293,7 @@ def _without_adjuncts(clause: str, values: Sequence[re.Match[str]]) -> list[re.M
     end, is_free = 0, True
     for value in values:
         gap = clause[end : value.start()]
-        if not (end and (_LIST_GAP.fullmatch(gap) or _WITH.fullmatch(gap))):
+        if not (end and (_LIST_GAP.fullmatch(gap) or _is_pair(gap, value[0]))):
             before = clause[: value.start()]
             is_free = _CHANGED.search(before) is not None or not _ADJUNCT.search(before)
         end = value.end()
@@ -285,14 +301,18 @@ def _without_adjuncts(clause: str, values: Sequence[re.Match[str]]) -> list[re.M
     return free
 
 
+def _is_pair(gap: str, value: str) -> bool:
+    """Whether a gap joins two values: 4 to 9, 5 m by 8 m, at (1, 2) with radius 3."""
+    is_time = re.search(r"[ap]\.?m\b", value) is not None
+    return bool(_WITH.fullmatch(gap) or (_RATIO_GAP.fullmatch(gap) and not is_time))
+
+
 def _joined(clause: str, values: Sequence[re.Match[str]]) -> str:
     """The first value, with those that are coordinated with it."""
     run = [values[0]]
     for value in values[1:]:
         gap = clause[run[-1].end() : value.start()]
-        if not (
-            gap == " " or _JOINED.search(gap) or _RATIO_GAP.fullmatch(gap) or _WITH.fullmatch(gap)
-        ):
+        if not (gap == " " or _JOINED.search(gap) or _is_pair(gap, value[0])):
             break
         run.append(value)
     gaps = [clause[a.end() : b.start()] for a, b in pairwise(run)]

@@ -58,7 +58,8 @@ _GUESS = re.compile(
 )
 _LEAD = re.compile(
     r"^(?:(?:therefore|thus|hence|so|approximately|approx\.?|about|roughly|around|nearly|equal to"
-    r"|given by|the letter|the number|either|simply|just|exactly|clearly|now|then|option|choice"
+    r"|given by|the letter|the number|either|simply|just|exactly|clearly|now|then"
+    r"|(?:option|choice)(?!\s*\d)"
     r"|约为?|大约)(?![A-Za-z])"
     r"[\s,:]*|[:=]\s*)",
     re.IGNORECASE,
@@ -85,7 +86,8 @@ _BEHIND = re.compile(
     r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more|with|as|works)\b.*"
 )
 _ENDING_CHINESE = re.compile(
-    r"(?:所以|因此|综上|故|答|∴)[^\d]{0,60}?(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,6}?)[.。]?"
+    r"(?:所以|因此|综上|故|答|则|那么|于是|从而|∴)[^\d]{0,60}?"
+    r"(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,10}?)[.。]?"
 )
 _NAMED = re.compile(
     r"(?![A-Za-z]*[a-z]{3})[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}"
@@ -113,7 +115,8 @@ _CHINESE_END = re.compile(
     r"|(?:方程|解析式|表达式|关系式|公式)[为是:]\s*([^一-鿿$]{3,})$"
     r"|(?:(?:所以|因此|故|答).{0,30}|^.{0,9}(?:说法|结论|命题|判断|图形|关系))是([一-鿿]{2,8}?)的?$"
     r"|^(?:所以|因此|故|答\s*:)\s*([一-鿿]{2,3}?)(?:最?先|最[多少快慢高大小]|跑得|获胜|赢)(?!的)"
-    r"|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
+    r"|(?:说法|结论|命题|判断)(?:是)?(不?正确|错误|不?对|不?成立)的?$"
+    r"|第(\d+)[名个位]?$|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
 _REMAINDER = re.compile(r"((?:每|平均)[^,\d]*\d[^,\d]*),\s*还?[剩余][^,]*$")
@@ -237,7 +240,7 @@ def statement(text: str, *, is_line: bool = False) -> str:
     for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
         if end is not None:
             line = line[: min(end.start(), len(line))]
-    return line
+    return re.sub(r"\s(?:itself|again|too)$", "", line)
 
 
 def _is_prose(line: str, start: int) -> bool:
@@ -254,7 +257,7 @@ def is_plain(text: str) -> bool:
     if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
         return True
     begins = re.match(
-        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
+        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳π∞]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
     )
     return bool(begins) and len(_WORD.findall(re.sub(r"\\text\{([^{}]*)\}", "", text))) <= 3
 

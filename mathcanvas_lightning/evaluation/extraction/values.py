@@ -9,7 +9,7 @@ _PRICE = re.compile(r"\\?\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]*(?:\s|$)|/))")
 NUMBER = r"(?>\d{1,3}(?:,\d{3})++|\d++)(?>\.\d++)?"
 _ATOM = (
     rf"(?:{NUMBER}|√\d+|√\([^()]*\)|π|\((?:[^()A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*\)"
-    rf"|[A-Za-z](?![A-Za-z'’]))"
+    rf"|(?<=\d)(?!st|nd|rd|th)[a-z]{{2}}(?![A-Za-z])|[A-Za-z]{{1,2}}(?=\^)|[A-Za-z](?![A-Za-z'’]))"
     r"[²³°'!]?"
 )
 _SIGN = r"[-\N{MINUS SIGN}±+]?"
@@ -62,7 +62,8 @@ _SIGN_OF_VALUE = re.compile(
 )
 """What the name of a function or point lacks."""
 WORDED = re.compile(
-    rf"\b(?:(?:{_ONES})[\s-](?:{_PARTS})|half past (?:{_ONES})|(?:a )?quarter (?:past"
+    rf"\b(?:(?:{_ONES})[\s-](?:{_PARTS})|(?:a |one )?(?:half|third|quarter|fourth|fifth"
+    rf"|tenth)(?= of\b)|half past (?:{_ONES})|(?:a )?quarter (?:past"
     rf"|to) (?:{_ONES})"
     rf"|(?:{_ONES}))\b(?!-)",
     re.IGNORECASE,
