@@ -5,16 +5,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from mathcanvas_lightning.common.paths import is_http, is_remote
 from mathcanvas_lightning.errors import ConfigError, StorageError
-from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.config import FileStatus, StorageConfig
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import AccessDeniedError
 
+T = TypeVar("T")
 MAX_FAILURES = 3
 """Failures in a row after which a host counts as down."""
 REST_S = 300.0
@@ -37,6 +39,9 @@ class FetchSettings:
     """Maximum number of retries after a failed try."""
     num_parallel: int = 16
     """Number of records whose pictures are read at a time; twice as many are read ahead."""
+    check_changes: bool = False
+    """Whether servers are asked before a run for the size and ETag of the pictures (a HEAD request
+    for each), so that answered records whose picture has changed are asked again."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -88,11 +93,28 @@ class HostReader:
             return self._plain.read_bytes(location, max_bytes=max_bytes)
         if (data := self._recent.get(location)) is not None:
             return data
-        host = urlsplit(location).netloc.rpartition("@")[2]
+        data = self._ask(location, lambda files: files.read_bytes(location, max_bytes=max_bytes))
+        self._recent.add(location, data)
+        return data
+
+    def status(self, url: str) -> FileStatus:
+        """Size and version of a file, without reading it.
+
+        Args:
+            url: URL.
+
+        Raises:
+            DataError: If the file does not exist.
+            StorageError: If the host does not answer, is down, or gives no size.
+        """
+        return self._ask(url, lambda files: files.status(url))
+
+    def _ask(self, url: str, request: Callable[[Storage], T]) -> T:
+        """Sends a request, unless the host is down; notes whether the host answers."""
+        host = urlsplit(url).netloc.rpartition("@")[2]
         self._hosts.require(host)
-        storage = self._web if is_http(location) else self._plain
         try:
-            data = storage.read_bytes(location, max_bytes=max_bytes)
+            answer = request(self._web if is_http(url) else self._plain)
         except StorageError as error:
             self._hosts.note(host, is_up=isinstance(error, AccessDeniedError))
             raise
@@ -100,8 +122,7 @@ class HostReader:
             self._hosts.note(host, is_up=True)  # it answered: no such file, or too large
             raise
         self._hosts.note(host, is_up=True)
-        self._recent.add(location, data)
-        return data
+        return answer
 
 
 @dataclass(slots=True)

@@ -5,10 +5,12 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.records.access import Access
 from mathcanvas_lightning.records.faults import FaultList
 from mathcanvas_lightning.records.files import format_of
@@ -26,6 +28,7 @@ from mathcanvas_lightning.records.record import (
     parsed_records,
     record_identity,
 )
+from mathcanvas_lightning.records.versions import stamp_with, url_versions
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +89,17 @@ def survey(
     _check_names(inputs, faults)
     keys: list[RecordKey] = []
     for source in inputs:
-        keys += _InputCheck(
+        check = _InputCheck(
             source=source, filters=filters, fields=fields, faults=faults, record_faults=skipped
-        ).run()
+        )
+        found = list(check.run())
+        versions = url_versions(chain(*check.urls.values()), source.fetching)
+        keys += [
+            replace(key, stamp=stamp_with(key.stamp, check.urls[key.uid], versions))
+            if key.uid in check.urls
+            else key
+            for key in found
+        ]
     faults.raise_if_any()
     num_skipped = sum(key.fault is not None for key in keys)
     if num_skipped == len(keys):
@@ -146,6 +157,8 @@ class _InputCheck:
     """Required field -> number of records without it."""
     found: dict[str, None] = field(default_factory=dict)
     """Fields of the first records."""
+    urls: dict[str, list[str]] = field(default_factory=dict)
+    """Uid -> pictures at URLs whose versions are to be asked for."""
     num_unplaced: int = 0
     """Number of records with picture marks but without pictures."""
 
@@ -184,6 +197,9 @@ class _InputCheck:
             place_marks(record.query, len(record.images))
         except MarkError as error:
             faults.append(self._add("a mark without picture", place, str(error)))
+        if self.source.fetching.check_changes:
+            urls = [one for one in located if isinstance(one, str) and is_remote(one)]
+            self.urls |= {record.uid: urls} if urls else {}
         self.num_unplaced += not record.images and has_marks(record.query)
         return RecordKey(
             label=self.source.label,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mathcanvas_lightning.records.hosts import (
 )
 from mathcanvas_lightning.records.pictures import PictureError
 from mathcanvas_lightning.records.record import Record, RecordInput
+from mathcanvas_lightning.records.survey import survey
 from tests.conftest import png
 
 PICTURE = png()
@@ -40,6 +42,7 @@ class PictureHost:
         self.num_open = 0
         self.max_open = 0
         self.url = ""
+        self.etag = "first"
         self.lock = threading.Lock()
         self.both = threading.Barrier(2)
         self.ended = threading.Event()
@@ -81,6 +84,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     if host.ended.wait(0.1):
                         return
             self.wfile.write(data)
+
+    def do_HEAD(self) -> None:
+        with self.server.host.opened(f"HEAD {self.path}"):
+            self.send_response(404 if "missing" in self.path else 200)
+            self.send_header("Content-Length", str(len(PICTURE)))
+            self.send_header("ETag", self.server.host.etag)
+            self.end_headers()
 
     def log_message(self, *args: Any) -> None:
         """Logs nothing."""
@@ -215,6 +225,28 @@ def test_a_run_reads_each_picture_once(host: PictureHost, tmp_path: Path) -> Non
     assert {len(one.pictures) for one in requests if isinstance(one, GenerationRequest)} == {1}
     assert len({one.uid for one in requests}) == 20
     assert set(host.tries.values()) == {1}
+
+
+def test_changed_pictures_at_urls_are_noticed_without_reading_them(
+    host: PictureHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "questions.jsonl"
+    lines = [
+        {"sample_index": name, "query_cot": "q", "image": f"{host.url}/{name}.png"}
+        for name in ("good", "missing")
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    unchecked = [RecordInput(path=str(source), fetching=FAST)]
+    checked = [replace(unchecked[0], fetching=replace(FAST, check_changes=True))]
+    assert [key.stamp for key in survey(unchecked)] == [None, None]
+    assert not host.tries
+    (first, missing), (again, _) = survey(checked), survey(checked)
+    assert first.stamp == again.stamp is not None
+    assert missing.stamp is None
+    assert "1 of 2 pictures at URLs" in caplog.text
+    host.etag = "second"
+    assert survey(checked)[0].stamp != first.stamp
+    assert host.tries["/good.png"] == 0
 
 
 def test_an_early_end_waits_for_nothing(host: PictureHost) -> None:

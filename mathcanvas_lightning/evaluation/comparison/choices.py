@@ -9,8 +9,10 @@ LETTERS = "ABCDEFGHIJ"
 """Letters of questions whose options are not known."""
 
 _LEAD = re.compile(
-    r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answers?|options?|choices?)\b(?:\s+(?:is|are))?\s*:?\s*"
-    r"|(?:[Ff]igure|[Gg]raph|[Dd]iagram|[Pp]icture|[Ii]mage|图)\s*(?=\(?[A-H]\)?$)"
+    r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answers?|options?|choices?)\b(?:\s+(?:is"
+    r"|are))?\s*:?\s*"
+    r"|(?:[Ff]igure|[Gg]raph|[Dd]iagram|[Pp]icture|[Ii]mage|[Cc]ontainer|[Oo]bject|[Bb]ox"
+    r"|[Ss]hape|[Pp]iece|图)\s*(?=\(?[A-H]\)?$)"
     r"|(?:所以|因此|故)?\s*(?:正确)?(?:答案|选项|选择|应选|故选|选)\s*[是为]?\s*[::]?\s*|answer\s+",
     re.IGNORECASE,
 )
@@ -20,6 +22,10 @@ _WITH_TEXT = re.compile(
     r"(?:\(([A-Za-z])\)\s*|\[([A-Za-z])\]\s*|([A-Za-z])(?:[.):]\s*|、\s*|,\s+(?=\d)"
     r"|\s+(?=\([^(),]*\)$)))(?=\S)(.*)",
     re.DOTALL,
+)
+_TEXT_LETTER = re.compile(
+    r"^\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?([A-Z])(?:\)[.:]?|[.:])\s*\}(?:\\[ ,;]|\\q?quad"
+    r"|\s)*(?=\S)"
 )
 _SEVERAL = re.compile(
     r"[\[({]?\s*(?:[A-Z]{2,8}|\(?[A-Z]\)?(?:\s*(?:,|;|、|&|/|\band\b|和|与|\s)+\s*\(?[A-Z]\)?)+"
@@ -40,7 +46,7 @@ _ROMAN = {
     "X": 10,
 }
 _ROMANS = re.compile(
-    r"(?:(?:[Oo]nly|[Bb]oth)\s+)?(?:[Ss]tatements?\s+)?"
+    r"(?:(?:[Oo]nly|[Bb]oth)\s+)?(?:(?:[Ss]tatements?|[Qq]uadrant)\s+)?"
     rf"((?:\(?\b(?:{'|'.join([*_ROMAN, *map(str.lower, _ROMAN)])})\b\)?"
     r"(?:\s|,|;|、|and\b|和|与|&)*)+)"
     r"(?:only|are (?:true|correct)|is (?:true|correct))?"
@@ -94,7 +100,7 @@ def split_letter(text: str) -> tuple[str, str]:
     Returns:
         The capital letter and the text behind it; an empty letter and the whole text without one.
     """
-    match = _WITH_TEXT.fullmatch(text.strip())
+    match = _WITH_TEXT.fullmatch(_TEXT_LETTER.sub(r"(\1) ", text.strip()))
     if match is None:
         return "", text
     letter = next(filter(None, match.groups()[:3]))
@@ -172,7 +178,8 @@ def same_statements(given: str, expected: str) -> bool | None:
 
 def _romans_in(text: str) -> frozenset[int]:
     """The numbers of statements such as I and III."""
-    found = _ROMANS.fullmatch(unicodedata.normalize("NFKC", text).strip(" .$"))
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
+    found = _ROMANS.fullmatch(text.strip(" .$"))
     names = re.findall("[IVX]+", found[1].upper()) if found else ()
     return frozenset(_ROMAN.get(name, 0) for name in names)
 
@@ -209,7 +216,7 @@ def _without_lead(answer: str) -> str:
         "",
         text,
     )
-    text = re.sub(r"^[Bb]oth\s+", "", text)
+    text = re.sub(r"^[Bb]oth\s+|(?<=\s)[Oo]ption\s+(?=\(?[A-H]\)?(?!\w))", "", text)
     while (rest := _LEAD.sub("", text, count=1) if _LEAD.match(text) else text) != text and rest:
         text = rest.strip()
     return text

@@ -23,7 +23,8 @@ _LEAD = re.compile(
 )
 _NOTE = re.compile(r"(?<=.)\s?\((?=[a-z\s]*[a-z]{4})[a-z]{2,}(?:\s[a-z]+){0,4}\)$")
 _EXCEPT = re.compile(
-    r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)"
+    r"(?:all )?(?:the )?reals?(?: numbers)?,? (?:except|but|other than)(?: for)?\s*(.+)",
+    re.IGNORECASE,
 )
 _LABEL = re.compile(
     r"(^|[,;]\s*)([A-Za-z][A-Za-z \-]{2,30}?|[一-鿿]{1,8})\s?:\s*(?=[-\d(\\$√π])(?![^,;]*:)"

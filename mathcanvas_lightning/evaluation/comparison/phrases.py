@@ -27,7 +27,13 @@ _ARTICLE = re.compile(r"^(?:the|a|an|it is|it's|they are|there are|there is|it|t
 _NO_SOLUTION = re.compile(
     r"(?:(?:the |this )?(?:equation|system|inequality|problem|x|it|there) (?:has|is|are) )?"
     r"no (?:real |integer |such |possible |valid )?(?:solutions?|roots?|values?|numbers?)"
-    r"(?: exists?)?"
+    r"(?: exists?)?|(?:there (?:is|are) )?no such [a-z]+(?: exists?)?"
+)
+_UNDETERMINED = re.compile(
+    r"(?:it )?(?:cannot|can't) be (?:determined|known|decided)|(?:it is )?(?:impossible"
+    r"|not possible) to"
+    r" (?:tell|determine|know|say|conclude)\b|(?:there is )?(?:not enough"
+    r"|insufficient) information"
 )
 _ASSERTED = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s?)?"
@@ -41,6 +47,7 @@ _ASSERTED = re.compile(
 """The subject of a statement such as "the triangle is isosceles"."""
 _NEGATION = re.compile(r"\b(?:not?|never|neither|none|un\w+)\b|n't", re.IGNORECASE)
 _SUFFIX = re.compile(
+    r" (?:sequences?|series|progressions?|triangles?|angles?|functions?|lines?|numbers?|events?)$|"
     r" (?:(?:congruence|similarity) ?)?(?:theorem|postulate|criterion|rule|axiom)?$"
 )
 _DECIDED = re.compile(
@@ -83,7 +90,9 @@ def phrase_of(text: str) -> str:
         return "no solution"
     if re.search(r"\bneither\b.*\bnor\b|^neither(?: one| of them)?$", plain):
         return "neither"
-    if plain.startswith(("cannot be determined", "can't be determined")):
+    if plain.startswith("infinitely many"):
+        return "infinitely many"
+    if _UNDETERMINED.match(plain):
         return "cannot be determined"
     asserted = _ASSERTED.match(text)
     if asserted and not _NEGATION.search(asserted[0]):

@@ -17,9 +17,11 @@ FULL_WIDTH = str.maketrans(
 """Full-width punctuation -> ASCII."""
 _TAGGED = re.compile(r"<(\d{1,2})>((?:(?!</?\d{1,2}>).)*)</\1>", re.DOTALL)
 _NUMBER = r"([0-9]{1,2}|[a-h]|i{1,3}|iv|vi?)"
-_MARK = re.compile(rf"(?<![\w)}}\]\\^])(?:[Pp]art\s+)?\({_NUMBER}\)[:.]?")
+_MARK = re.compile(rf"(?<![\w)}}\]\\^])(?:(?:(?:[Ff]or|[Ii]n)\s+)?[Pp]art\s+)?\({_NUMBER}\)[:.]?")
 _TIGHT_MARK = re.compile(rf"(?<![A-Za-z)}}\]\\^])\({_NUMBER}\)[:.]?")
-_PART = re.compile(r"\b[Pp]art\s+\(?([0-9]{1,2}|[a-hA-H])\)?\s*[:.\-\N{EN DASH}]?")
+_PART = re.compile(
+    r"\b(?:(?:[Ff]or|[Ii]n)\s+)?[Pp]art\s+\(?([0-9]{1,2}|[a-hA-H])\)?\s*[:.\-\N{EN DASH}]?"
+)
 _LINE_MARK = re.compile(r"^[ \t]*\(?([0-9]{1,2}|[a-h])[.):](?=\s)", re.MULTILINE)
 _INLINE_MARK = re.compile(r"(?:^|(?<=[\s;,.]))([0-9]{1,2}|[a-h])\)(?=\s)")
 _CIRCLED = re.compile("([①-⑳])")

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mathcanvas_lightning.evaluation.extraction.cleaning import EMPHASIS, Box, clean, find_boxes
+from mathcanvas_lightning.evaluation.extraction.sentences import (
+    stated_value,
+    stated_words,
+    without_lead,
+)
 
 MAX_CHARACTERS = 300
 MAX_PHRASES = 20
@@ -17,6 +22,8 @@ PHRASE = re.compile(
     r"(?:\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b\s+not\b[^\n.]{1,40}?\bbut\s"
     r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?|\s*[:=]"
     r"|\s*\n|\s+(?=\(?(?-i:[A-Z])\)?(?!\w)))\s*"
+    r"|\b(?:correct|right|best)\s+(?:option|choice)s?\s+(?:is|are|would\ be"
+    r"|must\ be)(?!\s+not\b)\s*:?\s*"
     r"|(?<=[?.]\ )A:\s|\bans\.\s"
     r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}"
     r"|正确的(?:选项|说法|结论|有|是|为|序号)+\s*:?\s*(?=[(A-H①-⑳])"
@@ -44,13 +51,16 @@ _CORRECT = re.compile(
     r"(?:\s*(?:,|&|\band\b)\s*)*)+)\s+(?:is|are)\s+(?:correct|true|right)"
 )
 _GUESS = re.compile(
-    r"\b(?:I\s+guess|I\s+think|it\s+is|it's|it\s+must\s+be|I(?:'d|\s+would)\s+(?:say|choose|pick)|go\s+with|going\s+with|goes\s+with)\s+"
+    r"\b(?:I\s+guess|I\s+think|it\s+is|it's|it\s+must\s+be|I(?:'d|\s+would)\s+(?:say|choose"
+    r"|pick)|go\s+with|going\s+with|goes\s+with)\s+"
     r"(?:option\s+|choice\s+)?\(?([A-H])\)?(?=[.!]?\s*(?:\n|$))",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
     r"^(?:(?:therefore|thus|hence|so|approximately|approx\.?|about|roughly|around|nearly|equal to"
-    r"|given by|either|simply|just|exactly|clearly|now|then|option|choice|约为?|大约)(?![A-Za-z])"
+    r"|given by|the letter|the number|either|simply|just|exactly|clearly|now|then"
+    r"|(?:option|choice)(?!\s*\d)"
+    r"|约为?|大约)(?![A-Za-z])"
     r"[\s,:]*|[:=]\s*)",
     re.IGNORECASE,
 )
@@ -60,39 +70,32 @@ _FACTORIAL = re.compile(r"(?<=[\dA-Za-z)])!(?=$)")
 _DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
 _LETTER_AND_TEXT = re.compile(r"(\(?[A-Z]\)?)[.,:]\s+(?=\S)")
 _PROSE_AHEAD = re.compile(
-    r"(?:option|note|since|because|choice|this|that|the other|however|we|it)\b", re.I
+    r"(?:options?|note|since|because|choices?|this|that|the other|however|we|it)\b", re.I
 )
 _CONCLUSION = re.compile(
     r"\b(?:value|total|area|length|sum|number|probability|distance|volume|perimeter|cost|price"
     r"|speed|rate|average|mean|median|score|angle|radius|amount|maximum|minimum|height|width)"
     r"\s+of\s+(?=[-\d$\\])"
-    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?|measures?|makes?"
-    r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?|lasts?)\b:?\s+(?:(?:them|him|her|it|us|you|me)\s+)?"
+    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?"
+    r"|measures?|makes?"
+    r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?"
+    r"|lasts?)\b:?\s+(?:(?:them|him|her|it|us|you|me)\s+)?"
     r"|\bIt's\s+|\b(?:at|after|in|within)\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
 _BEHIND = re.compile(
     r"\s(?:in|on|of|for|from|that|left|altogether|to|who|which|in total|more|with|as|works)\b.*"
 )
-_ENDING = re.compile(
-    r"(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|所以|因此|综上|故)\b"
-    r".{0,200}?\s"
-    r"(\\?\$?-?\d[\d,./]*(?:\s?[A-Za-z°%/²³^]+){0,2}?)(?:\s(?:in total|altogether|in all|left))?"
-    r"[.!]?",
-    re.IGNORECASE,
-)
 _ENDING_CHINESE = re.compile(
-    r"(?:所以|因此|综上|故|答|∴)[^\d]{0,60}?(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,6}?)[.。]?"
-)
-_SUBJECT = re.compile(
-    r"([A-Za-z]\s*=\s*[^\s,]+|\$[^$]+\$|-?\d[\d,./]*(?:\s?[A-Za-z°%²³]+)?)\s+(?:is|are|as)\s+"
-    r"(?:the|our|my|an?)\s+(?:answer|length|area|value|solution|result|number|probability|smallest|largest|least|greatest|only|minimum|maximum|required|desired|final|correct|such)\b"
+    r"(?:所以|因此|综上|故|答|则|那么|于是|从而|∴)[^\d]{0,60}?"
+    r"(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,10}?)[.。]?"
 )
 _NAMED = re.compile(
     r"(?![A-Za-z]*[a-z]{3})[A-Za-z∠△°_0-9()]{1,8}\s*=\s*[^=]{1,60}"
     r"|[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})"
 )
 _NO_RESULT = re.compile(
-    r"(?:confidence|note|check|verification|explanation|reason|reasoning|time|difficulty|source|step|hint|score|page|method"
+    r"(?:confidence|note|check|verification|explanation|reason|reasoning|time|difficulty|source"
+    r"|step|hint|score|page|method"
     r"|given)\b",
     re.IGNORECASE,
 )
@@ -101,18 +104,22 @@ _CONDITION = re.compile(
     r"|,?\s(?:where|since|because|provided|given that|attained|achieved|reached|occurring)\s.*$"
     r"|\s\((?!mod)[a-z]{3,}[^()]*\)$"
 )
-_INTERVAL_END = re.compile(r"\bon(?:\sthe\sintervals?)?\s+(?:\$([^$]+)\$|([(\[][^()\[\]]+[)\]]))$")
 _FIGURE = re.compile(
     r"\b(?:piece|figure|graph|shape|diagram|picture|net|image|cube|tile)\s+\(?([A-H])\)?"
-    r"(?:\s+(?:shows|is|represents|matches|completes|fits)\s.*\b(?:correct|missing|answer|right)\b.*)?$",
+    r"(?:\s+(?:shows|is|represents|matches|completes|fits)\s.*\b(?:correct|missing|answer"
+    r"|right)\b.*)?$",
     re.IGNORECASE,
 )
 _CHINESE_END = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
-    r"|(?:所以|因此|故|答).{0,30}是([一-鿿]{2,8}?)的?$"
-    r"|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
+    r"|(?:方程|解析式|表达式|关系式|公式)[为是:]\s*([^一-鿿$]{3,})$"
+    r"|(?:(?:所以|因此|故|答).{0,30}|^.{0,9}(?:说法|结论|命题|判断|图形|关系))是([一-鿿]{2,8}?)的?$"
+    r"|^(?:所以|因此|故|答\s*:)\s*([一-鿿]{2,3}?)(?:最?先|最[多少快慢高大小]|跑得|获胜|赢)(?!的)"
+    r"|(?:说法|结论|命题|判断)(?:是)?(不?正确|错误|不?对|不?成立)的?$"
+    r"|第(\d+)[名个位]?$|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
+_REMAINDER = re.compile(r"((?:每|平均)[^,\d]*\d[^,\d]*),\s*还?[剩余][^,]*$")
 _PIECE = re.compile(
     r"\$[^$]+\$|\\\(.+?\\\)|[(\[][^()\[\]]*,[^()\[\]]*[)\]]"
     r"|(?<![\w.])[-−]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\s?[A-Za-z°%/²³^]+)?"
@@ -129,23 +136,10 @@ _LETTER_BEHIND = re.compile(r"(?:the )?[a-z ]+,\s*\(?([A-H])\)?[.]?$")
 _LEFT_WITH = re.compile(
     r"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?\(?([A-H])\)?$"
 )
-_FORMULA_ALONE = re.compile(
-    r"(?:therefore|thus|hence|so|所以|因此|故)?[,，]?\s*\$([^$=]+)\$", re.IGNORECASE
-)
 _OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
 _FIRST_LINE = re.compile(
     r"\s*[*_#\s]*(?:\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
     r"|(Yes|No|True|False)\.\s+(?=[A-Z]))"
-)
-_VALUE = r"(\\?\$?-?\d[^,;]{0,30}?|\$[^$]+\$|\([^()]{1,30}\))"
-_STATES = (
-    r"(?:(?:the|its)\s+[^.,=]{2,60}?\s(?:is|are)"
-    r"|[A-Z][a-z]+\s(?:is|has|gets|pays|earns|needs|takes|receives|paid|got))"
-)
-_TWO_VALUES = re.compile(
-    rf"(?:(?:so|thus|therefore|hence)[,:]?\s+)?{_STATES}\s{_VALUE}"
-    rf"(?:,\s*|\s+)and\s+{_STATES}\s{_VALUE}",
-    re.IGNORECASE,
 )
 _PHRASE_END = re.compile(
     r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
@@ -170,7 +164,8 @@ _CLOSING = re.compile(
 )
 """Last lines that only say goodbye."""
 _ENDS_IN_FORMULA = re.compile(
-    r"(?:\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have|equation|function|formula)|[为是得]):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
+    r"(?:\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have|equation|function|formula)"
+    r"|[为是得]):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
 )
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -203,19 +198,21 @@ def candidates(text: str) -> Iterator[str]:
     if first := _FIRST_LINE.match(plain):
         yield first[1] or first[2]
     plain = _without_closing(plain)
-    last_line = plain.strip().rpartition("\n")[2].strip()
+    last_line = _REMAINDER.sub(r"\1", plain.strip().rpartition("\n")[2].strip())
     if len(last_line) <= 4 * MAX_CHARACTERS:
+        yield stated_value(last_line)
+        yield stated_words(last_line)
         yield from _last_line(last_line)
         if display := _LAST_DISPLAY.search(plain[-4 * MAX_CHARACTERS :]):
             yield display[1] or display[2]
         yield _conclusion(last_line)
-        if ending := _ENDING.fullmatch(last_line) or _ENDING_CHINESE.fullmatch(last_line):
+        if ending := _ENDING_CHINESE.fullmatch(last_line):
             yield ending[1]
         if last_line != plain.strip() and is_plain(last_line):
             yield last_line
         yield _only_value(last_line)
     if "\n" not in plain.strip() and not _REFUSAL.match(plain.strip()):
-        yield plain
+        yield without_lead(plain.strip())
 
 
 def statement(text: str, *, is_line: bool = False) -> str:
@@ -243,7 +240,7 @@ def statement(text: str, *, is_line: bool = False) -> str:
     for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
         if end is not None:
             line = line[: min(end.start(), len(line))]
-    return line
+    return re.sub(r"\s(?:itself|again|too)$", "", line)
 
 
 def _is_prose(line: str, start: int) -> bool:
@@ -260,7 +257,7 @@ def is_plain(text: str) -> bool:
     if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
         return True
     begins = re.match(
-        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
+        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳π∞]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
     )
     return bool(begins) and len(_WORD.findall(re.sub(r"\\text\{([^{}]*)\}", "", text))) <= 3
 
@@ -329,20 +326,15 @@ def _last_line(line: str) -> Iterator[str]:
     )
     if (named := _NAMED.fullmatch(sentence)) and not _NO_RESULT.match(sentence):
         yield named[1] or named[0]
-    for pattern in (_INTERVAL_END, _FIGURE, _CHINESE_END, _LEFT_WITH, _CHINESE_LEAD):
+    for pattern in (_FIGURE, _CHINESE_END, _LEFT_WITH, _CHINESE_LEAD):
         if found := pattern.search(sentence.rstrip("。 ")):
             yield next(filter(None, found.groups()))
-    if alone := _FORMULA_ALONE.fullmatch(sentence):
-        yield alone[1]
-    if two := _TWO_VALUES.fullmatch(sentence):
-        yield f"{two[1]}, {two[2]}"
     if phrase := _PHRASE_END.search(sentence):
         yield phrase[1] or phrase[2]
-    if subject := _SUBJECT.search(sentence):
-        yield subject[1]
     if not re.match("所以|因此|综上|故|答|∴", line):
         return
-    clauses = [_CLAUSE.fullmatch(one.strip()) for one in re.split(r"[,，;；]", line)]
+    pieces = [one.strip() for one in re.split(r"[,，;；]", line)]
+    clauses = [_CLAUSE.fullmatch(one) for one in pieces]
     clauses = clauses if clauses[0] else clauses[1:]
     if len(clauses) > 1 and all(clauses):
         yield ", ".join(one[1] for one in clauses if one)

@@ -35,7 +35,8 @@ _NUMBER_WORDS = re.compile(
 )
 _NOTED = re.compile(
     r"(?<=[\w%°²³}])\s(of [a-z]+(?: [a-z]+)?|(?:due )?(?:north|south|east|west|north ?east"
-    r"|north ?west|south ?east|south ?west)|up|down|upwards?|downwards?|(?:counter|anti)?clockwise"
+    r"|north ?west|south ?east|south ?west)|(?:to the )?(?:left|right)|up|down|upwards?"
+    r"|downwards?|(?:counter|anti)?clockwise"
     r"|increase|decrease|profit|loss|off|discount|angle)$"
     r"|(?<=[天年月个时分秒米元克次种钟])((?:以?内|之内)?完成|以?后[一-鿿]{0,4}|左右|以后|多|以?内)$"
     r"|(?:(?<=\d[个人只本支张条棵辆种次名件位块台朵头颗根页道题间盒袋瓶])|(?<=[吨克米升斤元]))"
@@ -100,8 +101,10 @@ def _noted(text: str) -> Quantity:
         return replace(parse_quantity(described[1] + described[3]), note=described[2])
     noted = _NOTED.search(text)
     found = parse_quantity(text[: noted.start()]) if noted else None
-    if noted and found and (found.units or text[noted.start() :].startswith(" of the ")):
-        return replace(found, note=noted[1] or noted[2] or noted[3])
+    is_counted = found is not None and found.body != text[: noted.start() if noted else 0]
+    if noted and found and (is_counted or text[noted.start() :].startswith(" of the ")):
+        note = noted[1] or noted[2] or noted[3]
+        return replace(found, note=note.removeprefix("to the "))
     return Quantity(text)
 
 
@@ -160,7 +163,9 @@ def same_digits(given: str, expected: str) -> bool | None:
 
 def ratio_terms(text: str) -> list[str]:
     """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
-    terms = [term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?=[\dA-Za-z])", text)]
+    terms = [
+        term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?!the\b)(?=[\dA-Za-z])", text)
+    ]
     is_ratio = (
         not re.search(r"[,;]|\b(?:and|or)\b", text)
         and 2 <= len(terms) <= MAX_RATIO
