@@ -139,14 +139,8 @@ def score_responses(
         BackendError: If the judge can't start, or stops working.
     """
     mark = compile_pattern(answer_pattern)
-    fields = Fields(
-        answer=answer_field,
-        response=response_field,
-        options=options_field,
-        question=question_field,
-        preset=preset,
-        by=(by,) if isinstance(by, str) else tuple(by),
-    )
+    groups = (by,) if isinstance(by, str) else tuple(by)
+    fields = Fields(answer_field, response_field, options_field, question_field, groups, preset)
     settings = ComparisonSettings(
         num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
     )

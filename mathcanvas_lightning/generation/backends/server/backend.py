@@ -125,8 +125,7 @@ class ServerBackend(ShortRepr):
         _check_address(base_url, server)
         max_pending = 2 * max_concurrency if max_pending is None else max_pending
         check_minimum(max_concurrency=(max_concurrency, 1), max_pending=(max_pending, 1))
-        self._base_url = base_url
-        self._server = server
+        self._base_url, self._server = base_url, server
         self._model_name = model_name
         self._api_key = api_key
         self._max_concurrency = max_concurrency
