@@ -160,7 +160,7 @@ COMMANDS = {
     ),
     "generate-handler": Command(
         function="conversion.handler:generate_dataset_handler",
-        summary="Writes a small, working, commented source format and its test.",
+        summary="Writes a small, working source format and its test, or the YAML of columns.",
         example="--name my_data --output my_data.py",
         show=show.handler,
     ),

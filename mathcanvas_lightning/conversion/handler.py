@@ -84,7 +84,7 @@ def generate_dataset_handler(
     input: str | None = None,  # noqa: A002 - the option's name
     overwrite: bool = False,
 ) -> Handler | ColumnsFile:
-    """Writes a small, working, commented source format and its test, or the YAML of columns.
+    """Writes a small, working source format and its test, or the YAML of columns.
 
     Args:
         name: Name of the data set, such as my_data; the class is named after it.

@@ -1,5 +1,6 @@
 """`predict --run`: settings from the run, below those of the command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from mathcanvas_lightning.cli.settings import run_model
 from mathcanvas_lightning.cli.settings.run_model import run_settings
 from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.model.config import BagelConfig
 
 VAE, VIT = {"max_image_size": 96}, {"max_image_size": 112}
 DATA = {
@@ -24,8 +26,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": DATA}}))
+    write_config(folder / "exports" / "step7-ema", BagelConfig.preset("tiny"))
     monkeypatch.setattr(run_model, "exported", lambda run: run.exports / "step7-ema")
     return folder
+
+
+def write_config(folder: Path, config: BagelConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in config.files().items():
+        (folder / name).write_text(json.dumps(content))
 
 
 def settings(words: list[str]) -> tuple[list[str], Any]:
@@ -50,6 +59,14 @@ def test_model_and_geometry_of_the_run(run: Path) -> None:
     }
     [source] = content["data"]["init_args"]["inputs"]
     assert source == {"path": "in/q.csv", "output": "runs/a/answers/q.jsonl"}
+
+
+def test_sizes_in_the_export_need_no_setting(run: Path) -> None:
+    trained = {"vae_transform": VAE, "vit_transform": VIT}
+    config = BagelConfig.preset("tiny", trained_images=trained)
+    write_config(run / "exports" / "step7-ema", config)
+    _, content = settings(["predict", "--run", "a", "--input", "q.jsonl"])
+    assert "vae_transform" not in content["model"]["init_args"]["backend"]["init_args"]
 
 
 def test_a_run_with_dropout_is_guided(run: Path) -> None:

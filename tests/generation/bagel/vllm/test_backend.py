@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
-from mathcanvas_lightning.errors import ConfigError, DataError
+from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend
 from mathcanvas_lightning.generation.backends.vllm.messages import ContextResult
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
@@ -203,7 +203,7 @@ def test_memory_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_missing_checkpoint_starts_no_engine(tmp_path: Path, fake_vllm: list[FakeVLLM]) -> None:
-    with pytest.raises(DataError, match="absent"):
+    with pytest.raises(ConfigError, match="absent"):
         backend(checkpoint=str(tmp_path / "absent")).start()
     assert fake_vllm == []
 
