@@ -32,6 +32,11 @@ TRAINER_WARNINGS = (
 settings.register_profile("fast", max_examples=20)  # for --hypothesis-profile
 
 
+def examples(count: int) -> int:
+    """Number of examples of a property test, fewer in the profile `fast`."""
+    return max(5, count * settings.default.max_examples // 100)
+
+
 def golden_folder() -> Path:
     """The folder of reference outputs."""
     return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))

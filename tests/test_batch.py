@@ -20,6 +20,7 @@ from mathcanvas_lightning.model.layers.attention import (
     stored_layout,
 )
 from mathcanvas_lightning.model.synthetic import Kind, synthetic_pack
+from tests.conftest import examples
 
 CONFIG = BagelConfig.preset("tiny")
 BATCH = synthetic_pack([["question", "clean", "vit", "answer", "noisy"], ["answer"]], CONFIG)
@@ -65,7 +66,7 @@ def test_inconsistent_parts_are_an_error(name: str) -> None:
         dataclasses.replace(BATCH, **{name: getattr(BATCH, name)[:-1]})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     samples=st.lists(
         st.lists(st.sampled_from(["question", "clean", "vit", "answer", "noisy"]), min_size=1),

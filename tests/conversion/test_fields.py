@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning import inspect_shards, iter_examples
 from mathcanvas_lightning.conversion.sources import Draft, SourceFormat, options_text, text_field
 from mathcanvas_lightning.data.rows.schema import CORE_COLUMNS
-from tests.conftest import png, read_jsonl
+from tests.conftest import examples, png, read_jsonl
 from tests.conversion.records import canvas_record, puzzle_source, run
 
 
@@ -97,7 +97,7 @@ SCALARS = (
 NAMES = st.sampled_from([*CORE_COLUMNS, "source_id", "uid", "a.b", ""]) | TEXTS
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(extras=st.lists(st.dictionaries(NAMES, SCALARS, max_size=4), min_size=1, max_size=5))
 def test_any_scalar_fields(extras: list[dict[str, Any]], folder: Path) -> None:
     """Core columns hold; integers stay exact; half a surrogate pair in a value is a rejection."""
@@ -177,7 +177,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     records=st.lists(st.dictionaries(KEYS | TEXTS, VALUES, max_size=8) | VALUES, max_size=4),
     source=st.sampled_from(["blockmoving", "mathcanvas", "mathvision"]),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mathcanvas_lightning import index_shards, iter_examples
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
-from tests.conftest import folder_bytes
+from tests.conftest import examples, folder_bytes
 from tests.conversion.records import canvas_source, noise_png, run
 
 
@@ -31,7 +31,7 @@ def parquet_file(path: Path) -> Path:
     return path
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 11), min_size=2, max_size=4).map(sorted),
     rows=st.integers(1, 4),
@@ -64,7 +64,7 @@ NEIGHBOURS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     names=st.sets(st.sampled_from(NEIGHBOURS), max_size=5),
     set_in=st.sampled_from([None, "sub", "train", "other"]),

@@ -15,6 +15,7 @@ from mathcanvas_lightning.conversion.input.records import read_records
 from mathcanvas_lightning.conversion.input.scan import recognise_source, scan_input
 from mathcanvas_lightning.conversion.sources import BlockMoving
 from mathcanvas_lightning.errors import InputError
+from tests.conftest import examples
 
 VALUES = st.recursive(
     st.none()
@@ -78,7 +79,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
             list(read_records(tmp_path / name, name))
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 3000), st.integers(1, 300))
 def test_error_position_is_right_across_chunks(
     tmp_path_factory: pytest.TempPathFactory, position: int, chunk: int

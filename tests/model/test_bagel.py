@@ -16,6 +16,7 @@ from mathcanvas_lightning.model.layers import cross_entropy as losses
 from mathcanvas_lightning.model.layers.basic import rotary_tables
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
 from mathcanvas_lightning.model.synthetic import KINDS, synthetic_inputs, synthetic_pack
+from tests.conftest import examples
 
 CONFIG = BagelConfig.preset("tiny", llm_vocab_size=128)
 
@@ -62,7 +63,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str, freeze: Any, model: 
     model.freeze()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=6), min_size=1, max_size=3),
     st.integers(0, 1000),

@@ -16,7 +16,7 @@ from mathcanvas_lightning.data.images.decode import (
     ImageLimits,
     check_image,
 )
-from tests.conftest import encoded, png
+from tests.conftest import encoded, examples, png
 
 LIMITS = ImageLimits()
 
@@ -44,7 +44,7 @@ def test_truncated_files_are_detected(kind: str, deep: bool) -> None:
     assert caught.value.reason == "image_truncated"
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.integers(8, 400), st.integers(1, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]))
 def test_damaged_files_only_raise_image_errors(position: int, flip: int, kind: str) -> None:
     data = bytearray(encoded(kind, 40, 30))

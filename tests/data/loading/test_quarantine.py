@@ -21,7 +21,7 @@ from mathcanvas_lightning.data.loading.quarantine import Quarantine
 from mathcanvas_lightning.data.rows.left_out import LeftOutRow
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.errors import DataError
-from tests.conftest import read_jsonl
+from tests.conftest import examples, read_jsonl
 from tests.data.hashes import by_step, uids
 from tests.data.make_rows import config, interleaved_row, module, vlm_file, write_shards
 
@@ -265,7 +265,7 @@ def left_out(number: int, **changes: Any) -> LeftOutRow:
     return LeftOutRow(**{**values, **changes})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(uid=st.text(st.characters()), error=st.text(st.characters()))
 def test_any_text_survives_in_the_list(uid: str, error: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +278,7 @@ def test_any_text_survives_in_the_list(uid: str, error: str) -> None:
         assert lines[0]["error"] == error
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(ids=st.lists(st.text(min_size=1), min_size=3, max_size=3, unique=True))
 def test_any_id_survives_index_list_and_restart(ids: list[str]) -> None:
     rows = [{**interleaved_row(n), "id": uid} for n, uid in enumerate(ids)]

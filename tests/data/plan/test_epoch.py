@@ -19,6 +19,7 @@ from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, schedule
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
+from tests.conftest import examples
 from tests.data.make_rows import planned
 
 CAPACITY = 100
@@ -272,7 +273,7 @@ def test_realistic_packs_are_full() -> None:
     assert plan.fill > 0.985
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     lengths=LENGTHS,
     runs=st.lists(

@@ -23,6 +23,7 @@ from mathcanvas_lightning.data.sequence.roles import (
 from mathcanvas_lightning.data.sequence.splits import plan_sequence
 from mathcanvas_lightning.data.sequence.tokenizer import SpecialTokens
 from mathcanvas_lightning.errors import ConfigError
+from tests.conftest import examples
 from tests.data.make_rows import GEOMETRY
 
 SPECIAL = SpecialTokens(bos=1, eos=2, start_of_image=3, end_of_image=4, end_of_text=5)
@@ -72,7 +73,7 @@ FORMATS = st.sampled_from(["interleaved", "t2i", "edit", "vlm"])
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(data=st.data(), row_format=FORMATS, seed=st.integers(0, 100))
 def test_lengths_equal_those_of_real_packs(
     data: st.DataObject, row_format: RowFormat, seed: int

@@ -21,6 +21,7 @@ from mathcanvas_lightning.evaluation.comparison.equivalence import (
     vote_of,
 )
 from mathcanvas_lightning.evaluation.comparison.notation import canonical
+from tests.conftest import examples
 
 METRES = ("$0.8 \\mathrm{~m}$", "$1 \\mathrm{~m}$", "$1.1 \\mathrm{~m}$", "$1.2 \\mathrm{~m}$")
 VARIABLES = ("$a$", "$c$", "$b$")
@@ -225,7 +226,7 @@ ODD = st.one_of(
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.evaluation.comparison.equivalence import compare
+from tests.conftest import examples
 
 Items = list[str]
 
@@ -75,7 +76,7 @@ GAPS = st.sampled_from(["", " ", "  ", "\\,", "\\ "])
 
 
 @pytest.mark.parametrize("shape", [*ORDERED, *UNORDERED, length])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(items=NUMBERS, gap=GAPS, at=st.integers(0, 3))
 def test_spaces_do_not_matter_and_numbers_do(
     shape: Callable[[Items, str], str], items: Items, gap: str, at: int
@@ -90,7 +91,7 @@ def test_spaces_do_not_matter_and_numbers_do(
 
 
 @pytest.mark.parametrize("shape", UNORDERED)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(items=NUMBERS, order=st.permutations(range(4)))
 def test_the_order_of_solutions_does_not_matter(
     shape: Callable[[Items, str], str], items: Items, order: list[int]
@@ -98,7 +99,7 @@ def test_the_order_of_solutions_does_not_matter(
     assert compare(shape([items[at] for at in order], ""), shape(items, "")).is_right
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(items=NUMBERS)
 def test_the_order_within_a_tuple_matters(items: Items) -> None:
     first = items[:2]
@@ -118,7 +119,7 @@ def interval(left: str, start: int, end: int, right: str) -> str:
     return f"{left}{start},{end}{right}"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(ends=ENDS, brackets=BRACKETS, at=st.integers(0, 3))
 def test_unions_of_intervals(ends: list[int], brackets: tuple[str, ...], at: int) -> None:
     a, b, c, d = ends
@@ -142,7 +143,7 @@ def test_unions_of_intervals(ends: list[int], brackets: tuple[str, ...], at: int
     assert not compare(first, union).is_right
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(number=st.integers(2, 999), other=st.integers(2, 999))
 def test_unicode_roots_and_powers(number: int, other: int) -> None:
     assert compare(f"√{number}", f"\\sqrt{{{number}}}").is_right
@@ -151,7 +152,7 @@ def test_unicode_roots_and_powers(number: int, other: int) -> None:
     assert compare(f"{number}, {other + 100}", f"{number}{other + 100}").is_right is False
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     letters=st.sets(st.sampled_from("ABCDE"), min_size=1),
     other=st.sets(st.sampled_from("ABCDE"), min_size=1),

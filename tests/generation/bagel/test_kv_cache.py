@@ -27,6 +27,7 @@ from mathcanvas_lightning.generation.bagel.kv_cache import (
 from mathcanvas_lightning.generation.bagel.text_steps import next_logits
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import pack_latents
+from tests.conftest import examples
 from tests.generation.drawing import Studio, parts, picture, studio
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
@@ -76,7 +77,7 @@ def uncached(items: list[list[Item]], desk: Studio) -> tuple[Tensor, PackedBatch
 
 
 @torch.inference_mode()
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.lists(st.lists(KINDS, min_size=1, max_size=4), min_size=1, max_size=3), st.booleans())
 def test_prefill_equals_the_training_forward(kinds: list[list[str]], at_once: bool) -> None:
     desk = studio()
@@ -96,7 +97,7 @@ def test_prefill_equals_the_training_forward(kinds: list[list[str]], at_once: bo
 
 
 @torch.inference_mode()
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(st.lists(st.tuples(KINDS, st.integers(1, 9)), min_size=1, max_size=6), st.randoms())
 def test_token_by_token_equals_the_training_forward(rows: list[Any], order: Any) -> None:
     """Texts of different lengths after different prompts, as one batch, in any rows."""

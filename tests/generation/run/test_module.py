@@ -26,7 +26,7 @@ from mathcanvas_lightning.generation.run.module import (
     RequestBatch,
     ResponseCallback,
 )
-from tests.conftest import TRAINER_WARNINGS
+from tests.conftest import TRAINER_WARNINGS, examples
 from tests.generation.fakes import Dying, LastFirst
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
@@ -80,7 +80,9 @@ def predict(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 9), st.booleans())
 def test_each_response_once(sizes: list[int], max_pending: int, marked: bool) -> None:

@@ -17,6 +17,7 @@ from mathcanvas_lightning.model.layers.attention import (
     group_splits,
     make_layout,
 )
+from tests.conftest import examples
 
 CPU = torch.device("cpu")
 SPLITS = st.tuples(st.integers(1, 9), st.sampled_from(["causal", "full", "noise"]))
@@ -50,7 +51,7 @@ def test_rule_for_each_pair(samples: list[list[tuple[int, Any]]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     SAMPLES,
     st.integers(0, 2**32 - 1),

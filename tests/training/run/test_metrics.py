@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.training.run.logger import RunLogger
 from mathcanvas_lightning.training.run.metrics import read_metrics
+from tests.conftest import examples
 
 NAMES = st.sampled_from(["train/ce", "val/a/ce", "lr", "answers/accuracy"])
 ENTRY = st.dictionaries(NAMES, st.floats(-1e6, 1e6), min_size=1)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(ENTRY, min_size=1, max_size=8), data=st.data())
 def test_a_resumed_run_equals_one_without_interruption(
     steps: list[dict[str, float]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -22,6 +22,7 @@ from mathcanvas_lightning.generation.bagel.vllm.text_engine import ContextMaker
 from mathcanvas_lightning.generation.bagel.workshop import open_workshop
 from mathcanvas_lightning.generation.requests import Failure
 from mathcanvas_lightning.vllm_bagel.blocks import ImageBlock
+from tests.conftest import examples
 from tests.generation.bagel.test_generator import ANSWERS, INPUTS, problems, same
 from tests.generation.drawing import FAST, SIZES, Script, generator, grouped, parts, picture
 from tests.generation.text_engine import Choose, FakeEngine, greedy
@@ -105,7 +106,7 @@ texts = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     texts=texts,
     mode=st.sampled_from(["interleaved"] * 4 + ["understanding", "image"]),
