@@ -30,7 +30,8 @@ _NO_SOLUTION = re.compile(
     r"(?: exists?)?|(?:there (?:is|are) )?no such [a-z]+(?: exists?)?"
 )
 _UNDETERMINED = re.compile(
-    r"(?:it )?(?:cannot|can't) be (?:determined|known|decided)|(?:it is )?(?:impossible"
+    r"(?:(?:it|the [a-z]+(?: [a-z]+)?) )?(?:cannot|can't) be (?:determined|known|decided)"
+    r"|(?:it is )?(?:impossible"
     r"|not possible) to"
     r" (?:tell|determine|know|say|conclude)\b|(?:there is )?(?:not enough"
     r"|insufficient) information"

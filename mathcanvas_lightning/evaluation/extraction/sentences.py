@@ -110,6 +110,14 @@ _IN_TOTAL = re.compile(
 _LETTERED = re.compile(
     r"\b(?:is|be)\s(?:therefore\s|thus\s|hence\s)?(\(?[A-H][.):]\s?\S(?:[^.]|\.\d){0,60})\.?$"
 )
+_MOVED = re.compile(
+    r"\b(?:maps?|mapped|moves?|moved|sends?|goes|changes?d?|increases?d?|decreases?d?|rises?"
+    r"|drops?)\b"
+)
+_FALSE = re.compile(
+    r".*\b(?:statement|option|choice|conclusion)\s\(?([A-Ha-h])\)?\sis\s(?:false|incorrect"
+    r"|not\s\w+)"
+)
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
 _ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
@@ -154,7 +162,8 @@ _FIRST_OF = re.compile(
     rf"|arrives?|runs?"
     r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner"
     r"|most|least|fewest|best|worst"
-    r"|[a-z]{3,}est)"
+    r"|[a-z]{3,}est"
+    r"|(?!number|never|neither|either|under|over|order|center|together|other|another)[a-z]{3,}er)"
     r"\b|wins?\b|won\b)(?!\s(?:common|prime|integer|number|even|odd))",
     re.IGNORECASE,
 )
@@ -205,6 +214,8 @@ def stated_words(line: str) -> str:
     if _CHINESE.search(line) or _DECISION.match(sentence) or re.match(r"\(?[A-H][.):]", line):
         return ""
     clause = re.sub(r"\s(?:with|having)\s.*", "", main_clause(sentence))
+    if (false := _FALSE.fullmatch(clause)) is not None:
+        return false[1].upper()
     if named := _ONLY.match(clause) or _FIRST_OF.match(clause):
         return named[1]
     for pattern in (_NONE, _BEHAVES, _CHOSEN):
@@ -267,6 +278,8 @@ def _of_clause(clause: str) -> str:
         for one in find_values(clause) or number_words(clause)
         if not _DENIED.search(clause[: one.start()])
     ]
+    if _MOVED.search(clause):  # from the first value to the second
+        values = [one for one in values if not clause[one.end() :].startswith(" to ")]
     verbs = [verb.end() for verb in _VERB.finditer(clause) if _is_outside(clause, verb.start())]
     free = _without_adjuncts(clause, values)
     for group in (free, values):

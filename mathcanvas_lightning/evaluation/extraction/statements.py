@@ -25,7 +25,7 @@ PHRASE = re.compile(
     r"|\b(?:correct|right|best)\s+(?:option|choice)s?\s+(?:is|are|would\ be"
     r"|must\ be)(?!\s+not\b)\s*:?\s*"
     r"|(?<=[?.]\ )A:\s|\bans\.\s"
-    r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}"
+    r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}项?"
     r"|正确的(?:选项|说法|结论|有|是|为|序号)+\s*:?\s*(?=[(A-H①-⑳])"
     r"|(?:故选|应选|因此选|所以选|选择|正确选项[是为]|选)\s*:?\s*(?=[(A-H]))",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -139,7 +139,7 @@ _LEFT_WITH = re.compile(
 _OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
 _FIRST_LINE = re.compile(
     r"\s*[*_#\s]*(?:\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
-    r"|(Yes|No|True|False)\.\s+(?=[A-Z]))"
+    r"|(Yes|No|True|False)\.\s+(?=[A-Z])|([A-H]),?\s+(?:since|because|as)\b)"
 )
 _PHRASE_END = re.compile(
     r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
@@ -169,7 +169,7 @@ _ENDS_IN_FORMULA = re.compile(
 )
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
+_PROSE = re.compile(r"(?<![\\A-Za-z{])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.&*()\[\]\\]|\\text\{|\}|\\q?quad|\band\b|\bor\b"
     r"|[A-Za-z]\s*=)*"
@@ -196,7 +196,7 @@ def candidates(text: str) -> Iterator[str]:
     yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
     yield from _chosen(plain)
     if first := _FIRST_LINE.match(plain):
-        yield first[1] or first[2]
+        yield next(filter(None, first.groups()))
     plain = _without_closing(plain)
     last_line = _REMAINDER.sub(r"\1", plain.strip().rpartition("\n")[2].strip())
     if len(last_line) <= 4 * MAX_CHARACTERS:
