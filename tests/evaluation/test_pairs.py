@@ -18,9 +18,7 @@ def verdict(pair: GoldenPair) -> bool:
         return compare(pair.given, pair.expected, pair.options).is_right
     expected = reference_parts(pair.expected)
     given = extract_answers(pair.given, len(expected))
-    return all(
-        compare(a, b, pair.options).is_right for a, b in zip(given, expected, strict=True)
-    )
+    return all(compare(a, b, pair.options).is_right for a, b in zip(given, expected, strict=True))
 
 
 def wrong_verdicts(pairs: Iterable[GoldenPair]) -> list[GoldenPair]:

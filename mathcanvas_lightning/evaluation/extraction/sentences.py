@@ -118,6 +118,10 @@ _FALSE = re.compile(
     r".*\b(?:statement|option|choice|conclusion)\s\(?([A-Ha-h])\)?\sis\s(?:false|incorrect"
     r"|not\s\w+)"
 )
+_CHANCE = re.compile(
+    r"\b(?:chance|probability|odds|likelihood)\b.*?\b(\d+)\s(?:in|out\sof)\s(\d+)\b"
+)
+_WHERE = re.compile(r"^.*\b[a-z]\([a-z]\)\s*[<>≤≥]\s*0\s(?:when|for|if|on)\s")
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
 _ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
@@ -187,11 +191,14 @@ def stated_value(line: str) -> str:
         The value or a list of values; empty if the sentence has none.
     """
     text = mark_prices(line)
-    is_short = not _IT_IS.match(text) and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
+    is_clear = _IT_IS.match(text) or _WHERE.match(text)
+    is_short = not is_clear and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
     if is_short or _CHINESE.search(text):
         return ""
     if stated := _LETTERED.search(text) or _DECIDED.match(text):
         return stated[1].replace(MONEY, "$")
+    if chance := _CHANCE.search(text):
+        return f"{chance[1]}/{chance[2]}"
     for sentence in reversed(_SENTENCE_END.split(text)):
         sentence = sentence.strip(" .!*#>")
         if sentence and not _ASIDE.match(_LEAD.sub("", sentence)):
@@ -234,7 +241,7 @@ def main_clause(sentence: str) -> str:
     """
     if results := [one for one in _RESULT.finditer(sentence) if _is_outside(sentence, one.start())]:
         sentence = sentence[results[-1].end() :]
-    clause = without_lead(sentence)
+    clause = without_lead(_WHERE.sub("", sentence))
     while _ADVERBIAL.match(clause) and (end := _clause_end(clause)):
         clause = without_lead(clause[end:])
     shorter = _TRAILING.sub("", _PARENTHESIS.sub("", clause))

@@ -116,7 +116,7 @@ _CHINESE_END = re.compile(
     r"|(?:(?:所以|因此|故|答).{0,30}|^.{0,9}(?:说法|结论|命题|判断|图形|关系))是([一-鿿]{2,8}?)的?$"
     r"|^(?:所以|因此|故|答\s*:)\s*([一-鿿]{2,3}?)(?:最?先|最[多少快慢高大小]|跑得|获胜|赢)(?!的)"
     r"|(?:说法|结论|命题|判断)(?:是)?(不?正确|错误|不?对|不?成立)的?$"
-    r"|第(\d+)[名个位]?$|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
+    r"|第(\d+)[名个位]?$|(垂直|平行|相等|全等|相似|相切|相交|相离|重合)$|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
 _REMAINDER = re.compile(r"((?:每|平均)[^,\d]*\d[^,\d]*),\s*还?[剩余][^,]*$")
@@ -333,7 +333,7 @@ def _last_line(line: str) -> Iterator[str]:
         yield phrase[1] or phrase[2]
     if not re.match("所以|因此|综上|故|答|∴", line):
         return
-    pieces = [one.strip() for one in re.split(r"[,，;；]", line)]
+    pieces = [one.strip() for one in re.split(r"[,，;；](?![^()]*\))", line)]
     clauses = [_CLAUSE.fullmatch(one) for one in pieces]
     clauses = clauses if clauses[0] else clauses[1:]
     if len(clauses) > 1 and all(clauses):
