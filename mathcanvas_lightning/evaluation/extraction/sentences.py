@@ -122,6 +122,7 @@ _CHANCE = re.compile(
     r"\b(?:chance|probability|odds|likelihood)\b.*?\b(\d+)\s(?:in|out\sof)\s(\d+)\b"
 )
 _WHERE = re.compile(r"^.*\b[a-z]\([a-z]\)\s*[<>≤≥]\s*0\s(?:when|for|if|on)\s")
+_UNTRUE = re.compile(r".*\sis\s(not\s(?:true|correct|valid))")
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
 _ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
@@ -145,7 +146,7 @@ _RELATED = re.compile(
     r"|proportional)\s.*"
 )
 _CHOSEN = re.compile(
-    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|likes?|liked|picked"
+    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith|likes?|liked|picked"
     r"|selected|voted\sfor"
     r"|corresponds?\sto|(?:lowest|highest|greatest|least|most|fewest|largest|smallest"
     r"|tallest)\s(?:in|on|for))"
@@ -220,14 +221,15 @@ def stated_words(line: str) -> str:
     sentence = _SENTENCE_END.split(line)[-1].strip(" .!*#>")
     if _CHINESE.search(line) or _DECISION.match(sentence) or re.match(r"\(?[A-H][.):]", line):
         return ""
-    clause = re.sub(r"\s(?:with|having)\s.*", "", main_clause(sentence))
+    clause = main_clause(sentence)
     if (false := _FALSE.fullmatch(clause)) is not None:
         return false[1].upper()
     if named := _ONLY.match(clause) or _FIRST_OF.match(clause):
         return named[1]
-    for pattern in (_NONE, _BEHAVES, _CHOSEN):
+    for pattern in (_NONE, _BEHAVES, _CHOSEN, _UNTRUE):
         if found := pattern.fullmatch(clause):
             return found[1]
+    clause = re.sub(r"\s(?:with|having)\s.*", "", clause)
     predicate = _RELATED.fullmatch(clause) or _PREDICATE.fullmatch(clause)
     is_denied = _DENIED.search(clause) or re.match(r"no\s", clause, re.IGNORECASE)
     return predicate[1] if predicate and not is_denied else ""
@@ -301,7 +303,11 @@ def _of_clause(clause: str) -> str:
 def _are_clauses(clause: str) -> bool:
     """Whether a text consists of clauses that state a value each: x is 5 and y is 7."""
     parts = _AND.split(clause)
-    return len(parts) > 1 and all(
+    if VALUE.fullmatch(parts[0].strip()):  # 8 and the remainder is 3
+        parts = parts[1:] if len(parts) == 2 else parts
+    elif len(parts) < 2:
+        return False
+    return all(
         (verb := _VERB.search(part)) and verb.start() > 0 and find_values(part[verb.end() :])
         for part in parts
     )
