@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mathcanvas_lightning.cli.main import main
@@ -123,3 +124,22 @@ def test_folders_that_are_no_runs(
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"state_dict": {"weight": torch.zeros(1)}}, "foreign.ckpt"),
+        (torch.zeros(1), "foreign.ckpt: found a damaged checkpoint, or none"),
+    ],
+)
+def test_validate_refuses_checkpoints_of_others(
+    saved: Any, message: str, shards: Path, tmp_path: Path, capsys: Any
+) -> None:
+    config = write_settings(tmp_path / "mine.yaml", shards)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save(saved, foreign)
+    assert main(["validate", "--config", str(config), "--ckpt_path", str(foreign)]) == 1
+    errors = " ".join(capsys.readouterr().err.split())
+    assert message in errors
+    assert "Traceback" not in errors

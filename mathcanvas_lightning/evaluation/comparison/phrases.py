@@ -4,7 +4,8 @@ import re
 
 _CLASSES = {
     "yes": "yes|true|correct|right|是|是的|对|正确|\\sqrt{}|✓|✔|能|可以|成立",
-    "no": "no|false|incorrect|否|不是|错|错误|不正确|*|✗|✘|不能|不可以|不成立",
+    "no": "no|false|incorrect|not true|not correct|not valid"
+    "|否|不是|错|错误|不正确|*|✗|✘|不能|不可以|不成立",
     "no solution": "empty set|the empty set|none|∅|无解|无实数解|无实数根|没有解|空集",
     "positive reals": "positive real numbers|positive numbers|all positive real numbers"
     "|all positive numbers|正实数|正数",
@@ -30,7 +31,8 @@ _NO_SOLUTION = re.compile(
     r"(?: exists?)?|(?:there (?:is|are) )?no such [a-z]+(?: exists?)?"
 )
 _UNDETERMINED = re.compile(
-    r"(?:it )?(?:cannot|can't) be (?:determined|known|decided)|(?:it is )?(?:impossible"
+    r"(?:(?:it|the [a-z]+(?: [a-z]+)?) )?(?:cannot|can't) be (?:determined|known|decided)"
+    r"|(?:it is )?(?:impossible"
     r"|not possible) to"
     r" (?:tell|determine|know|say|conclude)\b|(?:there is )?(?:not enough"
     r"|insufficient) information"

@@ -165,6 +165,8 @@ def rows_of(text: str) -> list[list[str]]:
     Args:
         text: A text in canonical form, such as ⟦1&2;3&4⟧ or [[1,2],[3,4]].
     """
+    if (plain := _TRANSPOSED.sub("", text)) != text:
+        return [list(column) for column in zip(*rows_of(plain), strict=True)]
     if diagonal := re.fullmatch(r"\\?diag\((.*)\)", text):
         entries = split_items(diagonal[1], in_brackets=True)
         return [[one if at == row else "0" for at in range(len(entries))]

@@ -110,6 +110,19 @@ _IN_TOTAL = re.compile(
 _LETTERED = re.compile(
     r"\b(?:is|be)\s(?:therefore\s|thus\s|hence\s)?(\(?[A-H][.):]\s?\S(?:[^.]|\.\d){0,60})\.?$"
 )
+_MOVED = re.compile(
+    r"\b(?:maps?|mapped|moves?|moved|sends?|goes|changes?d?|increases?d?|decreases?d?|rises?"
+    r"|drops?)\b"
+)
+_FALSE = re.compile(
+    r".*\b(?:statement|option|choice|conclusion)\s\(?([A-Ha-h])\)?\sis\s(?:false|incorrect"
+    r"|not\s\w+)"
+)
+_CHANCE = re.compile(
+    r"\b(?:chance|probability|odds|likelihood)\b.*?\b(\d+)\s(?:in|out\sof)\s(\d+)\b"
+)
+_WHERE = re.compile(r"^.*\b[a-z]\([a-z]\)\s*[<>≤≥]\s*0\s(?:when|for|if|on)\s")
+_UNTRUE = re.compile(r".*\sis\s(not\s(?:true|correct|valid))")
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
 _ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
@@ -133,7 +146,7 @@ _RELATED = re.compile(
     r"|proportional)\s.*"
 )
 _CHOSEN = re.compile(
-    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|likes?|liked|picked"
+    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith|likes?|liked|picked"
     r"|selected|voted\sfor"
     r"|corresponds?\sto|(?:lowest|highest|greatest|least|most|fewest|largest|smallest"
     r"|tallest)\s(?:in|on|for))"
@@ -154,7 +167,8 @@ _FIRST_OF = re.compile(
     rf"|arrives?|runs?"
     r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner"
     r"|most|least|fewest|best|worst"
-    r"|[a-z]{3,}est)"
+    r"|[a-z]{3,}est"
+    r"|(?!number|never|neither|either|under|over|order|center|together|other|another)[a-z]{3,}er)"
     r"\b|wins?\b|won\b)(?!\s(?:common|prime|integer|number|even|odd))",
     re.IGNORECASE,
 )
@@ -178,11 +192,14 @@ def stated_value(line: str) -> str:
         The value or a list of values; empty if the sentence has none.
     """
     text = mark_prices(line)
-    is_short = not _IT_IS.match(text) and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
+    is_clear = _IT_IS.match(text) or _WHERE.match(text)
+    is_short = not is_clear and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
     if is_short or _CHINESE.search(text):
         return ""
     if stated := _LETTERED.search(text) or _DECIDED.match(text):
         return stated[1].replace(MONEY, "$")
+    if chance := _CHANCE.search(text):
+        return f"{chance[1]}/{chance[2]}"
     for sentence in reversed(_SENTENCE_END.split(text)):
         sentence = sentence.strip(" .!*#>")
         if sentence and not _ASIDE.match(_LEAD.sub("", sentence)):
@@ -204,12 +221,15 @@ def stated_words(line: str) -> str:
     sentence = _SENTENCE_END.split(line)[-1].strip(" .!*#>")
     if _CHINESE.search(line) or _DECISION.match(sentence) or re.match(r"\(?[A-H][.):]", line):
         return ""
-    clause = re.sub(r"\s(?:with|having)\s.*", "", main_clause(sentence))
+    clause = main_clause(sentence)
+    if (false := _FALSE.fullmatch(clause)) is not None:
+        return false[1].upper()
     if named := _ONLY.match(clause) or _FIRST_OF.match(clause):
         return named[1]
-    for pattern in (_NONE, _BEHAVES, _CHOSEN):
+    for pattern in (_NONE, _BEHAVES, _CHOSEN, _UNTRUE):
         if found := pattern.fullmatch(clause):
             return found[1]
+    clause = re.sub(r"\s(?:with|having)\s.*", "", clause)
     predicate = _RELATED.fullmatch(clause) or _PREDICATE.fullmatch(clause)
     is_denied = _DENIED.search(clause) or re.match(r"no\s", clause, re.IGNORECASE)
     return predicate[1] if predicate and not is_denied else ""
@@ -223,7 +243,7 @@ def main_clause(sentence: str) -> str:
     """
     if results := [one for one in _RESULT.finditer(sentence) if _is_outside(sentence, one.start())]:
         sentence = sentence[results[-1].end() :]
-    clause = without_lead(sentence)
+    clause = without_lead(_WHERE.sub("", sentence))
     while _ADVERBIAL.match(clause) and (end := _clause_end(clause)):
         clause = without_lead(clause[end:])
     shorter = _TRAILING.sub("", _PARENTHESIS.sub("", clause))
@@ -267,6 +287,8 @@ def _of_clause(clause: str) -> str:
         for one in find_values(clause) or number_words(clause)
         if not _DENIED.search(clause[: one.start()])
     ]
+    if _MOVED.search(clause):  # from the first value to the second
+        values = [one for one in values if not clause[one.end() :].startswith(" to ")]
     verbs = [verb.end() for verb in _VERB.finditer(clause) if _is_outside(clause, verb.start())]
     free = _without_adjuncts(clause, values)
     for group in (free, values):
@@ -281,7 +303,11 @@ def _of_clause(clause: str) -> str:
 def _are_clauses(clause: str) -> bool:
     """Whether a text consists of clauses that state a value each: x is 5 and y is 7."""
     parts = _AND.split(clause)
-    return len(parts) > 1 and all(
+    if VALUE.fullmatch(parts[0].strip()):  # 8 and the remainder is 3
+        parts = parts[1:] if len(parts) == 2 else parts
+    elif len(parts) < 2:
+        return False
+    return all(
         (verb := _VERB.search(part)) and verb.start() > 0 and find_values(part[verb.end() :])
         for part in parts
     )

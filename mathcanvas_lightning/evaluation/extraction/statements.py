@@ -25,7 +25,7 @@ PHRASE = re.compile(
     r"|\b(?:correct|right|best)\s+(?:option|choice)s?\s+(?:is|are|would\ be"
     r"|must\ be)(?!\s+not\b)\s*:?\s*"
     r"|(?<=[?.]\ )A:\s|\bans\.\s"
-    r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}"
+    r"|(?:答案|结果)(?:应该|应)?[】是为选择:\s]{1,4}项?"
     r"|正确的(?:选项|说法|结论|有|是|为|序号)+\s*:?\s*(?=[(A-H①-⑳])"
     r"|(?:故选|应选|因此选|所以选|选择|正确选项[是为]|选)\s*:?\s*(?=[(A-H]))",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -113,10 +113,10 @@ _FIGURE = re.compile(
 _CHINESE_END = re.compile(
     r"([A-Za-z]\s*=\s*[^\s,，是]+)是(?:原)?(?:分式)?方程的(?:解|根)$"
     r"|(?:方程|解析式|表达式|关系式|公式)[为是:]\s*([^一-鿿$]{3,})$"
-    r"|(?:(?:所以|因此|故|答).{0,30}|^.{0,9}(?:说法|结论|命题|判断|图形|关系))是([一-鿿]{2,8}?)的?$"
+    r"|(?:(?:所以|因此|故|答).{0,30}|^.{0,9}(?:说法|结论|命题|判断|图形|关系))是(?:一[个条种])?([一-鿿]{2,8}?)的?$"
     r"|^(?:所以|因此|故|答\s*:)\s*([一-鿿]{2,3}?)(?:最?先|最[多少快慢高大小]|跑得|获胜|赢)(?!的)"
     r"|(?:说法|结论|命题|判断)(?:是)?(不?正确|错误|不?对|不?成立)的?$"
-    r"|第(\d+)[名个位]?$|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
+    r"|第(\d+)[名个位]?$|(垂直|平行|相等|全等|相似|相切|相交|相离|重合)$|在(第[一二三四]象限)$|^答\s*:\s*([^\s,，\d]{1,8})$"
     r"|(无解|无实数解|无实数根|没有解|不存在|不成立|成立)$"
 )
 _REMAINDER = re.compile(r"((?:每|平均)[^,\d]*\d[^,\d]*),\s*还?[剩余][^,]*$")
@@ -139,7 +139,7 @@ _LEFT_WITH = re.compile(
 _OF_THE = re.compile(r"(\$[^$]+\$)\s+(?:of|in|for)\s+(?:the|a|an|all|its|their)\b.*$")
 _FIRST_LINE = re.compile(
     r"\s*[*_#\s]*(?:\(?([A-H]|[Yy]es|[Nn]o|[Tt]rue|[Ff]alse)\)?[.)]?[*_\s]*(?:\n|$)"
-    r"|(Yes|No|True|False)\.\s+(?=[A-Z]))"
+    r"|(Yes|No|True|False)\.\s+(?=[A-Z])|([A-H]),?\s+(?:since|because|as)\b)"
 )
 _PHRASE_END = re.compile(
     r"(?:\b(?:is|are)\s+|^)((?:all (?:real )?numbers|all reals|no (?:real |integer )?solutions?"
@@ -169,7 +169,7 @@ _ENDS_IN_FORMULA = re.compile(
 )
 _REFUSAL = re.compile(r"(?:i'm sorry|sorry|i can(?:no|')t|i am unable|i don't|unable to)\b", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
+_PROSE = re.compile(r"(?<![\\A-Za-z{])(?!and\b|or\b)(?:[a-z]{2}|[A-Z][a-z])|[一-鿿]")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.&*()\[\]\\]|\\text\{|\}|\\q?quad|\band\b|\bor\b"
     r"|[A-Za-z]\s*=)*"
@@ -196,7 +196,7 @@ def candidates(text: str) -> Iterator[str]:
     yield from (_stated(plain, one) for one in reversed([*PHRASE.finditer(plain)][-MAX_PHRASES:]))
     yield from _chosen(plain)
     if first := _FIRST_LINE.match(plain):
-        yield first[1] or first[2]
+        yield next(filter(None, first.groups()))
     plain = _without_closing(plain)
     last_line = _REMAINDER.sub(r"\1", plain.strip().rpartition("\n")[2].strip())
     if len(last_line) <= 4 * MAX_CHARACTERS:
@@ -257,7 +257,7 @@ def is_plain(text: str) -> bool:
     if re.fullmatch(r"[A-Z]|[A-Z][.)].{0,60}", text):
         return True
     begins = re.match(
-        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳π∞]|\d|(?!a\s|an\s|I\s)[A-Za-z]\b(?!')", text
+        r"[-\N{MINUS SIGN}+(\[$\\{√±≈€£¥①-⑳π∞]|\d|(?!a\s|an\s|I\s)[A-Za-z](?![A-Za-z'])", text
     )
     return bool(begins) and len(_WORD.findall(re.sub(r"\\text\{([^{}]*)\}", "", text))) <= 3
 
@@ -333,7 +333,7 @@ def _last_line(line: str) -> Iterator[str]:
         yield phrase[1] or phrase[2]
     if not re.match("所以|因此|综上|故|答|∴", line):
         return
-    pieces = [one.strip() for one in re.split(r"[,，;；]", line)]
+    pieces = [one.strip() for one in re.split(r"[,，;；](?![^()]*\))", line)]
     clauses = [_CLAUSE.fullmatch(one) for one in pieces]
     clauses = clauses if clauses[0] else clauses[1:]
     if len(clauses) > 1 and all(clauses):
