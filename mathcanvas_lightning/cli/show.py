@@ -297,7 +297,8 @@ def scores(report: "ScoreReport", console: Console) -> int:
     )
 
     rows = score_rows(report.overall, report.groups)
-    table = Table("", title=f"Scores of {escape(report.path)}")
+    model = f" by {report.about.model}" if report.about.model else ""
+    table = Table("", title=escape(f"Scores of {report.path}{model}"))
     for name in rows[ALL]:
         table.add_column(name, justify="right", no_wrap=True)
     for label, row in rows.items():

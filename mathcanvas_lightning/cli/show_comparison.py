@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+MIN_WIDTH = 110
+
 if TYPE_CHECKING:
     from mathcanvas_lightning.evaluation.leaderboard.command import ComparedModels
 
@@ -15,11 +17,16 @@ def comparison(found: "ComparedModels", console: Console) -> int:
     if found.text and not found.written:
         console.print(found.text, markup=False, highlight=False, soft_wrap=True, end="")
         return 0
+    console.width = max(console.width, MIN_WIDTH)  # a narrower table cuts numbers
     for one in found.texts:
         table = Table(title=one.title, title_justify="left")
         for number, name in enumerate(one.columns):
+            is_name = number < one.num_names
             table.add_column(
-                escape(name), justify="right" if number else "left", overflow="fold", no_wrap=False
+                escape(name),
+                justify="left" if is_name else "right",
+                overflow="fold",
+                no_wrap=not is_name,
             )
         for row, cells in enumerate(one.rows):
             table.add_row(

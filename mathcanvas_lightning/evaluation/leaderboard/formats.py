@@ -30,7 +30,7 @@ def as_markdown(tables: Sequence[TextTable], lists: Sequence[RecordList]) -> str
 def _markdown_table(table: TextTable) -> str:
     lines = [
         " | ".join(map(_plain, table.columns)),
-        " | ".join(["---"] + ["---:"] * (len(table.columns) - 1)),
+        " | ".join("---" if n < table.num_names else "---:" for n in range(len(table.columns))),
     ]
     for number, row in enumerate(table.rows):
         cells = [
@@ -63,10 +63,11 @@ def _latex_table(table: TextTable) -> str:
         ]
         for number, row in enumerate(table.rows)
     ]
+    num_numbers = len(table.columns) - table.num_names
     return "\n".join(
         (
             f"% {' '.join(table.title.split())}; needs \\usepackage{{booktabs}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            rf"\begin{{tabular}}{{{'l' * table.num_names}{'r' * num_numbers}}}",
             r"\toprule",
             " & ".join(map(_escaped, table.columns)) + r" \\",
             r"\midrule",

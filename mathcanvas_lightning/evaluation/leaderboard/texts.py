@@ -16,6 +16,8 @@ class TextTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    num_names: int = 1
+    """Number of columns at the left with names, not numbers."""
     bold: frozenset[tuple[int, int]] = frozenset()
     """(row, column) of the cells to emphasize."""
 
@@ -67,7 +69,8 @@ def difference_table(table: ModelTable) -> TextTable | None:
         rows.append(
             (
                 one.dataset,
-                f"{one.first} - {one.second}",
+                one.first,
+                one.second,
                 f"{100 * one.counts.difference:+.1f}",
                 f"{low} to {high}",
                 f"{one.counts.p_value:.2g}",
@@ -77,9 +80,13 @@ def difference_table(table: ModelTable) -> TextTable | None:
         )
     if not rows:
         return None
-    columns = ("data set", "models", "points", "95 %", "McNemar p", "only first", "only second")
-    title = "Difference, record by record"
-    return TextTable(title=title, columns=columns, rows=tuple(rows))
+    names = ("data set", "first", "second")
+    return TextTable(
+        title="First less second, record by record",
+        columns=(*names, "points", "95 %", "McNemar p", "only first", "only second"),
+        rows=tuple(rows),
+        num_names=len(names),
+    )
 
 
 def record_lists(table: ModelTable, limit: int) -> list[RecordList]:

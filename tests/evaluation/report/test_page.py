@@ -173,7 +173,9 @@ def test_reference_solutions_are_beside_the_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings(*TRAINER_WARNINGS)
-def test_head_names_model_sampling_and_prompt(tmp_path: Path) -> None:
+def test_head_names_model_sampling_and_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "answers.jsonl"
     (tmp_path / "prompt.txt").write_text(f"Think. {EVIL}")
     generate_responses(
@@ -183,7 +185,8 @@ def test_head_names_model_sampling_and_prompt(tmp_path: Path) -> None:
         system_prompt_file=str(tmp_path / "prompt.txt"),
         max_tokens=77,
     )
-    score_responses(str(path), num_workers=1, progress=False)
+    assert main(["score", "--input", str(path), "--num_workers", "1"]) == 0
+    assert "answers.jsonl by echo" in " ".join(capsys.readouterr().out.split())
     about = json.loads((tmp_path / "answers.jsonl_scores.json").read_text())["about"]
     assert (about["model"], about["dataset"]) == ("echo", "asked")
     assert about["sampling"]["max_tokens"] == 77
