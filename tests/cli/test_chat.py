@@ -192,6 +192,18 @@ def test_a_run_brings_its_checkpoint_and_image_sizes(
     assert (made["max_context_tokens"], made["drawing"]["text_scale"]) == (99, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("option", "sign", "other"),
+    [("run", "llm_config.json", "--checkpoint"), ("checkpoint", "config.yaml", "--run")],
+)
+def test_the_right_option_for_a_folder_is_named(
+    option: str, sign: str, other: str, tmp_path: Path
+) -> None:
+    (tmp_path / sign).write_text("{}")
+    with pytest.raises(ConfigError, match=f"Use {other} "):
+        make_backend(**{option: str(tmp_path)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_the_page_of_a_chat_server(number: signal.Signals, status: int) -> None:
