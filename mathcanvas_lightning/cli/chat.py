@@ -125,6 +125,8 @@ def make_backend(
     if server:
         return ServerBackend(server, model_name=model, max_retries=1)
     settings: dict[str, Any] = {"checkpoint": checkpoint}
+    _check_kind("--checkpoint", checkpoint, other="--run", sign="config.yaml")
+    _check_kind("--run", run, other="--checkpoint", sign="llm_config.json")
     if run:
         folder = find_run(run)
         settings = {**backend_settings(folder), "model_name": str(folder.path)}
@@ -135,6 +137,17 @@ def make_backend(
         if name in settings:
             settings[name] = ImageTransform(**settings[name])
     return BagelBackend(drawing=drawing, max_batch_size=1, **settings, **options)
+
+
+def _check_kind(option: str, folder: str | None, *, other: str, sign: str) -> None:
+    """Raises an error if a folder has the file of the other kind of folder."""
+    if folder is not None and (local_path(folder) / sign).is_file():
+        raise ConfigError(
+            option,
+            found=f"{folder} with the file {sign}",
+            wanted="a folder for this option",
+            remedy=f"Use {other} {folder}.",
+        )
 
 
 def _show_page(app: web.Application, listening: socket.socket, console: Console) -> None:

@@ -173,6 +173,37 @@ def test_a_model_folder_can_draw_faster(tmp_path: Path) -> None:
     assert (backend.settings["mode"], backend.settings["think"]) == ("image", True)
 
 
+def test_a_run_brings_its_checkpoint_and_image_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    sizes = {"max_image_size": 96, "min_image_size": 48, "image_stride": 16}
+    settings = {
+        "checkpoint": str(tmp_path),
+        "vae_transform": sizes,
+        "max_context_tokens": 99,
+        "drawing": {"text_scale": 1.0, "image_scale": 1.0},
+    }
+    monkeypatch.setattr("mathcanvas_lightning.cli.chat.backend_settings", lambda run: settings)
+    backend = make_backend(run=str(tmp_path))
+    assert isinstance(backend, BagelBackend)
+    made = backend.settings
+    assert made["vae_transform"] == {**made["vae_transform"], **sizes}
+    assert (made["max_context_tokens"], made["drawing"]["text_scale"]) == (99, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "sign", "other"),
+    [("run", "llm_config.json", "--checkpoint"), ("checkpoint", "config.yaml", "--run")],
+)
+def test_the_right_option_for_a_folder_is_named(
+    option: str, sign: str, other: str, tmp_path: Path
+) -> None:
+    (tmp_path / sign).write_text("{}")
+    with pytest.raises(ConfigError, match=f"Use {other} "):
+        make_backend(**{option: str(tmp_path)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_the_page_of_a_chat_server(number: signal.Signals, status: int) -> None:

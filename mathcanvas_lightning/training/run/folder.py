@@ -109,6 +109,7 @@ def next_commands(folder: Path) -> tuple[str, ...]:
     name = shlex.quote(str(folder))
     return (
         f"mathcanvas predict --run {name} --input questions.jsonl",
+        f"mathcanvas chat --run {name}",
         f"mathcanvas export-checkpoint {name}",
     )
 
