@@ -7,8 +7,9 @@ gathers tokens by expert and scatters them back; each sample has a dense mask; a
 memory at once. It doesn't load data or make noise, so compare it with our speed without data wait.
 It never recomputes activations of the decoder and is never compiled; to see the effect of
 compilation, compare runs with and without --compile.
-Values are medians; "optimizer" is clipping, AdamW and schedule. The same number of steps follows in
-which each part is timed. On CUDA this synchronizes around every part, so the parts take a little
+Values are medians of wall time; "optimizer" is clipping, AdamW and schedule. Processor time is
+printed too: if it is much less, other programs used the machine. The same number of steps follows
+in which each part is timed. On CUDA this synchronizes around every part, so the parts take a little
 longer.
 
 Example:
@@ -123,6 +124,7 @@ class Stopwatch(Callback):
     def on_train_start(self, *_: Any) -> None:
         """Starts the first step."""
         self.number = 0
+        self.busy = time.process_time()
         self.started, self.waited = self.clock.now(), 0.0
 
     def on_before_backward(self, *_: Any) -> None:
@@ -147,18 +149,20 @@ class Stopwatch(Callback):
         seconds = self.clock.now() - self.started
         waited = trainer.train_dataloader.waited_s
         wait = waited - self.waited if waited >= self.waited else waited  # a new epoch
+        busy = time.process_time() - self.busy
         self.number += 1
         measured = self.number > WARMUP_STEPS
         if measured and self.clock.enabled:
             self.parts.append(split_step(self.clock.seconds | {"data wait": wait}, seconds))
         elif measured:
             plain = self.step_plainly(trainer, pl_module, batch) if self.baseline else None
-            self.rows.append(describe(pl_module, batch, seconds, wait, plain))
+            self.rows.append(describe(pl_module, batch, seconds, wait, plain) | {"busy": busy})
         elif self.baseline:
             self.step_plainly(trainer, pl_module, batch)
         self.clock.enabled = self.number >= WARMUP_STEPS + self.steps
         self.clock.seconds = {}
         self.started, self.waited = self.clock.now(), waited
+        self.busy = time.process_time()
 
     def step_plainly(self, trainer: Trainer, module: Any, batch: MicroBatch) -> float:
         """Returns the seconds of a step of the plain loop."""
@@ -286,6 +290,7 @@ def figures(watch: Stopwatch, device: torch.device) -> dict[str, Any]:
     return {
         "tokens_a_step": median(row["tokens"] for row in watch.rows),
         "peak_gib": peak_memory_gib(device),
+        "processor_s_a_step": median(row["busy"] for row in watch.rows),
         "speeds": speeds,
         "parts_s": parts,
     }
@@ -304,7 +309,10 @@ def show(found: dict[str, Any], title: str) -> None:
     for name, seconds in found["parts_s"].items():
         table.add_row(name, f"{seconds * 1e3:,.1f}", f"{seconds / whole:.1%}")
     Console().print(table)
-    about = f"{found['tokens_a_step']:,.0f} tokens a step, peak memory {found['peak_gib']:.2f} GiB"
+    about = (
+        f"{found['tokens_a_step']:,.0f} tokens a step, {found['processor_s_a_step']:.2f} s of "
+        f"processor time, peak memory {found['peak_gib']:.2f} GiB"
+    )
     if PLAIN in found["speeds"]:
         ours, plain = (found["speeds"][name]["tokens_per_s"] for name in (WITHOUT_DATA, PLAIN))
         about += f"; without data wait, ours is {ours / plain:.2f} times as fast as the plain loop"
