@@ -129,13 +129,8 @@ def score_responses(
         time_limit_s: Time limit of one comparison, in seconds; slower ones count as wrong.
         progress: Show a progress bar.
 
-    Returns:
-        The scores.
-
     Raises:
-        InputError: If the file can't be read, or lacks a field.
-        ConfigError: If an option can't be used.
-        BackendError: If the judge can't start, or stops working.
+        MathCanvasError: If the file, a field, an option or the judge can't be used.
     """
     mark = compile_pattern(answer_pattern)
     fields = Fields(
