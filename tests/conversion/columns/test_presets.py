@@ -15,7 +15,6 @@ from tests.conftest import ROOT, write_json
 from tests.conversion.columns.samples import PNGS, SAMPLES, data_url, write_sample
 from tests.data.make_rows import config, module
 
-
 GUIDE = ROOT / "tools" / "README.md"
 
 
