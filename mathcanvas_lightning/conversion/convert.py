@@ -175,7 +175,8 @@ def run_on_ray(groups: tuple[Any, ...], cluster: str) -> ConversionReport:
 def _run_part(groups: tuple[Any, ...], part: str) -> None:
     """Runs one part in the process of a task."""
     run = replace(groups[-1], part=part, num_workers=0, progress=False)
-    run_conversion(*groups[:-1], run)
+    arguments = [*groups[:-1], run]
+    run_conversion(*arguments)
 
 
 def _converter(source: InputConfig, samples: SampleConfig, files: InputFiles) -> RecordConverter:

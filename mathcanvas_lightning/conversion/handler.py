@@ -162,7 +162,7 @@ def _write_columns(name: str, path: Path, source: str | None, *, overwrite: bool
 
 def _flow(value: object) -> str:
     """A value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
