@@ -1,6 +1,13 @@
-"""Converts chain-of-thought data with images into interleaved Parquet shards."""
+"""Converts chain-of-thought data with images into interleaved Parquet shards.
+
+A record becomes one row, or one line of rejects.jsonl with the reason. The same input and settings
+give the same bytes for any number of workers, parts or machines. Run again, a conversion resumes.
+"""
 
 import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from mathcanvas_lightning.common.parallel import count_workers
 from mathcanvas_lightning.conversion.columns import ColumnKeys, Columns
@@ -33,7 +40,9 @@ from mathcanvas_lightning.conversion.options import (
 from mathcanvas_lightning.conversion.output.folder import LOCK_FILE, OutputFolder
 from mathcanvas_lightning.conversion.output.splits import parse_split
 from mathcanvas_lightning.conversion.output.writer import ShardLayout
+from mathcanvas_lightning.conversion.parts.merge import merge_conversion
 from mathcanvas_lightning.conversion.parts.part import parse_part, run_part
+from mathcanvas_lightning.conversion.parts.ray_job import ray_parts
 from mathcanvas_lightning.conversion.report import ConversionReport
 from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.conversion.sources import SourceFormat
@@ -58,6 +67,7 @@ def convert_cot(
     split: str | None = None,
     seed: int = 42,
     part: str | None = None,
+    ray: str | None = None,
     num_workers: int | None = None,
     max_reject_fraction: float = 1.0,
     max_image_reject_fraction: float = 0.1,
@@ -68,9 +78,6 @@ def convert_cot(
     progress: bool = True,
 ) -> ConversionReport:
     """Converts chain-of-thought data with images into interleaved Parquet shards.
-
-    A record becomes one row, or one line of rejects.jsonl with the reason. The same input and
-    settings give the same bytes for any number of workers. Run again, the conversion resumes.
 
     Args:
         input: JSON, JSON lines, CSV, Parquet or tar: a file, folder or pattern; a path or a URL.
@@ -88,6 +95,7 @@ def convert_cot(
         split: Split names and fractions, such as train=0.9,test=0.1; one folder per split.
         seed: Seed of the assignment of rows to splits.
         part: Convert only part i/n, such as 3/8; at the end, convert --merge OUTPUT joins them.
+        ray: Convert as a Ray Data job on this cluster: its address, or local; needs the extra ray.
         num_workers: Worker processes; 0 uses the main process; by default one per usable core.
         max_reject_fraction: The conversion fails if a larger fraction of records is rejected.
         max_image_reject_fraction: The same for records that are rejected for their images.
@@ -100,7 +108,8 @@ def convert_cot(
     Raises:
         MathCanvasError: If options, input or output can't be used; finished shards stay.
     """
-    return run_conversion(*select_options(locals()))
+    groups = select_options(locals())
+    return run_conversion(*groups) if ray is None else run_on_ray(groups, ray)
 
 
 def run_conversion(
@@ -142,6 +151,32 @@ def run_conversion(
         records = files.read(0, scan.num_records)
         result = run_job(job, records, folder, existing, run)
     return make_report(job, result, folder, run, started)
+
+
+def run_on_ray(groups: tuple[Any, ...], cluster: str) -> ConversionReport:
+    """Runs a conversion as a Ray Data job, a part a task; see `convert_cot`.
+
+    Args:
+        groups: Arguments of `run_conversion`.
+        cluster: Address of the cluster, or local.
+    """
+    output, run = groups[1], groups[-1]
+    work = partial(_run_part, groups)
+    ray_parts(work, OutputFolder(output.output), cluster)
+    return merge_conversion(
+        output.output,
+        max_reject_fraction=run.max_reject_fraction,
+        max_image_reject_fraction=run.max_image_reject_fraction,
+        overwrite=output.overwrite,
+        progress=run.progress,
+    )
+
+
+def _run_part(groups: tuple[Any, ...], part: str) -> None:
+    """Runs one part in the process of a task."""
+    run = replace(groups[-1], part=part, num_workers=0, progress=False)
+    arguments = [*groups[:-1], run]
+    run_conversion(*arguments)
 
 
 def _converter(source: InputConfig, samples: SampleConfig, files: InputFiles) -> RecordConverter:

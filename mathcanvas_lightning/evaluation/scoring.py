@@ -120,8 +120,7 @@ def score_responses(
         output: JSON file for scores and verdicts; by default <input>_scores.json beside the input.
         answer_pattern: Mark of the answer in responses: boxed, answer_tag, hash (#### ..),
             answer_line (Answer: ..), or a regular expression with a group; by default all of them.
-        judge: YAML file with the arguments of `evaluation.judge.Judge` (its backend as class_path
-            and init_args): a model that decides on answers that the rules marked wrong.
+        judge: YAML of `evaluation.judge.Judge`, a model that decides on answers marked wrong.
         puzzles: Folder of generate-blockmoving: also check what BlockMoving answers state and draw.
         folders: Folder with the steps of the answers, for puzzles; by default <input>'s name.
         model: Name of the model, for comparisons; by default that of mathcanvas predict.
@@ -130,13 +129,8 @@ def score_responses(
         time_limit_s: Time limit of one comparison, in seconds; slower ones count as wrong.
         progress: Show a progress bar.
 
-    Returns:
-        The scores.
-
     Raises:
-        InputError: If the file can't be read, or lacks a field.
-        ConfigError: If an option can't be used.
-        BackendError: If the judge can't start, or stops working.
+        MathCanvasError: If the file, a field, an option or the judge can't be used.
     """
     mark = compile_pattern(answer_pattern)
     groups = (by,) if isinstance(by, str) else tuple(by)

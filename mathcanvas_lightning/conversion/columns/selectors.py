@@ -65,6 +65,8 @@ def select(record: Mapping[str, Any], text: str) -> list[Found]:
     Raises:
         RejectError: If no column of a selector that needs one is in the record.
     """
+    if text in record:  # the name itself, whatever its characters
+        return [] if _is_none(record[text]) else [Found(column=text, value=record[text])]
     selector = parse_selector(text)
     is_present = False
     for column in selector.columns:
@@ -84,6 +86,9 @@ def select(record: Mapping[str, Any], text: str) -> list[Found]:
 
 def used_columns(record: Mapping[str, Any], text: str) -> Iterator[str]:
     """The columns of a record that a selector names, whether they have values or not."""
+    if text in record:
+        yield text
+        return
     for column in parse_selector(text).columns:
         for name in _names(record, column):
             yield name if name in record else name.split(".")[0]

@@ -1,6 +1,7 @@
 """Merges the parts of a conversion to its shards, rejects and manifest."""
 
 import json
+import posixpath
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -91,11 +92,21 @@ def _check_markers(folder: OutputFolder) -> int:
         names = ", ".join(map(str, missing))
         remedy = f"Run --part {missing[0]} with the options of the others, then merge again."
         raise _bad(folder, f"no finished part {names}", f"all {counts[0]} parts", remedy)
-    records = {json.loads(folder.read(name) or b"{}").get("records") for name in markers.values()}
+    records = {_records_of(folder, name) for name in markers.values()}
     if len(records) != 1:
         found = f"parts of inputs with {' and '.join(sorted(map(str, records)))} records"
         raise _bad(folder, found, "parts of one input", "Run all parts again with --overwrite.")
-    return int(records.pop())
+    return records.pop()
+
+
+def _records_of(folder: OutputFolder, marker: str) -> int:
+    try:
+        return int(json.loads(folder.read(marker) or b"")["records"])
+    except (ValueError, KeyError, TypeError):
+        found = f"{posixpath.basename(marker)}, which no part wrote"
+        raise _bad(
+            folder, found, "files of finished parts", "Delete it, and run its part."
+        ) from None
 
 
 def _common_settings(folder: OutputFolder, blocks: Sequence[int]) -> str:

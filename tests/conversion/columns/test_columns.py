@@ -54,6 +54,7 @@ def flat(parts: Any) -> list[str]:
         ("o.c?", []),
         ("Final Answer", [5]),
         ("nan", []),
+        ("Why? (a|b) [0]", [6]),
     ],
 )
 def test_selector(selector: str, values: list[Any]) -> None:
@@ -70,6 +71,7 @@ def test_selector(selector: str, values: list[Any]) -> None:
         "d.t": 4,
         "Final Answer": 5,
         "nan": float("nan"),
+        "Why? (a|b) [0]": 6,
     }
     assert [found.value for found in select(record, selector)] == values
 

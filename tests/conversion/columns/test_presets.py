@@ -1,17 +1,21 @@
 """Presets: each public layout -> shards -> a pack -> a page."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mathcanvas_lightning import convert_cot, inspect_shards, iter_examples
+from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.conversion.columns import find_columns, preset_names
 from mathcanvas_lightning.data.rows.schema import ImageSegment, InterleavedExample, Segment
 from mathcanvas_lightning.errors import ConfigError, InputError
-from tests.conftest import write_json
-from tests.conversion.columns.samples import PNGS, SAMPLES, write_sample
+from tests.conftest import ROOT, write_json
+from tests.conversion.columns.samples import PNGS, SAMPLES, data_url, write_sample
 from tests.data.make_rows import config, module
+
+GUIDE = ROOT / "tools" / "README.md"
 
 
 def shown(segments: tuple[Segment, ...]) -> list[str]:
@@ -115,6 +119,28 @@ def test_bad_columns_name_key_and_remedy(text: str, match: str, tmp_path: Path) 
     path.write_text(text)
     with pytest.raises(ConfigError, match=match):
         find_columns(str(path))
+
+
+def test_the_example_of_the_guide_converts(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(source: columns\n.*?)```", GUIDE.read_text(), re.DOTALL)
+    (tmp_path / "guide.yaml").write_text(text)
+    record = {
+        "pid": "1",
+        "question": "See <image2>.",
+        "choices": ["4", "5"],
+        "problem_image_1": data_url("red"),
+        "problem_image_2": data_url("green"),
+        "reasoning": "THOUGHT 0: Draw. <think>It is 4.</think>",
+        "steps": [None, data_url("blue")],
+        "metadata": {"answer": "A"},
+    }
+    source = write_json(tmp_path / "x.json", [record])
+    words = ["--config", str(tmp_path / "guide.yaml"), "--input", str(source)]
+    assert main(["convert", *words, "--output", str(tmp_path / "out"), "--num_workers", "0"]) == 0
+    (example,) = iter_examples(tmp_path / "out")
+    options = "Options:\nA: 4\nB: 5"
+    assert shown(example.question) == ["@red", "See", "@green", ".", options]
+    assert shown(example.solution) == ["Draw. It is 4.", "@blue", "Final Answer: A"]
 
 
 def test_unknown_preset_suggests_the_nearest() -> None:

@@ -218,6 +218,14 @@ def test_parts_of_other_settings_or_inputs_are_refused(tmp_path: Path) -> None:
         merge(tmp_path / "more")
 
 
+def test_a_marker_of_another_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".parts").mkdir()
+    for text in ("{}", "[", "3"):
+        (tmp_path / ".parts" / "1_of_1.json").write_text(text)
+        with pytest.raises(OutputError, match=r"1_of_1\.json, which no part wrote"):
+            merge(tmp_path)
+
+
 def test_a_changed_input_is_refused(tmp_path: Path) -> None:
     source, output = canvas_source(tmp_path / "in", 4), tmp_path / "out"
     convert(source, output, part="1/1")
