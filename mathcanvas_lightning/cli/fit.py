@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,8 @@ class MathCanvasCLI(OneLineCLI):
                 super()._run_subcommand(subcommand)
             except Exception as error:
                 log.error("error: %s", error, extra=FILE_ONLY)
+                if (launcher := self.trainer.strategy.launcher) is not None:
+                    launcher.kill(signal.SIGKILL)  # other ranks would wait for it in a collective
                 raise
 
     def before_fit(self) -> None:

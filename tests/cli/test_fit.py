@@ -1,9 +1,16 @@
 """What `mathcanvas fit` fills in before it makes model and data."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from mathcanvas_lightning.cli.fit import MathCanvasCLI, run_cli
 from mathcanvas_lightning.inspection.batch import load_datamodule
@@ -69,3 +76,24 @@ def test_packs_are_shown_as_they_are_trained_on(tmp_path: Path, more: str, seed:
     base.write_text("data: {init_args: {progress: false}}\n")
     overlay.write_text(more)
     assert load_datamodule([str(base), str(overlay)]).seed == seed
+
+
+def test_a_failed_run_ends_the_ranks_that_it_launched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They would wait in a collective for the one that failed."""
+
+    def fail(cli: MathCanvasCLI, subcommand: str) -> None:
+        raise StopError(subcommand)
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [child]
+    cli = object.__new__(MathCanvasCLI)
+    cli.trainer = SimpleNamespace(  # type: ignore[assignment]
+        default_root_dir=str(tmp_path), strategy=SimpleNamespace(launcher=launcher)
+    )
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", fail)
+    with pytest.raises(StopError):
+        cli._run_subcommand("validate")
+    assert child.wait(60) == -signal.SIGKILL

@@ -71,6 +71,9 @@ class OneLineCLI(LightningCLI):
         self._parsers.append(parser)
         return parser
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes no settings from a checkpoint; Lightning would load it whole to look for them."""
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Reads the configuration.
 

@@ -35,6 +35,9 @@ _MIXED = re.compile(
     r"([a-z]{2,}.*)",
     re.IGNORECASE,
 )
+_CHANGE_OF = re.compile(
+    r"^(?:an? |the )?(increase|decrease|discount|profit|loss) of (\S.*)$", re.IGNORECASE
+)
 _MULTIPLE = re.compile(r"\s?\((?:multiplicity|double|repeated|twice|with multiplicity)[^()]*\)")
 _OUT_OF = re.compile(r"(\d+) (?:in|out of)(?: every)? (\d+)")
 _QUADRANT = re.compile(
@@ -52,6 +55,7 @@ def essence(text: str) -> str:
     Args:
         text: An answer in canonical form.
     """
+    text = _CHANGE_OF.sub(r"\2 \1", text)
     text = _MULTIPLE.sub("", _ROLE.sub("", text))
     if (mixed := _MIXED.fullmatch(text)) and (number := parse_number(mixed[1])) is not None:
         text = f"{number.value} {mixed[2]}"

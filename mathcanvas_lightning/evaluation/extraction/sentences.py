@@ -175,7 +175,7 @@ _FIRST_OF = re.compile(
 _PREDICATE = re.compile(
     r"[^,;=$]{1,80}?\s(?:is|are|(?:must|should|will|would|has to|can only)\sbe|becomes?|remains?"
     r"|(?:folds|turns)\sinto|forms?|looks?\slike|resembles?|depicts?)"
-    r"\s(?:called\s|an?\s|the\s|always\s|both\s|therefore\s|thus\s|also\s)*"
+    r"\s(?:called\s|made\sof\s|an?\s|the\s|always\s|both\s|therefore\s|thus\s|also\s)*"
     r"((?!(?:[a-z]+\s)*(?:of|in|on|at|to|about|for|by|with|than|from|under|that|which|is|are)\b)"
     r"[A-Za-z][A-Za-z'-]*(?:\s[A-Za-z'-]+){0,3})"
 )

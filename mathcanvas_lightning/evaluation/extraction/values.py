@@ -51,6 +51,7 @@ VALUE = re.compile(
     rf"|(?<![\w$])[A-Za-z]?{_BRACKETS}(?:\s*[∪U]\s*{_BRACKETS})*"
     rf"|(?<![\w.$]){_RUN}(?:\s*{_RELATION}\s*{_RUN})+{UNIT}"
     r"|\d+\s(?:in|out\sof)\s(?:every\s)?\d+(?=\schance)"
+    rf"|(?<![\w$.'])[A-Za-z](?:\^\{{?\d\}}?|[²³])?\s?[-+\N{{MINUS SIGN}}]\s?{_ATOM}{_MORE}(?!\w)"
     rf"|\d{{1,2}}:\d\d(?:\s?[ap]\.?m\.?)?"
     rf"|[{MONEY}€£¥]\s?{NUMBER}(?:\s(?:thousand|million|billion))?"
     rf"|(?<![\w.$])(?=[-\N{{MINUS SIGN}}±]?\s?[\d√π(]){_SIGN}{_ATOM}{_MORE}(?!-[a-z]|\d*(?:st|nd"
