@@ -72,16 +72,17 @@ train() {
 
 # answer ARM NAME [OPTION ...]: answers and scores the held-out puzzles
 answer() {
-    local arm="$1" name="$2" moves
+    local arm="$1" name="$2" moves inputs=""
     shift 2
     for moves in 1 2 3 4; do
-        mathcanvas predict --config configs/predict_demo.yaml \
-            --model.init_args.backend.init_args.checkpoint "$here/$arm/export" \
-            --model.init_args.backend.init_args.max_steps 5 \
-            --model.init_args.backend.init_args.max_images 4 \
-            --data.init_args.inputs \
-            "[{path: $here/test/shards_$moves, output: $here/answers/${name}_$moves.parquet}]" \
-            "$@"
+        inputs+="{path: $here/test/shards_$moves, output: $here/answers/${name}_$moves.parquet}, "
+    done
+    mathcanvas predict --config configs/predict_demo.yaml \
+        --model.init_args.backend.init_args.checkpoint "$here/$arm/export" \
+        --model.init_args.backend.init_args.max_steps 5 \
+        --model.init_args.backend.init_args.max_images 4 \
+        --data.init_args.inputs "[$inputs]" "$@"
+    for moves in 1 2 3 4; do
         python tools/score_responses.py --input "$here/answers/${name}_$moves.parquet" \
             --puzzles "$here/test/source_$moves"
     done
