@@ -22,7 +22,12 @@ from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison
 from mathcanvas_lightning.evaluation.extraction import answer_pattern as compile_pattern
 from mathcanvas_lightning.evaluation.extraction import clean, extract_answers
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
-from mathcanvas_lightning.evaluation.puzzles import CheckScore, PuzzleFiles, check_puzzles
+from mathcanvas_lightning.evaluation.puzzles import (
+    ChainScore,
+    CheckScore,
+    PuzzleFiles,
+    check_puzzles,
+)
 from mathcanvas_lightning.evaluation.score_files import scores_path
 from mathcanvas_lightning.evaluation.score_table import score_rows
 from mathcanvas_lightning.evaluation.verdicts import (
@@ -58,6 +63,8 @@ class ScoreReport:
     """Reasons why the judge left answers undecided."""
     puzzles: Mapping[str, CheckScore] = field(default_factory=dict)
     """Check of the steps of BlockMoving answers -> score; empty unless they were checked."""
+    chain: ChainScore | None = None
+    """Where BlockMoving answers go wrong; None unless they were checked."""
     about: AnswersAbout = field(default_factory=AnswersAbout)
     """Model, data set, sampling and prompt of the answers, as far as they are known."""
 
@@ -166,6 +173,7 @@ def _score(
             scored, failures = _judged(scored, model, settings.progress, output)
         finally:
             model.backend.close()
+    steps = None if checks is None else check_puzzles(scored, checks, progress=settings.progress)
     report = ScoreReport(
         path=str(source),
         output=output,
@@ -173,10 +181,11 @@ def _score(
         groups={name: _grouped(scored, name) for name in fields.by},
         num_without_reference=found.num_without_reference,
         failures=failures,
-        puzzles={} if checks is None else check_puzzles(scored, checks, progress=settings.progress),
+        puzzles={} if steps is None else steps.checks,
+        chain=None if steps is None else steps.chain,
         about=about,
     )
-    _write(report, scored)
+    _write(report, scored if steps is None else steps.records)
     return report
 
 
@@ -340,6 +349,7 @@ def _write(report: ScoreReport, scored: Sequence[ScoredRecord]) -> None:
         },
         "num_without_reference": report.num_without_reference,
         "puzzles": {name: asdict(score) for name, score in report.puzzles.items()},
+        "chain": None if report.chain is None else asdict(report.chain),
         "judge_failures": list(islice(report.failures, 100)),
         "records": [_record(one) for one in scored],
     }
@@ -353,8 +363,11 @@ def _record(scored: ScoredRecord) -> dict[str, Any]:
     return {
         "index": scored.record.index,
         **named,
-        "responses": [
-            {"verdict": response.verdict, "parts": [asdict(part) for part in response.parts]}
-            for response in scored.responses
-        ],
+        "responses": [_response(response) for response in scored.responses],
     }
+
+
+def _response(response: ScoredResponse) -> dict[str, Any]:
+    parts = [asdict(part) for part in response.parts]
+    chain = {} if response.chain is None else {"chain": asdict(response.chain)}
+    return {"verdict": response.verdict, "parts": parts, **chain}
