@@ -17,6 +17,7 @@ from mathcanvas_lightning.common.paths import local_path, natural_key
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.answered import Answered, Fields, read_answered
+from mathcanvas_lightning.evaluation.card.card import write_card
 from mathcanvas_lightning.evaluation.comparison.comparer import Comparer, Pair
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison
 from mathcanvas_lightning.evaluation.extraction import answer_pattern as compile_pattern
@@ -39,6 +40,7 @@ from mathcanvas_lightning.evaluation.verdicts import (
     summarize,
 )
 from mathcanvas_lightning.generation.run.journal.about import AnswersAbout, read_about
+from mathcanvas_lightning.generation.run.provenance import command_of
 
 log = logging.getLogger(__name__)
 
@@ -139,15 +141,28 @@ def score_responses(
     Raises:
         MathCanvasError: If the file, a field, an option or the judge can't be used.
     """
-    mark = compile_pattern(answer_pattern)
-    groups = (by,) if isinstance(by, str) else tuple(by)
-    fields = Fields(answer_field, response_field, options_field, question_field, groups, preset)
+    return _run(locals())
+
+
+def _run(given: Mapping[str, Any]) -> ScoreReport:
+    """Scores with the parameters of `score_responses`, and writes the card."""
+    source, by, puzzles = given["input"], given["by"], given["puzzles"]
     settings = ComparisonSettings(
-        num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
+        num_workers=given["num_workers"],
+        time_limit_s=given["time_limit_s"],
+        progress=given["progress"],
+        pattern=compile_pattern(given["answer_pattern"]),
     )
-    checks = None if puzzles is None else _puzzle_files(input, puzzles, folders)
-    about = _about(input, model, dataset)
-    return _score(input, _output_path(input, output), fields, settings, judge, checks, about)
+    names = (given[f"{name}_field"] for name in ("answer", "response", "options", "question"))
+    groups = (by,) if isinstance(by, str) else tuple(by)
+    fields = Fields(*names, groups, given["preset"])
+    checks = None if puzzles is None else _puzzle_files(source, puzzles, given["folders"])
+    about = _about(source, given["model"], given["dataset"])
+    output = _output_path(source, given["output"])
+    report = _score(source, output, fields, settings, given["judge"], checks, about)
+    command = command_of("score", score_responses, given)
+    write_card(report.output, report.overall, source, about, command)
+    return report
 
 
 def _about(source: str, model: str | None, dataset: str | None) -> AnswersAbout:
