@@ -1,7 +1,9 @@
 """Checks the steps of an answer to a puzzle: stacks in words, moves, and drawings read back."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from PIL import Image
@@ -30,10 +32,23 @@ _CUBE = re.compile(r"(\w+) \(?(\d),?(\d),?(\d)\)?")
 Cubes = frozenset[tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerCheck:
+    """What of an answer to a puzzle is right."""
+
+    checks: Mapping[str, bool]
+    """For each of `CHECKS` (or `FORESIGHT_CHECKS`), whether all of it is right."""
+    drawings: tuple[bool, ...]
+    """For each step of the solution, whether its drawing is there and shows the right stack."""
+    first_error: str | None
+    """What is wrong first: before, after, "move 1", "state 1", "drawing 1", "move 2", ...; None if
+    all of it is right."""
+
+
 def check_answer(
     task: Mapping[str, Any], texts: Sequence[str], drawings: Sequence[Image.Image]
-) -> dict[str, bool]:
-    """Compares an answer with its puzzle.
+) -> AnswerCheck:
+    """Compares an answer with its puzzle, step by step.
 
     Args:
         task: The puzzle's `data.json`, with the short wording or with the question for the stack.
@@ -41,29 +56,55 @@ def check_answer(
         drawings: Drawings of the answer, in order.
 
     Returns:
-        For each of `CHECKS` (or `FORESIGHT_CHECKS`), whether all of it is right. A missing
-        statement or drawing is wrong, and so is one drawing too many.
+        The checks. A missing statement or drawing is wrong, and so is one drawing too many.
     """
     text = "\n".join(texts)
     steps = [_cubes_of(blocks) for blocks in task["steps"]]
     level = _level(task)
     shown = [_cubes_of_stack(read_drawing(drawing, level).stack) for drawing in drawings]
-    if _asks_for_the_stack(task):
-        found = {
-            "moves": _MADE.findall(text) == task["moves"].split(),
-            "drawings": shown == steps,
-            "last_drawing": shown[-1:] == steps[-1:],
-        }
-        return {**found, "everything": all(found.values())}
     stated = list(_STEP.finditer(text))
-    found = {
-        "before": _stated(_BEFORE, text) == _cubes_of(task["initial"]),
-        "after": _stated(_AFTER, text) == _cubes_of(task["final"]),
-        "moves": _moves(text, stated) == task["options"][task["answer"]].split(),
-        "states": [_cubes(match[2]) for match in stated] == steps,
-        "drawings": shown == steps,
-    }
-    return {**found, "everything": all(found.values())}
+    pairs: dict[str, tuple[Sequence[Any], Sequence[Any]]]
+    if _asks_for_the_stack(task):
+        alone = {}
+        pairs = {"move": (_MADE.findall(text), task["moves"].split()), "drawing": (shown, steps)}
+        more = {"last_drawing": shown[-1:] == steps[-1:]}
+    else:
+        alone = {
+            "before": _stated(_BEFORE, text) == _cubes_of(task["initial"]),
+            "after": _stated(_AFTER, text) == _cubes_of(task["final"]),
+        }
+        pairs = {
+            "move": (_moves(text, stated), task["options"][task["answer"]].split()),
+            "state": ([_cubes(match[2]) for match in stated], steps),
+            "drawing": (shown, steps),
+        }
+        more = {}
+    checks = alone | {f"{name}s": given == true for name, (given, true) in pairs.items()} | more
+    chain = (*alone.items(), *_steps(pairs))
+    return AnswerCheck(
+        checks={**checks, "everything": all(checks.values())},
+        drawings=tuple(given == true for given, true in _aligned(shown, steps)),
+        first_error=next((name for name, is_right in chain if not is_right), None),
+    )
+
+
+def _steps(
+    pairs: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
+) -> Iterator[tuple[str, bool]]:
+    """Yields what a chain of thought has in each step, such as "drawing 2", and if it is right."""
+    for number in range(max(len(one) for pair in pairs.values() for one in pair)):
+        for name, pair in pairs.items():
+            given, true = (one[number] if number < len(one) else None for one in pair)
+            yield f"{name} {number + 1}", given == true
+
+
+def _aligned(shown: Sequence[Cubes], steps: Sequence[Cubes]) -> Iterator[tuple[Any, Cubes]]:
+    return zip_longest(shown[: len(steps)], steps)
+
+
+def stack_chance(task: Mapping[str, Any]) -> float:
+    """Returns the probability that a random stack is the right one."""
+    return 1 / count_stacks(_level(task))
 
 
 def chances(task: Mapping[str, Any]) -> dict[str, float]:
@@ -73,7 +114,7 @@ def chances(task: Mapping[str, Any]) -> dict[str, float]:
         task: The puzzle's `data.json`. An option and a stack are guessed uniformly; moves that the
             question names are repeated.
     """
-    stack = 1 / count_stacks(_level(task))
+    stack = stack_chance(task)
     drawn = stack ** len(task["steps"])
     if _asks_for_the_stack(task):
         found = {"answer": stack, "moves": 1.0, "drawings": drawn}

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mathcanvas_lightning.cli.settings.errors import OneLineCLI
 from mathcanvas_lightning.cli.settings.run_model import run_settings
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.generation.backends.secrets import shown_command
 from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
     GenerationModule,
@@ -34,7 +35,17 @@ _SECTIONS: Mapping[str, type[Callback]] = {
 
 
 class PredictCLI(OneLineCLI):
-    """A LightningCLI that adds writers and a progress bar to runs with a GenerationModule."""
+    """A LightningCLI that adds writers and a progress bar to runs with a GenerationModule.
+
+    Args:
+        arguments: Arguments of LightningCLI.
+        command: The command as it was typed, for the journal.
+        options: Further arguments of LightningCLI.
+    """
+
+    def __init__(self, *arguments: Any, command: str | None = None, **options: Any) -> None:
+        self._command = command
+        super().__init__(*arguments, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds a section for each callback.
@@ -67,6 +78,9 @@ class PredictCLI(OneLineCLI):
             present = {type(callback) for callback in callbacks}
             found = [config.get(name) for name in _SECTIONS]
             callbacks += [c for c in found if c is not None and type(c) not in present]
+        for writer in callbacks:
+            if isinstance(writer, ResponseWriter):
+                writer.command = self._command
         return super().instantiate_trainer(**{**kwargs, "callbacks": callbacks})
 
     def before_predict(self) -> None:
@@ -91,10 +105,10 @@ def run_predict(args: Sequence[str]) -> PredictionReport | None:
 def _run(args: Sequence[str]) -> PredictCLI:
     leave_process_group_at_exit()
     with run_settings(args) as given:
-        return _cli(given)
+        return _cli(given, shown_command(["mathcanvas", *args]))
 
 
-def _cli(args: Sequence[str]) -> PredictCLI:
+def _cli(args: Sequence[str], command: str) -> PredictCLI:
     return PredictCLI(
         LightningModule,
         LightningDataModule,
@@ -106,6 +120,7 @@ def _cli(args: Sequence[str]) -> PredictCLI:
         trainer_defaults={**QUIET_TRAINER, "use_distributed_sampler": False},
         parser_kwargs={"prog": "mathcanvas"},
         args=list(args),
+        command=command,
     )
 
 

@@ -292,6 +292,7 @@ def scores(report: "ScoreReport", console: Console) -> int:
     """Prints accuracies and counts, overall and by group."""
     from mathcanvas_lightning.evaluation.score_table import (  # needs pyarrow
         ALL,
+        chain_rows,
         check_rows,
         score_rows,
     )
@@ -310,6 +311,11 @@ def scores(report: "ScoreReport", console: Console) -> int:
         for name, row in check_rows(report.puzzles).items():
             checks.add_row(name, *row.values())
         console.print(checks)
+    if report.chain is not None:
+        chain = Table("", "number", "share", "95 %", title="Drawings and errors, step by step")
+        for name, row in chain_rows(report.chain).items():
+            chain.add_row(name, *row.values())
+        console.print(chain)
     if report.num_without_reference:
         console.print(f"{report.num_without_reference:,} records without a reference: not scored")
     for failure, count in Counter(report.failures).most_common(MAX_LISTED):

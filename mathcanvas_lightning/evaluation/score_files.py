@@ -10,6 +10,7 @@ import ijson
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.puzzles import CheckScore
 from mathcanvas_lightning.evaluation.verdicts import (
+    ChainVerdict,
     PartVerdict,
     ScoredResponse,
     Scores,
@@ -158,10 +159,18 @@ def _line(value: Any) -> ScoredLine:
         index=value["index"],
         uid=value.get("uid"),
         responses=tuple(
-            ScoredResponse(parts=tuple(map(_part, response["parts"])))
+            ScoredResponse(
+                parts=tuple(map(_part, response["parts"])), chain=_chain(response.get("chain"))
+            )
             for response in value["responses"]
         ),
     )
+
+
+def _chain(value: Any) -> ChainVerdict | None:
+    if value is None:
+        return None
+    return ChainVerdict(drawings=tuple(value["drawings"]), first_error=value["first_error"])
 
 
 def _part(value: Any) -> PartVerdict:

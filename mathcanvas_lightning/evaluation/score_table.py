@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mathcanvas_lightning.evaluation.puzzles import CheckScore
+from mathcanvas_lightning.evaluation.puzzles import ChainScore, CheckScore
 from mathcanvas_lightning.evaluation.verdicts import Scores
 from mathcanvas_lightning.generation.run.journal.about import AnswersAbout
 
@@ -84,6 +84,27 @@ def _values(values: Mapping[str, Any] | None) -> str:
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
+
+
+def chain_rows(chain: ChainScore) -> dict[str, dict[str, str]]:
+    """Formats where answers go wrong as a table.
+
+    Args:
+        chain: The scores.
+
+    Returns:
+        Label -> column -> text.
+    """
+    scores = {
+        **chain.drawings,
+        **{f"first error: {name}": score for name, score in chain.first_errors.items()},
+        **{f"answers, {name}": score for name, score in chain.answers.items()},
+    }
+    rows = check_rows(scores)
+    return {
+        label: {"number": row["right"], **{name: row[name] for name in ("share", "95 %")}}
+        for label, row in rows.items()
+    }
 
 
 def _cells(scores: Scores) -> dict[str, str]:

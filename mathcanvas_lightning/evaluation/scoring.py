@@ -17,12 +17,18 @@ from mathcanvas_lightning.common.paths import local_path, natural_key
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.evaluation.answered import Answered, Fields, read_answered
+from mathcanvas_lightning.evaluation.card.card import write_card
 from mathcanvas_lightning.evaluation.comparison.comparer import Comparer, Pair
 from mathcanvas_lightning.evaluation.comparison.equivalence import Comparison
 from mathcanvas_lightning.evaluation.extraction import answer_pattern as compile_pattern
 from mathcanvas_lightning.evaluation.extraction import clean, extract_answers
 from mathcanvas_lightning.evaluation.judge import Case, Judge, Ruling, load_judge
-from mathcanvas_lightning.evaluation.puzzles import CheckScore, PuzzleFiles, check_puzzles
+from mathcanvas_lightning.evaluation.puzzles import (
+    ChainScore,
+    CheckScore,
+    PuzzleFiles,
+    check_puzzles,
+)
 from mathcanvas_lightning.evaluation.score_files import scores_path
 from mathcanvas_lightning.evaluation.score_table import score_rows
 from mathcanvas_lightning.evaluation.verdicts import (
@@ -34,6 +40,7 @@ from mathcanvas_lightning.evaluation.verdicts import (
     summarize,
 )
 from mathcanvas_lightning.generation.run.journal.about import AnswersAbout, read_about
+from mathcanvas_lightning.generation.run.provenance import command_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +65,8 @@ class ScoreReport:
     """Reasons why the judge left answers undecided."""
     puzzles: Mapping[str, CheckScore] = field(default_factory=dict)
     """Check of the steps of BlockMoving answers -> score; empty unless they were checked."""
+    chain: ChainScore | None = None
+    """Where BlockMoving answers go wrong; None unless they were checked."""
     about: AnswersAbout = field(default_factory=AnswersAbout)
     """Model, data set, sampling and prompt of the answers, as far as they are known."""
 
@@ -132,15 +141,28 @@ def score_responses(
     Raises:
         MathCanvasError: If the file, a field, an option or the judge can't be used.
     """
-    mark = compile_pattern(answer_pattern)
-    groups = (by,) if isinstance(by, str) else tuple(by)
-    fields = Fields(answer_field, response_field, options_field, question_field, groups, preset)
+    return _run(locals())
+
+
+def _run(given: Mapping[str, Any]) -> ScoreReport:
+    """Scores with the parameters of `score_responses`, and writes the card."""
+    source, by, puzzles = given["input"], given["by"], given["puzzles"]
     settings = ComparisonSettings(
-        num_workers=num_workers, time_limit_s=time_limit_s, progress=progress, pattern=mark
+        num_workers=given["num_workers"],
+        time_limit_s=given["time_limit_s"],
+        progress=given["progress"],
+        pattern=compile_pattern(given["answer_pattern"]),
     )
-    checks = None if puzzles is None else _puzzle_files(input, puzzles, folders)
-    about = _about(input, model, dataset)
-    return _score(input, _output_path(input, output), fields, settings, judge, checks, about)
+    names = (given[f"{name}_field"] for name in ("answer", "response", "options", "question"))
+    groups = (by,) if isinstance(by, str) else tuple(by)
+    fields = Fields(*names, groups, given["preset"])
+    checks = None if puzzles is None else _puzzle_files(source, puzzles, given["folders"])
+    about = _about(source, given["model"], given["dataset"])
+    output = _output_path(source, given["output"])
+    report = _score(source, output, fields, settings, given["judge"], checks, about)
+    command = command_of("score", score_responses, given)
+    write_card(report.output, report.overall, source, about, command)
+    return report
 
 
 def _about(source: str, model: str | None, dataset: str | None) -> AnswersAbout:
@@ -166,6 +188,7 @@ def _score(
             scored, failures = _judged(scored, model, settings.progress, output)
         finally:
             model.backend.close()
+    steps = None if checks is None else check_puzzles(scored, checks, progress=settings.progress)
     report = ScoreReport(
         path=str(source),
         output=output,
@@ -173,10 +196,11 @@ def _score(
         groups={name: _grouped(scored, name) for name in fields.by},
         num_without_reference=found.num_without_reference,
         failures=failures,
-        puzzles={} if checks is None else check_puzzles(scored, checks, progress=settings.progress),
+        puzzles={} if steps is None else steps.checks,
+        chain=None if steps is None else steps.chain,
         about=about,
     )
-    _write(report, scored)
+    _write(report, scored if steps is None else steps.records)
     return report
 
 
@@ -340,6 +364,7 @@ def _write(report: ScoreReport, scored: Sequence[ScoredRecord]) -> None:
         },
         "num_without_reference": report.num_without_reference,
         "puzzles": {name: asdict(score) for name, score in report.puzzles.items()},
+        "chain": None if report.chain is None else asdict(report.chain),
         "judge_failures": list(islice(report.failures, 100)),
         "records": [_record(one) for one in scored],
     }
@@ -353,8 +378,11 @@ def _record(scored: ScoredRecord) -> dict[str, Any]:
     return {
         "index": scored.record.index,
         **named,
-        "responses": [
-            {"verdict": response.verdict, "parts": [asdict(part) for part in response.parts]}
-            for response in scored.responses
-        ],
+        "responses": [_response(response) for response in scored.responses],
     }
+
+
+def _response(response: ScoredResponse) -> dict[str, Any]:
+    parts = [asdict(part) for part in response.parts]
+    chain = {} if response.chain is None else {"chain": asdict(response.chain)}
+    return {"verdict": response.verdict, "parts": parts, **chain}

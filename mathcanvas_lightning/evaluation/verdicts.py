@@ -28,10 +28,22 @@ class PartVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChainVerdict:
+    """What the steps of an answer to a puzzle show."""
+
+    drawings: tuple[bool, ...]
+    """For each step of the solution, whether its drawing is there and right."""
+    first_error: str | None
+    """What is wrong first, such as "state 1", "drawing 2" or "answer"; None if nothing is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredResponse:
     """The verdicts on one response."""
 
     parts: tuple[PartVerdict, ...]
+    chain: ChainVerdict | None = None
+    """The verdict on the steps; None if they were not checked."""
 
     @property
     def verdict(self) -> Verdict:

@@ -21,6 +21,7 @@ from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.journal.existing import ExistingOutput
 from mathcanvas_lightning.generation.run.module import QUIET_TRAINER, GenerationModule
 from mathcanvas_lightning.generation.run.monitor import GenerationProgress, GenerationSummary
+from mathcanvas_lightning.generation.run.provenance import command_of
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 from mathcanvas_lightning.generation.run.writer import ResponseWriter
 from mathcanvas_lightning.records.record import RecordInput
@@ -98,7 +99,8 @@ def _run(options: Mapping[str, Any]) -> PredictionReport | None:
     backend = _select(BackendOptions, options).make_backend()
     draws = isinstance(backend, BagelBackend)  # in this process, on a GPU if there is one
     module = GenerationModule(backend, _select(Sampling, options))
-    return _predict(module, data, "auto" if draws else "cpu")
+    command = command_of("generate-response", generate_responses, options)
+    return _predict(module, data, "auto" if draws else "cpu", command)
 
 
 def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
@@ -108,9 +110,10 @@ def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
 
 
 def _predict(
-    module: GenerationModule, data: RecordDataModule, accelerator: str
+    module: GenerationModule, data: RecordDataModule, accelerator: str, command: str
 ) -> PredictionReport | None:
     writer = ResponseWriter()
+    writer.command = command
     callbacks: list[Callback] = [writer, GenerationProgress(), GenerationSummary()]
     trainer = Trainer(accelerator=accelerator, callbacks=callbacks, **QUIET_TRAINER)
     trainer.predict(module, datamodule=data, return_predictions=False)

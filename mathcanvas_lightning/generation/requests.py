@@ -16,6 +16,13 @@ from mathcanvas_lightning.records.pictures import Picture
 
 Role = Literal["system", "user", "assistant"]
 Part = str | Picture
+DrawingsUse = Literal["own", "none", "shuffled", "reference"]
+"""What an interleaved answer has where the model wants to draw. own: what the model draws. none:
+nothing, the next text follows at once. shuffled: the true drawing of this step of another problem.
+reference: the true drawing of this step. The last two need solutions with drawings in the records;
+where a step has none, the next text follows at once."""
+GIVEN_DRAWINGS = ("shuffled", "reference")
+"""Uses of drawings that come from the records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +112,9 @@ class GenerationRequest:
     """Fields of the record that the request was built from. Only writers use it, not backends."""
     picture_digest: str | None = None
     """Hash of the record's pictures, see `hash_pictures`. Only writers use it."""
+    drawings: tuple[Picture, ...] | None = None
+    """Drawings that the answer has instead of the model's own, for `drawings: reference` or
+    `shuffled` of a backend that draws; None if they were not asked for."""
 
     @property
     def seed(self) -> int:

@@ -54,6 +54,9 @@ class RecordInput:
     """Field with a picture or a list of pictures; missing, null or empty if there is none."""
     response_field: str = "model_answer"
     """Field for the answer; a record that already has one is not asked."""
+    drawings_field: str = "solution_images"
+    """Field with the true drawings of the solution, a picture a step, for `drawings: reference` and
+    `shuffled` of a backend; not needed for shards, whose solutions have their drawings in order."""
     has_images: bool = False
     """Whether it is an error if no record has the image field."""
     reader: Callable[[str], Iterable[Any]] | None = None

@@ -29,7 +29,10 @@ def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_the_reference_passes_every_check(answered: list) -> None:
     for task, texts, drawings in answered:
-        assert check_answer(task, texts, drawings) == dict.fromkeys(CHECKS, True)
+        found = check_answer(task, texts, drawings)
+        assert found.checks == dict.fromkeys(CHECKS, True)
+        assert found.drawings == (True,) * len(task["steps"])
+        assert found.first_error is None
 
 
 def test_each_wrong_statement_fails_its_check(answered: list) -> None:
@@ -37,7 +40,8 @@ def test_each_wrong_statement_fails_its_check(answered: list) -> None:
     other = answered[1]
 
     def failed(changed: list[str], shown: list[Image.Image]) -> set[str]:
-        return {name for name, good in check_answer(task, changed, shown).items() if not good}
+        checks = check_answer(task, changed, shown).checks
+        return {name for name, good in checks.items() if not good}
 
     text = "\n".join(texts)
     before = re.search(r"Before: (\w+ \d\d\d)", text)[1]
@@ -51,6 +55,24 @@ def test_each_wrong_statement_fails_its_check(answered: list) -> None:
     assert failed([text], [*drawings, drawings[-1]]) == {"drawings", "everything"}
     assert failed([text.replace("Step 1:", "Step one:")], drawings) >= {"states", "everything"}
     assert failed([], []) == set(CHECKS)
+
+
+def test_the_first_error_of_a_chain(answered: list) -> None:
+    task, texts, drawings = answered[0]
+    other, last = answered[1][2][0], len(task["steps"])
+
+    def first(changed: str, shown: list[Image.Image]) -> tuple[str | None, tuple[bool, ...]]:
+        found = check_answer(task, [changed], shown)
+        return found.first_error, found.drawings
+
+    text, right = "\n".join(texts), (True,) * last
+    assert first(text.replace("After:", "Then:"), drawings) == ("after", right)
+    assert first(text.replace("Before:", "Then:"), [other]) == ("before", (False,) * last)
+    assert first(text, [other, *drawings[1:]]) == ("drawing 1", (False, *right[1:]))
+    assert first(text, drawings[:-1]) == (f"drawing {last}", (*right[1:], False))
+    assert first(text, [*drawings, other]) == (f"drawing {last + 1}", right)
+    moved = re.sub(rf"(Step {last}:(?: \w+\.)?)[^.]*\.", r"\1 white 222.", text)
+    assert first(moved, [*drawings[:-1], other]) == (f"state {last}", (*right[1:], False))
 
 
 def test_chances_of_guesses(answered: list) -> None:

@@ -125,16 +125,16 @@ def test_the_reference_passes_and_other_answers_fail(written: dict[bool, Path]) 
         _, *parts = re.split(r"<image>(.*?)</image>", record["cot_text"])
         texts = parts[1::2]
         drawings = [Image.open(written[True] / path).convert("RGB") for path in parts[2::2]]
-        assert check_answer(task, texts, drawings) == dict.fromkeys(FORESIGHT_CHECKS, True)
+        assert check_answer(task, texts, drawings).checks == dict.fromkeys(FORESIGHT_CHECKS, True)
         assert set(chances(task)) == {"answer", *FORESIGHT_CHECKS}
-        wrong = check_answer(task, texts, [drawings[1], drawings[0], drawings[2]])
+        wrong = check_answer(task, texts, [drawings[1], drawings[0], drawings[2]]).checks
         assert wrong == {
             "moves": True,
             "drawings": False,
             "last_drawing": True,
             "everything": False,
         }
-        assert check_answer(task, texts[1:], []) == dict.fromkeys(FORESIGHT_CHECKS, False)
+        assert check_answer(task, texts[1:], []).checks == dict.fromkeys(FORESIGHT_CHECKS, False)
 
 
 def test_parts_share_no_picture() -> None:

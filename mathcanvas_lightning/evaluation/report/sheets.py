@@ -56,6 +56,15 @@ class SheetResponse:
         return "failed" if self.failure else "unscored"
 
     @property
+    def chain(self) -> str:
+        """The verdict on the steps of an answer to a puzzle as a sentence; empty without one."""
+        found = None if self.scored is None else self.scored.chain
+        if found is None:
+            return ""
+        drawings = ", ".join("right" if is_right else "wrong" for is_right in found.drawings)
+        return f"Drawings, read back: {drawings}. First error: {found.first_error or 'none'}."
+
+    @property
     def part_rows(self) -> dict[str, dict[str, str]]:
         """Table of the verdicts: a row for each part of the question."""
         parts = () if self.scored is None else self.scored.parts

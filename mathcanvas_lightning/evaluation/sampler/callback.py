@@ -27,6 +27,7 @@ from mathcanvas_lightning.evaluation.sampler.results import (
     log_folder,
     metric_names,
     score_answers,
+    show_answers,
     write_answers,
 )
 from mathcanvas_lightning.generation.prompts.chat import ChatPrompt, PromptBuilder
@@ -46,10 +47,11 @@ class AnswerSampler(Callback):
 
     The weights are those of the validation: the moving average, if there is one. The records with
     their answers are written to `answers/<name>/step_N` in the log folder of the run, with a folder
-    of steps and drawings beside, as `mathcanvas predict` writes them, and with the verdicts of
-    `mathcanvas score`. TensorBoard and Weights & Biases also get the first answers. The metrics
-    are `answers/<name>/accuracy`, `.../answered` (share of records with an answer),
-    `.../seconds`, and for puzzles `.../states`, `.../drawings` and the other checks.
+    of steps and drawings beside, as `mathcanvas predict` writes them, with the verdicts of
+    `mathcanvas score` and the page of `mathcanvas report`. TensorBoard and Weights & Biases also
+    get the first answers. The metrics are `answers/<name>/accuracy`, `.../answered` (share of
+    records with an answer), `.../seconds`, and for puzzles `.../states`, `.../drawings` and the
+    other checks.
 
     The training does not change. Ranks share the records. With ShardedStrategy, each rank holds the
     whole network while it answers, in the type of the computation.
@@ -177,6 +179,7 @@ class AnswerSampler(Callback):
         try:
             path = write_answers(answers, self.records, target)
             metrics = score_answers(path, self.records, self.reference)
+            show_answers(path, self.records, self.reference)
             log_answers(trainer, f"answers/{self.records.label}", answers, step)
         except (MathCanvasError, OSError) as error:
             log.warning("writing or scoring the answers at step %d failed: %s", step, error)

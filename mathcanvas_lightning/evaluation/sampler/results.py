@@ -8,6 +8,7 @@ from typing import Any
 from mathcanvas_lightning.blockmoving.checking import CHECKS
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.evaluation.puzzles import ANSWER
+from mathcanvas_lightning.evaluation.report.page import write_report
 from mathcanvas_lightning.evaluation.sampler.held_out import OPTIONS_FIELD, HeldOut
 from mathcanvas_lightning.evaluation.scoring import score_responses
 from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
@@ -96,6 +97,33 @@ def score_answers(path: Path, source: RecordInput, reference: Reference) -> dict
     }
     checks = {name: score.share for name, score in report.puzzles.items() if name != ANSWER}
     return metrics | checks
+
+
+def show_answers(path: Path, source: RecordInput, reference: Reference) -> Path:
+    """Writes the page of a file of `write_answers`, with the verdicts if there are any.
+
+    Args:
+        path: The file.
+        source: The file of the records, with the names of the fields.
+        reference: What answers are compared with.
+
+    Returns:
+        Path of the page, beside the file.
+
+    Raises:
+        MathCanvasError: If the page can't be written.
+    """
+    page = write_report(
+        str(path),
+        index_field=source.index_field,
+        query_field=source.query_field,
+        image_field=source.image_field,
+        response_field=source.response_field,
+        answer_field=reference.answer_field or "answer",
+        image_base_path=source.image_base,
+        allow_any_path=source.allow_any_path,
+    )
+    return page.path
 
 
 def metric_names(reference: Reference) -> tuple[str, ...]:

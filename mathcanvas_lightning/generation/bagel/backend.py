@@ -19,12 +19,7 @@ from mathcanvas_lightning.generation.backends.settings import resolved_path
 from mathcanvas_lightning.generation.bagel.generator import InterleavedGenerator
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
-from mathcanvas_lightning.generation.bagel.problem import (
-    Answer,
-    InterleavedConfig,
-    Mode,
-    Problem,
-)
+from mathcanvas_lightning.generation.bagel.problem import Answer, Mode, Problem
 from mathcanvas_lightning.generation.bagel.requests import (
     ReasonInput,
     RequestError,
@@ -44,6 +39,7 @@ from mathcanvas_lightning.generation.bagel.rollout.solver import ProblemSolver
 from mathcanvas_lightning.generation.bagel.workshop import load_parts
 from mathcanvas_lightning.generation.events import EndEvent, Event
 from mathcanvas_lightning.generation.requests import (
+    DrawingsUse,
     GenerationRequest,
     GenerationResponse,
     Sampling,
@@ -96,11 +92,8 @@ class BagelBackend(ShortRepr):
         if mode == "understanding":  # no drawings, so no guidance: one context is enough
             drawing = dataclasses.replace(drawing, text_scale=1.0)
         self._options = BagelOptions(**settings)
-        self._config = InterleavedConfig(
-            drawing=drawing,
-            max_steps=max_steps,
-            max_images=max_images,
-            drawings=self._options.drawings,
+        self._config = self._options.config(
+            mode, drawing, max_steps=max_steps, max_images=max_images
         )
         self._given: dict[str, Any] = {
             "config": self._config,
@@ -136,6 +129,11 @@ class BagelBackend(ShortRepr):
             "max_images": self._config.max_images,
             **self._options.for_journal(),
         }
+
+    @property
+    def drawings(self) -> DrawingsUse:
+        """Where the drawings of answers come from; requests must have those that are given."""
+        return self._options.drawings
 
     @property
     def max_pending(self) -> int:

@@ -10,7 +10,9 @@ import torch
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.images.trained import TrainedImages, describe
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.generation.bagel.problem import DrawingsUse
+from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
+from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Mode
+from mathcanvas_lightning.generation.requests import GIVEN_DRAWINGS, DrawingsUse
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.quantized import WeightKind
 
@@ -44,7 +46,11 @@ class BagelSettings(TypedDict, total=False):
     """Whether positions of image tokens are interpolated; must be the same as in training. Default:
     as recorded in the checkpoint directory, else false."""
     drawings: DrawingsUse
-    """Use of the drawings in interleaved answers: own, or none to skip them. Default: own."""
+    """What interleaved answers have where the model wants to draw: own, none, shuffled (another
+    problem's drawing of this step) or reference (the true one). Default: own."""
+    min_images: int
+    """Minimum number of drawings in an interleaved answer: where the model would end its answer
+    before, it draws. Default: 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +160,34 @@ class BagelOptions:
     vit_transform: ImageTransform | None = None
     interpolate_positions: bool | None = None
     drawings: DrawingsUse = "own"
+    min_images: int = 0
+
+    def config(
+        self, mode: Mode, drawing: DrawingConfig, *, max_steps: int, max_images: int
+    ) -> InterleavedConfig:
+        """Configuration for the generator.
+
+        Raises:
+            ConfigError: If a limit is out of range, or the mode cannot have such drawings.
+        """
+        for name, value, is_used in (
+            ("drawings", self.drawings, self.drawings in GIVEN_DRAWINGS),
+            ("min_images", self.min_images, self.min_images > 0),
+        ):
+            if is_used and mode != "interleaved":
+                raise ConfigError(
+                    name,
+                    found=f"{value} with the mode {mode}",
+                    wanted="the mode interleaved, in which an answer has texts and drawings",
+                    remedy="Change the mode, or leave it out.",
+                )
+        return InterleavedConfig(
+            drawing=drawing,
+            max_steps=max_steps,
+            max_images=max_images,
+            min_images=self.min_images,
+            drawings=self.drawings,
+        )
 
     def __post_init__(self) -> None:
         if self.weights == "bf16" and self.dtype == "float32":
@@ -205,6 +239,7 @@ class BagelOptions:
             "interpolate_positions": bool(self.interpolate_positions),
             **({} if self.drawings == "own" else {"drawings": self.drawings}),
             **({} if self.quantized is None else {"quantized": self.quantized}),
+            **({"min_images": self.min_images} if self.min_images else {}),
         }
 
     @property

@@ -11,7 +11,7 @@ from mathcanvas_lightning.data.images.shown import shown_drawing
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.text_steps import TextConfig
-from mathcanvas_lightning.generation.requests import Failure
+from mathcanvas_lightning.generation.requests import DrawingsUse, Failure
 
 Mode = Literal["interleaved", "understanding", "image"]
 """interleaved: texts and drawings in turn, as the model chooses. understanding: one text about
@@ -30,7 +30,6 @@ FinishReason = Literal[
 or infinity, so the answer is useless. out_of_memory: the problem alone needs more
 memory than the device has. failed: the text engine refused the problem. Others: that limit was
 reached."""
-DrawingsUse = Literal["own", "none"]
 
 THINK_PROMPTS: dict[Mode, str] = {
     "interleaved": "You should think step by step, and draw whenever a drawing helps, before you "
@@ -66,9 +65,12 @@ class InterleavedConfig:
     tokens. If it is reached in the thought before a single drawing, the drawing is still made."""
     max_images: int = 10
     """Maximum number of drawings in an answer."""
+    min_images: int = 0
+    """Minimum number of drawings in an interleaved answer: where the model would end its answer
+    before, it draws. Other limits end an answer earlier."""
     drawings: DrawingsUse = "own"
-    """Use of the drawings in an answer: "own", or "none" to continue with the next text instead,
-    which shows how much the drawings help."""
+    """What an answer has where the model wants to draw; other values than "own" show how much the
+    drawings help."""
 
     def __post_init__(self) -> None:
         if self.drawings not in get_args(DrawingsUse):
@@ -88,6 +90,14 @@ class InterleavedConfig:
                     if name == "max_images"
                     else "Raise it.",
                 )
+        most = 0 if self.drawings == "none" else self.max_images
+        if not 0 <= self.min_images <= most:
+            raise ConfigError(
+                "min_images",
+                found=str(self.min_images),
+                wanted=f"0 to {most}, {'as no step has a drawing' if most == 0 else 'max_images'}",
+                remedy="Lower it, or change drawings." if most == 0 else "Lower it.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +120,8 @@ class Problem:
     """Text that the model reads first; "" for none. None: the think prompt if `think` is set."""
     config: InterleavedConfig | None = None
     """Configuration of this problem; None uses the generator's."""
+    drawings: tuple[Image.Image, ...] | None = None
+    """Drawings in the order of the steps, for answers whose drawings are not the model's own."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):

@@ -104,6 +104,8 @@ def problems_of(
     opening = "\n".join(message.text for message in system)
     parts = [p for message in request.messages if message.role != "system" for p in message.parts]
     inputs = tuple(_decoded(part) for part in parts)
+    given = request.drawings
+    drawings = None if given is None else tuple(_opened(picture) for picture in given)
     return [
         Problem(
             uid=f"{request.uid}{_SEPARATOR}{number}",
@@ -113,6 +115,7 @@ def problems_of(
             think=think,
             system_prompt=opening if opening.strip() else None,
             config=with_sampling(config, request.sampling),
+            drawings=drawings,
         )
         for number in range(request.sampling.n)
     ]
@@ -202,12 +205,14 @@ def failure_of(answer: Answer) -> Failure | None:
 
 
 def _decoded(part: Part) -> str | Image.Image:
-    if isinstance(part, str):
-        return part
+    return part if isinstance(part, str) else _opened(part)
+
+
+def _opened(picture: Picture) -> Image.Image:
     try:
-        return decode_image(part.data, ImageLimits())
+        return decode_image(picture.data, ImageLimits())
     except ImageError as error:
-        raise RequestError(failure_kind(error), f"{part.place}: {error}") from None
+        raise RequestError(failure_kind(error), f"{picture.place}: {error}") from None
 
 
 def _output(answer: Answer) -> Output:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.generation.prompts.chat import PromptBuilder
+from mathcanvas_lightning.generation.prompts.drawings import GivenDrawings
 from mathcanvas_lightning.generation.requests import (
     Failure,
     GenerationRequest,
@@ -27,6 +28,7 @@ def build_request(
     pictures: Pictures,
     prompt: PromptBuilder,
     template_options: Mapping[str, Any] = MappingProxyType({}),
+    drawings: GivenDrawings | None = None,
 ) -> Prepared:
     """Builds the request for a record.
 
@@ -35,6 +37,7 @@ def build_request(
         pictures: Its pictures, or why one of them is unusable.
         prompt: Builds the conversation.
         template_options: More variables for the model's chat template.
+        drawings: Drawings for the answers; None for the model's own.
 
     Returns:
         The request; a failure if a picture is unusable or the record does not fit the prompt.
@@ -43,6 +46,7 @@ def build_request(
         if isinstance(pictures, PictureError):
             raise pictures
         messages = prompt(record, pictures)
+        given = None if drawings is None else drawings.take(record)
     except PictureError as error:
         failure = Failure(kind=error.kind, message=str(error))
     except MathCanvasError as error:
@@ -54,5 +58,6 @@ def build_request(
             template_options=template_options,
             record=record.values,
             picture_digest=hash_pictures(pictures),
+            drawings=given,
         )
     return GenerationResponse(uid=record.uid, failure=failure)

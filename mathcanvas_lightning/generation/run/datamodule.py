@@ -18,7 +18,18 @@ from mathcanvas_lightning.generation.prompts.building import (
     build_request,
 )
 from mathcanvas_lightning.generation.prompts.chat import ChatPrompt, PromptBuilder
-from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
+from mathcanvas_lightning.generation.prompts.drawings import (
+    SOLUTION_COLUMNS,
+    GivenDrawings,
+    require_drawings,
+)
+from mathcanvas_lightning.generation.requests import (
+    GIVEN_DRAWINGS,
+    DrawingsUse,
+    GenerationRequest,
+    GenerationResponse,
+    Sampling,
+)
 from mathcanvas_lightning.generation.run.batching import Batching, FixedSize
 from mathcanvas_lightning.generation.run.journal.answered import Selection, select_records
 from mathcanvas_lightning.generation.run.journal.existing import (
@@ -163,6 +174,9 @@ class RecordDataModule(LightningDataModule):
             OutputError: If earlier answers were made with other prompts.
         """
         self._selection = select_records(self.inputs, self._survey(), self._fields)
+        if (use := self._drawings_use) in GIVEN_DRAWINGS:
+            for one in self.inputs:
+                require_drawings(one, use, self.skipped.get(one.label, {}))
         if (entry := self._other_prompt()) is not None:
             raise OutputError(
                 str(entry.path.parent),
@@ -213,9 +227,11 @@ class RecordDataModule(LightningDataModule):
             InputError: If an input has changed since `setup`.
         """
         for one in self.inputs:
-            records = self._records(one, wanted)
+            records, options = self._records(one, wanted), self.template_options
+            if (given := self._given_drawings(one)) is not None:
+                records = given.passed(records)
             for record, pictures in self._pictures[one.label].read_ahead(records):
-                yield build_request(record, pictures, self.prompt, self.template_options)
+                yield build_request(record, pictures, self.prompt, options, given)
 
     def _records(self, one: RecordInput, wanted: Mapping[str, RecordKey]) -> Iterator[Record]:
         keys = {key.position: key for key in wanted.values() if key.label == one.label}
@@ -233,10 +249,29 @@ class RecordDataModule(LightningDataModule):
             raise _changed(one)
 
     @property
+    def _module(self) -> GenerationModule | None:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return module if isinstance(module, GenerationModule) else None
+
+    @property
+    def _drawings_use(self) -> DrawingsUse:
+        """Where the drawings of the answers come from; only a backend that draws says it."""
+        return getattr(self._module and self._module.backend, "drawings", "own")
+
+    def _given_drawings(self, one: RecordInput) -> GivenDrawings | None:
+        use, module = self._drawings_use, self._module
+        if use not in GIVEN_DRAWINGS or module is None:
+            return None
+        seed = (module.sampling or Sampling()).seed
+        return GivenDrawings(use, one, seed=seed, skipped=self.skipped.get(one.label, {}))
+
+    @property
     def _fields(self) -> Collection[str] | None:
-        """Fields that the prompt uses; None if unknown."""
+        """Fields that decide about the answers; None if unknown."""
         fields: Collection[str] | None = getattr(self.prompt, "fields", None)
-        return fields
+        if fields is None or self._drawings_use not in GIVEN_DRAWINGS:
+            return fields
+        return {*fields, *SOLUTION_COLUMNS, *(one.drawings_field for one in self.inputs)}
 
     def _survey(self) -> list[RecordKey]:
         return survey(self.inputs, self.filters, self._fields, self.on_fault)
@@ -246,8 +281,7 @@ class RecordDataModule(LightningDataModule):
         if not all(is_unfinished_rerun(journal_folder(one.output_path)) for one in self.inputs):
             return False
         self._selection = select_records(self.inputs, keys, self._fields)
-        module = None if self.trainer is None else self.trainer.lightning_module
-        if isinstance(module, GenerationModule):
+        if (module := self._module) is not None:
             sampling = None if module.sampling is None else asdict(module.sampling)
             origin = origin_of(module.backend.model_name, module.backend.settings, sampling)
             if not has_same_origin(self.answered.values(), origin):

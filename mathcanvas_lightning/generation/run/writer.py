@@ -30,6 +30,7 @@ from mathcanvas_lightning.generation.run.module import (
 )
 from mathcanvas_lightning.generation.run.outputs import NOT_ASKED, write_output
 from mathcanvas_lightning.generation.run.post_processors import PostProcessor
+from mathcanvas_lightning.generation.run.provenance import run_facts
 from mathcanvas_lightning.generation.run.summary import PredictionReport
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class ResponseWriter(ResponseCallback):
         self.sync_every_s = sync_every_s
         self.report: PredictionReport | None = None
         """Counts of a successful run, on rank 0."""
+        self.command: str | None = None
+        """The command of the run, without secrets, if there is one."""
         self._journals: dict[str, JournalWriter] = {}
         self._is_checked = False
         self._started_at = 0.0
@@ -128,7 +131,8 @@ class ResponseWriter(ResponseCallback):
             ]
             for one in data.inputs:
                 finish_rerun(journal_folder(one.output_path))
-                write_about(one.output_path, one.label, data.prompt)
+                facts = run_facts(one, data.wanted.values(), self.command)
+                write_about(one.output_path, one.label, data.prompt, **facts)
             num_left = sum(one.failures[NOT_ASKED] for one in inputs)
             self.report = PredictionReport(
                 inputs=tuple(inputs), num_asked=len(data.pending) - num_left, seconds=seconds

@@ -103,7 +103,9 @@ def test_files_are_those_of_predict_and_score(run: tuple[Path, Any], shards: Pat
         texts = [step["content"] for step in steps if step["type"] == "text"]
         assert "\n\n".join(texts) == record["model_answer"]
         assert list((answer / "ori_images").iterdir())
+    written = (folder / "step_2.html").read_text()
     page = write_report(str(folder / "step_2.parquet"))
+    assert page.path.read_text() == written
     assert (page.num_records, page.num_faults) == (3, 0)
 
 

@@ -560,3 +560,17 @@ def test_nan_in_a_drawing_fails_the_problem(tmp_path: Path) -> None:
     failure = answers(made, ask("a", "A red square."))["a"].failure
     assert failure is not None
     assert failure.kind == "not_finite"
+
+
+def test_given_drawings_need_those_of_records() -> None:
+    given = backend(drawings="reference")
+    given.start()
+    response = answers(given, ask("a", "What?"))["a"]
+    assert response.failure is not None
+    assert "mathcanvas predict" in response.failure.message
+
+
+@pytest.mark.parametrize("settings", [{"drawings": "shuffled"}, {"min_images": 1}])
+def test_settings_of_interleaved_answers_in_another_mode(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="interleaved"):
+        backend(mode="understanding", **settings)

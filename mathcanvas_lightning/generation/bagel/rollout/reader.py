@@ -1,11 +1,15 @@
 """Reads problems: inputs become items, and must fit into a context."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from PIL import Image
 
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.generation.bagel.contexts import Item, ItemMaker, opaque
 from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Problem, TooLongError
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
+from mathcanvas_lightning.generation.requests import GIVEN_DRAWINGS
 
 SHORTEST_TEXT = 3
 """Minimum length of a text in tokens: start token, one token, end token."""
@@ -49,6 +53,8 @@ class ProblemReader:
                 remedy="Give the generator a configuration with the same guidance.",
             )
         items = self._read_inputs(problem)
+        if config.drawings in GIVEN_DRAWINGS:
+            problem = replace(problem, drawings=self._read_drawings(problem))
         size = self._drawing_size(items, config)
         self._check_room(problem, items, size)
         return Rollout(
@@ -79,6 +85,20 @@ class ProblemReader:
             else:
                 items.append(self._maker.image(opaque(given, problem.uid), for_vae=for_vae))
         return items
+
+    def _read_drawings(self, problem: Problem) -> tuple[Image.Image, ...]:
+        """Checks the drawings that are given, so that none fails in the middle of an answer."""
+        if problem.drawings is None:
+            raise InputError(
+                f"problem {problem.uid}",
+                found="no drawings",
+                wanted="those of a record, as the setting drawings asks for",
+                remedy="Answer the records with mathcanvas predict, or set drawings: own.",
+            )
+        drawings = tuple(opaque(drawing, problem.uid) for drawing in problem.drawings)
+        for drawing in drawings:
+            self._maker.image_tokens(drawing.size)
+        return drawings
 
     def _drawing_size(self, items: Sequence[Item], config: InterleavedConfig) -> tuple[int, int]:
         """Size of a problem's drawings, rounded to multiples of a token's side."""

@@ -17,7 +17,7 @@ from mathcanvas_lightning.generation.bagel.problem import (
     Problem,
     Step,
 )
-from mathcanvas_lightning.generation.requests import Failure
+from mathcanvas_lightning.generation.requests import GIVEN_DRAWINGS, Failure
 
 Need = Literal["text", "drawing"]
 
@@ -152,17 +152,35 @@ class Rollout:
         return self._maker.text(text)
 
     def _act(self, item: Item, action_id: int) -> None:
-        special = self._maker.tokenizer.special
-        if action_id == special.start_of_image and self.config.drawings == "none":
-            action_id = special.bos  # the next text follows at once
-        if action_id not in (special.start_of_image, special.bos):
+        special, num_images = self._maker.tokenizer.special, self._num_images
+        writes, draws = action_id == special.bos, action_id == special.start_of_image
+        if not (writes or draws):
+            draws = num_images < self.config.min_images and self._has_drawing
+        elif draws and not self._has_drawing:
+            writes, draws = True, False  # the next text follows at once
+        if not (writes or draws):
             self.finish_reason = "stop"
-        elif action_id == special.start_of_image and self._num_images == self.config.max_images:
+        elif draws and num_images == self.config.max_images:
             self.finish_reason = "max_images"
-        elif action_id == special.bos and self.number == self.config.max_steps:
+        elif writes and self.number == self.config.max_steps:
             self.finish_reason = "max_steps"
         else:
-            self._read(item, then="drawing" if action_id == special.start_of_image else "text")
+            self._read(item, then="drawing" if draws else "text")
+            if self._is_given and self.needs == "drawing":
+                assert self.problem.drawings is not None
+                self.take_picture(self.problem.drawings[num_images])
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether the drawings are those of the problem, not the model's own."""
+        return self.config.drawings in GIVEN_DRAWINGS
+
+    @property
+    def _has_drawing(self) -> bool:
+        """Whether the answer can have one more drawing, apart from limits."""
+        if self._is_given:
+            return self._num_images < len(self.problem.drawings or ())
+        return self.config.drawings != "none"
 
     def _read(self, *items: Item, then: Need) -> None:
         """Adds items to the context; what follows must fit into it too."""

@@ -29,13 +29,20 @@ class AnswersAbout:
     """Fields of `Sampling`."""
     prompt: Mapping[str, Any] | None = None
     """How the conversation was built from a record."""
+    data: Mapping[str, Any] | None = None
+    """The records: path, number, fingerprint."""
+    software: Mapping[str, Any] | None = None
+    """Versions of the software that answered last."""
+    command: str | None = None
+    """The command that answered last."""
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Reads plain types; what is missing or has another type is unknown."""
         if not isinstance(value, Mapping):
             return cls()
-        kinds = {one.name: str if one.name in ("model", "dataset") else dict for one in fields(cls)}
+        texts = ("model", "dataset", "command")
+        kinds = {one.name: str if one.name in texts else dict for one in fields(cls)}
         known = {n: value[n] for n, kind in kinds.items() if isinstance(value.get(n), kind)}
         return cls(**known)
 
@@ -52,18 +59,20 @@ def describe_prompt(prompt: Any) -> dict[str, Any]:
     return {"builder": name, **(found if isinstance(found, Mapping) else {})}
 
 
-def write_about(output: Path, dataset: str, prompt: Any) -> None:
+def write_about(output: Path, dataset: str, prompt: Any, **run: Any) -> None:
     """Notes what the lines of a journal do not say.
 
     Args:
         output: File of answers.
         dataset: Name of the records.
         prompt: Builder of the conversations.
+        run: Further fields of `AnswersAbout`, see `run_facts`.
     """
     folder = journal_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / _FILE) as path:
-        text = json_text({"dataset": dataset, "prompt": describe_prompt(prompt)}, indent=1)
+        content = {"dataset": dataset, "prompt": describe_prompt(prompt), **run}
+        text = json_text(content, indent=1)
         path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
