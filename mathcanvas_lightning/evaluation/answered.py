@@ -18,7 +18,7 @@ UID_FIELDS = ("uid", "id")
 NO_GROUP = "(none)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
     """Names of the fields of a record."""
 

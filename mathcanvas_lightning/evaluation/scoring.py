@@ -153,9 +153,11 @@ def _run(given: Mapping[str, Any]) -> ScoreReport:
         progress=given["progress"],
         pattern=compile_pattern(given["answer_pattern"]),
     )
-    names = (given[f"{name}_field"] for name in ("answer", "response", "options", "question"))
+    names = ("answer", "response", "options", "question")
     groups = (by,) if isinstance(by, str) else tuple(by)
-    fields = Fields(*names, groups, given["preset"])
+    fields = Fields(
+        **{name: given[f"{name}_field"] for name in names}, by=groups, preset=given["preset"]
+    )
     checks = None if puzzles is None else _puzzle_files(source, puzzles, given["folders"])
     about = _about(source, given["model"], given["dataset"])
     output = _output_path(source, given["output"])
