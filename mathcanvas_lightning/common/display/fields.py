@@ -1,6 +1,7 @@
 """Explains the fields of dataclasses in help(), which does not show their docstrings."""
 
 import dataclasses
+import re
 from typing import Any
 
 MARK = "\n\nFields:\n"
@@ -29,7 +30,7 @@ def with_explained_fields(found: Any) -> Any:
     lines = [
         f"    {field.name}: {texts[field.name]}"
         for field in dataclasses.fields(found)
-        if texts.get(field.name) and f"{field.name}:" not in doc
+        if texts.get(field.name) and not re.search(rf"^ +{field.name}:", doc, re.MULTILINE)
     ]
     if lines:
         found.__doc__ = doc.rstrip() + MARK + "\n".join(lines) + "\n"

@@ -186,7 +186,7 @@ def test_head_names_model_sampling_and_prompt(
         max_tokens=77,
     )
     assert main(["score", "--input", str(path), "--num_workers", "1"]) == 0
-    assert "answers.jsonl by echo" in " ".join(capsys.readouterr().out.split())
+    assert "answers.jsonlbyecho" in "".join(capsys.readouterr().out.split())  # lines wrap
     about = json.loads((tmp_path / "answers.jsonl_scores.json").read_text())["about"]
     assert (about["model"], about["dataset"]) == ("echo", "asked")
     assert about["sampling"]["max_tokens"] == 77
