@@ -6,6 +6,7 @@ it forks a process that gets the client's words, folder, environment and standar
 """
 
 import json
+import multiprocessing.process
 import os
 import runpy
 import select
@@ -188,6 +189,7 @@ def _become(
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = folder  # where new processes look for the script
     os.environ.clear()
     os.environ.update(env)
     sys.executable = python or sys.executable
@@ -198,7 +200,7 @@ def _become(
         return
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
-    runpy.run_path(words[0], run_name="__main__")
+    runpy.run_path(str(Path(words[0]).absolute()), run_name="__main__")
 
 
 if __name__ == "__main__":
