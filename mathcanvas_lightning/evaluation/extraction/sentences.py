@@ -126,7 +126,11 @@ _UNTRUE = re.compile(r".*\sis\s(not\s(?:true|correct|valid))")
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
 _ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
-_IS_LETTER = re.compile(r"\b(?:is|be)\s\(?([A-H])\)?$")
+_IS_LETTER = re.compile(r"\b(?:is|be|except(?:\sfor)?)\s\(?([A-H])\)?$")
+_BOUND = re.compile(
+    r"^([A-Za-z]\s(?:is|must\sbe)\s(?:at\s(?:most|least)|(?:less|greater|more|no\smore"
+    r"|no\sless)\sthan)\s\S+)$"
+)
 _DENIED = re.compile(
     r"\b(?:not(?!\s(?:defined|differentiable|continuous)\b)|never"
     r"|cannot)\b(?![^,]*\bbut\b)|n't\b"
@@ -146,7 +150,8 @@ _RELATED = re.compile(
     r"|proportional)\s.*"
 )
 _CHOSEN = re.compile(
-    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith|likes?|liked|picked"
+    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith|likes?"
+    r"|liked|picked"
     r"|selected|voted\sfor"
     r"|corresponds?\sto|(?:lowest|highest|greatest|least|most|fewest|largest|smallest"
     r"|tallest)\s(?:in|on|for))"
@@ -165,7 +170,7 @@ _ONLY = re.compile(
 _FIRST_OF = re.compile(
     rf"{_SUBJECT}\s(?:(?:is|are|was|has|had|will\s(?:be|have)|finish(?:es|ed)|comes?|came"
     rf"|arrives?|runs?"
-    r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner"
+    r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner|favorite"
     r"|most|least|fewest|best|worst"
     r"|[a-z]{3,}est"
     r"|(?!number|never|neither|either|under|over|order|center|together|other|another)[a-z]{3,}er)"
@@ -191,7 +196,7 @@ def stated_value(line: str) -> str:
     Returns:
         The value or a list of values; empty if the sentence has none.
     """
-    text = mark_prices(line)
+    text = re.sub(r"(\d+) and (\d+/\d+)(?=\s[a-z]{3})", r"\1 \2", mark_prices(line))
     is_clear = _IT_IS.match(text) or _WHERE.match(text)
     is_short = not is_clear and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
     if is_short or _CHINESE.search(text):
@@ -276,7 +281,7 @@ def _clause_end(clause: str) -> int:
 
 
 def _of_clause(clause: str) -> str:
-    for pattern in (_IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS, _ORIGIN):
+    for pattern in (_BOUND, _IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS, _ORIGIN):
         if found := pattern.search(clause):
             return str(next(filter(None, found.groups())))
     parts = [_of_clause(one) for one in _AND.split(clause)] if _are_clauses(clause) else []
