@@ -55,7 +55,7 @@ def essence(text: str) -> str:
     Args:
         text: An answer in canonical form.
     """
-    text = _CHANGE_OF.sub(r"\2 \1", text)
+    text = _CHANGE_OF.sub(lambda found: f"{found[2]} {found[1].lower()}", text)
     text = _MULTIPLE.sub("", _ROLE.sub("", text))
     if (mixed := _MIXED.fullmatch(text)) and (number := parse_number(mixed[1])) is not None:
         text = f"{number.value} {mixed[2]}"

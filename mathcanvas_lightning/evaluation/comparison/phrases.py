@@ -32,9 +32,8 @@ _NO_SOLUTION = re.compile(
 )
 _UNDETERMINED = re.compile(
     r"(?:(?:it|the [a-z]+(?: [a-z]+)?) )?(?:cannot|can't) be (?:determined|known|decided)"
-    r"|(?:it is )?(?:impossible"
-    r"|not possible) to"
-    r" (?:tell|determine|know|say|conclude)\b|(?:there is )?(?:not enough"
+    r"|(?:(?:it is )?(?:impossible|not possible) to|we (?:cannot|can't))"
+    r" (?:tell|determine|know|say|conclude|decide)\b|(?:there is )?(?:not enough"
     r"|insufficient) information"
 )
 _ASSERTED = re.compile(

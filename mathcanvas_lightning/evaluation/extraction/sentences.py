@@ -45,7 +45,8 @@ _LEAD = re.compile(
 _RESULT = re.compile(
     r"(?:[,;]|\.{3}|…|—)\s*(?:and\s+)?(?:so|thus|hence|therefore|whence|which (?:means|implies"
     r"|gives|gives us"
-    r"|makes|leaves|is)|meaning|giving(?: us)?|making|leaving|yielding|for a total of|i\.e\.,?"
+    r"|makes|leaves|is)|meaning|giving(?: us)?|making|leaving|yielding|for a total of"
+    r"|a (?:difference|total|sum) of|i\.e\.,?"
     r"|that is,?|or(?=\s\d[\d,.]*\s[a-z]+$))(?:\s+that\b)?[,:]?\s+",
     re.IGNORECASE,
 )
@@ -72,7 +73,7 @@ _VERB = re.compile(
     r"|weighs?|measures?|makes?|leaves?|contains?|earns?|pays?|paid|requires?|totals?|saves?"
     r"|spends?|spent|receives?|received|lasts?|shows?|reads?|represents?|becomes?|remains?"
     r"|reach(?:es|ed)?|sold|sells?|bought|buys?|eats?|ate|find|found|obtain|yields?"
-    r"|divides|produces?|owes?|uses?|covers?|travels?|(?:simplifies|comes|reduces|evaluates"
+    r"|divides|produces?|puts|ends\sup|lands|owes?|uses?|covers?|travels?|(?:simplifies|comes|reduces|evaluates"
     r"|adds up"
     r"|amounts|equal) to)\b"
     r"|\b(?:It|That|There|it|that|there)['’]s)(?=[\s:])"
@@ -91,6 +92,8 @@ _CHANGED = re.compile(
     r"|[a-z]{3,}er)\sby\s"
     r"(?:(?:about|exactly|approximately)\s)?$"
 )
+_PLACED = re.compile(r"\b(?:puts\s\w+|ends?\sup|lands|arrives?)\sat\s(?:the\spoint\s)?$")
+_COMPARED = re.compile(r"\b(?:for|of)\sall\s([a-z])\s(greater|less)\sthan\s(?=\S)")
 _JOINED = re.compile(r"[,;&]|\b(?:and|or|but|while)\b")
 _WITH = re.compile(
     r"\s(?:and\s)?with\s(?:an?\s)?(?:radius|cent(?:er|re)|slope|length|width|height)\s(?:of\s)?"
@@ -126,7 +129,13 @@ _UNTRUE = re.compile(r".*\sis\s(not\s(?:true|correct|valid))")
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
 _ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
 _ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
-_IS_LETTER = re.compile(r"\b(?:is|be)\s\(?([A-H])\)?$")
+_IS_LETTER = re.compile(
+    r"\b(?:is|be|except(?:\sfor)?|closest\sto|nearest\sto)\s(?:option\s|choice\s)?\(?([A-H])\)?$"
+)
+_BOUND = re.compile(
+    r"^([A-Za-z]\s(?:is|must\sbe)\s(?:at\s(?:most|least)|(?:less|greater|more|no\smore"
+    r"|no\sless)\sthan)\s\S+)$"
+)
 _DENIED = re.compile(
     r"\b(?:not(?!\s(?:defined|differentiable|continuous)\b)|never"
     r"|cannot)\b(?![^,]*\bbut\b)|n't\b"
@@ -135,7 +144,8 @@ _DECISION = re.compile(r"(?:yes|no|true|false)\b(?!\s+(?:such|solution))", re.IG
 _DECIDED = re.compile(r"\s*(yes|no|true|false)[,:]\s", re.IGNORECASE)
 _NONE = re.compile(
     r"(?:.*\s)?(?:has|have|is|are)\s((?:no|infinitely\smany)\s(?:real\s|such\s"
-    r"|integer\s)?(?:solutions?|roots?|values?|integers?))"
+    r"|integer\s)?(?:solutions?|roots?|values?|integers?"
+    r"|maximum|minimum|limit|inverse|asymptotes?))"
 )
 _BEHAVES = re.compile(
     r"[^,;=$]{2,60}\s(converges|diverges|increases|decreases|doubles|stays\sthe\ssame)"
@@ -146,7 +156,9 @@ _RELATED = re.compile(
     r"|proportional)\s.*"
 )
 _CHOSEN = re.compile(
-    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith|likes?|liked|picked"
+    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith"
+    r"|stands\sfor|denotes|likes?"
+    r"|liked|picked"
     r"|selected|voted\sfor"
     r"|corresponds?\sto|(?:lowest|highest|greatest|least|most|fewest|largest|smallest"
     r"|tallest)\s(?:in|on|for))"
@@ -166,6 +178,7 @@ _FIRST_OF = re.compile(
     rf"{_SUBJECT}\s(?:(?:is|are|was|has|had|will\s(?:be|have)|finish(?:es|ed)|comes?|came"
     rf"|arrives?|runs?"
     r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner"
+    r"|favorite"
     r"|most|least|fewest|best|worst"
     r"|[a-z]{3,}est"
     r"|(?!number|never|neither|either|under|over|order|center|together|other|another)[a-z]{3,}er)"
@@ -175,7 +188,8 @@ _FIRST_OF = re.compile(
 _PREDICATE = re.compile(
     r"[^,;=$]{1,80}?\s(?:is|are|(?:must|should|will|would|has to|can only)\sbe|becomes?|remains?"
     r"|(?:folds|turns)\sinto|forms?|looks?\slike|resembles?|depicts?)"
-    r"\s(?:called\s|made\sof\s|an?\s|the\s|always\s|both\s|therefore\s|thus\s|also\s)*"
+    r"\s(?:called\s|labell?ed\s|named\s|made\sof\s|an?\s|the\s|always\s|both\s|therefore\s"
+    r"|thus\s|also\s)*"
     r"((?!(?:[a-z]+\s)*(?:of|in|on|at|to|about|for|by|with|than|from|under|that|which|is|are)\b)"
     r"[A-Za-z][A-Za-z'-]*(?:\s[A-Za-z'-]+){0,3})"
 )
@@ -191,11 +205,12 @@ def stated_value(line: str) -> str:
     Returns:
         The value or a list of values; empty if the sentence has none.
     """
-    text = mark_prices(line)
+    text = re.sub(r"(\d+) and (\d+/\d+)(?=\s[a-z]{3})", r"\1 \2", mark_prices(line))
     is_clear = _IT_IS.match(text) or _WHERE.match(text)
     is_short = not is_clear and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
     if is_short or _CHINESE.search(text):
         return ""
+    text = _COMPARED.sub(lambda one: f"{one[1]} {'>' if one[2] == 'greater' else '<'} ", text)
     if stated := _LETTERED.search(text) or _DECIDED.match(text):
         return stated[1].replace(MONEY, "$")
     if chance := _CHANCE.search(text):
@@ -219,6 +234,7 @@ def stated_words(line: str) -> str:
         sentence says nothing in a few words.
     """
     sentence = _SENTENCE_END.split(line)[-1].strip(" .!*#>")
+    sentence = re.sub(r"\b([Tt]hey|[Ii]t|[Tt]hat)['’](re|s)\b", r"\1 is", sentence)
     if _CHINESE.search(line) or _DECISION.match(sentence) or re.match(r"\(?[A-H][.):]", line):
         return ""
     clause = main_clause(sentence)
@@ -276,7 +292,7 @@ def _clause_end(clause: str) -> int:
 
 
 def _of_clause(clause: str) -> str:
-    for pattern in (_IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS, _ORIGIN):
+    for pattern in (_BOUND, _IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS, _ORIGIN):
         if found := pattern.search(clause):
             return str(next(filter(None, found.groups())))
     parts = [_of_clause(one) for one in _AND.split(clause)] if _are_clauses(clause) else []
@@ -321,7 +337,8 @@ def _without_adjuncts(clause: str, values: Sequence[re.Match[str]]) -> list[re.M
         gap = clause[end : value.start()]
         if not (end and (_LIST_GAP.fullmatch(gap) or _is_pair(gap, value[0]))):
             before = clause[: value.start()]
-            is_free = _CHANGED.search(before) is not None or not _ADJUNCT.search(before)
+            is_governed = any(one.search(before) for one in (_CHANGED, _PLACED))
+            is_free = is_governed or not _ADJUNCT.search(before)
         end = value.end()
         free += [value] if is_free else []
     return free

@@ -119,7 +119,8 @@ _COUNTED = frozenset(
     almond walnut peanut pretzel popcorn chip cracker noodle dumpling drink juice soda coffee tea
     molecule atom particle electron
     个 人 只 本 支 张 条 棵 辆 种 次 名 件 位 块 台 朵 头 颗 根 岁 页 道 题 倍 间 盒 袋 瓶
-    箱 捆 筐 桶 堆 串 束 篮 架 艘 座 幅 封 片 粒 层 节 段 面 枚 枝 株 门 户 场 组 队 对 双
+    圈 趟 首 碗 遍 匹 扇 处 栋 所 批 箱 捆 筐 桶 堆 串 束 篮 架
+    艘 座 幅 封 片 粒 层 节 段 面 枚 枝 株 门 户 场 组 队 对 双
     """.split()
 )
 _DESCRIBING = frozenset("different distinct possible total whole full more such real".split())
