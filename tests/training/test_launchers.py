@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+from mathcanvas_lightning.training.checkpoint.reading import read_about
 from mathcanvas_lightning.training.run.metrics import read_metrics
 from tests.cli.small_run import write_settings
 from tests.conftest import ROOT
@@ -42,7 +42,7 @@ def test_torchrun_starts_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "two"
     assert [step for step, _ in read_metrics(run)["train/ce"]] == [0, 1]
-    saved = torch.load(run / "checkpoints" / "step2.ckpt" / "meta.pt", weights_only=True)
+    saved = read_about(run / "checkpoints" / "step2.ckpt")
     assert saved["mathcanvas"]["settings"]["trainer.ranks"] == 2
 
 
