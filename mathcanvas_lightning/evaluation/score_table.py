@@ -49,7 +49,7 @@ def check_rows(puzzles: Mapping[str, CheckScore]) -> dict[str, dict[str, str]]:
     return {
         name: {
             "right": f"{score.num_right:,} of {score.num_answers:,}",
-            "share": _share(score.share),
+            "share": _share(score.share if score.num_answers else None),
             "95 %": " to ".join(map(_share, score.interval)),
             "chance": _share(score.chance),
         }
