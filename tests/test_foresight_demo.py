@@ -62,6 +62,9 @@ def test_each_stage_reads_what_an_earlier_one_wrote(
         if name in ("generate_blockmoving", "convert_cot_to_parquet"):
             assert main([name.replace("_", "-"), *words, "--num_workers", "0"]) == 0
             continue
+        if name == "-":  # leaves out puzzles that were trained
+            shutil.copy(words[0], words[-1])
+            continue
         if name == "make_tiny_bagel":
             assert main(["make-bagel", *words]) == 0
             continue
@@ -74,5 +77,6 @@ def test_each_stage_reads_what_an_earlier_one_wrote(
         made |= outputs
         made |= {f"{output}/checkpoints/last.ckpt" for output in outputs if name == "fit"}
         made |= {f"{p}_scores.json" for p in places if name == "score_responses"}
-    answers = {f"{name}_{moves}" for name in ("drawn", "plain", "suppressed") for moves in "1234"}
+    names = ("drawn", "plain", "suppressed")
+    answers = {f"{part}_{n}_{k}" for part in ("test", "seen") for n in names for k in "1234"}
     assert {f"demo/foresight/answers/{name}.parquet_scores.json" for name in answers} <= made

@@ -14,10 +14,29 @@ seed="${SEED:-0}" here=demo/foresight
 
 generate() { python tools/generate_blockmoving.py --level 1 --question stack "$@"; }
 
-# shards SOURCE OUTPUT
+# shards SOURCE OUTPUT [FILE]
 shards() {
     python tools/convert_cot_to_parquet.py --config configs/convert/demo.yaml \
-        --input "$1/enhanced_cot_cleaned.json" --output "$2"
+        --input "$1/${3:-enhanced_cot_cleaned.json}" --output "$2"
+}
+
+# fresh PUZZLES TRAINED OUTPUT: leaves out the puzzles that were trained
+fresh() {
+    python - "$@" <<'END'
+import json
+import pathlib
+import sys
+
+def key(folder):
+    task = json.loads((folder / "data.json").read_text())
+    return json.dumps([task["initial"], task["moves"]])
+
+puzzles, trained, output = map(pathlib.Path, sys.argv[1:])
+known = {key(folder) for folder in trained.glob("task_*")}
+rows = json.loads(puzzles.read_text())
+new = [row for row in rows if key(puzzles.parent / f"task_{row['task_id']}") not in known]
+output.write_text(json.dumps(new[:120]))
+END
 }
 
 has_drawings() { if [ "$1" = drawn ]; then echo true; else echo false; fi; }
@@ -40,9 +59,15 @@ puzzles() {
                 --drawings "$(has_drawings "$arm")" --output "$here/$arm/source_$moves"
             shards "$here/$arm/source_$moves" "$here/$arm/shards_$moves"
         done
-        generate --part test --num_moves "$moves" --num_tasks "${HELD_OUT:-450}" \
-            --seed "${TEST_SEED:-3}$moves" --output "$here/test/source_$moves"
+        generate --part test --num_moves "$moves" --num_tasks "${HELD_OUT:-200}" \
+            --seed "3$moves" --output "$here/test/source_$moves"
         shards "$here/test/source_$moves" "$here/test/shards_$moves"
+        # New puzzles with the colours of the training.
+        generate --part train --num_moves "$moves" --num_tasks "${HELD_OUT:-300}" \
+            --seed "9$moves" --output "$here/seen/source_$moves"
+        fresh "$here/seen/source_$moves/enhanced_cot_cleaned.json" \
+            "$here/drawn/source_$moves" "$here/seen/source_$moves/new.json"
+        shards "$here/seen/source_$moves" "$here/seen/shards_$moves" new.json
     done
 }
 
@@ -72,19 +97,24 @@ train() {
 
 # answer ARM NAME [OPTION ...]: answers and scores the held-out puzzles
 answer() {
-    local arm="$1" name="$2" moves inputs=""
+    local arm="$1" name="$2" set moves inputs=""
     shift 2
-    for moves in 1 2 3 4; do
-        inputs+="{path: $here/test/shards_$moves, output: $here/answers/${name}_$moves.parquet}, "
+    for set in test seen; do
+        for moves in 1 2 3 4; do
+            inputs+="{path: $here/$set/shards_$moves, "
+            inputs+="output: $here/answers/${set}_${name}_$moves.parquet}, "
+        done
     done
     mathcanvas predict --config configs/predict_demo.yaml \
         --model.init_args.backend.init_args.checkpoint "$here/$arm/export" \
         --model.init_args.backend.init_args.max_steps 5 \
         --model.init_args.backend.init_args.max_images 4 \
         --data.init_args.inputs "[$inputs]" "$@"
-    for moves in 1 2 3 4; do
-        python tools/score_responses.py --input "$here/answers/${name}_$moves.parquet" \
-            --puzzles "$here/test/source_$moves"
+    for set in test seen; do
+        for moves in 1 2 3 4; do
+            python tools/score_responses.py --puzzles "$here/$set/source_$moves" \
+                --input "$here/answers/${set}_${name}_$moves.parquet"
+        done
     done
 }
 
@@ -95,8 +125,10 @@ for arm in drawn plain; do
     answer "$arm" "$arm"
 done
 answer drawn suppressed --model.init_args.backend.init_args.drawings none
-for moves in 1 2 3 4; do
-    echo "$moves moves, with against without drawings:"
-    python tools/compare_scores.py "$here/answers/drawn_$moves.parquet_scores.json" \
-        "$here/answers/plain_$moves.parquet_scores.json"
+for set in test seen; do
+    for moves in 1 2 3 4; do
+        echo "$set, $moves moves, with against without drawings:"
+        python tools/compare_scores.py "$here/answers/${set}_drawn_$moves.parquet_scores.json" \
+            "$here/answers/${set}_plain_$moves.parquet_scores.json"
+    done
 done
