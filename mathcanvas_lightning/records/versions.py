@@ -23,6 +23,8 @@ def url_versions(urls: Iterable[str], settings: FetchSettings) -> dict[str, str]
         their server gives neither, or does not answer.
     """
     distinct = list(dict.fromkeys(urls))
+    if not distinct:
+        return {}
     files = HostReader(settings)
     with ThreadPoolExecutor(settings.num_parallel, "versions") as pool:
         found = dict(
