@@ -1,7 +1,7 @@
 """Runs the parts of a conversion as tasks of a Ray Data job."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
@@ -11,24 +11,6 @@ from mathcanvas_lightning.errors import ConfigError, MathCanvasError, WorkerErro
 LOCAL = "local"
 PARTS_PER_CORE = 4
 """More parts than cores: so no core waits long for the last one."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartTask:
-    """Converts a row of a Ray data set: the number of a part."""
-
-    work: Callable[[str], None]
-    """Converts the part of this name, such as 3/8."""
-    num_parts: int
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the part and its error, because Ray would hide the error's type."""
-        part = Part(int(row["id"]) + 1, self.num_parts)
-        try:
-            self.work(str(part))
-        except MathCanvasError as error:
-            return {"part": str(part), "error": str(error), "kind": type(error).__name__}
-        return {"part": str(part), "error": "", "kind": ""}
 
 
 def ray_parts(work: Callable[[str], None], folder: OutputFolder, cluster: str) -> None:
@@ -52,13 +34,25 @@ def ray_parts(work: Callable[[str], None], folder: OutputFolder, cluster: str) -
     context.enable_progress_bars = False
     numbers = ray.data.range(num_parts, override_num_blocks=num_parts)
     try:
-        rows = numbers.map(PartTask(work, num_parts)).take_all()
+        rows = numbers.map(partial(_run_task, work, num_parts)).take_all()
     except ray.exceptions.RayError as error:
         raise _failed("a task that ended early", str(error)) from None
     failures = [row for row in rows if row["error"]]
     if failures:
         first = min(failures, key=lambda row: int(row["part"].partition("/")[0]))
         raise _failed(f"part {first['part']}, {first['kind']}", first["error"])
+
+
+def _run_task(
+    work: Callable[[str], None], num_parts: int, row: Mapping[str, Any]
+) -> dict[str, str]:
+    """The part that a row numbers, and its error, because Ray would hide the error's type."""
+    part = str(Part(int(row["id"]) + 1, num_parts))
+    try:
+        work(part)
+    except MathCanvasError as error:
+        return {"part": part, "error": str(error), "kind": type(error).__name__}
+    return {"part": part, "error": "", "kind": ""}
 
 
 def _connected(cluster: str) -> Any:
