@@ -32,6 +32,12 @@ def generate_responses(**options):
     "6_does_the_drawing_help": "num_puzzles, drawing_steps = 2, 1",
 }
 """Notebook -> code that makes it small, run after its first cells: parameters and imports."""
+CLEAR = """
+for name in [name for name in globals() if not name.startswith("_")]:
+    if name not in ("In", "Out", "get_ipython", "exit", "quit", "open"):
+        del globals()[name]
+"""
+"""Deletes the variables of the notebook before; `%reset` also deletes what new processes need."""
 REAL_MODEL = "MATHCANVAS_NOTEBOOK_MODEL"
 
 
@@ -67,7 +73,7 @@ def run_notebook(path: Path, change: str, manager: Any) -> None:
     notebook = nbformat.read(path, as_version=4)
     code = [number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     notebook.cells.insert(code[1] + 1, nbformat.v4.new_code_cell(change))
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(CLEAR))
     NotebookClient(notebook, km=manager, timeout=600).execute()
 
 
