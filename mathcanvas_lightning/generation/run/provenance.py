@@ -86,6 +86,8 @@ def command_of(name: str, function: Callable[..., Any], given: Mapping[str, Any]
         if value == parameter.default or parameter.name == "progress":
             continue
         values = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
+        if not values:
+            continue  # the command line gives [] where the default is ()
         flag = parameter.annotation is bool and parameter.default is False
         words += [f"--{parameter.name}", *([] if flag else map(str, values))]
     return shown_command(words)

@@ -10,7 +10,7 @@ import pytest
 from mathcanvas_lightning.cli.main import main
 from mathcanvas_lightning.evaluation.card.card import file_fingerprint
 from mathcanvas_lightning.evaluation.scoring import score_responses
-from mathcanvas_lightning.generation.run.provenance import git_commit, software
+from mathcanvas_lightning.generation.run.provenance import command_of, git_commit, software
 from tests.conftest import TRAINER_WARNINGS, write_json
 from tests.generation.runs import records, run_file, write_lines
 
@@ -22,6 +22,7 @@ def card_of(scores: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning calls functions that jsonargparse deprecates
 def test_a_card_of_answers_of_predict(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(3, answer="7", api_key="hidden1234"))
     config = run_file(
@@ -91,6 +92,17 @@ def test_secrets_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     text = json.dumps(card_of(report.output))
     assert "x-secret" not in text
     assert "abcdefgh12345678" not in text
+
+
+def test_the_command_of_a_call() -> None:
+    def command(**given: Any) -> str:
+        return command_of("score", score_responses, given)
+
+    assert command(input="a b.json") == "mathcanvas score --input 'a b.json'"
+    # The command line gives an empty list where the default is an empty tuple.
+    assert command(input="a.json", by=[]) == "mathcanvas score --input a.json"
+    assert command(input="a.json", by=["x", "y"]) == "mathcanvas score --input a.json --by x y"
+    assert command(input="a.json", progress=False) == "mathcanvas score --input a.json"
 
 
 def test_the_commit_of_a_file(tmp_path: Path) -> None:
