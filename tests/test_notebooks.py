@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +14,6 @@ from tests.conftest import ROOT
 
 FOLDER = ROOT / "tools" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SMALLER = {
-    "1_data_to_shards": "num_tasks = 12",
-    "2_look_into_a_pack": "",
-    "3_fine_tune_with_lora": "max_steps = 2",
-    "4_answer_with_vllm": f"""
-from mathcanvas_lightning import EchoBackend
-
-VLLMBackend = lambda *args, **options: EchoBackend()
-questions = {str(ROOT / "tools" / "questions.jsonl")!r}
-
-
-def generate_responses(**options):
-    from mathcanvas_lightning import generate_responses
-
-    return generate_responses(**options | dict(backend="echo"))
-""",
-    "5_reason_with_drawings": "drawing_steps = 3",
-    "6_does_the_drawing_help": "num_puzzles, drawing_steps = 2, 1",
-}
-"""Notebook -> code that makes it small, run after its first cells: parameters and imports."""
-CLEAR = """
-for name in [name for name in globals() if not name.startswith("_")]:
-    if name not in ("In", "Out", "get_ipython", "exit", "quit", "open"):
-        del globals()[name]
-"""
-"""Deletes the variables of the notebook before; `%reset` also deletes what new processes need."""
 REAL_MODEL = "MATHCANVAS_NOTEBOOK_MODEL"
 
 
@@ -47,6 +23,9 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 
 def test_each_notebook_is_run_by_a_test() -> None:
+    pytest.importorskip("nbclient", reason="the extra test is not installed")
+    from tests.notebook_runs import SMALLER
+
     assert [path.stem for path in NOTEBOOKS] == list(SMALLER)
 
 
@@ -65,45 +44,28 @@ def test_links_of_notebooks_lead_somewhere(path: Path) -> None:
         assert (FOLDER / target).is_file(), target
 
 
-def run_notebook(path: Path, change: str, manager: Any) -> None:
-    """Runs a notebook in a kernel, whose variables are cleared first."""
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(path, as_version=4)
-    code = [number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    notebook.cells.insert(code[1] + 1, nbformat.v4.new_code_cell(change))
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(CLEAR))
-    NotebookClient(notebook, km=manager, timeout=600).execute()
+def run_notebooks(folder: Path, *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.notebook_runs", str(folder), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_notebooks_run(tmp_path: Path) -> None:
     pytest.importorskip("nbclient", reason="the extra test is not installed")
-    from jupyter_client.manager import KernelManager
-
-    manager = KernelManager(kernel_name="python3")  # one for all: imports take most of the time
-    manager.start_kernel(cwd=str(tmp_path))
-    try:
-        for path in NOTEBOOKS:
-            run_notebook(path, SMALLER[path.stem], manager)
-    finally:
-        manager.shutdown_kernel(now=True)
+    run_notebooks(tmp_path)
     assert (tmp_path / "notebook_data" / "lora" / "report.html").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.skipif(REAL_MODEL not in os.environ, reason=f"{REAL_MODEL} names no language model")
 def test_the_vllm_notebook_runs_with_a_real_engine(tmp_path: Path) -> None:
-    from jupyter_client.manager import KernelManager
-
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(tmp_path))
     change = f"model_path = {os.environ[REAL_MODEL]!r}\nmax_tokens = 4\n"
     change += f"questions = {str(ROOT / 'tools' / 'questions.jsonl')!r}"
-    try:
-        run_notebook(FOLDER / "4_answer_with_vllm.ipynb", change, manager)
-    finally:
-        manager.shutdown_kernel(now=True)
+    run_notebooks(tmp_path, "4_answer_with_vllm", change)
