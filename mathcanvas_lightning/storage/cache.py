@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-from filelock import AcquireReturnProxy, FileLock
+from filelock import FileLock
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.errors import StorageError
@@ -160,7 +160,7 @@ class ShardCache:
                 total -= size
         return total
 
-    def _lock(self, name: str, timeout_s: float) -> AcquireReturnProxy[FileLock]:
+    def _lock(self, name: str, timeout_s: float) -> contextlib.AbstractContextManager[FileLock]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             return FileLock(self.folder / name).acquire(timeout=timeout_s, poll_interval=0.005)
