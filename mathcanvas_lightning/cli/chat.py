@@ -54,7 +54,7 @@ def chat(
 
     Args:
         run: A run of fit: its newest checkpoint and image sizes.
-        checkpoint: A folder in the layout of BAGEL-7B-MoT, with BAGEL's image sizes.
+        checkpoint: A folder in the layout of BAGEL-7B-MoT, such as the export of a run.
         server: URL of a running chat server (.../v1); it answers with texts alone.
         model: Name of the model on the server; default: its only model.
         terminal: Talk in the terminal; /help lists what can be done.
