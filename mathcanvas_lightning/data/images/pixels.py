@@ -119,6 +119,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     image.info.clear()  # Pillow would write EXIF data and profiles again
+    return encode_png(image)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encodes an image as PNG, with Pillow's defaults."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

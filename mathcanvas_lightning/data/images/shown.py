@@ -1,12 +1,10 @@
 """Images on pages and in notebooks, as the model gets them."""
 
-from io import BytesIO
-
 from PIL import Image
 
 from mathcanvas_lightning.common.html_page import Notice, PagePicture
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
-from mathcanvas_lightning.data.images.pixels import image_for_page
+from mathcanvas_lightning.data.images.pixels import encode_png, image_for_page
 
 
 def shown_image(data: bytes, name: str | None) -> PagePicture | Notice:
@@ -32,7 +30,5 @@ def shown_image(data: bytes, name: str | None) -> PagePicture | Notice:
 
 def shown_drawing(image: Image.Image) -> PagePicture:
     """Makes a picture of a drawing."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
     caption = f"drawing, {image.width}x{image.height}"
-    return PagePicture(data=buffer.getvalue(), format="PNG", caption=caption)
+    return PagePicture(data=encode_png(image), format="PNG", caption=caption)

@@ -1,7 +1,7 @@
 """Builds and writes the run card of a file of scores."""
 
+import hashlib
 import json
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from mathcanvas_lightning.evaluation.verdicts import Scores
 from mathcanvas_lightning.generation.backends.secrets import without_secrets
 from mathcanvas_lightning.generation.run.journal.about import AnswersAbout
 from mathcanvas_lightning.generation.run.provenance import software
-
-CHUNK_BYTES = 2**20
 
 
 def card_path(scores: Path) -> Path:
@@ -83,12 +81,11 @@ def make_card(
 def file_fingerprint(path: Path) -> str | None:
     """Hash of the content of a file, or of all files of a folder; None if it can't be read."""
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    digest = blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     try:
         for one in files:
             with one.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
+                hashlib.file_digest(file, lambda: digest)
     except OSError:
         return None
     return digest.hexdigest()

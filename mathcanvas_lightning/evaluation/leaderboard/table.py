@@ -108,7 +108,7 @@ def make_table(files: Sequence[ScoredFile]) -> ModelTable:
     return ModelTable(
         datasets=tuple(groups),
         cells=cells,
-        best={d: max(_cell(file).accuracy for file in group) for d, group in groups.items()},
+        best={d: max(row[d].accuracy for row in cells.values() if d in row) for d in groups},
         differences=tuple(
             _difference(dataset, group[0], other, names)
             for dataset, group in groups.items()

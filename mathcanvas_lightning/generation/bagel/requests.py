@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
+from mathcanvas_lightning.data.images.pixels import encode_png
 from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.errors import InputError, MathCanvasError
 from mathcanvas_lightning.generation.backends.base import BackendError
@@ -267,6 +267,4 @@ def step_error(place: str, error: Exception) -> BackendError:
 
 def encoded_drawing(drawing: Image.Image) -> Picture:
     """Encodes a drawing as PNG."""
-    buffer = BytesIO()
-    drawing.save(buffer, "PNG")
-    return Picture(buffer.getvalue(), place="a drawing")
+    return Picture(encode_png(drawing), place="a drawing")

@@ -7,10 +7,10 @@ Source: https://platform.openai.com/docs/api-reference/chat; for the fields that
 import json
 from base64 import b64encode
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images.pixels import encode_png
 from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
 from mathcanvas_lightning.generation.requests import (
@@ -102,9 +102,7 @@ def _data_url(picture: Picture) -> str:
         data = picture.data
         mime_type = MIME_TYPES.get(check_image(data, ImageLimits(), depth="header").format)
         if mime_type is None:
-            buffer = BytesIO()
-            decode_image(data, ImageLimits()).save(buffer, "PNG")
-            data, mime_type = buffer.getvalue(), "image/png"
+            data, mime_type = encode_png(decode_image(data, ImageLimits())), "image/png"
     except ImageError as error:
         raise PictureError(failure_kind(error), f"{picture.place}: {error}") from None
     return f"data:{mime_type};base64,{b64encode(data).decode()}"
