@@ -14,6 +14,7 @@ import psutil
 import pytest
 from hypothesis import settings
 from PIL import Image
+from torch import distributed
 
 from mathcanvas_lightning import generate_blockmoving
 from tests.warm import WarmPython, warm_python
@@ -27,6 +28,9 @@ TRAINER_WARNINGS = (
     "ignore:.*exists and is not empty",
 )
 """Filters for what Lightning warns of in short runs on a processor."""
+
+LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+"""Variables that Lightning sets in the process of a run."""
 
 
 settings.register_profile("fast", max_examples=20)  # for --hypothesis-profile
@@ -69,6 +73,16 @@ def _file(item: pytest.Item) -> str:
 def _time_limit(item: pytest.Item) -> float:
     mark = item.get_closest_marker("timeout")
     return float(item.config.getini("timeout") if mark is None else mark.args[0])
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group() -> Iterator[None]:
+    """Ends what a run in this process left: the next run would listen at the same port."""
+    yield
+    for name in LAUNCH:
+        os.environ.pop(name, None)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

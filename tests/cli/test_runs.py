@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 12)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 12)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class Extended(MathCanvasDataModule):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), NUM_ROWS)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", NUM_ROWS)
 
 
 @pytest.fixture

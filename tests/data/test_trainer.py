@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 60)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 60)
 
 
 Steps = dict[tuple[int, int], list[str]]

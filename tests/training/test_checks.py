@@ -26,7 +26,7 @@ MISSING = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 12)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 12)
 
 
 def callback(name: str, **arguments: Any) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def joined_batches(batches: Sequence[MicroBatch]) -> MicroBatch:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("set"), 60)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 60)
 
 
 def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:

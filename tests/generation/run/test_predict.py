@@ -36,7 +36,7 @@ from tests.generation.runs import (
     run_file,
     write_lines,
 )
-from tests.warm import WarmPython
+from tests.warm import WarmProcess, WarmPython
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
 
@@ -541,9 +541,11 @@ def asked(folder: Path) -> list[str]:
     return [uid for path in folder.glob("asked*.txt") for uid in path.read_text().split()]
 
 
-def wait_for_lines(folder: Path, num: int) -> None:
+def wait_for_lines(folder: Path, num: int, process: WarmProcess) -> None:
+    """Waits until a run has kept that many answers."""
     deadline = time.monotonic() + 600
     while sum(len(p.read_bytes().splitlines()) for p in folder.glob("*.journal/rank*")) < num:
+        assert psutil.pid_exists(process.pid), process.wait().stderr
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -553,7 +555,7 @@ def wait_for_lines(folder: Path, num: int) -> None:
 def test_killed_in_the_middle(tmp_path: Path, how: str, warm: WarmPython) -> None:
     config = slow_run(tmp_path)
     process = warm.start(command(config)[1:], cwd=ROOT)
-    wait_for_lines(tmp_path, 8)
+    wait_for_lines(tmp_path, 8, process)
     os.kill(process.pid, signal.Signals[how])
     done = process.wait(240)
     assert done.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[how]
@@ -594,7 +596,7 @@ def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
 def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 60, trainer=RANKS)
     process = warm.start(command(config)[1:], cwd=ROOT)
-    wait_for_lines(tmp_path, 12)
+    wait_for_lines(tmp_path, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGTERM)
     process.wait(240)
@@ -613,7 +615,7 @@ def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPytho
 def test_child_ranks_end_with_their_parent(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
     process = warm.start(command(config)[1:], cwd=ROOT)
-    wait_for_lines(tmp_path, 12)
+    wait_for_lines(tmp_path, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(240)

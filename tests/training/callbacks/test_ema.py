@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 24)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 24)
 
 
 def averages(model: BagelModule) -> Weights:

@@ -69,7 +69,7 @@ class Recorder(Callback):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 40)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 40)
 
 
 def metrics(folder: Path) -> Rows:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 16)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 16)
 
 
 def fit(shards: Path, folder: Path, *callbacks: Any, steps: int = 1, **options: Any) -> Any:

@@ -41,7 +41,7 @@ class Lines(Callback):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 20)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 20)
 
 
 def start(

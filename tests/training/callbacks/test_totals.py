@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS, "ignore:You defined a
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 20)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 20)
 
 
 class Seen(Callback):

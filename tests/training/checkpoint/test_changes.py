@@ -37,7 +37,7 @@ COSINE = ScheduleConfig(warmup_steps=1, total_steps=20)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 40)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 40)
 
 
 def fit(

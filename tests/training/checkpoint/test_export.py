@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return interleaved_shards(tmp_path_factory.mktemp("shards"), 8)
+    return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 8)
 
 
 @pytest.fixture(scope="module")
