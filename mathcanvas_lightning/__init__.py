@@ -4,6 +4,7 @@ Public names are imported on first use, so importing the package is fast and has
 """
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -206,12 +207,18 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.common.display.fields").with_explained_fields(found)
     if name.startswith("_"):  # asked for by tools, such as __wrapped__
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    hint = import_module(f"{__name__}.common.similar").nearest(name, __all__)
+    hint = _hint(name)
     remedy = f". Did you mean {hint}?" if hint else f"; dir({__name__}) lists the names"
     # Python's own `from ... import` replaces the message of an AttributeError. It asks here first.
     if sys._getframe(1).f_code.co_name == "_handle_fromlist" and not _is_module(name):
         raise ImportError(f"cannot import name {name!r} from {__name__!r}{remedy}", name=__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{remedy}")
+
+
+@cache  # the parser of a command asks hundreds of times for the same few names
+def _hint(name: str) -> str | None:
+    found: str | None = import_module(f"{__name__}.common.similar").nearest(name, __all__)
+    return found
 
 
 def _is_module(name: str) -> bool:

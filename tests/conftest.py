@@ -17,7 +17,7 @@ from PIL import Image
 from torch import distributed
 
 from mathcanvas_lightning import generate_blockmoving
-from tests.warm import WarmPython, warm_python
+from tests.warm import WarmPython, warm_python, write_warm_command
 
 ROOT = Path(__file__).parent.parent
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
@@ -112,6 +112,14 @@ def warm() -> Iterator[WarmPython]:
     """Starts Python processes that have imported everything already."""
     with warm_python(sys.executable, ROOT) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def warm_command(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A command like Python's, for processes that start others: those start warm, too."""
+    path = tmp_path_factory.mktemp("python") / "python"
+    write_warm_command(path, Path(sys.executable), ROOT, warm)
+    return path
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 MATHCANVAS_KILLS sets the number of kills of each such test.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import folder_bytes
+from tests.ranks import new_process
 
 NUM_KILLS = int(os.environ.get("MATHCANVAS_KILLS", "3"))
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["mathcanvas_lightning.conversion.convert", "mathcanvas_lightning.data.index.index"]
-)
 
 
 def kill_and_resume(
@@ -62,7 +58,7 @@ def kill_and_resume(
 
 def _run(job: Callable[..., Any], arguments: tuple[Any, ...], kill_after_s: float | None) -> bool:
     """Whether the job was killed before its end."""
-    process = _CONTEXT.Process(target=job, args=arguments)
+    process = new_process(job, *arguments)
     process.start()
     process.join(kill_after_s)
     if process.exitcode is None:

@@ -1,6 +1,6 @@
-"""Processes that communicate over gloo.
+"""Processes of tests, and ranks that communicate over gloo.
 
-Importing takes seconds, so it is done once, in a process from which all others are forked.
+Importing takes seconds, so it is done once, in a server from which all others are forked.
 """
 
 import multiprocessing
@@ -14,11 +14,23 @@ from typing import Any
 
 import torch
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["tests.training.launch", "mathcanvas_lightning.cli.fit", "transformers.optimization"]
-)
+from tests.warm import LATER
+
+IMPORTED = [
+    "mathcanvas_lightning.cli.fit",
+    "mathcanvas_lightning.conversion.convert",
+    "mathcanvas_lightning.data.index.index",
+    "tests.training.launch",
+    *LATER,
+]
 TIMEOUT_S = 900
+
+
+def new_process(work: Callable[..., object], *arguments: object) -> Any:
+    """A process that calls a function; it imports nothing but the function's module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)  # there is one server; `fit` may have set other ones
+    return context.Process(target=work, args=arguments)
 
 
 def free_port() -> int:
@@ -61,8 +73,7 @@ def run_ranks(ranks: int, folder: Path, work: Callable[..., object], **arguments
     port = free_port()
     logs = [folder / f"rank{rank}.{port}.txt" for rank in range(ranks)]
     processes = [
-        CONTEXT.Process(target=_work, args=(rank, ranks, port, log, work, arguments))
-        for rank, log in enumerate(logs)
+        new_process(_work, rank, ranks, port, log, work, arguments) for rank, log in enumerate(logs)
     ]
     try:
         for process in processes:

@@ -25,6 +25,14 @@ from typing import IO, Any
 
 MAX_MESSAGE_BYTES = 200_000
 PACKAGE = "mathcanvas_lightning"
+LATER = (
+    "diffusers.loaders.single_file_utils",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "pyarrow.dataset",
+    "s3fs",
+    "transformers.optimization",
+)
+"""What commands import only when they need it; a server imports it, too."""
 TIMEOUT_S = 900
 
 
@@ -69,10 +77,25 @@ class WarmPython:
         *,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> WarmProcess:
-        """Starts `python WORDS`."""
+        """Starts `python WORDS`.
+
+        Args:
+            words: What follows `python`.
+            cwd: Folder; by default that of this process.
+            env: Environment variables; by default those of this process.
+            python: Command with which it starts Python, see `write_warm_command`; by default the
+                interpreter.
+        """
         texts = [str(word) for word in words]
-        message = [texts, str(cwd or Path.cwd()), dict(os.environ if env is None else env), None]
+        variables = dict(os.environ if env is None else env)
+        message = [
+            texts,
+            str(cwd or Path.cwd()),
+            variables,
+            None if python is None else str(python),
+        ]
         output = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - `wait` does it
         with Path(os.devnull).open() as nothing:
             streams = [file.fileno() for file in (nothing, *output)]
@@ -136,10 +159,11 @@ def _ask(address: str, message: object, streams: list[int]) -> socket.socket:
 
 def _client(address: str, python: str, command: str, *words: str) -> int:
     """Passes this process on to the server, or to the interpreter."""
-    is_module = words[0:1] == ("-m",) and words[1].split(".")[0] == PACKAGE
-    if not is_module and not (words and words[0].endswith(".py")):
+    given = words[1:] if words[:1] == ("-u",) else words
+    is_module = given[:1] == ("-m",) and given[1].split(".")[0] == PACKAGE
+    if not is_module and not (given and given[0].endswith(".py")):
         os.execv(python, [python, *words])
-    message = [words, str(Path.cwd()), dict(os.environ), command]
+    message = [given, str(Path.cwd()), dict(os.environ), command]
     connection = _ask(address, message, [0, 1, 2])
     connection.recv(16)
     return int(connection.recv(16))
@@ -151,6 +175,8 @@ def _serve(descriptor: int) -> None:
 
     for name in ("cli.fit", "cli.predict", *(c.function.split(":")[0] for c in COMMANDS.values())):
         import_module(f"{PACKAGE}.{name}")
+    for name in LATER:
+        import_module(name)
     listener = socket.socket(fileno=descriptor)
     while listener in select.select([listener, 0], [], [])[0]:
         connection, _ = listener.accept()

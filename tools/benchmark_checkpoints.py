@@ -171,7 +171,8 @@ def main() -> None:
     names = ("size MiB", "still s", "complete s", "peak MiB", "kept MiB")
     table = Table("network", "trained", "way", *names)
     for preset, lora, way in product(options.preset, (False, True), WAYS):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        # A fork of this process, which only imports.
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             found = pool.submit(measure, preset, lora, way).result()
         figures = (found.size_mib, found.still_s, found.complete_s, found.peak_mib, found.kept_mib)
         values = [f"{figure:,.2f}" for figure in figures]

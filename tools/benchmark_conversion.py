@@ -144,7 +144,7 @@ def _measure_memory(convert: Callable[[Path, Path], int], source: Path, result: 
 
 def peak_memory(convert: Callable[[Path, Path], int], source: Path) -> int:
     """Bytes of the largest process of one run in a fresh process tree."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # it imports once for all runs
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure_memory, args=(convert, source, send))
     process.start()

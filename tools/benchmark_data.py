@@ -432,7 +432,8 @@ def main() -> None:
     for name, case in cases.items():
         say(f"planning {options.plan_rows:,} samples, {name}")
         task = (case, options.plan_rows, options.seed, options.repeats)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        # A fork of this process, which has only imported so far.
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             figures["planning"][name] = pool.submit(measure_planning, *task).result()
     say("filling packs by plan and greedily")
     figures["fill"] = compare_fill(min(options.plan_rows, MAX_GREEDY_ROWS), options.seed)

@@ -231,7 +231,7 @@ def _resident_mib(field: str) -> float:
 
 def peak_in_child(options: argparse.Namespace, name: str, backward: bool) -> float:
     """Measures by how much the peak memory of a step exceeds that before it, in MiB."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # of a process that has only imported
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_peak_in_child, args=(options, name, backward, send))
     process.start()

@@ -66,7 +66,7 @@ def predict(
 
 
 def echo_run(source: Path, output: Path) -> dict[str, float]:
-    """One run with EchoBackend; called in a new process."""
+    """One run with EchoBackend; called in a process of its own."""
     quiet()
     started = time.perf_counter()
     predict(EchoBackend(), source, output, Sampling())
@@ -77,7 +77,7 @@ def echo_run(source: Path, output: Path) -> dict[str, float]:
 
 def measure_echo(num: int, rounds: int) -> dict[str, Any]:
     """A first and a second run over the records: medians."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # of a process that has only imported
     found: dict[str, list[dict[str, float]]] = {"first": [], "again": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:

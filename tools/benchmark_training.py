@@ -209,11 +209,16 @@ def describe(
 def make_data(folder: Path, options: argparse.Namespace, source: ModelSource) -> Any:
     """Makes shards of puzzles and their data module."""
     generate_blockmoving(
-        str(folder / "source"), num_tasks=options.tasks, view_px=options.view_px, progress=False
+        str(folder / "source"),
+        num_tasks=options.tasks,
+        view_px=options.view_px,
+        num_workers=0,
+        progress=False,
     )
     convert_cot(
         str(folder / "source" / "enhanced_cot_cleaned.json"),
         str(folder / "shards"),
+        num_workers=0,
         progress=False,
     )
     geometry = source.config().geometry

@@ -20,6 +20,7 @@ from mathcanvas_lightning.common.logs import FILE_ONLY, is_quiet, log_file
 from mathcanvas_lightning.common.parallel import start_from_a_server
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
+from mathcanvas_lightning.data.loading.loader import PackLoader
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.callbacks.monitor import ThroughputMonitor
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
@@ -38,6 +39,8 @@ from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomica
 
 log = logging.getLogger(__name__)
 
+WORKER_MODULES = (PackLoader.__module__, "transformers.models.qwen2.tokenization_qwen2")
+"""What workers that build packs import; neither Lightning nor the network is among it."""
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
@@ -264,7 +267,7 @@ def run_cli(args: Sequence[str]) -> None:
     # Packs differ in length: without it, CUDA's free memory falls into pieces.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     leave_process_group_at_exit()
-    start_from_a_server([MathCanvasDataModule.__module__])
+    start_from_a_server(WORKER_MODULES)
     try:
         MathCanvasCLI(
             BagelModule,

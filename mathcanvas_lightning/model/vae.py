@@ -1,6 +1,7 @@
 """FLUX's autoencoder (diffusers): images to latent tokens and back. It is never trained."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ class LatentVAE(nn.Module):
         return torch.cat([self.autoencoder.decoder(part).float() for part in parts])
 
 
+@cache  # building it takes half a second
 def count_vae_parameters(config: VAEConfig) -> int:
     """Counts the parameters of an autoencoder without allocating them."""
     with torch.device("meta"):

@@ -1,7 +1,5 @@
 """Credits and metrics against numbers computed by hand, in one process and in two."""
 
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from mathcanvas_lightning.evaluation.metrics import (
     GroupedAccuracy,
     WeightedAccuracy,
 )
+from tests.ranks import run_ranks
 
 PUBLISHED = [
     (1.0,),
@@ -97,16 +96,7 @@ def test_unknown_and_duplicate_groups_are_refused() -> None:
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_work, args=(r, port, tmp_path)) for r in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    run_ranks(2, tmp_path, _work, output=tmp_path)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert results[0] == results[1]
     plain, grouped = results[0]
@@ -114,9 +104,9 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     assert grouped == pytest.approx({"algebra": 1.0, "geometry": 7 / 12, "logic": 0.0})
 
 
-def _work(rank: int, port: int, folder: Path) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _work(output: Path) -> None:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     mine = slice(0, 2) if rank == 0 else slice(2, None)  # ranks of unequal shares
     plain: dict[str, Any] = {}
     for name, kind in METRICS.items():
@@ -126,5 +116,5 @@ def _work(rank: int, port: int, folder: Path) -> None:
     grouped = GroupedAccuracy(sorted(set(GROUPS)))
     grouped.update(VERDICTS[mine], GROUPS[mine])
     values = {group: float(value) for group, value in grouped.compute().items()}
-    torch.save((plain, values), folder / f"{rank}.pt")
+    torch.save((plain, values), output / f"{rank}.pt")
     distributed.destroy_process_group()

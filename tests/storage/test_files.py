@@ -486,7 +486,7 @@ def test_faults_that_pass(
     storage_of: StorageOf,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    storage = storage_of(remote)
+    storage = storage_of(remote, timeout_s=1.5)
     remote.proxy.fault = replace(FAULTS[name], times=2)
     with caplog.at_level(logging.WARNING):
         found = storage.read_row_group(remote.url, 1, None)
@@ -523,7 +523,7 @@ def test_each_try_is_one_request(
 ) -> None:
     for name in ("503", "silent", "cut"):
         remote.proxy.clear()
-        storage = storage_of(remote, max_retries=1, cache_dir=str(tmp_path / name))
+        storage = storage_of(remote, max_retries=1, timeout_s=1.5, cache_dir=str(tmp_path / name))
         storage.status(remote.url)
         if remote.kind != "rangeless":
             storage.metadata(remote.url)
@@ -749,7 +749,7 @@ def test_remote_listing(remote: Remote, storage_of: StorageOf, tmp_path: Path) -
     remote.put(f"{folder}/b/p-3.parquet", b"x")  # listings are not kept
     assert storage.list_files(root) == [*in_order(root), f"{root}/b/p-3.parquet"]
     for name in ("503", "silent"):
-        remote.proxy.fault = replace(FAULTS[name], times=2)
+        remote.proxy.fault = replace(FAULTS[name], times=1)
         assert len(storage.list_files(root)) == 5
     # One folder below can't be listed: that is no reason to go without it.
     where = f"{folder}%2Fa" if remote.kind == "s3" else f"{folder}/a"

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.model import parallelize
 from tests.conftest import read_jsonl
-from tests.ranks import CONTEXT, TIMEOUT_S, become_rank, end_at_an_error, free_port
+from tests.ranks import TIMEOUT_S, become_rank, end_at_an_error, free_port, new_process
 from tests.training.runs import SMALL
 
 STRATEGY = "mathcanvas_lightning.training.strategy.ShardedStrategy"
@@ -330,7 +330,7 @@ def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
     started = []
     for rank in range(ranks):
         log = runs[0].folder / f"log.{port}.{rank}.txt"
-        process = CONTEXT.Process(target=_work, args=(rank, ranks, port, log, work))
+        process = new_process(_work, rank, ranks, port, log, work)
         process.start()
         started.append(Rank(process, log))
     return started

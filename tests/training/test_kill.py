@@ -28,26 +28,31 @@ KINDS = {
 Make = Callable[..., Run]
 
 
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return interleaved_shards(tmp_path_factory.mktemp("kill") / "rows", 60)
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Makes runs of one kind, and does the uninterrupted one."""
+def make(request: pytest.FixtureRequest, rows: Path) -> Make:
+    """Makes runs of one kind; does the uninterrupted one, once for each number of ranks."""
     ranks, replicas, async_save = KINDS[request.param]
-    folder = tmp_path_factory.mktemp("kill")
-    rows = interleaved_shards(folder / "rows", 60)
 
     def run(name: str, **journal: Any) -> Run:
+        straight = name == "straight"
         return Run(
-            folder=folder / name,
+            folder=rows.parent / (f"straight {ranks}" if straight else f"{request.param} {name}"),
             shards=[rows],
             ranks=ranks,
             replicas=replicas,
-            async_save=async_save,
+            async_save=async_save and not straight,
             steps=STEPS,
             save_every=2,
             journal=journal,
         )
 
-    launch(ranks, run("straight"))
+    if not run("straight").folder.is_dir():
+        launch(ranks, run("straight"))
     return run
 
 

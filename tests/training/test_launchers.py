@@ -13,32 +13,27 @@ from mathcanvas_lightning.training.run.metrics import read_metrics
 from tests.cli.small_run import write_settings
 from tests.conftest import ROOT
 from tests.data.make_rows import interleaved_shards
+from tests.warm import WarmPython
 
 TIMEOUT_S = 300
 STRATEGY = "mathcanvas_lightning.training.strategy.ShardedStrategy"
 
 
 @pytest.mark.slow
-def test_torchrun_starts_two_processes(tmp_path: Path) -> None:
+def test_torchrun_starts_two_processes(
+    tmp_path: Path, warm: WarmPython, warm_command: Path
+) -> None:
     """The line of the guide with one machine, two processes, gloo."""
     shards = interleaved_shards(tmp_path / "set", 12)
     strategy = {"class_path": STRATEGY, "init_args": {"replicas": 1}}
     settings = write_settings(tmp_path / "small.yaml", shards, devices=2, strategy=strategy)
     words = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"),
+        *("-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
         *("-m", "mathcanvas_lightning", "fit", "--config", str(settings), "--name", "runs/two"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        words,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = warm.start(words, cwd=tmp_path, env=environment, python=warm_command).wait(TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "two"
     assert [step for step, _ in read_metrics(run)["train/ce"]] == [0, 1]

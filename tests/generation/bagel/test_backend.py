@@ -482,7 +482,7 @@ def test_missing_checkpoint(tmp_path: Path, warm: WarmPython) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_share_and_agree(tmp_path: Path, warm: WarmPython) -> None:
+def test_ranks_share_and_agree(tmp_path: Path, warm: WarmPython, warm_command: Path) -> None:
     (tmp_path / "red.png").write_bytes(png(40, 32))
     some = records(7, image="red.png")
     made = {"class_path": "mathcanvas_lightning.BagelBackend", "init_args": options()}
@@ -495,7 +495,8 @@ def test_ranks_share_and_agree(tmp_path: Path, warm: WarmPython) -> None:
         words = ["--model.init_args.sampling={temperature: 1.0, max_tokens: 16}"]
         folders = [{"class_path": "mathcanvas_lightning.ReasoningFolders"}]
         words.append(f"--trainer.callbacks={json.dumps(folders)}")
-        done = run_command(warm, run_file(folder, made, source, trainer=trainer), *words)
+        config = run_file(folder, made, source, trainer=trainer)
+        done = run_command(warm, config, *words, python=warm_command)
         assert done.returncode == 0, done.stderr
         said[ranks] = read_lines(folder / "answers.jsonl")
         assert len(list((folder / "answers").iterdir())) == 7

@@ -577,9 +577,9 @@ RANKS = {"devices": 2, "strategy": "ddp"}
 
 
 @pytest.mark.slow
-def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
+def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython, warm_command: Path) -> None:
     config = slow_run(tmp_path, 31, trainer=RANKS)
-    done = run_command(warm, config)
+    done = run_command(warm, config, python=warm_command)
     assert done.returncode == 0, done.stderr
     parts = [(tmp_path / f"asked{rank}.txt").read_text().split() for rank in (0, 1)]
     assert (len(parts[0]), len(parts[1])) == (16, 15)

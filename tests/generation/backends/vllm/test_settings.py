@@ -1,10 +1,7 @@
 """Checks before vLLM runs; causes and remedies from vLLM's messages."""
 
 import json
-import os
-import signal
 import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +19,11 @@ from mathcanvas_lightning.generation.backends.vllm.backend import (
     find_model,
 )
 from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, find_remedy
-from mathcanvas_lightning.generation.backends.vllm.engine import EngineFailure, Ready, read_result
-from mathcanvas_lightning.generation.requests import GenerationResponse, Output, Usage
+from mathcanvas_lightning.generation.backends.vllm.engine import read_result
+from mathcanvas_lightning.generation.requests import Usage
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, child_processes
+from tests.generation.backends.vllm import engines
 from tests.generation.engine import ask, real_engine
 from tests.generation.runs import predict, records, write_lines
 
@@ -122,39 +120,12 @@ def test_engines_share_all_gpus(num_engines: int, count: int) -> None:
         share_of_gpus(visible, num_engines, count)
 
 
-def faulty(descriptor: int) -> None:
-    """An engine that answers the first request and fails at the second."""
-    connection = Connection(descriptor)
-    settings = connection.recv()
-    if settings.arguments["dtype"] == "never":
-        connection.send(EngineFailure("ValueError: CUDA out of memory"))
-        return
-    connection.send(Ready())
-    first, _ = connection.recv(), connection.recv()
-    connection.send(GenerationResponse(uid=first.uid, outputs=(Output(text="fine"),)))
-    connection.send(EngineFailure("KeyError: 'lost'"))
-
-
-LIFE = 15
-
-
-def mortal(descriptor: int) -> None:
-    """An engine that is killed after a number of requests."""
-    connection = Connection(descriptor)
-    connection.recv()
-    connection.send(Ready())
-    for _ in range(LIFE):
-        request = connection.recv()
-        connection.send(GenerationResponse(uid=request.uid, outputs=(Output(text="fine"),)))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder that looks like a model, for an engine without vLLM."""
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(vllm_backend, "find_spec", lambda name: name)
-    monkeypatch.setattr(vllm_backend, "ENGINE", f"{__name__}:faulty")
+    monkeypatch.setattr(vllm_backend, "ENGINE", f"{engines.__name__}:faulty")
     return str(tmp_path)
 
 
@@ -183,8 +154,8 @@ def test_answers_before_a_failure_are_kept(model: str) -> None:
 def test_an_engine_that_dies_ends_the_run(
     model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(vllm_backend, "ENGINE", f"{__name__}:mortal")
-    source = write_lines(tmp_path / "questions.jsonl", records(LIFE + 5))
+    monkeypatch.setattr(vllm_backend, "ENGINE", f"{engines.__name__}:mortal")
+    source = write_lines(tmp_path / "questions.jsonl", records(engines.LIFE + 5))
     run = RecordInput(path=str(source), output=str(tmp_path / "answers.jsonl"))
     with pytest.raises(BackendError, match="exit status -9"):
         predict(VLLMBackend(model, max_pending=5), [run])

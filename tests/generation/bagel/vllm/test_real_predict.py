@@ -79,8 +79,8 @@ def test_answers_equal_those_of_the_native_backend_after_a_kill(
         f"--model.init_args.sampling.max_tokens={MAX_TOKENS}",
         f"--data.init_args.inputs={json.dumps([{'path': str(source), 'output': str(output)}])}",
     ]
-    killed = command(CONFIG, *words)
-    kill_in_the_middle(killed, output, NUM_BEFORE_KILL, num_processes=1, env=ONE_PROCESS)
+    killed = command(CONFIG, *words)[1:]
+    kill_in_the_middle(warm, killed, output, NUM_BEFORE_KILL, num_processes=1, env=ONE_PROCESS)
     kept = {line["uid"] for line in journal_lines(output)}
     assert NUM_BEFORE_KILL <= len(kept) < NUM_PUZZLES
     done = run_command(warm, CONFIG, *words, env=os.environ | ONE_PROCESS)
