@@ -30,6 +30,7 @@ LATER = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "pyarrow.dataset",
     "s3fs",
+    "transformers.models.qwen2.tokenization_qwen2",
     "transformers.optimization",
 )
 """What commands import only when they need it; a server imports it, too."""

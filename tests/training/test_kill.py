@@ -84,9 +84,12 @@ def check_same(run: Run, straight: Run) -> None:
     assert difference(run.weights(), straight.weights()) == 0
 
 
-def test_killed_again_and_again(make: Make) -> None:
-    """Killed in the first save, in a step, in a later save: earlier checkpoints stay complete."""
-    run = make("killed", pauses=["save 2", "step 3", "save 4"])
+def test_killed_again_and_again_and_stopped(make: Make) -> None:
+    """Killed in the first save, in a step, in a later save: earlier checkpoints stay complete.
+
+    Then SIGTERM stops the run: it saves after the step and goes on from there.
+    """
+    run = make("killed", pauses=["save 2", "step 3", "save 4", "step 4"])
     found: Sequence[tuple[set[str], str | None]] = [
         ({".tmp-step2.ckpt"}, None),
         ({"step2.ckpt", "last.ckpt"}, "step2.ckpt"),
@@ -97,24 +100,21 @@ def test_killed_again_and_again(make: Make) -> None:
         assert names(run) == wanted
         path = find_checkpoint(run.folder)
         assert (path and Path(path).name) == last
-    launch(run.ranks, run)
-    assert run.attempts() == 4
-    assert min(line["step"] for line in run.lines("batches", 0, attempt=3)) == 2
-    assert names(run) == names(make("straight"))
-    check_same(run, make("straight"))
-
-
-def test_stopped_by_a_signal(make: Make) -> None:
-    run = make("stopped", pauses=["step 2"])
-    processes = interrupt(run, 0, signal.SIGTERM)
+    processes = interrupt(run, 3, signal.SIGTERM)
     (run.folder / "journal" / "go").touch()
     finish(processes)
-    assert names(run) == {"step2.ckpt", "last.ckpt", "stopped.ckpt"}
-    assert max(line["step"] for line in run.lines("batches", 0)) == 2
+    assert names(run) == {"step2.ckpt", "step4.ckpt", "last.ckpt", "stopped.ckpt"}
+    assert steps(run, attempt=3) == [2, 3, 4]
     assert find_checkpoint(run.folder) == str(run.folder / "saved" / "stopped.ckpt")
     launch(run.ranks, run)
-    assert min(line["step"] for line in run.lines("batches", 0, attempt=1)) == 3
+    assert run.attempts() == 5
+    assert steps(run, attempt=4) == [5]
+    assert names(run) - {"stopped.ckpt"} == names(make("straight"))
     check_same(run, make("straight"))
+
+
+def steps(run: Run, attempt: int) -> list[int]:
+    return sorted({line["step"] for line in run.lines("batches", 0, attempt)})
 
 
 @pytest.mark.filterwarnings("ignore")

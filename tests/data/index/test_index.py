@@ -391,19 +391,33 @@ def test_an_index_is_not_read_as_a_shard(tmp_path: Path) -> None:
     assert build(folder).num_rows == 6
 
 
-KILLED = """
+PROGRAM = f"""
 import sys
-from tests.data.index.test_index import *
-if __name__ == "__main__":
-    build(Path(sys.argv[1]), workers=1)
+from mathcanvas_lightning.data.index.index import build_index
+from mathcanvas_lightning.data.rows.source import RowSource
+from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.files import Storage
+
+def work():
+    source = RowSource("interleaved", Storage(StorageConfig()))
+    build_index(sys.argv[1], source, TextTokenizer({TOKENIZER!r}), num_workers=1)
+
 """
+GUARDED = (
+    PROGRAM
+    + """
+if __name__ == "__main__":
+    work()
+"""
+)
 
 
 @pytest.mark.slow
 def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     folder = interleaved_shards(tmp_path / "shards", 400, num_files=20, rows_per_group=2)
     script = tmp_path / "script.py"
-    script.write_text(KILLED)
+    script.write_text(GUARDED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
     deadline = time.monotonic() + 600
@@ -436,20 +450,9 @@ def test_kills_at_random_times(tmp_path: Path) -> None:
 def test_a_script_without_main_guard_ends_with_a_remedy(tmp_path: Path) -> None:
     interleaved_shards(tmp_path / "shards", 40)
     script = tmp_path / "script.py"
-    script.write_text(
-        f"""
-from mathcanvas_lightning.data.index.index import build_index
-from mathcanvas_lightning.data.rows.source import RowSource
-from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
-from mathcanvas_lightning.storage.config import StorageConfig
-from mathcanvas_lightning.storage.files import Storage
-
-source = RowSource("interleaved", Storage(StorageConfig()))
-build_index({str(tmp_path / "shards")!r}, source, TextTokenizer({str(TOKENIZER)!r}), num_workers=1)
-"""
-    )
+    script.write_text(f"{PROGRAM}work()")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), str(tmp_path / "shards")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
