@@ -29,7 +29,7 @@ from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import default_path
-from mathcanvas_lightning.model.layers.compilation import compile_options
+from mathcanvas_lightning.model.layers.flex import compile_options
 from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantized_layers
 
 LAYER_PREFIXES = ("vit_model.vision_model.encoder.layers.", "language_model.model.layers.")
