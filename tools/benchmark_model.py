@@ -4,8 +4,9 @@ The plain implementation follows the reference and has the same weights: every l
 by expert and scatters them back around every norm, projection and MLP; each sample has a dense
 mask; a repeated image is encoded again; the logits of all tokens are in memory at once. Its
 training step clips and updates as torch does by default. Images are encoded apart, with --vae.
-Time is the median of alternating runs in this process. Memory is the increase of the peak over the
-start of the step: of a separate process on the CPU, of the allocator on CUDA.
+Time is the median of alternating runs in this process; on the CPU it is processor time, which other
+programs disturb less. Memory is the increase of the peak over the start of the step: of a separate
+process on the CPU, of the allocator on CUDA. That of a training step on the CPU includes moments.
 
 --shares adds where the time of a training step goes, from torch's profiler: products of weights,
 attention, and the rest. Attention consists of products, too. Those of the allowed pairs are
@@ -161,12 +162,10 @@ def measure_vae(options: argparse.Namespace, setup: Any) -> list[dict[str, Any]]
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for repeat in range(options.repeats + 1):
         for name, encode in encoders.items():
-            _synchronise(inputs)
-            started = time.perf_counter()
+            started = _now(inputs)
             encode()
-            _synchronise(inputs)
             if repeat:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(_now(inputs) - started)
     return [
         {
             "pass": "VAE encode",
@@ -215,8 +214,7 @@ def run_once(name: str, kind: str, setup: Any, optimizer: Any = None) -> float:
     """Returns the seconds of one pass; a training step needs an optimizer."""
     model, batch, inputs = setup
     model.zero_grad(set_to_none=True)
-    _synchronise(inputs)
-    started = time.perf_counter()
+    started = _now(inputs)
     with torch.set_grad_enabled(kind != "forward"):
         loss = CONTENDERS[name](model, batch, inputs)
         if kind != "forward":
@@ -224,8 +222,7 @@ def run_once(name: str, kind: str, setup: Any, optimizer: Any = None) -> float:
         if kind == "training step":
             clip(name, model)
             optimizer.step()
-    _synchronise(inputs)
-    return time.perf_counter() - started
+    return _now(inputs) - started
 
 
 def optimizer_of(name: str, model: Bagel) -> torch.optim.Optimizer:
@@ -274,22 +271,21 @@ def attention_flops(config: BagelConfig, batch: PackedBatch) -> int:
     return 4 * (pairs * decoder + patches * config.vit.num_layers_used * config.vit.hidden_size)
 
 
-def _synchronise(inputs: dict[str, Tensor]) -> None:
-    if inputs["latents"].is_cuda:
-        torch.cuda.synchronize()
+def _now(inputs: dict[str, Tensor]) -> float:
+    if not inputs["latents"].is_cuda:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _peak_in_child(options: argparse.Namespace, name: str, kind: str, result: Any) -> None:
     torch.set_num_threads(options.threads)
     setup = build(options)
-    optimizer = None
-    if kind == "training step":  # the first one allocates the moments
-        optimizer = optimizer_of(name, setup[0])
-        run_once(name, kind, setup, optimizer)
-        setup[0].zero_grad(set_to_none=True)
+    optimizer = optimizer_of(name, setup[0])
     before = _resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
-    run_once(name, kind, setup, optimizer)
+    for _ in range(1 + (kind == "training step")):  # the second one starts with moments
+        run_once(name, kind, setup, optimizer)
     result.send(_resident_mib("VmHWM") - before)
 
 
