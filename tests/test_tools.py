@@ -29,14 +29,19 @@ def test_conversion_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
 def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
     done = run_tool(
         "benchmark_model.py",
-        *("--preset", "tiny", "--tokens", "200", "--repeats", "1", "--vae"),
+        *("--preset", "tiny", "--tokens", "200", "--repeats", "1", "--vae", "--shares"),
         *("--json", tmp_path / "figures.json"),
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
-    assert {row["pass"] for row in rows} == {"forward", "forward+backward", "VAE encode"}
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    rows = figures["rows"]
+    passes = {"forward", "forward+backward", "training step", "VAE encode"}
+    assert {row["pass"] for row in rows} == passes
     assert {row["implementation"] for row in rows} == {"ours", "index gather"}
     assert all(row["tokens_per_s"] > 0 for row in rows)
+    for row in figures["shares"]:
+        assert row["products"] > 0 < row["attention"]
+        assert row["products"] + row["attention"] + row["rest"] == pytest.approx(1.0)
 
 
 @pytest.mark.slow

@@ -2,12 +2,18 @@
 
 The plain implementation follows the reference and has the same weights: every layer gathers tokens
 by expert and scatters them back around every norm, projection and MLP; each sample has a dense
-mask; a repeated image is encoded again; the logits of all tokens are in memory at once.
-Time is the median of alternating runs in this process. Memory is the increase of the peak over the
-start of the step: of a separate process on the CPU, of the allocator on CUDA.
+mask; a repeated image is encoded again; the logits of all tokens are in memory at once. Its
+training step clips and updates as torch does by default. Images are encoded apart, with --vae.
+Time is the median of alternating runs in this process; on the CPU it is processor time, which other
+programs disturb less. Memory is the increase of the peak over the start of the step: of a separate
+process on the CPU, of the allocator on CUDA. That of a training step on the CPU includes moments.
+
+--shares adds where the time of a training step goes, from torch's profiler: products of weights,
+attention, and the rest. Attention consists of products, too. Those of the allowed pairs are
+counted, and their time is computed at the rate of the products of weights: a floor for attention.
 
 Example:
-  python tools/benchmark_model.py --preset small --tokens 2048
+  python tools/benchmark_model.py --preset small --tokens 2048 --shares
   python tools/benchmark_model.py --preset 7b --layers 2 --tokens 8192 --dtype bfloat16 --compile
 """
 
@@ -33,12 +39,18 @@ from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.flops import BACKWARD_FACTOR, forward_flops
 from mathcanvas_lightning.model.flow import add_noise, velocity_target
-from mathcanvas_lightning.model.layers.attention import dense_mask, make_layout
+from mathcanvas_lightning.model.layers.attention import (
+    count_attended_pairs,
+    dense_mask,
+    make_layout,
+)
 from mathcanvas_lightning.model.layers.basic import rotary_tables, rotate
 from mathcanvas_lightning.model.layers.mot import DecoderLayer
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE, pack_latents
 from mathcanvas_lightning.training.callbacks.monitor import device_peak_flops
+from mathcanvas_lightning.training.gradients import Gradients
+from mathcanvas_lightning.training.optim import OptimizerConfig, make_optimizer
 
 COMPOSITIONS = {
     "mixed": ["question", "clean", "vit", "answer", "noisy", "clean", "vit", "answer"],
@@ -150,12 +162,10 @@ def measure_vae(options: argparse.Namespace, setup: Any) -> list[dict[str, Any]]
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for repeat in range(options.repeats + 1):
         for name, encode in encoders.items():
-            _synchronise(inputs)
-            started = time.perf_counter()
+            started = _now(inputs)
             encode()
-            _synchronise(inputs)
             if repeat:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(_now(inputs) - started)
     return [
         {
             "pass": "VAE encode",
@@ -167,8 +177,13 @@ def measure_vae(options: argparse.Namespace, setup: Any) -> list[dict[str, Any]]
     ]
 
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+ATTENTION = ("scaled_dot_product", "softmax")
 COLUMNS = {"peak_mib": "{:,.0f}", "tflops_per_s": "{:,.3f}", "mfu": "{:.1%}"}
 CONTENDERS: dict[str, Step] = {"index gather": plain_loss, "ours": our_loss}
+PASSES = ("forward", "forward+backward", "training step")
+NO_CHANGE = 1e-30
+"""Learning rate with which both implementations keep equal weights."""
 
 
 def build(options: argparse.Namespace) -> tuple[Bagel, PackedBatch, dict[str, Tensor]]:
@@ -195,31 +210,82 @@ def build(options: argparse.Namespace) -> tuple[Bagel, PackedBatch, dict[str, Te
     return model, batch.to(options.device), inputs
 
 
-def run_once(name: str, backward: bool, setup: Any) -> float:
-    """Returns the seconds of one step."""
+def run_once(name: str, kind: str, setup: Any, optimizer: Any = None) -> float:
+    """Returns the seconds of one pass; a training step needs an optimizer."""
     model, batch, inputs = setup
     model.zero_grad(set_to_none=True)
-    _synchronise(inputs)
-    started = time.perf_counter()
-    with torch.set_grad_enabled(backward):
+    started = _now(inputs)
+    with torch.set_grad_enabled(kind != "forward"):
         loss = CONTENDERS[name](model, batch, inputs)
-        if backward:
+        if kind != "forward":
             loss.backward()
-    _synchronise(inputs)
-    return time.perf_counter() - started
+        if kind == "training step":
+            clip(name, model)
+            optimizer.step()
+    return _now(inputs) - started
 
 
-def _synchronise(inputs: dict[str, Tensor]) -> None:
-    if inputs["latents"].is_cuda:
-        torch.cuda.synchronize()
+def optimizer_of(name: str, model: Bagel) -> torch.optim.Optimizer:
+    """Makes the optimizer of an implementation."""
+    if name == "ours":
+        return make_optimizer(model, OptimizerConfig(lr=NO_CHANGE))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=NO_CHANGE, weight_decay=0.0)
 
 
-def _peak_in_child(options: argparse.Namespace, name: str, backward: bool, result: Any) -> None:
+def clip(name: str, model: Bagel) -> None:
+    """Clips gradients to a norm of one."""
+    if name != "ours":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        return
+    gradients = Gradients(model.named_parameters(), None, next(model.parameters()).device)
+    gradients.clip_norm(1.0, gradients.norms()["total"])
+
+
+def step_shares(name: str, setup: Any) -> dict[str, Any]:
+    """Returns the parts of a training step's processor time, from torch's profiler."""
+    model, batch, _ = setup
+    optimizer = optimizer_of(name, model)
+    run_once(name, "training step", setup, optimizer)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run_once(name, "training step", setup, optimizer)
+    found = dict.fromkeys(("products", "attention", "rest"), 0.0)
+    for event in profile.key_averages():
+        is_product = event.key in PRODUCTS
+        is_attention = any(word in event.key for word in ATTENTION)
+        part = "products" if is_product else "attention" if is_attention else "rest"
+        found[part] += event.self_cpu_time_total / 1e6
+    whole = sum(found.values())
+    total = forward_flops(model.config, batch) * (1 + BACKWARD_FACTOR)
+    of_pairs = attention_flops(model.config, batch) * (1 + BACKWARD_FACTOR)
+    rate = (total - of_pairs) / found["products"]
+    shares = {part: seconds / whole for part, seconds in found.items()}
+    return {"implementation": name, **shares, "attention_floor": of_pairs / rate / whole}
+
+
+def attention_flops(config: BagelConfig, batch: PackedBatch) -> int:
+    """Counts the operations of a forward pass between the tokens that attend."""
+    pairs = count_attended_pairs(batch.sample_lens, batch.splits)
+    patches = sum(length**2 for length in batch.vit_lens)
+    decoder = config.llm.num_hidden_layers * config.llm.hidden_size
+    return 4 * (pairs * decoder + patches * config.vit.num_layers_used * config.vit.hidden_size)
+
+
+def _now(inputs: dict[str, Tensor]) -> float:
+    if not inputs["latents"].is_cuda:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_in_child(options: argparse.Namespace, name: str, kind: str, result: Any) -> None:
     torch.set_num_threads(options.threads)
     setup = build(options)
+    optimizer = optimizer_of(name, setup[0])
     before = _resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
-    run_once(name, backward, setup)
+    for _ in range(1 + (kind == "training step")):  # the second one starts with moments
+        run_once(name, kind, setup, optimizer)
     result.send(_resident_mib("VmHWM") - before)
 
 
@@ -229,29 +295,29 @@ def _resident_mib(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def peak_in_child(options: argparse.Namespace, name: str, backward: bool) -> float:
+def peak_in_child(options: argparse.Namespace, name: str, kind: str) -> float:
     """Measures by how much the peak memory of a step exceeds that before it, in MiB."""
     context = multiprocessing.get_context("fork")  # of a process that has only imported
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_peak_in_child, args=(options, name, backward, send))
+    process = context.Process(target=_peak_in_child, args=(options, name, kind, send))
     process.start()
     peak: float = receive.recv()
     process.join()
     return peak
 
 
-def peak_on_cuda(name: str, backward: bool, setup: Any) -> float:
+def peak_on_cuda(name: str, kind: str, setup: Any, optimizer: Any) -> float:
     """Same as `peak_in_child`, for the allocator of CUDA."""
     setup[0].zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    run_once(name, backward, setup)
+    run_once(name, kind, setup, optimizer)
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns one row per implementation, for forward and forward with backward."""
-    cases = [(name, backward) for backward in (False, True) for name in CONTENDERS]
+    """Returns one row per implementation and pass."""
+    cases = [(name, kind) for kind in PASSES for name in CONTENDERS]
     peaks = {}
     if options.device == "cpu":  # in separate processes, before this one builds a model
         peaks = {case: peak_in_child(options, *case) for case in cases}
@@ -263,24 +329,25 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     check_agreement(setup, getattr(torch, options.dtype))
     peak = device_peak_flops(torch.device(options.device))
     rows = []
-    for backward in (False, True):
+    optimizers = {name: optimizer_of(name, model) for name in CONTENDERS}
+    for kind in PASSES:
         seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
         for repeat in range(options.repeats + 1):
             for name in CONTENDERS:
-                took = run_once(name, backward, setup)
+                took = run_once(name, kind, setup, optimizers[name])
                 if repeat:  # the first run is a warm-up
                     seconds[name].append(took)
-        flops = forward_flops(model.config, batch) * (1 + BACKWARD_FACTOR * backward)
+        flops = forward_flops(model.config, batch) * (1 + BACKWARD_FACTOR * (kind != "forward"))
         for name, times in seconds.items():
             rows.append(
                 {
-                    "pass": "forward+backward" if backward else "forward",
+                    "pass": kind,
                     "implementation": name,
                     "tokens_per_s": batch.sequence_length / median(times),
                     "seconds": median(times),
-                    "peak_mib": peaks[name, backward]
+                    "peak_mib": peaks[name, kind]
                     if peaks
-                    else peak_on_cuda(name, backward, setup),
+                    else peak_on_cuda(name, kind, setup, optimizers[name]),
                     "tflops_per_s": flops / median(times) / 1e12,
                     "mfu": None if peak is None else flops / median(times) / peak,
                 }
@@ -313,6 +380,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--vae", action="store_true", help="also encode the images")
+    parser.add_argument("--shares", action="store_true", help="also where a step's time goes (CPU)")
     parser.add_argument("--compile", action="store_true", help="compile decoder layers (ours)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
@@ -323,6 +391,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     rows = measure(options)
+    setup = build(options) if options.shares else None
+    shares = [step_shares(name, setup) for name in CONTENDERS] if options.shares else []
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
     title = f"{options.preset}, {options.composition}, {options.dtype}, {device}"
     names = ("pass", "implementation", "tokens/s", "peak MiB", "TFLOP/s", "MFU")
@@ -338,13 +408,21 @@ def main() -> None:
             ),
         )
     Console().print(table)
+    for row in shares:
+        parts = ", ".join(f"{row[part]:.0%} {part}" for part in ("products", "attention", "rest"))
+        floor = f"{row['attention_floor']:.0%}"
+        Console().print(f"{row['implementation']}: {parts}; attention's own products: {floor}")
     if options.json:
         about = {"date": datetime.now(UTC).date().isoformat(), "device": device}
         about |= {
+            "rows": rows,
+            "shares": shares,
             "torch": torch.__version__,
             "options": {k: str(v) for k, v in vars(options).items()},
         }
-        options.json.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps(about | {"rows": rows, "shares": shares}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -76,13 +76,15 @@ adapters() {
         --data.init_args.max_num_tokens_per_sample 2048 --trainer.max_steps "$2"
 }
 
+# compiled FOLDER STEPS OPTIONS...: sharded and compiled, with a memory budget.
 compiled() {
-    local backend=inductor
+    local backend=inductor folder="$1" steps="$2"
+    shift 2
     if [ "$device" = cpu ]; then backend=aot_eager_decomp_partition; fi
-    TORCH_LOGS=recompiles run fit compiled "${sharded[@]}" \
+    TORCH_LOGS=recompiles run fit "$folder" "${sharded[@]}" \
         --model.init_args.parallelism.compile true \
         --model.init_args.parallelism.compile_backend "$backend" \
-        --model.init_args.parallelism.activation_memory_budget 0.1 --trainer.max_steps 20
+        --model.init_args.parallelism.activation_memory_budget 0.1 --trainer.max_steps "$steps" "$@"
 }
 
 traced() {
@@ -111,7 +113,10 @@ for recipe in one_gpu_24gb one_gpu_24gb_offload; do
     check "$recipe: two steps, clipped and saved" adapters "$recipe" 2
     check "$recipe: resumed" adapters "$recipe" 4
 done
-check "compiled, sharded, with a memory budget" compiled
+check "compiled, sharded, with a memory budget" compiled compiled 20
+if python -c 'import torchao.float8' 2>/dev/null; then
+    check "the same in float8" compiled float8 5 --model.init_args.float8 true
+fi
 check "profiler trace" traced
 check "speed and MFU, recomputed" speed --activation_checkpointing full --json "$out/speed.json"
 if [ "$device" = cuda ]; then

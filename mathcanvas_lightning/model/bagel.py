@@ -19,10 +19,7 @@ from mathcanvas_lightning.model.checkpoint import (
 )
 from mathcanvas_lightning.model.config import BAGEL_FILE, GEN_SUFFIX, BagelConfig, LLMConfig
 from mathcanvas_lightning.model.flow import add_noise
-from mathcanvas_lightning.model.layers.attention import (
-    full_layout,
-    stored_layout,
-)
+from mathcanvas_lightning.model.layers.attention import TokenLayout, full_layout, stored_layout
 from mathcanvas_lightning.model.layers.basic import (
     Connector,
     PositionTable,
@@ -32,6 +29,7 @@ from mathcanvas_lightning.model.layers.basic import (
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
 from mathcanvas_lightning.model.layers.image_inputs import ImageInputs
 from mathcanvas_lightning.model.layers.mot import DecoderLayer, LanguageModel
+from mathcanvas_lightning.model.layers.padding import Padding, pad_rows
 from mathcanvas_lightning.model.layers.quantized import WeightKind, quantize_frozen
 from mathcanvas_lightning.model.layers.vit import ViTModel
 from mathcanvas_lightning.model.saving import write_checkpoint
@@ -298,14 +296,7 @@ class Bagel(ImageInputs):
         gen = self.embed_latents(noised, timesteps, batch.latent_position_ids)
         und = torch.cat([texts, patches])
         und = torch.empty_like(und).index_copy(0, layout.und_places, und)
-        llm = self.config.llm
-        tables = rotary_tables(batch.position_ids[layout.order], llm.head_dim, llm.rope_theta)
-        rotary = zip(*(table.split([len(und), len(gen)]) for table in tables), strict=True)
-        hidden = torch.cat(
-            self.language_model.model(
-                und, gen, tuple(rotary), self._attention(stored_layout(layout))
-            )
-        )
+        hidden = self._decode(und, gen, batch.position_ids[layout.order], stored_layout(layout))
         hidden = hidden[layout.inverse]
         return BagelOutput(
             hidden_states=hidden,
@@ -314,6 +305,22 @@ class Bagel(ImageInputs):
             ),
             velocities=self.llm2vae(hidden[batch.mse_indexes]),
         )
+
+    def _decode(
+        self, und: Tensor, gen: Tensor, position_ids: Tensor, layout: TokenLayout
+    ) -> Tensor:
+        """Embedded tokens of both experts, und first, to their last hidden states [T, D]."""
+        llm, sizes = self.config.llm, [len(und), len(gen)]
+        padding = Padding.of_experts(*sizes) if self._is_padded(und.device) else Padding()
+        counts = (padding.und, padding.gen)
+        attention = self._attention(padding.of_layout(layout, len(und)))
+        rotary = [
+            rotary_tables(pad_rows(ids, count), llm.head_dim, llm.rope_theta)
+            for ids, count in zip(position_ids.split(sizes), counts, strict=True)
+        ]
+        padded = (pad_rows(x, count) for x, count in zip((und, gen), counts, strict=True))
+        und, gen = self.language_model.model(*padded, (rotary[0], rotary[1]), attention)
+        return torch.cat([und[: sizes[0]], gen[: sizes[1]]])
 
 
 def _check_components(components: Collection[str] | None, quantized: WeightKind | None) -> None:

@@ -29,7 +29,8 @@ from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import default_path
-from mathcanvas_lightning.model.layers.compilation import compile_options
+from mathcanvas_lightning.model.layers.flex import compile_options
+from mathcanvas_lightning.model.layers.float8 import use_float8
 from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantized_layers
 
 LAYER_PREFIXES = ("vit_model.vision_model.encoder.layers.", "language_model.model.layers.")
@@ -92,6 +93,8 @@ class Precision:
     """Type of forward and backward."""
     quantized: bool = False
     """Store the frozen linear layers of decoder and ViT in NF4."""
+    float8: bool = False
+    """Multiply in float8 in the linear layers of the decoder."""
 
 
 def is_in_layers(name: str) -> bool:
@@ -253,6 +256,8 @@ def build_network(
     _set_dtypes(model, precision)
     if precision.quantized:
         _quantize(model, precision, is_sharded=mesh is not None)
+    if precision.float8:
+        _use_float8(model, device, is_compiled=parallelism.compile)
     checkpoint_activations(model, parallelism)
     compile_layers(model, parallelism, device)
     if mesh is not None:
@@ -317,6 +322,18 @@ def _quantize(model: Bagel, precision: Precision, *, is_sharded: bool) -> None:
             wanted="layers that are not trained",
             remedy="Add model.lora, or leave frozen_dtype out.",
         )
+
+
+def _use_float8(model: Bagel, device: torch.device, *, is_compiled: bool) -> None:
+    if has_lora(model):
+        raise ConfigError(
+            "model.float8",
+            found="true, together with model.lora",
+            wanted="float8 where all weights are trained",
+            remedy="Leave one of them out.",
+        )
+    use_float8(model.language_model.model.layers, device, is_compiled=is_compiled)
+    model.pads = True  # a scale needs at least one token
 
 
 @torch.no_grad()

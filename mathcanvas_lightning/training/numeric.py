@@ -29,6 +29,9 @@ class NumericSettings(TypedDict, total=False):
             of compute_dtype; it needs the extra qlora.
         compute_dtype: Type of forward and backward (default: float32). With bfloat16, float32
             weights serve as master copy.
+        float8: Multiply in float8 in the linear layers of the decoder (default: False). It needs
+            the extra float8, compiled layers, and a GPU of compute capability 8.9 or later; a CPU
+            emulates it.
         max_skipped_steps: Optimizer steps in a row that may be skipped because a gradient is not
             finite; one more ends the run (default: 10).
     """
@@ -37,6 +40,7 @@ class NumericSettings(TypedDict, total=False):
     param_dtype: DTypeName
     frozen_dtype: FrozenName | None
     compute_dtype: DTypeName
+    float8: bool
     max_skipped_steps: int
 
 
@@ -52,6 +56,8 @@ class NumericConfig:
     """Type of the frozen weights; None takes that of the computation."""
     compute_dtype: DTypeName = "float32"
     """Type of forward and backward."""
+    float8: bool = False
+    """Multiply in float8 in the linear layers of the decoder."""
     max_skipped_steps: int = 10
     """Optimizer steps in a row that may be skipped because a gradient is not finite."""
 
@@ -70,6 +76,13 @@ class NumericConfig:
                     wanted="no more precise than the weights",
                     remedy="Use bfloat16 for both, or float32 weights.",
                 )
+        if self.float8 and self.frozen_dtype == "nf4":
+            raise ConfigError(
+                "model.float8",
+                found="true, together with model.frozen_dtype nf4",
+                wanted="one of them: a layer in NF4 is multiplied in the type of compute_dtype",
+                remedy="Leave one of them out.",
+            )
         if self.max_skipped_steps < 0:
             raise ConfigError(
                 "model.max_skipped_steps",
@@ -88,6 +101,7 @@ class NumericConfig:
             frozen=DTYPES[frozen or self.compute_dtype],
             compute=DTYPES[self.compute_dtype],
             quantized=is_nf4,
+            float8=self.float8,
         )
 
 

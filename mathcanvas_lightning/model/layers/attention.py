@@ -106,7 +106,7 @@ def full_layout(image_ids: Tensor, blocks: Tensor | None = None) -> TokenLayout:
     return TokenLayout(
         sample_ids=image_ids,
         sequence_indexes=torch.arange(len(image_ids), device=image_ids.device),
-        split_ids=image_ids,
+        split_ids=image_ids.clone(),  # torch compiles again where two inputs are one tensor
         bidirectional=torch.ones_like(image_ids, dtype=torch.bool),
         noisy=torch.zeros_like(image_ids, dtype=torch.bool),
         blocks=blocks,

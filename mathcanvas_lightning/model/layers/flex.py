@@ -1,4 +1,7 @@
-"""FlexAttention with a block mask, compiled so that it never computes all pairs of tokens."""
+"""FlexAttention with a block mask, compiled so that it never computes all pairs of tokens.
+
+Options of torch.compile for packs of any length are here, too.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -8,12 +11,28 @@ import torch
 from torch import Tensor
 
 from mathcanvas_lightning.batch.layout import ALL_PAIRS, BLOCK_TOKENS, SOME_PAIRS
-from mathcanvas_lightning.model.layers.compilation import compile_options
 
+MAX_GRAPHS = 64
+"""Maximum number of graphs of one compiled function."""
 Stack = Literal["decoder", "vit"]
 """The layers that attend. Each stack has a compiled function of its own."""
 Rule = Callable[[Tensor, Tensor], Tensor]
 """Indexes of queries and of keys to whether they attend."""
+
+
+def compile_options(*, fullgraph: bool) -> dict[str, Any]:
+    """Returns options for `torch.compile` and `Module.compile`, and raises the limit of graphs.
+
+    Training and validation need a graph each, and so do frozen inputs. At torch's limit of 8 graphs
+    a function would run uncompiled from then on, without a word. With `fullgraph` it is an error at
+    the raised limit instead.
+
+    Args:
+        fullgraph: Whether a function that can't be compiled completely is an error.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
+    return {"dynamic": True, "fullgraph": fullgraph}
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, stack: Stack) -> Tensor:

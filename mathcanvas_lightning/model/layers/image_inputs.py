@@ -15,6 +15,7 @@ from mathcanvas_lightning.model.layers.attention import (
 )
 from mathcanvas_lightning.model.layers.basic import Connector, PositionTable, TimeEmbedder
 from mathcanvas_lightning.model.layers.flex import Stack
+from mathcanvas_lightning.model.layers.padding import Padding, pad_rows
 from mathcanvas_lightning.model.layers.vit import ViTModel
 
 
@@ -23,6 +24,8 @@ class ImageInputs(nn.Module):
 
     attention_path: AttentionPath | None = None
     """How attention is computed; None chooses by device."""
+    pads: bool = False
+    """Pad short packs, also where attention is not compiled."""
     vit_model: ViTModel
     connector: Connector
     vit_pos_embed: PositionTable
@@ -46,9 +49,14 @@ class ImageInputs(nn.Module):
         return self._embed_vit(patches, position_ids, full_layout(images.to(patches.device)))
 
     def _embed_vit(self, patches: Tensor, position_ids: Tensor, layout: TokenLayout) -> Tensor:
-        attention = self._attention(layout, "vit")
-        features = self.vit_model.vision_model(to_unit_range(patches), position_ids, attention)
-        embedded: Tensor = self.connector(features) + self.vit_pos_embed(position_ids)
+        count = len(patches)
+        padding = Padding.of_patches(count) if self._is_padded(patches.device) else Padding()
+        features = self.vit_model.vision_model(
+            pad_rows(to_unit_range(patches), padding.gen),
+            pad_rows(position_ids, padding.gen),
+            self._attention(padding.of_layout(layout, count), "vit"),
+        )
+        embedded: Tensor = self.connector(features[:count]) + self.vit_pos_embed(position_ids)
         return embedded
 
     def embed_latents(self, noised: Tensor, timesteps: Tensor, position_ids: Tensor) -> Tensor:
@@ -69,5 +77,10 @@ class ImageInputs(nn.Module):
         return embedded
 
     def _attention(self, layout: TokenLayout, stack: Stack = "decoder") -> Attention:
-        path = self.attention_path or default_path(layout.sequence_indexes.device)
-        return Attention(layout, path, stack)
+        return Attention(layout, self._path(layout.sequence_indexes.device), stack)
+
+    def _is_padded(self, device: torch.device) -> bool:
+        return self.pads or self._path(device) == "flex"
+
+    def _path(self, device: torch.device) -> AttentionPath:
+        return self.attention_path or default_path(device)

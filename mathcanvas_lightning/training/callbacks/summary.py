@@ -99,7 +99,8 @@ def describe_run(trainer: Trainer, module: BagelModule) -> Iterator[tuple[str, s
     yield "weights", _source(module, trainer)
     yield (
         "number types",
-        f"parameters {_types(module)}, computing in " + _name(module.compute_dtype),
+        f"parameters {_types(module)}, computing in {_name(module.compute_dtype)}"
+        + (", products of the decoder in float8" if module.precision.float8 else ""),
     )
     replicas, shards = mesh_sizes(trainer)
     yield "devices", _devices(trainer, replicas, shards)
