@@ -13,6 +13,7 @@ Example:
 import argparse
 import json
 import logging
+import resource
 import signal
 import sys
 import tempfile
@@ -115,9 +116,19 @@ def time_scoring(num_records: int) -> dict[str, float]:
                     else f"After some work: \\boxed{{{pair.given}}}",
                 }
                 file.write(json.dumps(record) + "\n")
-        start = time.perf_counter()
+        start, worked_s = time.perf_counter(), processor_s()
         score_responses(str(path), progress=False)
-        return {"records": num_records, "seconds": time.perf_counter() - start}
+        return {
+            "records": num_records,
+            "seconds": time.perf_counter() - start,
+            "processor seconds": processor_s() - worked_s,
+        }
+
+
+def processor_s() -> float:
+    """Processor time of this process and of child processes that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main() -> None:

@@ -5,12 +5,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from mathcanvas_lightning.conversion.columns.sections import texts_of
 from mathcanvas_lightning.conversion.rejection import RejectError
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.extraction import reference_parts
+from mathcanvas_lightning.generation.prompts.chat import named_options
 from mathcanvas_lightning.records.files import format_of, read_records
 from mathcanvas_lightning.records.record import ERROR_SUFFIX, columns_of
 
@@ -184,10 +186,15 @@ def _by_columns(preset: str, record: Mapping[str, Any], fields: Fields) -> dict[
 
 
 def _options(value: Any) -> tuple[str, ...]:
+    """Texts of the options A, B, ...; empty for a letter without an option."""
     value = _listed(value)
-    if isinstance(value, Mapping):
-        value = [value[name] for name in sorted(value, key=str)]
-    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+    if not isinstance(value, Mapping | list | tuple):
+        return ()
+    options = {name.upper(): text for name, text in sorted(named_options(value).items())}
+    if not options.keys() <= set(ascii_uppercase):
+        return tuple(options.values())
+    letters = ascii_uppercase[: ascii_uppercase.index(max(options)) + 1] if options else ""
+    return tuple(options.get(letter, "") for letter in letters)
 
 
 def _responses(value: Any, fields: Fields) -> tuple[str | None, ...]:

@@ -160,6 +160,27 @@ def test_samples_in_a_csv_file(tmp_path: Path) -> None:
     assert verdicts(score(path)) == [["right", "wrong"], ["right", "failed"], ["unanswered"]]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"A": "2 cm", "B": None, "C": "4 cm", "D": None},  # as structs of Parquet have them
+        ["2 cm", None, "4 cm", None],
+        {"C": "4 cm", "A": "2 cm"},
+        {"a": "a) 2 cm", "c": "c) 4 cm"},
+        ["A. 2 cm", None, "C. 4 cm"],
+    ],
+)
+def test_options_that_are_null_have_no_text_and_move_no_letter(
+    tmp_path: Path, options: Any
+) -> None:
+    said = ["4 cm", "C", "None", "2 cm", "B", ""]
+    some = [
+        {"answer": "C", "options": options, "model_answer": f"\\boxed{{{one}}}"} for one in said
+    ]
+    report = score(write_lines(tmp_path / "x.jsonl", some))
+    assert verdicts(report) == [["right"]] * 2 + [["wrong"]] * 3 + [["unanswered"]]
+
+
 def test_files_of_one_stem_have_scores_of_their_own(tmp_path: Path) -> None:
     right, wrong = ([{"answer": "5", "model_answer": said}] for said in ("5", "6"))
     reports = [

@@ -120,8 +120,8 @@ def bare_options(options: Sequence[str]) -> list[str]:
         The texts; as they are unless each one begins with its own letter.
     """
     pieces = [split_letter(option) for option in options]
-    carried = "".join(letter for letter, _ in pieces)
-    if len(pieces) > 1 and carried == ascii_uppercase[: len(options)]:
+    pairs = zip(pieces, ascii_uppercase, options, strict=False)
+    if len(pieces) > 1 and all(piece[0] == letter for piece, letter, text in pairs if text):
         return [text for _, text in pieces]
     return list(options)
 

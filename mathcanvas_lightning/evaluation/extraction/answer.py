@@ -6,16 +6,18 @@ All patterns run in time linear in the length of the text.
 import re
 from collections.abc import Sequence
 
-from mathcanvas_lightning.evaluation.extraction.cleaning import clean, find_boxes, split_list
+from mathcanvas_lightning.evaluation.extraction.cleaning import WORD, clean, find_boxes, split_list
+from mathcanvas_lightning.evaluation.extraction.marks import MAX_CHARACTERS
 from mathcanvas_lightning.evaluation.extraction.parts import FULL_WIDTH, sections, tagged
 from mathcanvas_lightning.evaluation.extraction.pattern import BOXED
-from mathcanvas_lightning.evaluation.extraction.statements import MAX_CHARACTERS, candidates
+from mathcanvas_lightning.evaluation.extraction.statements import candidates
 from mathcanvas_lightning.generation.run.post_processors import remove_thinking
 
 MAX_WORDS = 15
 """Longer candidates are reasoning, not an answer."""
 
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_ATOM = re.compile(r"-?\d+|[A-Z]")
+"""An answer that contains no shorter one."""
 
 
 def extract_answer(text: str, pattern: re.Pattern[str] | None = None) -> str:
@@ -37,7 +39,7 @@ def extract_answer(text: str, pattern: re.Pattern[str] | None = None) -> str:
     text = _final_text(text)
     if pattern is not None:
         return next((clean(one) for one in reversed(_matches(text, pattern)) if one.strip()), "")
-    while (found := _extract_once(text)) != text:
+    while not _ATOM.fullmatch(text) and (found := _extract_once(text)) != text:
         text = found
     return text
 
@@ -89,7 +91,7 @@ def _extract_once(text: str) -> str:
 
 
 def _is_answer(text: str) -> bool:
-    is_short = len(text) <= MAX_CHARACTERS and len(_WORD.findall(text)) <= MAX_WORDS
+    is_short = len(text) <= MAX_CHARACTERS and len(WORD.findall(text)) <= MAX_WORDS
     return is_short and "\\boxed" not in text  # a truncated box
 
 

@@ -7,6 +7,7 @@ MAX_ENCLOSED = 2000
 """From longer texts, `clean` removes no enclosing characters."""
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+[^\s{}$\\.,;]+|\\.|[{}]")
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 EMPHASIS = re.compile(r"(?<![\w)*])(\*\*|__)(?=\S)|(?<=\S)(\*\*|__)(?![\w(*])")
 _EMOJI = re.compile(
     "[\N{BLACK SUN WITH RAYS}-\N{SOCCER BALL}✅✨❌❗⭐\U0001f300-\U0001faff\ufe0f]+"

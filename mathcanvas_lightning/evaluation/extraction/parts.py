@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mathcanvas_lightning.evaluation.extraction.cleaning import EMPHASIS, clean, find_boxes
-from mathcanvas_lightning.evaluation.extraction.statements import PHRASE
+from mathcanvas_lightning.evaluation.extraction.marks import PHRASE
 
 MAX_PARTS = 20
 """Maximum number of parts of a question."""

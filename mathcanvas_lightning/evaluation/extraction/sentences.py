@@ -8,10 +8,16 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from mathcanvas_lightning.evaluation.extraction.cleaning import WORD
+from mathcanvas_lightning.evaluation.extraction.rules import (
+    LINE,
+    NAMED,
+    PREDICATES,
+    VALUES,
+    first,
+)
 from mathcanvas_lightning.evaluation.extraction.values import (
     MONEY,
-    NUMBER,
-    UNIT,
     VALUE,
     find_values,
     mark_prices,
@@ -22,7 +28,6 @@ MIN_WORDS = 3
 """A text with fewer words outside its values is no sentence."""
 
 _CHINESE = re.compile("[一-鿿]")
-_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 _SENTENCE_END = re.compile(
     r"(?<=[\w)$\]%°}²³*\"'])(?<![ap]\.m)(?<!i\.e)(?<!approx)(?<!vs)[.!?]\s+(?=[A-Z$\\(*])"
     r"|[。!?]\s*(?=.)"
@@ -64,7 +69,7 @@ _TRAILING = re.compile(
     r"|attained|achieved"
     r"|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)|not counting|excluding)\b.*$"
 )
-_PARENTHESIS = re.compile(r"\s*\((?=[a-z]{2})[^()]*\)")
+_PARENTHESIS = re.compile(r"\s*\((?=[a-z]{2})(?!mod)[^()]*\)")
 _OF = re.compile(r"\b(?:equation|line|circle|parabola|ellipse|hyperbola|function|curve|plane)s?\b"
                  r"|方程|直线|圆|抛物线|解析式|关系式", re.IGNORECASE)  # fmt: skip
 _VERB = re.compile(
@@ -102,97 +107,26 @@ _PLAIN_GAP = re.compile(r"\s*(?:[,;&]|\band\b|\bor\b|\bto\b|\bby\b|\s)*\s*")
 _LIST_GAP = re.compile(r"\s*(?:[,;&]|\band\b|\bor\b|\bthen\b|\s)+\s*")
 _RATIO_GAP = re.compile(r"\s(?:to|by|x)\s")
 _AND = re.compile(r"[,;]?\s(?:and|or|while|but)\s(?:that\s)?|[,;]\s(?=(?:the|its|their)\s)")
-_BY_NAME = re.compile(
-    r"\bby\s(?:the\s)?(SSS|SAS|ASA|AAS|HL|AA)\b.*$|\b(?:falls|is|lands|was|happens"
-    r"|occurs)\s(?:on\s)?(?:an?\s)?((?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)$"
-)
-_IN_TOTAL = re.compile(
-    rf"({NUMBER})(?:\s[a-z]+){{0,2}}\s(?:altogether|in\stotal|in\sall)$"
-    rf"|\ba\stotal\sof\s({NUMBER}{UNIT})"
-)
-_LETTERED = re.compile(
-    r"\b(?:is|be)\s(?:therefore\s|thus\s|hence\s)?(\(?[A-H][.):]\s?\S(?:[^.]|\.\d){0,60})\.?$"
-)
 _MOVED = re.compile(
     r"\b(?:maps?|mapped|moves?|moved|sends?|goes|changes?d?|increases?d?|decreases?d?|rises?"
     r"|drops?)\b"
 )
-_FALSE = re.compile(
-    r".*\b(?:statement|option|choice|conclusion)\s\(?([A-Ha-h])\)?\sis\s(?:false|incorrect"
-    r"|not\s\w+)"
-)
-_CHANCE = re.compile(
-    r"\b(?:chance|probability|odds|likelihood)\b.*?\b(\d+)\s(?:in|out\sof)\s(\d+)\b"
-)
 _WHERE = re.compile(r"^.*\b[a-z]\([a-z]\)\s*[<>≤≥]\s*0\s(?:when|for|if|on)\s")
-_UNTRUE = re.compile(r".*\sis\s(not\s(?:true|correct|valid))")
 _IT_IS = re.compile(r"(?:so|thus|hence|therefore)?,?\s*(?:it|that)(?:'s|\sis)\s", re.IGNORECASE)
-_ORIGIN = re.compile(r"\b(?:is|at|through)\s(?:at\s)?(the\sorigin)$")
-_ALL_REALS = re.compile(r"(?:\b(?:is|are)\s|^)(all\s(?:real\s)?(?:numbers|reals)\b.{0,60})")
-_IS_LETTER = re.compile(
-    r"\b(?:is|be|except(?:\sfor)?|closest\sto|nearest\sto)\s(?:option\s|choice\s)?\(?([A-H])\)?$"
-)
-_BOUND = re.compile(
-    r"^([A-Za-z]\s(?:is|must\sbe)\s(?:at\s(?:most|least)|(?:less|greater|more|no\smore"
-    r"|no\sless)\sthan)\s\S+)$"
-)
-_DENIED = re.compile(
+DENIED = re.compile(
     r"\b(?:not(?!\s(?:defined|differentiable|continuous)\b)|never"
     r"|cannot)\b(?![^,]*\bbut\b)|n't\b"
 )
+_REJECTED = re.compile(
+    r"\s(?:(?:does|do|did|is|are|was|were|would|will|could)(?:\snot|n['’]t)|can(?:not|['’]t|\snot)"
+    r"|fails?|(?:is|are|would\sbe)\s(?:impossible|invalid|wrong|too|extraneous|rejected|excluded))\b"
+)
+"""What follows a value that is no answer: 4 does not work."""
+_NOT_BUT = re.compile(r"\bnot\s[^,.]{1,40}?\sbut\s", re.IGNORECASE)
+_ALMOST = re.compile(
+    r"\s?[,(]\s?(?:or\s|which\sis\s)?(?:about|approx(?:\.|imately)?|roughly|nearly)\s"
+)
 _DECISION = re.compile(r"(?:yes|no|true|false)\b(?!\s+(?:such|solution))", re.IGNORECASE)
-_DECIDED = re.compile(r"\s*(yes|no|true|false)[,:]\s", re.IGNORECASE)
-_NONE = re.compile(
-    r"(?:.*\s)?(?:has|have|is|are)\s((?:no|infinitely\smany)\s(?:real\s|such\s"
-    r"|integer\s)?(?:solutions?|roots?|values?|integers?"
-    r"|maximum|minimum|limit|inverse|asymptotes?))"
-)
-_BEHAVES = re.compile(
-    r"[^,;=$]{2,60}\s(converges|diverges|increases|decreases|doubles|stays\sthe\ssame)"
-)
-_RELATED = re.compile(
-    r"[^,;=$]{1,80}?\s(?:is|are)\s(perpendicular|parallel|tangent|congruent|similar|orthogonal"
-    r"|closed"
-    r"|proportional)\s.*"
-)
-_CHOSEN = re.compile(
-    r"[^,;=$]{2,80}?\s(?:chose|choose|prefers?|preferred|belongs?\sto|continues\swith"
-    r"|stands\sfor|denotes|likes?"
-    r"|liked|picked"
-    r"|selected|voted\sfor"
-    r"|corresponds?\sto|(?:lowest|highest|greatest|least|most|fewest|largest|smallest"
-    r"|tallest)\s(?:in|on|for))"
-    r"\s(?:the\s|an?\s)?([A-Za-z][\w'-]*(?:\s[A-Za-z][\w'-]*){0,2})"
-)
-_SUBJECT = (
-    r"(?:the\s+)?([A-Za-z][\w'-]*(?:\s(?-i:[A-Z])[\w'-]*)*"
-    r"|[a-z]+(?:\s(?!ones?\b)[a-z]+)?)(?:\sones?)?"
-)
-_ONLY = re.compile(
-    r"only\s+(?:the\s+)?((?:(?!that\b|when\b|if\b)[\w'-]+\s){0,2}?(?:(?!one)[\w'-]+))"
-    r"(?:\s(?:one|ones|graph|figure|shape|option|choice|statement|function|equation))?\s"
-    r"(?:is|are|has|have|shows?|represents?|satisf\w+|works?|match\w*|can|does|will)\b",
-    re.IGNORECASE,
-)
-_FIRST_OF = re.compile(
-    rf"{_SUBJECT}\s(?:(?:is|are|was|has|had|will\s(?:be|have)|finish(?:es|ed)|comes?|came"
-    rf"|arrives?|runs?"
-    r"|ran|sold|scored|won|got|holds?|weighs?)\s(?:the\s)?(?:more|less|fewer|first|last|winner"
-    r"|favorite"
-    r"|most|least|fewest|best|worst"
-    r"|[a-z]{3,}est"
-    r"|(?!number|never|neither|either|under|over|order|center|together|other|another)[a-z]{3,}er)"
-    r"\b|wins?\b|won\b)(?!\s(?:common|prime|integer|number|even|odd))",
-    re.IGNORECASE,
-)
-_PREDICATE = re.compile(
-    r"[^,;=$]{1,80}?\s(?:is|are|(?:must|should|will|would|has to|can only)\sbe|becomes?|remains?"
-    r"|(?:folds|turns)\sinto|forms?|looks?\slike|resembles?|depicts?)"
-    r"\s(?:called\s|labell?ed\s|named\s|made\sof\s|an?\s|the\s|always\s|both\s|therefore\s"
-    r"|thus\s|also\s)*"
-    r"((?!(?:[a-z]+\s)*(?:of|in|on|at|to|about|for|by|with|than|from|under|that|which|is|are)\b)"
-    r"[A-Za-z][A-Za-z'-]*(?:\s[A-Za-z'-]+){0,3})"
-)
 _EQUAL = re.compile(r"(.*[^<>≤≥≠=])=\s*([^=<>≤≥]+)", re.DOTALL)
 
 
@@ -207,19 +141,17 @@ def stated_value(line: str) -> str:
     """
     text = re.sub(r"(\d+) and (\d+/\d+)(?=\s[a-z]{3})", r"\1 \2", mark_prices(line))
     is_clear = _IT_IS.match(text) or _WHERE.match(text)
-    is_short = not is_clear and len(_WORD.findall(VALUE.sub("", text))) < MIN_WORDS
+    is_short = not is_clear and len(WORD.findall(VALUE.sub("", text))) < MIN_WORDS
     if is_short or _CHINESE.search(text):
         return ""
     text = _COMPARED.sub(lambda one: f"{one[1]} {'>' if one[2] == 'greater' else '<'} ", text)
-    if stated := _LETTERED.search(text) or _DECIDED.match(text):
-        return stated[1].replace(MONEY, "$")
-    if chance := _CHANCE.search(text):
-        return f"{chance[1]}/{chance[2]}"
+    text = _ALMOST.sub(" ≈ ", _NOT_BUT.sub("", text))
+    if stated := first(LINE, text):
+        return _as_fraction(stated.replace(MONEY, "$"))
     for sentence in reversed(_SENTENCE_END.split(text)):
         sentence = sentence.strip(" .!*#>")
         if sentence and not _ASIDE.match(_LEAD.sub("", sentence)):
-            value = _of_clause(main_clause(sentence)).replace(MONEY, "$")
-            return re.sub(r"^(\d+) (?:in|out of) (?:every )?(\d+)$", r"\1/\2", value)
+            return _as_fraction(_of_clause(main_clause(sentence)).replace(MONEY, "$"))
     return ""
 
 
@@ -238,17 +170,16 @@ def stated_words(line: str) -> str:
     if _CHINESE.search(line) or _DECISION.match(sentence) or re.match(r"\(?[A-H][.):]", line):
         return ""
     clause = main_clause(sentence)
-    if (false := _FALSE.fullmatch(clause)) is not None:
-        return false[1].upper()
-    if named := _ONLY.match(clause) or _FIRST_OF.match(clause):
-        return named[1]
-    for pattern in (_NONE, _BEHAVES, _CHOSEN, _UNTRUE):
-        if found := pattern.fullmatch(clause):
-            return found[1]
+    if named := first(NAMED, clause):
+        return named
     clause = re.sub(r"\s(?:with|having)\s.*", "", clause)
-    predicate = _RELATED.fullmatch(clause) or _PREDICATE.fullmatch(clause)
-    is_denied = _DENIED.search(clause) or re.match(r"no\s", clause, re.IGNORECASE)
-    return predicate[1] if predicate and not is_denied else ""
+    is_denied = DENIED.search(clause) or re.match(r"no\s", clause, re.IGNORECASE)
+    return "" if is_denied else first(PREDICATES, clause)
+
+
+def _as_fraction(value: str) -> str:
+    """Writes a chance as a fraction: 3 out of 8."""
+    return re.sub(r"^(\d+)\s(?:in|out\sof)\s(?:every\s)?(\d+)$", r"\1/\2", value)
 
 
 def main_clause(sentence: str) -> str:
@@ -262,6 +193,15 @@ def main_clause(sentence: str) -> str:
     clause = without_lead(_WHERE.sub("", sentence))
     while _ADVERBIAL.match(clause) and (end := _clause_end(clause)):
         clause = without_lead(clause[end:])
+    return without_trailing(clause)
+
+
+def without_trailing(clause: str) -> str:
+    """Removes conditions, reasons and remarks behind the value of a clause, if it has one before.
+
+    Args:
+        clause: A clause.
+    """
     shorter = _TRAILING.sub("", _PARENTHESIS.sub("", clause))
     return shorter if find_values(shorter) or not find_values(clause) else clause
 
@@ -292,16 +232,15 @@ def _clause_end(clause: str) -> int:
 
 
 def _of_clause(clause: str) -> str:
-    for pattern in (_BOUND, _IS_LETTER, _BY_NAME, _IN_TOTAL, _ALL_REALS, _ORIGIN):
-        if found := pattern.search(clause):
-            return str(next(filter(None, found.groups())))
+    if named := first(VALUES, clause):
+        return named
     parts = [_of_clause(one) for one in _AND.split(clause)] if _are_clauses(clause) else []
     if parts:
         return ", ".join(parts)
     values = [
         one
         for one in find_values(clause) or number_words(clause)
-        if not _DENIED.search(clause[: one.start()])
+        if not (DENIED.search(clause[: one.start()]) or _REJECTED.match(clause, one.end()))
     ]
     if _MOVED.search(clause):  # from the first value to the second
         values = [one for one in values if not clause[one.end() :].startswith(" to ")]

@@ -212,22 +212,33 @@ def options_text(value: Any, *, place: str) -> str:
         InputError: If the value has another type, or too many options.
     """
     items = as_list(value)
-    if isinstance(value, Mapping):
-        # A struct of Parquet has null where another record has more options.
-        given = {str(letter): option for letter, option in value.items() if option is not None}
-        options = {letter: _as_text(option) for letter, option in given.items()}
-    elif items == [value] or len(items) > len(ascii_uppercase):
+    if not isinstance(value, Mapping) and (items == [value] or len(items) > len(ascii_uppercase)):
         raise InputError(
             place,
             found=f"the options {value!r:.80}",
             wanted=f"a list of at most {len(ascii_uppercase)}",
             remedy="Correct the record.",
         )
-    else:
-        options = dict(zip(ascii_uppercase, map(_as_text, items), strict=False))
+    options = named_options(value if isinstance(value, Mapping) else items)
     if all(text.strip("() .") == letter for letter, text in options.items()):
         return ""
     return "\n".join(f"({letter}) {text}" for letter, text in options.items())
+
+
+def named_options(value: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
+    """Texts of the options by their letters.
+
+    Args:
+        value: A list, or an object (letter -> option).
+
+    Returns:
+        Letter -> text, without the options that are null: a struct of Parquet has null where
+        another record has more options. The others keep their letters.
+    """
+    pairs = (
+        value.items() if isinstance(value, Mapping) else zip(ascii_uppercase, value, strict=False)
+    )
+    return {str(letter): _as_text(option) for letter, option in pairs if option is not None}
 
 
 def read_system_prompt(path: str, variable: str | None) -> str:

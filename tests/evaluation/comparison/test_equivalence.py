@@ -269,10 +269,12 @@ def test_closing_ends_the_processes() -> None:
     before = set(psutil.Process().children())
     made = Comparer(2)
     assert made.compare("1", "1").is_right
+    assert not set(psutil.Process().children()) - before  # integers need none
+    assert made.compare("x", "x").is_right
     assert len(set(psutil.Process().children()) - before) == 1
     made.close()
     assert not set(psutil.Process().children()) - before
-    assert made.compare("2", "2").is_right
+    assert made.compare("y", "y").is_right
     made.close()
 
 
@@ -298,4 +300,4 @@ def test_settings_out_of_range() -> None:
 def test_a_process_that_can_not_start_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparer_module.sys, "executable", "/bin/false")
     with pytest.raises(WorkerError, match="exited at its start"):
-        Comparer().compare("1", "2")
+        Comparer().compare("x", "2")

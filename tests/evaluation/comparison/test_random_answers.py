@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathcanvas_lightning.evaluation.comparison.equivalence import compare
+from mathcanvas_lightning.evaluation.comparison.equivalence import compare, compare_integers
 from tests.conftest import examples
 
 Items = list[str]
@@ -162,3 +162,14 @@ def test_letters_of_choices(letters: set[str], other: set[str]) -> None:
     assert compare(run, listing).is_right
     assert compare("".join(f"({one})" for one in sorted(letters)), run).is_right
     assert compare(", ".join(other), run).is_right == (letters == other)
+
+
+@given(st.integers(), st.integers())
+def test_integers(number: int, other: int) -> None:
+    for one in (number, other):
+        assert compare(str(number), str(one)).is_right == (number == one)
+        assert compare(f"0{number}" if number > 0 else str(number), str(one)).is_right == (
+            number == one
+        )
+    assert compare_integers(str(number), "x") is None
+    assert compare_integers(str(number), str(other), ("1", "2")) is None

@@ -71,6 +71,13 @@ def verdicts(article: str) -> list[str]:
     return found[1].split()
 
 
+def test_a_folder_with_a_dot_in_its_name_finds_its_scores(tmp_path: Path) -> None:
+    (tmp_path / "run.v2").mkdir()
+    write(tmp_path / "run.v2" / "s_000.parquet", RECORDS[:1], score=False)
+    score_responses(str(tmp_path / "run.v2"), num_workers=1, progress=False)
+    assert verdicts(show(tmp_path / "run.v2")[2][0]) == ["right"]
+
+
 def test_pages_of_files_with_one_stem_have_names_of_their_own(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"answers{suffix}", RECORDS[:1]) for suffix in (".json", ".jsonl")]
     names = [show(path)[0].path.name for path in paths]

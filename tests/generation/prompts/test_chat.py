@@ -96,6 +96,8 @@ def test_missing_template_field() -> None:
     [
         (["one", 2], "(A) one\n(B) 2"),
         ({"A": "one", "C": "three"}, "(A) one\n(C) three"),
+        ({"A": "one", "B": None, "C": 3, "D": None}, "(A) one\n(C) 3"),
+        (["one", None, 3, None], "(A) one\n(C) 3"),
         ('["one", "two"]', "(A) one\n(B) two"),
         (["A", "B", "C"], ""),
         (["(A)", "(B)", "(C)"], ""),
