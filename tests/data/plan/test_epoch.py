@@ -53,7 +53,8 @@ def plain_fill(lengths: np.ndarray, capacity: int, random: np.random.Generator) 
     finish = bin_packing.FINISH_MEANS * float(lengths.mean()) if pool else 0.0
     packs, misses = [], 0
     while pool:
-        free, pack = capacity, []
+        free = capacity
+        pack: list[int] = []
         while fitting := sum(length <= free for length, _ in pool):
             if free > finish or not pack:
                 taken: tuple[int, ...] = (int(next(choices) * fitting),)
@@ -94,7 +95,8 @@ def plain_best(pool: list[int], free: int, slack: int, misses: int) -> tuple[tup
             for pair in pairs(second, free - pool[first], tries)
         ],
     ]
-    best, least = (longest,), free + 1
+    best: tuple[int, ...] = (longest,)
+    least = free + 1
     for number, stage in enumerate(stages):
         for candidate in stage:
             gap = free - sum(pool[position] for position in candidate)
