@@ -20,7 +20,7 @@ from mathcanvas_lightning.data.loading.config import (
     DataSettings,
     TokenBudget,
     WorkerConfig,
-    check_packs_per_step,
+    check_steps,
 )
 from mathcanvas_lightning.data.loading.loaded_dataset import (
     LoadedDataset,
@@ -209,11 +209,7 @@ class MathCanvasDataModule(ShortRepr, LightningDataModule):
             DataError: If a data set has no samples, or rows that are not allowed.
         """
         if stage in (None, "fit") and self.train_configs:
-            check_packs_per_step(
-                self._count_packs_per_step(),
-                self.num_ranks,
-                None if self.trainer is None else self.trainer.accumulate_grad_batches,
-            )
+            check_steps(self._count_packs_per_step(), self.num_ranks, self.trainer)
             if self._train is None:
                 loaded = [self._load(config, self.dropout) for config in self.train_configs]
                 warn_of_test_rows(loaded)

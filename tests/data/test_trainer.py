@@ -219,6 +219,34 @@ def test_wrong_accumulation_is_an_error(shards: Path) -> None:
         data.setup("fit")
 
 
+@pytest.mark.parametrize(
+    ("options", "is_whole"),
+    [
+        ({"limit_train_batches": 3}, False),
+        ({"limit_train_batches": 0.5}, False),
+        ({"overfit_batches": 1}, False),
+        ({"overfit_batches": 0.25}, False),
+        ({"limit_train_batches": 4}, True),
+        ({"limit_train_batches": 0}, True),
+        ({"limit_train_batches": 1.0}, True),
+        ({"overfit_batches": 2}, True),
+        ({"fast_dev_run": 1}, True),
+    ],
+)
+def test_no_option_cuts_a_step(shards: Path, options: dict[str, Any], is_whole: bool) -> None:
+    from lightning.pytorch import Trainer
+
+    data = new_module(config(shards))
+    trainer = Trainer(accelerator="cpu", accumulate_grad_batches=2, logger=False, **options)
+    data.trainer = trainer
+    if is_whole:
+        data.setup("fit")
+        return
+    name, value = next(iter(options.items()))
+    with pytest.raises(ConfigError, match=f"trainer.{name}: found {value}; wanted a multiple of 2"):
+        data.setup("fit")
+
+
 @pytest.mark.slow
 def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path) -> None:
     """2 ranks without workers, then 4 with 2 each, then 1 with 1."""

@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from mathcanvas_lightning.common.parallel import usable_cores
 from mathcanvas_lightning.common.paths import file_name
@@ -181,13 +181,13 @@ def trained_images(
     )
 
 
-def check_packs_per_step(packs_per_step: int, num_ranks: int, accumulate: int | None) -> None:
-    """Checks that ranks and accumulation make up a step.
+def check_steps(packs_per_step: int, num_ranks: int, trainer: Any) -> None:
+    """Checks that ranks and accumulation make up a step, and that no option cuts a step.
 
     Args:
         packs_per_step: Packs of an optimizer step.
         num_ranks: Number of ranks.
-        accumulate: The Trainer's accumulate_grad_batches; None without a Trainer.
+        trainer: The Trainer, or None.
 
     Raises:
         ConfigError: If they don't.
@@ -199,11 +199,23 @@ def check_packs_per_step(packs_per_step: int, num_ranks: int, accumulate: int | 
             wanted=f"a multiple of {num_ranks}",
             remedy="Choose a multiple: each rank takes the same number of packs per step.",
         )
+    if trainer is None:
+        return
     per_rank = packs_per_step // num_ranks
-    if accumulate not in (None, per_rank):
+    if trainer.accumulate_grad_batches != per_rank:
         raise ConfigError(
             "trainer.accumulate_grad_batches",
-            found=str(accumulate),
+            found=str(trainer.accumulate_grad_batches),
             wanted=f"{per_rank}: packs_per_step {packs_per_step} on {num_ranks} ranks",
             remedy="Set this value, or leave packs_per_step out.",
+        )
+    limit = trainer.limit_train_batches  # overfit_batches and fast_dev_run set it, too
+    is_cut = limit != 1 if isinstance(limit, float) else limit % per_rank != 0
+    if per_rank > 1 and is_cut and not trainer.fast_dev_run:
+        raise ConfigError(
+            f"trainer.{'overfit' if trainer.overfit_batches else 'limit_train'}_batches",
+            found=str(limit),
+            wanted=f"a multiple of {per_rank}, the micro-batches of an optimizer step on each rank",
+            remedy=f"Set {per_rank} for one step, {10 * per_rank} for ten: the loss of a step that "
+            "is cut short would be divided by the tokens of all its packs.",
         )

@@ -38,22 +38,22 @@ def fill_packs(lengths: Ints, capacity: int, random: np.random.Generator) -> lis
     """
     order = np.argsort(lengths, kind="stable")
     pool = _Pool(lengths[order].tolist(), order.tolist(), capacity // SLACK_PARTS)
+    left, indexes = pool.lengths, pool.indexes
     choices = iter(random.random(len(lengths)).tolist())
-    finish = FINISH_MEANS * float(lengths.mean()) if len(lengths) else 0.0
+    finish = FINISH_MEANS * float(lengths.mean()) if left else 0.0
     packs = []
-    while pool.lengths:
-        pack: list[int] = []
+    while left:
         free = capacity
-        while pool.lengths and free >= pool.lengths[0]:
-            fitting = bisect_right(pool.lengths, free)
-            if free > finish or not pack:
-                taken: tuple[int, ...] = (int(next(choices) * fitting),)
-            else:
-                taken = pool.best(free, fitting - 1)
-            for position in taken:
-                free -= pool.lengths.pop(position)
-                pack.append(pool.indexes.pop(position))
-        assert pack, "a sample is longer than a pack"
+        pack: list[int] = []
+        while not pack or (left and free > finish and free >= left[0]):
+            fitting = len(left) if left[-1] <= free else bisect_right(left, free)
+            position = int(next(choices) * fitting)
+            free -= left.pop(position)
+            pack.append(indexes.pop(position))
+        while left and free >= left[0]:
+            for position in pool.best(free, bisect_right(left, free) - 1):
+                free -= left.pop(position)
+                pack.append(indexes.pop(position))
         packs.append(pack)
     return packs
 
@@ -72,44 +72,55 @@ class _Pool:
             free: Free tokens of the pack.
             longest: Position of the longest sample that fits.
         """
-        chosen: tuple[int, ...] = (longest,)
         least = free - self.lengths[longest]
-        if least <= self._slack:
-            return chosen
-        least, pair = self._pair(free, longest, NUM_PAIRS, least)
-        chosen = pair or chosen
-        if least <= self._slack:
-            return chosen
-        lengths = self.lengths
-        tries = NUM_TRIPLES if self._misses <= MAX_MISSES else NUM_FEW_TRIPLES
-        for first in range(longest, -1, -max(1, longest // tries)):
-            rest = free - lengths[first]
-            second = bisect_right(lengths, rest, 0, first) - 1
-            gap, pair = self._pair(rest, second, tries, least)
-            if pair:
-                least, chosen = gap, (first, *pair)
-                if least <= self._slack:
-                    break
-            # The three longest fit together: with a shorter first one, they leave more.
-            if second > 0 and second == first - 1 and lengths[second - 1] + lengths[second] <= rest:
-                break
-        self._misses = max(0, self._misses + (1 if least > self._slack else -1))
+        chosen: tuple[int, ...] = (longest,)
+        if least > self._slack:
+            least, pair = self._pair(free, longest, longest // NUM_PAIRS or 1, least)
+            chosen = pair or chosen
+        if least > self._slack:
+            least, triple = self._triple(free, longest, least)
+            chosen = triple or chosen
+            self._misses = max(0, self._misses + (1 if least > self._slack else -1))
         return chosen
 
-    def _pair(self, free: int, longest: int, tries: int, least: int) -> tuple[int, tuple[int, ...]]:
-        """The smallest free space, and the two samples that leave it if it is below `least`."""
-        lengths, slack = self.lengths, self._slack
+    def _triple(self, free: int, longest: int, least: int) -> tuple[int, tuple[int, ...]]:
+        """The smallest free space, and the three samples that leave it if it is below `least`."""
+        lengths = self.lengths
+        tries = NUM_TRIPLES if self._misses <= MAX_MISSES else NUM_FEW_TRIPLES
         chosen: tuple[int, ...] = ()
-        for first in range(longest, 0, -max(1, longest // tries)):
+        shortest_two = lengths[0] + lengths[1] if longest else 0
+        for first in range(longest, 1, -(longest // tries or 1)):
             rest = free - lengths[first]
-            second = bisect_right(lengths, rest, 0, first) - 1
-            if second < 0:
+            if rest < shortest_two:
                 continue
+            second = bisect_right(lengths, rest, 0, first) - 1
+            gap, pair = self._pair(rest, second, second // tries or 1, least)
+            if pair:
+                least, chosen = gap, (first, *pair)
+                if gap <= self._slack:
+                    break
+            # The three longest fit together: with a shorter first one, they leave more.
+            if second == first - 1 and lengths[second - 1] + lengths[second] <= rest:
+                break
+        return least, chosen
+
+    def _pair(self, free: int, longest: int, step: int, least: int) -> tuple[int, tuple[int, ...]]:
+        """The smallest free space, and the two samples that leave it if it is below `least`."""
+        lengths = self.lengths
+        shortest = lengths[0]
+        chosen: tuple[int, ...] = ()
+        second = 0
+        for first in range(longest, 0, -step):
+            rest = free - lengths[first]
+            if rest < shortest:
+                continue
+            gap = rest - lengths[first - 1]
+            if gap >= 0:  # the two longest fit together, shorter ones leave more
+                return (gap, (first, first - 1)) if gap < least else (least, chosen)
+            second = bisect_right(lengths, rest, second, first) - 1
             gap = rest - lengths[second]
             if gap < least:
                 least, chosen = gap, (first, second)
-                if gap <= slack:
+                if gap <= self._slack:
                     break
-            if second == first - 1:  # the two longest fit together, shorter ones leave more
-                break
         return least, chosen

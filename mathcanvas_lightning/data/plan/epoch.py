@@ -347,20 +347,30 @@ def _pack(
     Returns:
         [S] indexes in the order of training, [P] end of each pack.
     """
-    sequence: list[int] = []
-    ends: list[int] = []
-    left: list[int] = []
+    sequence = [np.zeros(0, np.int64)]
+    sizes = [np.zeros(0, np.int64)]
+    left = np.zeros(0, np.int64)
     for start, stop in _windows(len(lengths)):
-        rows = [*left, *range(start, stop)]
-        filled = fill_packs(lengths[rows], capacity, random)
-        packs = [[rows[number] for number in pack] for pack in filled]
+        rows = np.concatenate([left, np.arange(start, stop)])
+        packs = fill_packs(lengths[rows], capacity, random)
+        rows = rows[np.fromiter(itertools.chain.from_iterable(packs), np.int64, len(rows))]
+        counts = np.fromiter(map(len, packs), np.int64, len(packs))
         kept = len(packs) if stop == len(lengths) else len(packs) * KEPT_QUARTERS // 4
-        left = [row for pack in packs[kept:] for row in pack]
-        packs = packs[:kept]
-        for number in random.permutation(len(packs)) if shuffle else range(len(packs)):
-            sequence += packs[number]
-            ends.append(len(sequence))
-    return np.array(sequence, np.int64), np.array(ends, np.int64)
+        num_kept = counts[:kept].sum()
+        rows, left = rows[:num_kept], rows[num_kept:]
+        order = random.permutation(kept) if shuffle else np.arange(kept)
+        sequence.append(rows[_runs(counts[:kept], order)])
+        sizes.append(counts[order])
+    return np.concatenate(sequence), np.cumsum(np.concatenate(sizes))
+
+
+def _runs(counts: Ints, order: Ints) -> Ints:
+    """Indexes of the elements of consecutive runs, when the runs are put into this order."""
+    starts = np.cumsum(counts) - counts
+    ordered = counts[order]
+    before = np.cumsum(ordered) - ordered
+    found: Ints = np.arange(counts.sum()) + np.repeat(starts[order] - before, ordered)
+    return found
 
 
 def _windows(num_rows: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mathcanvas_lightning.data.plan import bin_packing
 from mathcanvas_lightning.data.plan import epoch as plan_module
 from mathcanvas_lightning.data.plan.bin_packing import fill_packs
 from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
@@ -43,6 +44,93 @@ def test_packs_hold_each_sample_once(lengths: list[int]) -> None:
     free = [CAPACITY - sum(lengths[p] for p in pack) for pack in packs]
     for number, room in enumerate(free):  # no later sample would have fitted
         assert all(lengths[p] > room for pack in packs[number + 1 :] for p in pack)
+
+
+def plain_fill(lengths: np.ndarray, capacity: int, random: np.random.Generator) -> list[list[int]]:
+    """What `fill_packs` finds, by trying every candidate in turn."""
+    pool = [(int(lengths[i]), i) for i in np.argsort(lengths, kind="stable")]
+    choices = iter(random.random(len(lengths)).tolist())
+    finish = bin_packing.FINISH_MEANS * float(lengths.mean()) if pool else 0.0
+    packs, misses = [], 0
+    while pool:
+        free = capacity
+        pack: list[int] = []
+        while fitting := sum(length <= free for length, _ in pool):
+            if free > finish or not pack:
+                taken: tuple[int, ...] = (int(next(choices) * fitting),)
+            else:
+                taken, misses = plain_best([x for x, _ in pool], free, capacity // 500, misses)
+            for position in taken:
+                length, index = pool.pop(position)
+                free -= length
+                pack.append(index)
+        packs.append(pack)
+    return packs
+
+
+def plain_best(pool: list[int], free: int, slack: int, misses: int) -> tuple[tuple[int, ...], int]:
+    """The first candidate that leaves at most the slack, else the first that leaves the least."""
+
+    def longest_below(stop: int, free: int) -> int:
+        return sum(length <= free for length in pool[:stop]) - 1
+
+    def grid(longest: int, tries: int) -> range:
+        return range(longest, -1, -max(1, longest // tries))
+
+    def pairs(longest: int, free: int, tries: int) -> Iterator[tuple[int, int]]:
+        for first in grid(longest, tries):
+            if (second := longest_below(first, free - pool[first])) >= 0:
+                yield first, second
+
+    longest = longest_below(len(pool), free)
+    few = misses > bin_packing.MAX_MISSES
+    tries = bin_packing.NUM_FEW_TRIPLES if few else bin_packing.NUM_TRIPLES
+    stages: list[list[tuple[int, ...]]] = [
+        [(longest,)],
+        [*pairs(longest, free, bin_packing.NUM_PAIRS)],
+        [
+            (first, *pair)
+            for first in grid(longest, tries)
+            if (second := longest_below(first, free - pool[first])) >= 0
+            for pair in pairs(second, free - pool[first], tries)
+        ],
+    ]
+    best: tuple[int, ...] = (longest,)
+    least = free + 1
+    for number, stage in enumerate(stages):
+        for candidate in stage:
+            gap = free - sum(pool[position] for position in candidate)
+            if gap < least:
+                best, least = candidate, gap
+            if least <= slack:
+                break
+        if number == 2:
+            misses = max(0, misses + (1 if least > slack else -1))
+        if least <= slack:
+            break
+    return best, misses
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(3_000, 16_000) | st.integers(1, 20_000), max_size=60)
+    | st.lists(st.builds(lambda a, b: 3400 * a + b, st.integers(1, 5), st.integers(0, 900))),
+    capacity=st.sampled_from([20_000, 51_200]),
+)
+def test_the_search_finds_what_trying_every_candidate_finds(
+    lengths: list[int], capacity: int
+) -> None:
+    rows = np.array(lengths, np.int64)
+    found = fill_packs(rows, capacity, np.random.default_rng(0))
+    assert found == plain_fill(rows, capacity, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("step", [100, 3400])
+def test_the_search_in_a_whole_window(step: int) -> None:
+    random = np.random.default_rng(0)
+    rows = random.integers(1, 6, 300) * step + random.integers(100, 1200, 300)
+    found = fill_packs(rows, 51_200, np.random.default_rng(1))
+    assert found == plain_fill(rows, 51_200, np.random.default_rng(1))
 
 
 @pytest.mark.slow
