@@ -20,7 +20,10 @@ stage() {
     echo "[$number/$total] $title: $((SECONDS - begin)) s"
 }
 
-install() { make_env "$(vllm_extra)"; }
+install() {
+    make_env "$(vllm_extra)"
+    if [ "$total" = 8 ]; then python tools/make_demo_model.py --output demo/smollm2; fi
+}
 
 base_model() {
     if [ "$from_scratch" = yes ]; then
@@ -56,11 +59,13 @@ shards() {
 training() {
     local processes=1
     if [ "$(getconf _NPROCESSORS_ONLN)" -ge 2 ]; then processes=2; fi
-    python tools/inspect_batch.py --config configs/fit/demo_cpu.yaml --png demo/pack.png
     OMP_NUM_THREADS=1 mathcanvas fit --config configs/fit/demo_cpu.yaml \
         --trainer.devices "$processes" --trainer.strategy ddp ${STEPS:+--trainer.max_steps "$STEPS"} \
         --config configs/sample_answers.yaml
+    python tools/inspect_batch.py --config configs/fit/demo_cpu.yaml --png demo/pack.png \
+        >demo/pack.txt &
     python tools/export_checkpoint.py demo/run --output demo/export --overwrite
+    wait $!
 }
 
 answers() { mathcanvas predict --config configs/predict_demo.yaml; }
@@ -72,8 +77,8 @@ scores() {
 }
 
 questions() {
-    python tools/make_demo_model.py --output demo/smollm2
-    mathcanvas predict --config configs/predict_vllm.yaml
+    # Without processes of its own, vLLM is imported once instead of three times.
+    VLLM_ENABLE_V1_MULTIPROCESSING=0 mathcanvas predict --config configs/predict_vllm.yaml
     python tools/score_responses.py --input demo/answers.jsonl --by subject --by level
 }
 

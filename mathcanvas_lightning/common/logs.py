@@ -19,6 +19,7 @@ NOISE = (
     "The number of training batches",
     ".*exists and is not empty",
     ".*tensorboardX",
+    r"It is recommended to use `self\.log\('(val|answers)/",  # computed over all ranks already
 )
 """Warnings about things that a user of this package can't or need not change."""
 _FOLDER = str(Path(__file__).parent.parent) + os.sep

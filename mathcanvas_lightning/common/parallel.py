@@ -1,8 +1,10 @@
 """Parallel map over worker processes: ordered results, bounded memory, no orphans."""
 
+import math
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +26,8 @@ from mathcanvas_lightning.errors import ConfigError, WorkerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+WORKER_START_S = 3.0
+"""About the time until a new worker process has imported torch."""
 CHUNKS_AHEAD = 4
 """Submitted chunks per worker: enough to keep it busy, few enough to bound memory."""
 
@@ -69,6 +73,7 @@ def ordered_map(
     chunks: Iterable[Sequence[Item]],
     *,
     num_workers: int,
+    alone_s: float = 0.0,
 ) -> Generator[Result]:
     """Applies a function to chunks of items and yields the results in the items' order.
 
@@ -77,6 +82,7 @@ def ordered_map(
             be importable and small.
         chunks: Chunks of items; read only a little ahead of the results.
         num_workers: Number of worker processes; 0 to work in this process.
+        alone_s: Seconds to work in this process first; workers start only if chunks are left then.
 
     Yields:
         One result an item.
@@ -84,15 +90,18 @@ def ordered_map(
     Raises:
         WorkerError: If a worker is killed or can't start.
     """
-    if num_workers == 0:
-        for chunk in chunks:
-            yield from function(chunk)
-        return
+    remaining = iter(chunks)
+    end_s = math.inf if num_workers == 0 else time.monotonic() + alone_s
+    while time.monotonic() < end_s:
+        chunk = next(remaining, None)
+        if chunk is None:
+            return
+        yield from function(chunk)
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
-        for chunk in chunks:
+        for chunk in remaining:
             submitted.append(pool.submit(function, chunk))
             if len(submitted) >= num_workers * CHUNKS_AHEAD:
                 yield from submitted.popleft().result()

@@ -98,3 +98,15 @@ def test_noise_is_not_shown() -> None:
         warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert [str(one.message) for one in found] == ["something else"]
+
+
+@pytest.mark.parametrize(("name", "is_shown"), [("val/puzzles/ce", False), ("mine/loss", True)])
+def test_only_values_of_all_ranks_are_logged_without_advice(
+    name: str, is_shown: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    set_up_logging()
+    warnings.warn(  # as Lightning's result.py does
+        f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging",
+        stacklevel=1,
+    )
+    assert bool(recwarn.list) == is_shown

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from mathcanvas_lightning.common.parallel import (
+    WORKER_START_S,
     count_workers,
     ordered_map,
     refuse_in_a_starting_worker,
@@ -110,7 +111,7 @@ def build_index(
         source: Reads the rows.
         tokenizer: Tokenizer of the texts.
         index_dir: Folder of the sidecars; None for beside the shards, or the user's cache.
-        num_workers: Worker processes; by default one per core.
+        num_workers: Worker processes; by default one per core, if the scan takes long enough.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -172,8 +173,9 @@ def _scan_all(
     num_tasks = sum(-(-len(of_file) // GROUPS_PER_TASK) for of_file in groups)
     num_rows = sum(group.num_rows for of_file in groups for group in of_file)
     workers = count_workers(num_workers, num_tasks, 1)
+    alone_s = WORKER_START_S if num_workers is None else 0.0
     with progress_bar("Indexing", num_rows, show=progress) as advance:
-        tables = ordered_map(scanner, tasks(), num_workers=workers)
+        tables = ordered_map(scanner, tasks(), num_workers=workers, alone_s=alone_s)
         for sidecar, of_file in zip(sidecars, groups, strict=True):
             parts = []
             for _ in range(0, len(of_file), GROUPS_PER_TASK):
