@@ -1,6 +1,8 @@
 """What several tests need: generated data, and commands run as a user runs them."""
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -44,6 +46,18 @@ def examples(count: int) -> int:
 def golden_folder() -> Path:
     """The folder of reference outputs."""
     return Path(os.environ.get("MATHCANVAS_GOLDEN", ROOT / "tests" / "golden"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collections of garbage skip the million objects that imports made, which stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # else some modules report them as leaks
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

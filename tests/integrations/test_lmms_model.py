@@ -125,7 +125,7 @@ def puzzles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bagel")
     drawing_checkpoint(folder / "checkpoint")
     generate_blockmoving(
-        str(folder / "tasks"), num_tasks=2, seed=2, part="test", num_workers=0, progress=False
+        str(folder / "tasks"), num_tasks=2, seed=2, level=1, num_workers=0, progress=False
     )
     lines = [
         {
