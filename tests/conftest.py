@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -35,6 +36,8 @@ LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORL
 """Variables that Lightning sets in the process of a run."""
 
 
+os.fsync = lambda _: None  # type: ignore[assignment]  # tests kill processes, not machines
+multiprocessing.get_start_method()  # fixes it: a `fit` in this process would start a server
 settings.register_profile("fast", max_examples=20)  # for --hypothesis-profile
 
 

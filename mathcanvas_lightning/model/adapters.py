@@ -1,17 +1,20 @@
 """LoRA adapters (peft) on the experts, the ViT and the connector."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import GEN_SUFFIX
 from mathcanvas_lightning.model.layers.quantized import quantized_layers
+
+if TYPE_CHECKING:  # importing peft takes seconds, and few runs have adapters
+    from peft.tuners.lora import LoraLayer
 
 LORA_PARTS: Mapping[str, str] = {
     "und": r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
@@ -80,6 +83,8 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
             wanted="at least one",
             remedy="Loosen lora.pattern; it is searched for in the projections' full names.",
         )
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -153,7 +158,11 @@ def _part(name: str) -> str:
     return "gen expert" if GEN_SUFFIX in name else "und expert"
 
 
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
+    if "peft" not in sys.modules:  # no layer has adapters
+        return
+    from peft.tuners.lora import LoraLayer
+
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module

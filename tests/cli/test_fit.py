@@ -67,6 +67,12 @@ def test_initial_weights_follow_the_seed_of_the_run(filled_in: Any) -> None:
     assert (found.source.seed, found.lora.seed) == (1, 2)
 
 
+def test_the_name_of_a_run_without_one_is_that_of_its_yaml(filled_in: Any) -> None:
+    trainer = filled_in("--trainer.default_root_dir", "null").trainer
+    assert trainer.default_root_dir == "runs/demo_cpu"
+    assert filled_in().trainer.default_root_dir == "demo/run"  # unless the YAML names its folder
+
+
 @pytest.mark.parametrize(
     ("more", "seed"),
     [("seed_everything: 7", 7), ("seed_everything: true", 0), ("data: {init_args: {seed: 3}}", 3)],

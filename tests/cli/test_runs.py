@@ -90,15 +90,6 @@ def test_folders_of_the_yaml_move_with_a_new_name(
     assert sorted(tmp_path.glob("old/**/*")) == before
 
 
-def test_the_name_of_a_run_without_one_is_that_of_its_yaml(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = write_settings(tmp_path / "mine.yaml", shards, max_steps=1)
-    assert main(["fit", "--config", str(config)]) == 0
-    assert (tmp_path / "runs" / "mine" / "checkpoints" / "step1.ckpt").is_file()
-
-
 @pytest.mark.parametrize(
     ("name", "folder"),
     [("a", "runs/a"), ("a/b", "a/b"), ("/x/y", "/x/y"), ("file:///x", "/x")],

@@ -1,4 +1,4 @@
-"""Worker processes start without the locks of other threads."""
+"""Worker processes start without the locks of other threads, and map in order."""
 
 import subprocess
 import sys
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mathcanvas_lightning.common.parallel import ordered_map
+from mathcanvas_lightning.errors import WorkerError
+from tests.common.worker_tasks import die, square
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -49,3 +52,12 @@ def test_workers_start_from_a_server_unless_chosen(
         timeout=120,
     )
     assert done.stdout.strip() == expected, done.stderr
+
+
+def test_ordered_map() -> None:
+    chunks = [[i, i + 1] for i in range(0, 60, 2)]
+    expected = [i * i for i in range(60)]
+    assert list(ordered_map(square, chunks, num_workers=0)) == expected
+    assert list(ordered_map(square, chunks, num_workers=2)) == expected
+    with pytest.raises(WorkerError, match="ended before its work was finished"):
+        list(ordered_map(die, chunks, num_workers=1))

@@ -14,10 +14,9 @@ import pytest
 from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
-from mathcanvas_lightning.common.parallel import ordered_map
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.samples import RecordConverter
-from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, WorkerError
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.inspection.shards import inspect_shards
 from tests.conftest import folder_bytes, png, read_jsonl, write_json
 
@@ -407,22 +406,3 @@ def test_failing_storage_stops_the_run_and_leaves_no_partial_file(
     run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
     run(puzzles / SOURCE, tmp_path / "straight", samples_per_file=10)
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "straight")
-
-
-def _square(numbers: list[int]) -> list[int]:
-    return [number * number for number in numbers]
-
-
-def _die(numbers: list[int]) -> list[int]:
-    import os
-
-    os._exit(9)
-
-
-def test_ordered_map() -> None:
-    chunks = [[i, i + 1] for i in range(0, 60, 2)]
-    expected = [i * i for i in range(60)]
-    assert list(ordered_map(_square, chunks, num_workers=0)) == expected
-    assert list(ordered_map(_square, chunks, num_workers=2)) == expected
-    with pytest.raises(WorkerError, match="ended before its work was finished"):
-        list(ordered_map(_die, chunks, num_workers=1))

@@ -52,6 +52,7 @@ def test_advice_ends_with_a_run_that_fits() -> None:
     assert sizes[-1] <= FIT * 40e9 < sizes[-2]
 
 
+@pytest.mark.slow
 def test_no_advice_where_it_fits() -> None:
     found = plan("one_gpu_80gb", gpu_memory_gb=141.0)
     assert found.fits
@@ -62,6 +63,8 @@ def test_a_checkpoint_that_is_named_by_a_preset() -> None:
     found = plan("one_gpu_80gb", preset="small")
     assert found.note is None
     assert size(found, "weights") < 1e9
+    assert found.fits
+    assert found.advice == ()
 
 
 @pytest.mark.parametrize(

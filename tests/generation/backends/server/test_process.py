@@ -162,7 +162,6 @@ def test_a_killed_launcher_leaves_no_server(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, time
 from mathcanvas_lightning.generation.backends.server.process import ServerConfig, ServerProcess
-from mathcanvas_lightning.generation.backends.vllm.engine import CPU_CACHE_BYTES
 server = ServerProcess(ServerConfig(command=sys.argv[2:], stop_timeout_s=1))
 server.start()
 if sys.argv[1] == "wait":

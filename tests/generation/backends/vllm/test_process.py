@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 
 import psutil
 import pytest
@@ -16,40 +15,12 @@ from mathcanvas_lightning.generation.backends.vllm import process as engine_proc
 from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess, ProcessEndedError
 from tests.conftest import ROOT, child_processes
 
-HERE = "tests.generation.backends.vllm.test_process"
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
-
-
-def echo(descriptor: int) -> None:
-    """Echoes messages; "fork" starts a process, "die" ends this one at once."""
-    connection = Connection(descriptor)
-    print("echo runs", flush=True)
-    while True:
-        try:
-            message = connection.recv()
-        except EOFError:
-            return
-        if message == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if message == "fork":
-            message = subprocess.Popen(SLEEPER).pid
-        connection.send(message)
-
-
-def stubborn(descriptor: int) -> None:
-    """Never reads from the pipe."""
-    Connection(descriptor).send(subprocess.Popen(SLEEPER).pid)
-    time.sleep(600)
-
-
-def variables(descriptor: int) -> None:
-    """Sends its environment."""
-    Connection(descriptor).send(dict(os.environ))
+CHILDREN = "tests.generation.backends.vllm.children"
 
 
 @pytest.fixture
 def echoing() -> Iterator[EngineProcess]:
-    process = EngineProcess(f"{HERE}:echo", os.environ)
+    process = EngineProcess(f"{CHILDREN}:echo", os.environ)
     yield process
     process.close()
 
@@ -93,7 +64,7 @@ def test_objects_come_back_in_order(
 
 
 def test_the_environment_is_passed_on() -> None:
-    process = EngineProcess(f"{HERE}:variables", {"PATH": os.environ["PATH"], "COLOUR": "red"})
+    process = EngineProcess(f"{CHILDREN}:variables", {"PATH": os.environ["PATH"], "COLOUR": "red"})
     environment = process.receive()
     process.close()
     assert environment["COLOUR"] == "red"
@@ -112,7 +83,7 @@ def test_close_ends_all_descendants(echoing: EngineProcess) -> None:
 
 def test_a_process_that_ignores_the_pipe_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_process, "GRACE_S", 0.5)
-    process = EngineProcess(f"{HERE}:stubborn", os.environ)
+    process = EngineProcess(f"{CHILDREN}:stubborn", os.environ)
     below = process.receive()
     process.close()
     assert process.status == -signal.SIGKILL
@@ -131,7 +102,7 @@ def test_a_dead_process_takes_its_descendants_along(echoing: EngineProcess) -> N
 LEAVER = f"""
 import os, sys
 from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess
-process = EngineProcess("{HERE}:echo", os.environ)
+process = EngineProcess("{CHILDREN}:echo", os.environ)
 process.send("fork")
 print(process.pid, process.receive(), flush=True)
 """
