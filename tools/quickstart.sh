@@ -38,7 +38,7 @@ base_model() {
 puzzles() {
     local rows="${PUZZLES:-3600}"
     python tools/generate_blockmoving.py --level 1 --part train --output demo/source \
-        --num_tasks "$rows" --extra "reason=$((rows * 3)),describe=$((rows / 2)),draw=$((rows * 2))"
+        --num_tasks "$rows" --extra "reason=$rows,describe=$((rows / 4)),draw=$rows"
     python tools/generate_blockmoving.py --level 1 --part validation --output demo/source_validation \
         --num_tasks 60 --seed 1
     python tools/generate_blockmoving.py --level 1 --part test --output demo/source_test \
@@ -97,4 +97,4 @@ if [ "$total" = 8 ]; then stage "questions to a language model" questions; fi
 echo
 echo "All in $((SECONDS - started)) s. Open in a browser: demo/reasoning.html"
 echo "(curves, scores, and each held-out puzzle with the model's drawings beside the true ones)"
-echo "Rows of the training data: demo/shards.html   The first training pack: demo/pack.png"
+echo "Rows of the training data: demo/shards.html   The first training pack: demo/pack.png, demo/pack.txt"
