@@ -3,7 +3,7 @@
 # BlockMoving puzzles, converts them to shards, fine-tunes the base model that the package ships,
 # lets it answer held-out puzzles with texts and drawings, scores them, and shows all on one page. Then
 # a small real language model answers questions. All files are written to demo/.
-#   bash tools/quickstart.sh                 # about 6 minutes on two cores, without installing
+#   bash tools/quickstart.sh                 # under 5 minutes on two cores, without installing
 #   bash tools/quickstart.sh --from_scratch  # trains the base model too: about 17 minutes more
 # For tests: STEPS, PUZZLES and HELD_OUT make everything smaller; LANGUAGE_MODEL=no skips the last part.
 set -euo pipefail
@@ -38,7 +38,7 @@ base_model() {
 puzzles() {
     local rows="${PUZZLES:-3600}"
     python tools/generate_blockmoving.py --level 1 --part train --output demo/source \
-        --num_tasks "$rows" --extra "reason=$((rows * 3)),describe=$((rows / 2)),draw=$((rows * 2))"
+        --num_tasks "$rows" --extra "reason=$rows,describe=$((rows / 4)),draw=$rows"
     python tools/generate_blockmoving.py --level 1 --part validation --output demo/source_validation \
         --num_tasks 60 --seed 1
     python tools/generate_blockmoving.py --level 1 --part test --output demo/source_test \
@@ -97,4 +97,4 @@ if [ "$total" = 8 ]; then stage "questions to a language model" questions; fi
 echo
 echo "All in $((SECONDS - started)) s. Open in a browser: demo/reasoning.html"
 echo "(curves, scores, and each held-out puzzle with the model's drawings beside the true ones)"
-echo "Rows of the training data: demo/shards.html   The first training pack: demo/pack.png"
+echo "Rows of the training data: demo/shards.html   The first training pack: demo/pack.png, demo/pack.txt"

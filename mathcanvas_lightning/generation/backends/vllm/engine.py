@@ -23,11 +23,7 @@ from typing import Any
 from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
 from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.generation.backends.base import BackendError
-from mathcanvas_lightning.generation.backends.gpus import (
-    CPU_CACHE_BYTES,
-    share_of_gpus,
-    visible_gpus,
-)
+from mathcanvas_lightning.generation.backends.gpus import share_of_gpus, visible_gpus
 from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
 from mathcanvas_lightning.generation.backends.vllm.contexts import (
     BagelPrompts,
@@ -35,6 +31,7 @@ from mathcanvas_lightning.generation.backends.vllm.contexts import (
     check_architecture,
     find_bagel,
 )
+from mathcanvas_lightning.generation.backends.vllm.cpu import cpu_arguments
 from mathcanvas_lightning.generation.backends.vllm.messages import (
     ContextRequest,
     ContextResult,
@@ -152,9 +149,7 @@ class _Engine:
         arguments = dict(settings.arguments)
         _check_names(arguments)
         if current_platform.is_cpu():
-            arguments.setdefault("enforce_eager", True)
-            if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-                arguments.setdefault("kv_cache_memory_bytes", CPU_CACHE_BYTES)
+            arguments = cpu_arguments(arguments, os.environ)
         elif current_platform.is_cuda_alike() or current_platform.is_unspecified():
             gpus = share_of_gpus(visible_gpus(os.environ), settings.local_rank, settings.num_gpus)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
