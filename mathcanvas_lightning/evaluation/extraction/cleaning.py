@@ -21,7 +21,7 @@ _PROVED = re.compile(
 _ALSO = re.compile(
     r"(?<=\S)\s*\((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|that is,?|since|because"
     r"|≈|\\approx)"
-    r"\s[^()]*\)$"
+    r"\s[^()]*\)$|(?<=\S)\s*\(\d+\s[a-z]{3,}\s(?:\+|and)\s[^()]*\)$"
 )
 """A second form of the answer: "12π (about 37.7)"."""
 _ENCLOSING = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("`", "`"))

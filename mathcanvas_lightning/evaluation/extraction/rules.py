@@ -81,7 +81,11 @@ CORRECT = (
         r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)",
     ),
     _anywhere("其中«①③»正确", r"((?:[①-⑳][、,和]?\s?){1,10}?)(?:都)?(?:是)?正确"),
-    _anywhere("所以选项 «B» 正确", r"选项\s*([A-H])\s*(?:是)?(?:正确|符合|满足)"),
+    _anywhere("所以选项 «B» 正确", rf"选项\s*{_LETTER}\s*(?:是)?(?:正确|符合|满足)"),
+    _anywhere(
+        "A、B都不对,只有«C»符合。",
+        rf"只有\s*(?:选项|图)?\s*{_LETTER}\s*项?(?:能|可|符合|正确|满足|是|对)",
+    ),
     _anywhere(
         "Statements «I and III» are true.",
         r"\b(?:statements?|conclusions?|propositions?)\s+",
@@ -134,6 +138,10 @@ LINE = (
         "The chance is «3 out of 8».",
         r"\b(?:chance|probability|odds|likelihood)\b.*?\b(\d+\s(?:in|out\sof)\s\d+)\b",
     ),
+    _anywhere(
+        "So «3 out of 8» equal parts are shaded.",
+        r"\b(\d+\s(?:out\s)?of\s(?:the\s)?\d+)\sequal\s(?:parts|pieces|sections|slices)",
+    ),
 )
 """Answers in a whole line, before it is reduced to a clause."""
 
@@ -156,8 +164,13 @@ VALUES = (
     ),
     _end(
         "The kangaroo ends up at point «E»",
-        r"\b(?:ends?\sup|lands?|leaves?|arrives?|stops?|exits?|comes\sout|finish(?:es)?)\s",
-        r"(?:at|in|on|through|by|via|from|of)\s(?:the\s)?(?:[a-z]+\s)?",
+        r"\b(?:ends?\sup|lands?|leaves?|arrives?|stops?|exits?|comes\sout|finish(?:es)?|leads)\s",
+        r"(?:at|in|on|to|through|by|via|from|of)\s(?:the\s)?(?:[a-z]+\s)?",
+        _LETTER,
+    ),
+    _end(
+        "The mirror image is the one labeled «D»",
+        r"\b(?:labell?ed|marked)\s(?:with\s)?(?:the\sletter\s)?",
         _LETTER,
     ),
     _anywhere(
@@ -199,6 +212,12 @@ NAMED = (
         r"\s[a-z]|",
         _LETTER,
         r"\sis\sthe\s(?:odd|only|one|missing|best|right|correct|same|figure|shape|picture|net)\b)",
+    ),
+    _start(
+        "figure «B» can be folded to a cube",
+        r"(?:the\s)?(?:[Ff]igure|[Pp]icture|[Nn]et|[Pp]iece|[Ss]hape|[Dd]iagram|[Oo]ption|[Tt]ile)\s",
+        _LETTER,
+        r"\s(?:can(?!\s?not|['’]t)|fits|matches|works)\b",
     ),
     _start(
         "only the «second» graph represents a function",
@@ -294,7 +313,7 @@ LAST_SENTENCE = (
     _end("所以原方程«无解»", r"(无解|无实数解|无实数根|没有解|不存在|不成立|成立)"),
     _end(
         "Eliminating A, B, and C, we are left with «D»",
-        rf"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?{_LETTER}",
+        rf"\b(?:left with|down to|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?{_LETTER}",
     ),
     _whole(
         "综上,«a≤-2或a≥1»",

@@ -101,7 +101,7 @@ _PLACED = re.compile(r"\b(?:puts\s\w+|ends?\sup|lands|arrives?)\sat\s(?:the\spoi
 _COMPARED = re.compile(r"\b(?:for|of)\sall\s([a-z])\s(greater|less)\sthan\s(?=\S)")
 _JOINED = re.compile(r"[,;&]|\b(?:and|or|but|while)\b")
 _WITH = re.compile(
-    r"\s(?:and\s)?with\s(?:an?\s)?(?:radius|cent(?:er|re)|slope|length|width|height)\s(?:of\s)?"
+    r"\s(?:and\s)?with\s(?:an?\s)?(?:radius|cent(?:er|re)|slope|length|width|height|remainder)\s(?:of\s)?"
 )
 _PLAIN_GAP = re.compile(r"\s*(?:[,;&]|\band\b|\bor\b|\bto\b|\bby\b|\s)*\s*")
 _LIST_GAP = re.compile(r"\s*(?:[,;&]|\band\b|\bor\b|\bthen\b|\s)+\s*")
@@ -150,7 +150,7 @@ def stated_value(line: str) -> str:
         return _as_fraction(stated.replace(MONEY, "$"))
     for sentence in reversed(_SENTENCE_END.split(text)):
         sentence = sentence.strip(" .!*#>")
-        if sentence and not _ASIDE.match(_LEAD.sub("", sentence)):
+        if sentence and not _ASIDE.match(_LEAD.sub("", _PARENTHESIS.sub("", sentence))):
             return _as_fraction(_of_clause(main_clause(sentence)).replace(MONEY, "$"))
     return ""
 

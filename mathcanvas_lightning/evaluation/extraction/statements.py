@@ -41,8 +41,8 @@ _CONCLUSION = re.compile(
     r"|\bIt's\s+|\b(?:at|after|in|within)\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
 _ENDING_CHINESE = re.compile(
-    r"(?:所以|因此|综上|故|答|则|即|那么|于是|从而|由此|可见|∴)[^\d]{0,60}?"
-    r"(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,10}?)[.。]?"
+    r"(?:^|[,;。])\s*(?:所以|因此|综上|故|答|则|即|那么|于是|从而|由此|可见|∴)[^\d]{0,60}?"
+    r"(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,10}?)[.。]?$"
 )
 _REMAINDER = re.compile(r"((?:每|平均)[^,\d]*\d[^,\d]*),\s*还?[剩余][^,]*$")
 MIN_WORDS = 4
@@ -93,7 +93,7 @@ def candidates(text: str) -> Iterator[str]:
         if display := _LAST_DISPLAY.search(plain[-4 * MAX_CHARACTERS :]):
             yield display[1] or display[2]
         yield _conclusion(last_line)
-        if ending := _ENDING_CHINESE.fullmatch(last_line):
+        if ending := _ENDING_CHINESE.search(last_line):
             yield ending[1]
         if last_line != plain.strip() and is_plain(last_line):
             yield last_line
