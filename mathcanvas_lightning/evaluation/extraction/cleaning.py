@@ -24,6 +24,9 @@ _ALSO = re.compile(
     r"\s[^()]*\)$|(?<=\S)\s*\(\d+\s[a-z]{3,}\s(?:\+|and)\s[^()]*\)$"
 )
 """A second form of the answer: "12π (about 37.7)"."""
+_NOT_BUT = re.compile(
+    r"(?:n['’]t|\b[Nn]ot)\s[^,.\n]{1,40}?\sbut\s(?:rather\s)?|不是[^,。\n]{1,20},?\s?而(?=是)"
+)
 _ENCLOSING = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("`", "`"))
 _LETTER_IN_BRACKETS = re.compile(
     r"\(([A-Z])\)|\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?([A-Z])\)?\.?\s*\}"
@@ -53,6 +56,15 @@ def clean(answer: str) -> str:
         while (peeled := _peeled(text)) != text:
             text = peeled
     return text
+
+
+def without_contrast(text: str) -> str:
+    """Removes what a text denies before it states the opposite: "not 20 but 21".
+
+    Args:
+        text: A response.
+    """
+    return _NOT_BUT.sub(" ", text)
 
 
 def find_boxes(text: str) -> list[Box]:

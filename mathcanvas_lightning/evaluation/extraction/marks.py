@@ -48,7 +48,9 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r",?\s+(?:because|since|which|where|so that|as)\s", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!\.)[.!?](?=\s|$|</)|</|;(?=\s+[A-Za-z]{2,}\s)|,\s(?=not\s)")
+_SENTENCE_END = re.compile(
+    r"(?<!\.)[.!?](?=\s|$|</)|</|而(?:不|非)|;(?=\s+[A-Za-z]{2,}\s)|,\s(?=not\s)"
+)
 _FACTORIAL = re.compile(r"(?<=[\dA-Za-z)])!(?=$)")
 _FENCE = re.compile(r"^\s*```\w*\n")
 _DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
@@ -97,6 +99,8 @@ def statement(text: str, *, is_line: bool = False) -> str:
     if is_line and _FACTORIAL.search(line.rstrip()):
         return line
     skip = letter.end() if letter and letter[0][-2] != "," else 0
+    if re.match(r"[^?\n]{1,40}\?\s+\S", line):  # a question, which is answered behind it
+        return ""
     for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
         if end is not None:
             line = line[: min(end.start(), len(line))]

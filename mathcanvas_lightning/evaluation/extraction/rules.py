@@ -99,7 +99,7 @@ CORRECT = (
 CHOSEN = (
     _anywhere(
         "For these reasons I choose option «C».",
-        r"\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick)\b(?:\s+(?:is|option|choice))?\s*:?",
+        r"\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|[Pp]refer)\b(?:\s+(?:is|option|choice))?\s*:?",
         rf"\s*(?:\(([A-Za-z])\)|([A-Z])(?![\w'])\)?){_NOT_WRONG}",
     ),
 )
@@ -146,6 +146,9 @@ LINE = (
 """Answers in a whole line, before it is reduced to a clause."""
 
 VALUES = (
+    _whole("«C»", _LETTER),
+    _end("Not A, not B, not C: «D»", r"\bnot\b.*:\s*", _LETTER),
+    _anywhere("Here only «7» fits", rf"\bonly\s({NUMBER})\s(?:fits|works|satisf|remains)"),
     _whole(
         "«x is at most 7»",
         r"([A-Za-z]\s(?:is|must\sbe)\s(?:at\s(?:most|least)|(?:less|greater|more|no\smore",
@@ -179,7 +182,7 @@ VALUES = (
     ),
     _end(
         "Her birthday falls on a «Sunday»",
-        r"\b(?:falls|is|lands|was|happens|occurs)\s(?:on\s)?(?:an?\s)?",
+        r"\b(?:falls|is|be|lands|was|happens|occurs)\s(?:on\s)?(?:an?\s)?",
         r"((?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)(?:\s(?:this|next)\s\w+)?",
     ),
     _end(
@@ -305,6 +308,7 @@ LAST_SENTENCE = (
         r"(?:所以|因此|故|答\s*:)\s*([一-鿿]{2,3}?)(?<!的)",
         r"(?:最?先|最[多少快慢高大小]|跑得|获胜|赢)(?![的值])",
     ),
+    _end("排除A、B、C,只剩下«D»", rf"只剩下?(?:选项|图)?\s*{_LETTER}"),
     _end("这个说法«错误»", r"(?:说法|结论|命题|判断)(?:是)?(不?正确|错误|不?对|不?成立)的?"),
     _end("小红排在第«3»名", r"第(\d+)[名个位]?"),
     _end("两条直线互相«垂直»", r"(垂直|平行|相等|全等|相似|相切|相交|相离|重合)"),

@@ -33,9 +33,10 @@ _SENTENCE_END = re.compile(
     r"|[。!?]\s*(?=.)"
 )
 _ASIDE = re.compile(
-    r"(?:note|remember|recall|check|verify|notice|observe)\b|.*\b(?:reject|discard|extraneous"
-    r"|ignore"
-    r"|exclude)",
+    r"(?:note|remember|recall|(?:double[- ])?check(?:ing)?|verif\w+|notice|observe|let me|feel free"
+    r"|i hope|hope|please|thanks?|good|great|perfect|nice)\b"
+    r"|if you (?:have|need|want)\b.*\b(?:questions?|help|details?)\b"
+    r"|.*\b(?:reject|discard|extraneous|ignore|exclude)",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
@@ -67,7 +68,8 @@ _TRAILING = re.compile(
     r"|rather than"
     r"|by the time|compared (?:to|with)|than|before|which|who|as(?!\s[-\d$\\(])|unlike|so that"
     r"|attained|achieved"
-    r"|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)|not counting|excluding)\b.*$"
+    r"|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)|not counting|excluding"
+    r"|and not)\b.*$"
 )
 _PARENTHESIS = re.compile(r"\s*\((?=[a-z]{2})(?!mod)[^()]*\)")
 _OF = re.compile(r"\b(?:equation|line|circle|parabola|ellipse|hyperbola|function|curve|plane)s?\b"
@@ -122,7 +124,6 @@ _REJECTED = re.compile(
     r"|fails?|(?:is|are|would\sbe)\s(?:impossible|invalid|wrong|too|extraneous|rejected|excluded))\b"
 )
 """What follows a value that is no answer: 4 does not work."""
-_NOT_BUT = re.compile(r"\bnot\s[^,.]{1,40}?\sbut\s", re.IGNORECASE)
 _ALMOST = re.compile(
     r"\s?[,(]\s?(?:or\s|which\sis\s)?(?:about|approx(?:\.|imately)?|roughly|nearly)\s"
 )
@@ -145,12 +146,12 @@ def stated_value(line: str) -> str:
     if is_short or _CHINESE.search(text):
         return ""
     text = _COMPARED.sub(lambda one: f"{one[1]} {'>' if one[2] == 'greater' else '<'} ", text)
-    text = _ALMOST.sub(" ≈ ", _NOT_BUT.sub("", text))
+    text = _ALMOST.sub(" ≈ ", text)
     if stated := first(LINE, text):
         return _as_fraction(stated.replace(MONEY, "$"))
     for sentence in reversed(_SENTENCE_END.split(text)):
         sentence = sentence.strip(" .!*#>")
-        if sentence and not _ASIDE.match(_LEAD.sub("", _PARENTHESIS.sub("", sentence))):
+        if sentence and not _ASIDE.match(without_lead(_PARENTHESIS.sub("", sentence))):
             return _as_fraction(_of_clause(main_clause(sentence)).replace(MONEY, "$"))
     return ""
 
