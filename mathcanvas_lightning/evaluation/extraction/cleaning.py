@@ -24,6 +24,8 @@ _ALSO = re.compile(
     r"\s[^()]*\)$|(?<=\S)\s*\(\d+\s[a-z]{3,}\s(?:\+|and)\s[^()]*\)$"
 )
 """A second form of the answer: "12π (about 37.7)"."""
+_OTHER_UNIT = re.compile(r"^(\d[\d.,]*\s[A-Za-z]+)\s\(\d[\d.,]*\s?[A-Za-z]+\)$")
+"""The same value in another unit: 12 minutes (720 seconds)."""
 _NOT_BUT = re.compile(
     r"(?:n['’]t|\b[Nn]ot)\s[^,.\n]{1,40}?\sbut\s(?:rather\s)?|不是[^,。\n]{1,20},?\s?而(?=是)"
 )
@@ -117,6 +119,7 @@ def split_list(answer: str) -> list[str]:
 def _peeled(text: str) -> str:
     """Removes one layer of enclosing characters."""
     text = _EMOJI.sub("", EMPHASIS.sub("", text)).strip()
+    text = _OTHER_UNIT.sub(r"\1", text)
     text = _ALSO.sub("", _THEREFORE.sub("", _PROVED.sub("", text)))
     if not text.endswith(("\\,", "\\;", "\\.")):
         text = re.sub(r"(?<=[^.])[.,;:]$|(?<=\.{3})\.$", "", text).rstrip()

@@ -214,7 +214,7 @@ NAMED = (
         _LETTER,
         r"\s[a-z]|",
         _LETTER,
-        r"\sis\sthe\s(?:odd|only|one|missing|best|right|correct|same|figure|shape|picture|net)\b)",
+        r"\sis\s(?:what|the\s(?:odd|only|one|missing|best|right|correct|same|figure|shape|picture|net))\b)",
     ),
     _start(
         "figure «B» can be folded to a cube",
@@ -283,6 +283,10 @@ LAST_SENTENCE = (
         r"(?!(?:[Cc]onfidence|[Nn]ote|[Cc]heck|[Vv]erification|[Ee]xplanation|[Rr]eason|[Rr]easoning"
         r"|[Tt]ime|[Dd]ifficulty|[Ss]ource|[Ss]tep|[Hh]int|[Ss]core|[Pp]age|[Mm]ethod|[Gg]iven)\b)",
         r"[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})",
+    ),
+    _whole(
+        r"$\lim_{x \to 0} (x + 2) = «2»$",
+        r"\$?\\(?:lim|int|sum|prod|det)(?![A-Za-z]).*=\s*([^=$]+)\$?",
     ),
     _anywhere(
         "This missing piece is piece «D»",

@@ -40,7 +40,7 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"(?:[^\w$\\(\[]*(?:so|thus|hence|therefore|then|and|but|now|finally|consequently"
+    r"(?:[^\w$\\(\[]*(?:so|thus|hence|therefore|then|and|but|now|finally|however|consequently"
     r"|accordingly|ultimately|overall"
     r"|in total|altogether|in conclusion|in other words|as a result|that is|indeed|in summary"
     r"|this (?:means|implies|shows|tells us)|that (?:means|implies|shows)|it follows"
@@ -64,12 +64,12 @@ _ADVERBIAL = re.compile(
     re.IGNORECASE,
 )
 _TRAILING = re.compile(
-    r",?\s+(?:because|since|where|when|while|if|provided|assuming|given that|instead of"
-    r"|rather than"
+    r",?\s+(?:because|since|where|when|while|if|provided|assuming|given that|instead of|rather than"
     r"|by the time|compared (?:to|with)|than|before|which|who|as(?!\s[-\d$\\(])|unlike|so that"
-    r"|attained|achieved"
-    r"|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)|not counting|excluding"
-    r"|and not)\b.*$"
+    r"|attained|achieved|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)"
+    r"|not counting|excluding|and not"
+    r"|to (?:get|make|form|obtain|reach|have|cover|fill|build|cut|win|finish|buy|complete))\b.*$"
+    r"|,\snot\s[^,:]*$|[;,]\s(?:and\s)?the\s(?:others?|rest|remaining)\b.*$"
 )
 _PARENTHESIS = re.compile(r"\s*\((?=[a-z]{2})(?!mod)[^()]*\)")
 _OF = re.compile(r"\b(?:equation|line|circle|parabola|ellipse|hyperbola|function|curve|plane)s?\b"
@@ -146,6 +146,7 @@ def stated_value(line: str) -> str:
     if is_short or _CHINESE.search(text):
         return ""
     text = _COMPARED.sub(lambda one: f"{one[1]} {'>' if one[2] == 'greater' else '<'} ", text)
+    text = re.sub(r"(?<=\d) to the power (?:of )?(?=\d)", "^", text)
     text = _ALMOST.sub(" ≈ ", text)
     if stated := first(LINE, text):
         return _as_fraction(stated.replace(MONEY, "$"))

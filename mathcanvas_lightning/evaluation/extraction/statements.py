@@ -39,7 +39,7 @@ _CONCLUSION = re.compile(
     r"\b(?:value|total|area|length|sum|number|probability|distance|volume|perimeter|cost|price"
     r"|speed|rate|average|mean|median|score|angle|radius|amount|maximum|minimum|height|width)"
     r"\s+of\s+(?=[-\d$\\])"
-    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?"
+    r"|\b(?:is|are|equals?|gives|yields?|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?"
     r"|measures?|makes?"
     r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?"
     r"|lasts?)\b:?\s+(?:(?:them|him|her|it|us|you|me)\s+)?"
