@@ -12,7 +12,7 @@ _LEAD = re.compile(
     r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answers?|options?|choices?)\b(?:\s+(?:is"
     r"|are))?\s*:?\s*"
     r"|(?:[Ff]igure|[Gg]raph|[Dd]iagram|[Pp]icture|[Ii]mage|[Cc]ontainer|[Oo]bject|[Bb]ox"
-    r"|[Ss]hape|[Pp]iece|[Pp]oint|[Tt]eam|图)\s*(?=\(?[A-H]\)?$)"
+    r"|[Ss]hape|[Pp]iece|[Pp]oint|[Tt]eam|[Ll]etter|图)\s*(?=\(?[A-H]\)?$)"
     r"|(?:所以|因此|故)?\s*(?:正确)?(?:答案|选项|选择|应选|故选|选)\s*[是为]?\s*[::]?\s*|answer\s+",
     re.IGNORECASE,
 )

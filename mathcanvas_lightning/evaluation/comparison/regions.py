@@ -56,6 +56,9 @@ _WORDS = tuple(
         ("less than|smaller than|fewer than|小于", "<"),
     )
 )
+_ALL_NUMBERS = re.compile(
+    r"^all (?:reals?|(?:real )?(?:numbers|values))(?: that are)? (?=(?:more|less|greater|at|no) )"
+)
 _BETWEEN = re.compile(r"([A-Za-zα-ω]) (?:is |lies )?(?:strictly )?between ([^\s]+) and ([^\s]+)")
 
 
@@ -70,12 +73,12 @@ class Region:
 
 
 def has_region(text: str) -> bool:
-    """Whether a text has a sign that only sets and inequalities have.
+    """Whether a text has a sign or words that only sets and inequalities have.
 
     Args:
         text: A text in canonical form.
     """
-    return MARKS.search(text) is not None
+    return MARKS.search(text) is not None or _in_words(text) != text
 
 
 def same_region(given: str, expected: str) -> bool | None:
@@ -146,6 +149,7 @@ def read_region(text: str) -> Region | None:
 
 def _in_words(text: str) -> str:
     """Writes "x is at least 5" as an inequality, and "at least 5" as an interval."""
+    text = _ALL_NUMBERS.sub("", text)
     text = re.sub(r"^[fgh]\([a-zθ]\)(?=[<>≤≥])", "y", text)
     if between := _BETWEEN.fullmatch(text):
         return f"{between[2]}<{between[1]}<{between[3]}"

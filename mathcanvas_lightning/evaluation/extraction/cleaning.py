@@ -21,9 +21,14 @@ _PROVED = re.compile(
 _ALSO = re.compile(
     r"(?<=\S)\s*\((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|that is,?|since|because"
     r"|≈|\\approx)"
-    r"\s[^()]*\)$"
+    r"\s[^()]*\)$|(?<=\S)\s*\(\d+\s[a-z]{3,}\s(?:\+|and)\s[^()]*\)$"
 )
 """A second form of the answer: "12π (about 37.7)"."""
+_OTHER_UNIT = re.compile(r"^(\d[\d.,]*\s[A-Za-z]+)\s\(\d[\d.,]*\s?[A-Za-z]+\)$")
+"""The same value in another unit: 12 minutes (720 seconds)."""
+_NOT_BUT = re.compile(
+    r"(?:n['’]t|\b[Nn]ot)\s[^,.\n]{1,40}?\sbut\s(?:rather\s)?|不是[^,。\n]{1,20},?\s?而(?=是)"
+)
 _ENCLOSING = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("`", "`"))
 _LETTER_IN_BRACKETS = re.compile(
     r"\(([A-Z])\)|\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?([A-Z])\)?\.?\s*\}"
@@ -53,6 +58,15 @@ def clean(answer: str) -> str:
         while (peeled := _peeled(text)) != text:
             text = peeled
     return text
+
+
+def without_contrast(text: str) -> str:
+    """Removes what a text denies before it states the opposite: "not 20 but 21".
+
+    Args:
+        text: A response.
+    """
+    return _NOT_BUT.sub(" ", text)
 
 
 def find_boxes(text: str) -> list[Box]:
@@ -105,6 +119,7 @@ def split_list(answer: str) -> list[str]:
 def _peeled(text: str) -> str:
     """Removes one layer of enclosing characters."""
     text = _EMOJI.sub("", EMPHASIS.sub("", text)).strip()
+    text = _OTHER_UNIT.sub(r"\1", text)
     text = _ALSO.sub("", _THEREFORE.sub("", _PROVED.sub("", text)))
     if not text.endswith(("\\,", "\\;", "\\.")):
         text = re.sub(r"(?<=[^.])[.,;:]$|(?<=\.{3})\.$", "", text).rstrip()

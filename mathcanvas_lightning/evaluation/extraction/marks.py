@@ -21,8 +21,8 @@ PHRASE = re.compile(
     r"(?:\b(?:answers?|ans)\b\.?"
     r"(?:\s+(?:to|for|of)\b[^\n.:=]{0,100}?)?"
     r"(?:\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b\s+not\b[^\n.]{1,40}?\bbut\s"
-    r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?|\s*[:=]"
-    r"|\s*\n|\s+(?=\(?(?-i:[A-Z])\)?(?!\w)))\s*"
+    r"|\s*\b(?:is|are|would\ be|should\ be|must\ be|will\ be)\b(?!\s+not\b)\s*:?"
+    r"|\s*[:=]|\s[-–—](?=\s)|\s*\n|\s+(?=\(?(?-i:[A-Z])\)?(?!\w)))\s*"
     r"|\b(?:correct|right|best)\s+(?:option|choice)s?\s+(?:is|are|would\ be"
     r"|must\ be)(?!\s+not\b)\s*:?\s*"
     r"|(?<=[?.]\ )A:\s|\bans\.\s"
@@ -34,7 +34,10 @@ PHRASE = re.compile(
 _JSON = re.compile(
     r'"(?:final[_ ])?answer"\s*:\s*("(?:[^"\\]|\\.){1,300}"|-?\d[\d.]*|\[[^\[\]]{1,200}\])', re.I
 )
-_TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(
+    r"<answer>(.{1,2000}?)</answer>|<\|begin_of_box\|>(.{1,2000}?)<\|end_of_box\|>",
+    re.DOTALL | re.IGNORECASE,
+)
 _HASHES = re.compile(r"^#{4}[ \t]*(\S.{0,200}?)[ \t]*$", re.MULTILINE)
 _LEAD = re.compile(
     r"^(?:(?:therefore|thus|hence|so|approximately|approx\.?|about|roughly|around|nearly|equal to"
@@ -45,8 +48,11 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r",?\s+(?:because|since|which|where|so that|as)\s", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!\.)[.!?](?=\s|$)|;(?=\s+[A-Za-z]{2,}\s)|,\s(?=not\s)")
+_SENTENCE_END = re.compile(
+    r"(?<!\.)[.!?](?=\s|$|</)|</|而(?:不|非)|;(?=\s+[A-Za-z]{2,}\s)|,\s(?=not\s)"
+)
 _FACTORIAL = re.compile(r"(?<=[\dA-Za-z)])!(?=$)")
+_FENCE = re.compile(r"^\s*```\w*\n")
 _DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
 _LETTER_AND_TEXT = re.compile(r"(\(?[A-Z]\)?)[.,:]\s+(?=\S)")
 _PROSE_AHEAD = re.compile(
@@ -77,6 +83,7 @@ def statement(text: str, *, is_line: bool = False) -> str:
         text: The text after a phrase such as "the answer is".
         is_line: Whether it follows "Answer:"; an exclamation mark is a factorial then.
     """
+    text = _FENCE.sub("", text)
     if display := _DISPLAY.match(text):
         return display[1] or display[2]
     line = _ID_EST.sub(" ≈ ", text.lstrip("*_ ").partition("\n")[0])
@@ -92,6 +99,8 @@ def statement(text: str, *, is_line: bool = False) -> str:
     if is_line and _FACTORIAL.search(line.rstrip()):
         return line
     skip = letter.end() if letter and letter[0][-2] != "," else 0
+    if re.match(r"[^?\n]{1,40}\?\s+\S", line):  # a question, which is answered behind it
+        return ""
     for end in (_SENTENCE_END.search(line, skip), _REASON.search(line)):
         if end is not None:
             line = line[: min(end.start(), len(line))]
@@ -120,7 +129,7 @@ def is_plain(text: str) -> bool:
 def marked(text: str) -> Iterator[Marked]:
     """Yields boxes, tags, and phrases with a plain answer, unsorted."""
     yield from _box_groups(text)
-    yield from (Marked(tag[1], tag.start()) for tag in _TAG.finditer(text))
+    yield from (Marked(tag[1] or tag[2], tag.start()) for tag in _TAG.finditer(text))
     for one in _HASHES.finditer(text):
         if is_plain(one[1]) or not text[one.end() :].strip():
             yield Marked(one[1], one.start())

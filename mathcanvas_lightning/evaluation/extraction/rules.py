@@ -81,7 +81,11 @@ CORRECT = (
         r"(?:satisf|match|is\b|works|fits|meets|holds|can\b)",
     ),
     _anywhere("其中«①③»正确", r"((?:[①-⑳][、,和]?\s?){1,10}?)(?:都)?(?:是)?正确"),
-    _anywhere("所以选项 «B» 正确", r"选项\s*([A-H])\s*(?:是)?(?:正确|符合|满足)"),
+    _anywhere("所以选项 «B» 正确", rf"选项\s*{_LETTER}\s*(?:是)?(?:正确|符合|满足)"),
+    _anywhere(
+        "A、B都不对,只有«C»符合。",
+        rf"只有\s*(?:选项|图)?\s*{_LETTER}\s*项?(?:能|可|符合|正确|满足|是|对)",
+    ),
     _anywhere(
         "Statements «I and III» are true.",
         r"\b(?:statements?|conclusions?|propositions?)\s+",
@@ -95,7 +99,7 @@ CORRECT = (
 CHOSEN = (
     _anywhere(
         "For these reasons I choose option «C».",
-        r"\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick)\b(?:\s+(?:is|option|choice))?\s*:?",
+        r"\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|[Pp]refer)\b(?:\s+(?:is|option|choice))?\s*:?",
         rf"\s*(?:\(([A-Za-z])\)|([A-Z])(?![\w'])\)?){_NOT_WRONG}",
     ),
 )
@@ -134,10 +138,17 @@ LINE = (
         "The chance is «3 out of 8».",
         r"\b(?:chance|probability|odds|likelihood)\b.*?\b(\d+\s(?:in|out\sof)\s\d+)\b",
     ),
+    _anywhere(
+        "So «3 out of 8» equal parts are shaded.",
+        r"\b(\d+\s(?:out\s)?of\s(?:the\s)?\d+)\sequal\s(?:parts|pieces|sections|slices)",
+    ),
 )
 """Answers in a whole line, before it is reduced to a clause."""
 
 VALUES = (
+    _whole("«C»", _LETTER),
+    _end("Not A, not B, not C: «D»", r"\bnot\b.*:\s*", _LETTER),
+    _anywhere("Here only «7» fits", rf"\bonly\s({NUMBER})\s(?:fits|works|satisf|remains)"),
     _whole(
         "«x is at most 7»",
         r"([A-Za-z]\s(?:is|must\sbe)\s(?:at\s(?:most|least)|(?:less|greater|more|no\smore",
@@ -156,8 +167,13 @@ VALUES = (
     ),
     _end(
         "The kangaroo ends up at point «E»",
-        r"\b(?:ends?\sup|lands?|leaves?|arrives?|stops?|exits?|comes\sout|finish(?:es)?)\s",
-        r"(?:at|in|on|through|by|via|from|of)\s(?:the\s)?(?:[a-z]+\s)?",
+        r"\b(?:ends?\sup|lands?|leaves?|arrives?|stops?|exits?|comes\sout|finish(?:es)?|leads)\s",
+        r"(?:at|in|on|to|through|by|via|from|of)\s(?:the\s)?(?:[a-z]+\s)?",
+        _LETTER,
+    ),
+    _end(
+        "The mirror image is the one labeled «D»",
+        r"\b(?:labell?ed|marked)\s(?:with\s)?(?:the\sletter\s)?",
         _LETTER,
     ),
     _anywhere(
@@ -166,7 +182,7 @@ VALUES = (
     ),
     _end(
         "Her birthday falls on a «Sunday»",
-        r"\b(?:falls|is|lands|was|happens|occurs)\s(?:on\s)?(?:an?\s)?",
+        r"\b(?:falls|is|be|lands|was|happens|occurs)\s(?:on\s)?(?:an?\s)?",
         r"((?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)(?:\s(?:this|next)\s\w+)?",
     ),
     _end(
@@ -198,7 +214,13 @@ NAMED = (
         _LETTER,
         r"\s[a-z]|",
         _LETTER,
-        r"\sis\sthe\s(?:odd|only|one|missing|best|right|correct|same|figure|shape|picture|net)\b)",
+        r"\sis\s(?:what|the\s(?:odd|only|one|missing|best|right|correct|same|figure|shape|picture|net))\b)",
+    ),
+    _start(
+        "figure «B» can be folded to a cube",
+        r"(?:the\s)?(?:[Ff]igure|[Pp]icture|[Nn]et|[Pp]iece|[Ss]hape|[Dd]iagram|[Oo]ption|[Tt]ile)\s",
+        _LETTER,
+        r"\s(?:can(?!\s?not|['’]t)|fits|matches|works)\b",
     ),
     _start(
         "only the «second» graph represents a function",
@@ -262,6 +284,10 @@ LAST_SENTENCE = (
         r"|[Tt]ime|[Dd]ifficulty|[Ss]ource|[Ss]tep|[Hh]int|[Ss]core|[Pp]age|[Mm]ethod|[Gg]iven)\b)",
         r"[A-Z][A-Za-z ]{1,40}:\s*(\S.{0,60})",
     ),
+    _whole(
+        r"$\lim_{x \to 0} (x + 2) = «2»$",
+        r"\$?\\(?:lim|int|sum|prod|det)(?![A-Za-z]).*=\s*([^=$]+)\$?",
+    ),
     _anywhere(
         "This missing piece is piece «D»",
         rf"\b(?:piece|figure|graph|shape|diagram|picture|net|image|cube|tile)\s+{_LETTER}",
@@ -286,6 +312,7 @@ LAST_SENTENCE = (
         r"(?:所以|因此|故|答\s*:)\s*([一-鿿]{2,3}?)(?<!的)",
         r"(?:最?先|最[多少快慢高大小]|跑得|获胜|赢)(?![的值])",
     ),
+    _end("排除A、B、C,只剩下«D»", rf"只剩下?(?:选项|图)?\s*{_LETTER}"),
     _end("这个说法«错误»", r"(?:说法|结论|命题|判断)(?:是)?(不?正确|错误|不?对|不?成立)的?"),
     _end("小红排在第«3»名", r"第(\d+)[名个位]?"),
     _end("两条直线互相«垂直»", r"(垂直|平行|相等|全等|相似|相切|相交|相离|重合)"),
@@ -294,7 +321,7 @@ LAST_SENTENCE = (
     _end("所以原方程«无解»", r"(无解|无实数解|无实数根|没有解|不存在|不成立|成立)"),
     _end(
         "Eliminating A, B, and C, we are left with «D»",
-        rf"\b(?:left with|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?{_LETTER}",
+        rf"\b(?:left with|down to|leaves|leaving)\s+(?:only\s+)?(?:option\s+)?{_LETTER}",
     ),
     _whole(
         "综上,«a≤-2或a≥1»",

@@ -33,13 +33,14 @@ _SENTENCE_END = re.compile(
     r"|[。!?]\s*(?=.)"
 )
 _ASIDE = re.compile(
-    r"(?:note|remember|recall|check|verify|notice|observe)\b|.*\b(?:reject|discard|extraneous"
-    r"|ignore"
-    r"|exclude)",
+    r"(?:note|remember|recall|(?:double[- ])?check(?:ing)?|verif\w+|notice|observe|let me|feel free"
+    r"|i hope|hope|please|thanks?|good|great|perfect|nice)\b"
+    r"|if you (?:have|need|want)\b.*\b(?:questions?|help|details?)\b"
+    r"|.*\b(?:reject|discard|extraneous|ignore|exclude)",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"(?:[^\w$\\(\[]*(?:so|thus|hence|therefore|then|and|but|now|finally|consequently"
+    r"(?:[^\w$\\(\[]*(?:so|thus|hence|therefore|then|and|but|now|finally|however|consequently"
     r"|accordingly|ultimately|overall"
     r"|in total|altogether|in conclusion|in other words|as a result|that is|indeed|in summary"
     r"|this (?:means|implies|shows|tells us)|that (?:means|implies|shows)|it follows"
@@ -63,11 +64,12 @@ _ADVERBIAL = re.compile(
     re.IGNORECASE,
 )
 _TRAILING = re.compile(
-    r",?\s+(?:because|since|where|when|while|if|provided|assuming|given that|instead of"
-    r"|rather than"
+    r",?\s+(?:because|since|where|when|while|if|provided|assuming|given that|instead of|rather than"
     r"|by the time|compared (?:to|with)|than|before|which|who|as(?!\s[-\d$\\(])|unlike|so that"
-    r"|attained|achieved"
-    r"|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)|not counting|excluding)\b.*$"
+    r"|attained|achieved|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)"
+    r"|not counting|excluding|and not"
+    r"|to (?:get|make|form|obtain|reach|have|cover|fill|build|cut|win|finish|buy|complete))\b.*$"
+    r"|,\snot\s[^,:]*$|[;,]\s(?:and\s)?the\s(?:others?|rest|remaining)\b.*$"
 )
 _PARENTHESIS = re.compile(r"\s*\((?=[a-z]{2})(?!mod)[^()]*\)")
 _OF = re.compile(r"\b(?:equation|line|circle|parabola|ellipse|hyperbola|function|curve|plane)s?\b"
@@ -101,7 +103,7 @@ _PLACED = re.compile(r"\b(?:puts\s\w+|ends?\sup|lands|arrives?)\sat\s(?:the\spoi
 _COMPARED = re.compile(r"\b(?:for|of)\sall\s([a-z])\s(greater|less)\sthan\s(?=\S)")
 _JOINED = re.compile(r"[,;&]|\b(?:and|or|but|while)\b")
 _WITH = re.compile(
-    r"\s(?:and\s)?with\s(?:an?\s)?(?:radius|cent(?:er|re)|slope|length|width|height)\s(?:of\s)?"
+    r"\s(?:and\s)?with\s(?:an?\s)?(?:radius|cent(?:er|re)|slope|length|width|height|remainder)\s(?:of\s)?"
 )
 _PLAIN_GAP = re.compile(r"\s*(?:[,;&]|\band\b|\bor\b|\bto\b|\bby\b|\s)*\s*")
 _LIST_GAP = re.compile(r"\s*(?:[,;&]|\band\b|\bor\b|\bthen\b|\s)+\s*")
@@ -122,7 +124,6 @@ _REJECTED = re.compile(
     r"|fails?|(?:is|are|would\sbe)\s(?:impossible|invalid|wrong|too|extraneous|rejected|excluded))\b"
 )
 """What follows a value that is no answer: 4 does not work."""
-_NOT_BUT = re.compile(r"\bnot\s[^,.]{1,40}?\sbut\s", re.IGNORECASE)
 _ALMOST = re.compile(
     r"\s?[,(]\s?(?:or\s|which\sis\s)?(?:about|approx(?:\.|imately)?|roughly|nearly)\s"
 )
@@ -145,12 +146,13 @@ def stated_value(line: str) -> str:
     if is_short or _CHINESE.search(text):
         return ""
     text = _COMPARED.sub(lambda one: f"{one[1]} {'>' if one[2] == 'greater' else '<'} ", text)
-    text = _ALMOST.sub(" ≈ ", _NOT_BUT.sub("", text))
+    text = re.sub(r"(?<=\d) to the power (?:of )?(?=\d)", "^", text)
+    text = _ALMOST.sub(" ≈ ", text)
     if stated := first(LINE, text):
         return _as_fraction(stated.replace(MONEY, "$"))
     for sentence in reversed(_SENTENCE_END.split(text)):
         sentence = sentence.strip(" .!*#>")
-        if sentence and not _ASIDE.match(_LEAD.sub("", sentence)):
+        if sentence and not _ASIDE.match(without_lead(_PARENTHESIS.sub("", sentence))):
             return _as_fraction(_of_clause(main_clause(sentence)).replace(MONEY, "$"))
     return ""
 

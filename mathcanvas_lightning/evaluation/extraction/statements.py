@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterator
 
-from mathcanvas_lightning.evaluation.extraction.cleaning import EMPHASIS, WORD, clean
+from mathcanvas_lightning.evaluation.extraction.cleaning import (
+    EMPHASIS,
+    WORD,
+    clean,
+    without_contrast,
+)
 from mathcanvas_lightning.evaluation.extraction.marks import (
     MAX_CHARACTERS,
     MAX_PHRASES,
@@ -34,15 +39,17 @@ _CONCLUSION = re.compile(
     r"\b(?:value|total|area|length|sum|number|probability|distance|volume|perimeter|cost|price"
     r"|speed|rate|average|mean|median|score|angle|radius|amount|maximum|minimum|height|width)"
     r"\s+of\s+(?=[-\d$\\])"
-    r"|\b(?:is|are|equals?|gives|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?"
+    r"|\b(?:is|are|equals?|gives|yields?|get|gets|have|has|be|needs?|costs?|takes?|took|weighs?"
     r"|measures?|makes?"
     r"|leaves?|contains?|earns?|pays?|requires?|totals?|saves?|spends?|received?"
     r"|lasts?)\b:?\s+(?:(?:them|him|her|it|us|you|me)\s+)?"
     r"|\bIt's\s+|\b(?:at|after|in|within)\s+(?=\d)|[=≈]\s*|(?:等于|共有|共|为|是|得|有)\s*:?\s*"
 )
 _ENDING_CHINESE = re.compile(
-    r"(?:所以|因此|综上|故|答|则|即|那么|于是|从而|由此|可见|∴)[^\d]{0,60}?"
-    r"(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,10}?)[.。]?"
+    r"(?:^|[,;。])\s*(?:所以|因此|综上|故|答|则|即|那么|于是|从而|由此|可见|∴)[^\d]{0,60}?"
+    r"(-?\d[\d,./]*\s*[^\s\d,.;。，；]{0,10}?)[.。]?$"
+    r"|[,;。]\s*[^\d,;。]{0,10}(?:共|剩|需要|还有|比[^\d,]{1,6}[多少])[^\d,]{0,4}"
+    r"(\d[\d./]*[^\s\d,.;。，；]{0,6})[.。]?$"
 )
 _REMAINDER = re.compile(r"((?:每|平均)[^,\d]*\d[^,\d]*),\s*还?[剩余][^,]*$")
 MIN_WORDS = 4
@@ -62,6 +69,13 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 """Last lines that only say goodbye."""
+_CHECK = re.compile(
+    r"\n\W{0,4}(?:(?:double|sanity)[- ])?(?:check(?:ing)?|verif(?:y|ying|ication)|验证|检验)\b"
+    r"[^\n:]{0,30}:(?:(?!\n\W{0,4}(?:so|thus|hence|therefore|final|answer|conclusion|result|total"
+    r"|所以|因此|综上|答)).){0,600}\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A check of the answer at the end, without another conclusion."""
 _ENDS_IN_FORMULA = re.compile(
     r"(?:\b(?:is|are|be|equals?|gives?|becomes?|get|obtain|have|equation|function|formula)"
     r"|[为是得]):?\s*(?:\$([^$]+)\$|\\\(([^$]+)\\\))$"
@@ -76,6 +90,7 @@ def candidates(text: str) -> Iterator[str]:
     Args:
         text: A response without thoughts.
     """
+    text = without_contrast(text)
     found = sorted(marked(text), key=lambda one: one.start)
     yield from (one.text for one in reversed(found[-MAX_PHRASES:]))
     plain = EMPHASIS.sub("", text)
@@ -93,8 +108,8 @@ def candidates(text: str) -> Iterator[str]:
         if display := _LAST_DISPLAY.search(plain[-4 * MAX_CHARACTERS :]):
             yield display[1] or display[2]
         yield _conclusion(last_line)
-        if ending := _ENDING_CHINESE.fullmatch(last_line):
-            yield ending[1]
+        if ending := _ENDING_CHINESE.search(last_line):
+            yield ending[1] or ending[2]
         if last_line != plain.strip() and is_plain(last_line):
             yield last_line
         yield _only_value(last_line)
@@ -109,6 +124,7 @@ def _last_line(line: str) -> Iterator[str]:
     sentence = (
         re.split(r"(?<=[a-z0-9)$][.!?])\s+(?=[A-Z$*])", line)[-1].rstrip(".! ").lstrip("#*> ")
     )
+    sentence = re.sub(r"^[-•]\s+(?=[A-Za-z])", "", sentence)
     yield first(LAST_SENTENCE, sentence.rstrip("。 "))
     if not re.match("所以|因此|综上|故|答|∴", line):
         return
@@ -128,7 +144,7 @@ def _only_value(line: str) -> str:
 
 
 def _without_closing(text: str) -> str:
-    lines = text.rstrip().split("\n")
+    lines = _CHECK.sub("", text.rstrip()).split("\n")
     while len(lines) > 1 and _CLOSING.fullmatch(lines[-1] or "---"):
         lines.pop()
     return "\n".join(lines)

@@ -67,7 +67,7 @@ WORDED = re.compile(
     rf"\b(?:(?:{_ONES})[\s-](?:{_PARTS})|(?:a |one )?(?:half|third|quarter|fourth|fifth"
     rf"|tenth)(?= of\b)|half past (?:{_ONES})|(?:a )?quarter (?:past"
     rf"|to) (?:{_ONES})"
-    rf"|(?:{_ONES}))\b(?!-)",
+    rf"|(?:(?:negative|minus) )?(?:{_ONES}))\b(?!-)",
     re.IGNORECASE,
 )
 _KNOWN = re.compile(r"\b(?:the|these|those|its|all|with)\s$", re.IGNORECASE)

@@ -67,7 +67,7 @@ revolution,rev,turn ° 360 | %,percent,pct % 1 | ‰ % 1/10
 mph m/s 1397/3125 | kph,kmph m/s 5/18 | knot m/s 463/900 | rpm °/s 6
 atm g/m/s2 101325000 | bar g/m/s2 100000000 | dollar,USD,buck,US^dollar dollar 1
 cent,¢ dollar 1/100 | dime dollar 1/10 | nickel dollar 1/20 | penny,pennies dollar 1/100
-penny,pennies,pence,p GBP 1/100
+penny,pennies,pence,p GBP 1/100 | cent,eurocent,¢ euro 1/100
 euro,EUR euro 1 | GBP,pound^sterling GBP 1 | pound GBP 1 | yuan,CNY,RMB,元,块 yuan 1
 角,毛 yuan 1/10 | 分 yuan 1/100 | 分 s 60 | yen,JPY,円 yen 1
 yensign yen 1 | yensign yuan 1 | rupee,Rs,INR rupee 1 | ruble rouble 1
