@@ -26,7 +26,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import has_lora
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, find_weights
+from mathcanvas_lightning.model.checkpoint import (
+    TABLES,
+    audit_weights,
+    find_weights,
+    require_finite,
+)
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import default_path
 from mathcanvas_lightning.model.layers.flex import compile_options
@@ -363,11 +368,16 @@ def _load_shards(model: Bagel, folder: str) -> None:
     tables = Bagel.fixed_tables(model.config)
     for name, target in targets.items():
         if weights.shapes.get(name) == shapes[name]:
-            with safe_open(weights.files[name], "pt") as file:
+            path = weights.files[name]
+            with safe_open(path, "pt") as file:
                 if name in quantized:
-                    quantized[name].load(file.get_tensor(name))
+                    tensor = file.get_tensor(name)
+                    require_finite(tensor, name, path)
+                    quantized[name].load(tensor)
                 else:
                     fill(target, file.get_slice(name))
+                    local = target.to_local() if isinstance(target, DTensor) else target
+                    require_finite(local, name, path)
         else:
             assert name in TABLES
             fill(target, tables[name])

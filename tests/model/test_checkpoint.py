@@ -17,6 +17,7 @@ from mathcanvas_lightning.model.adapters import LoRASettings, add_lora
 from mathcanvas_lightning.model.bagel import COMPONENTS, Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.basic import sincos_table
+from mathcanvas_lightning.model.parallelize import Parallelism, Precision, build_network
 from mathcanvas_lightning.model.saving import write_safetensors
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE
@@ -231,6 +232,28 @@ def test_damaged_weights(saved: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match="a damaged file"):
         load(saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite(value: float, model: Bagel, saved: Path) -> None:
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    weight = model.state_dict()[name].clone()
+    weight[3, :2] = value
+    change(saved, **{name.replace(".", "__"): weight})
+    message = rf"ema\.safetensors: found {re.escape(name)} with 2 values that are NaN or infinite"
+    with pytest.raises(DataError, match=message):
+        load(saved)
+    with pytest.raises(DataError, match=message):
+        build_network(
+            CONFIG,
+            str(saved),
+            None,
+            device=torch.device("cpu"),
+            precision=Precision(params=torch.float32, compute=torch.float32),
+            parallelism=Parallelism(),
+            prepare=lambda _: None,
+            seed=0,
+        )
 
 
 def test_adapters_must_be_absorbed_before_saving(model: Bagel, tmp_path: Path) -> None:

@@ -114,6 +114,10 @@ def test_missing_or_wrong_weights(folder: Path, tmp_path: Path) -> None:
     save_file(state, tmp_path / "ae.safetensors")
     with pytest.raises(DataError, match="vae_config"):
         LatentVAE.from_checkpoint(tmp_path, CONFIG)
+    state["decoder.conv_in.bias"] = torch.full((64,), float("nan"))
+    save_file(state, tmp_path / "ae.safetensors")
+    with pytest.raises(DataError, match=r"decoder\.conv_in\.bias with 64 values that are NaN"):
+        LatentVAE.from_checkpoint(tmp_path, CONFIG)
     (tmp_path / "ae.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
     with pytest.raises(DataError, match="found a Git LFS pointer"):
         LatentVAE.from_checkpoint(tmp_path, CONFIG)
