@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from mathcanvas_lightning.common.parallel import chunks_in_flight
 from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(("workers", "chunks"), [(1, 4), (8, 32), (16, 48), (64, 96)])
+def test_results_in_memory_are_bounded(workers: int, chunks: int) -> None:
+    assert chunks_in_flight(workers) == chunks
+
 
 PROGRAM = """
 import multiprocessing, sys, threading
