@@ -28,8 +28,10 @@ Result = TypeVar("Result")
 
 WORKER_START_S = 3.0
 """About the time until a new worker process has imported torch."""
-CHUNKS_AHEAD = 4
-"""Submitted chunks per worker: enough to keep it busy, few enough to bound memory."""
+CHUNKS_AHEAD = 3
+"""Submitted chunks per worker beyond the one it works on: enough to keep it busy."""
+MAX_CHUNKS_AHEAD = 32
+"""The same for all workers together: their results are in memory until it is their turn."""
 
 
 def usable_cores() -> int:
@@ -103,7 +105,7 @@ def ordered_map(
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
             submitted.append(pool.submit(function, chunk))
-            if len(submitted) >= num_workers * CHUNKS_AHEAD:
+            if len(submitted) >= chunks_in_flight(num_workers):
                 yield from submitted.popleft().result()
         while submitted:
             yield from submitted.popleft().result()
@@ -118,6 +120,11 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def chunks_in_flight(num_workers: int) -> int:
+    """Maximum number of chunks that are submitted and whose results are not used yet."""
+    return num_workers + min(CHUNKS_AHEAD * num_workers, MAX_CHUNKS_AHEAD)
 
 
 def _guard() -> None:

@@ -56,7 +56,7 @@ class WeightFiles:
                 with safe_open(file, "pt") as opened:
                     for name in group:
                         tensor = opened.get_tensor(name)
-                        require_finite(tensor, name, file)
+                        check_finite(tensor, name, file)
                         yield name, tensor
 
     def digest(self) -> str:
@@ -154,7 +154,7 @@ def _require_float(file: Path, name: str, dtype: str) -> None:
         )
 
 
-def require_finite(tensor: Tensor, name: str, file: Path) -> None:
+def check_finite(tensor: Tensor, name: str, file: Path | str) -> None:
     """Checks that weights are numbers; reads 12 GiB a second on one core.
 
     Args:

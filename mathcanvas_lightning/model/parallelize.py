@@ -26,12 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.adapters import has_lora
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.checkpoint import (
-    TABLES,
-    audit_weights,
-    find_weights,
-    require_finite,
-)
+from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, check_finite, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import default_path
 from mathcanvas_lightning.model.layers.flex import compile_options
@@ -368,33 +363,29 @@ def _load_shards(model: Bagel, folder: str) -> None:
     tables = Bagel.fixed_tables(model.config)
     for name, target in targets.items():
         if weights.shapes.get(name) == shapes[name]:
-            path = weights.files[name]
-            with safe_open(path, "pt") as file:
+            with safe_open(weights.files[name], "pt") as file:
                 if name in quantized:
-                    tensor = file.get_tensor(name)
-                    require_finite(tensor, name, path)
-                    quantized[name].load(tensor)
+                    loaded = file.get_tensor(name)
+                    quantized[name].load(loaded)
                 else:
-                    fill(target, file.get_slice(name))
-                    local = target.to_local() if isinstance(target, DTensor) else target
-                    require_finite(local, name, path)
+                    loaded = fill(target, file.get_slice(name))
+                check_finite(loaded, name, weights.files[name])
         else:
             assert name in TABLES
             fill(target, tables[name])
 
 
-def fill(target: Tensor, source: Any) -> None:
-    """Copies this rank's rows of a tensor or of a safetensors slice."""
+def fill(target: Tensor, source: Any) -> Tensor:
+    """Copies this rank's rows of a tensor or of a safetensors slice, and returns them."""
     if not isinstance(target, DTensor):
-        target.copy_(source[:])
-        return
+        return target.copy_(source[:])
     shape, offset = compute_local_shape_and_global_offset(
         target.shape, target.device_mesh, target.placements
     )
     first = offset[0] if offset else 0
     rows = shape[0] if shape else 0
-    if rows:
-        target.to_local().copy_(source[first : first + rows])
+    local = target.to_local()
+    return local.copy_(source[first : first + rows]) if rows else local
 
 
 def is_adapter(name: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mathcanvas_lightning.batch import PackedBatch, to_unit_range
 from mathcanvas_lightning.common.git_lfs import describe_file
 from mathcanvas_lightning.errors import DataError
-from mathcanvas_lightning.model.checkpoint import require_finite
+from mathcanvas_lightning.model.checkpoint import check_finite
 from mathcanvas_lightning.model.config import VAEConfig
 from mathcanvas_lightning.model.flow import patchify
 
@@ -87,7 +87,7 @@ class LatentVAE(nn.Module):
                 remedy="Copy or download it again.",
             ) from None
         for name, tensor in stored.items():
-            require_finite(tensor, name, file)
+            check_finite(tensor, name, file)
         state = convert_ldm_vae_checkpoint(stored, dict(vae.autoencoder.config))
         try:
             vae.autoencoder.load_state_dict(state, assign=True)

@@ -164,7 +164,7 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             return FileLock(self.folder / name).acquire(timeout=timeout_s, poll_interval=0.005)
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:
             place, found = str(self.folder), f"a cache that can't be written to ({error})"
             remedy = "Name another one with cache_dir."
             raise StorageError(

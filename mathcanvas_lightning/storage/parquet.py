@@ -15,6 +15,8 @@ TAIL_BYTES = 2**16
 """Most footers are shorter than this."""
 MAX_GAP_BYTES = 2**20
 """Reading up to this many unneeded bytes is faster than another request."""
+PART_ROWS = 64
+"""Rows that are read at a time of a row group that is too large for one array."""
 ReadRange: TypeAlias = Callable[[int, int], bytes]
 """Gives the bytes [start, end) of a file, or raises."""
 
@@ -87,7 +89,13 @@ def read_row_group(
     with parsing():
         columns = None if names is None else list(names)
         file = open_parquet(source, metadata)
-        table = file.read_row_group(row_group, columns=columns, use_threads=False)
+        try:
+            table = file.read_row_group(row_group, columns=columns, use_threads=False)
+        except pa.ArrowNotImplementedError:  # over 2 GiB of images, which are no single array
+            batches = file.iter_batches(
+                PART_ROWS, row_groups=[row_group], columns=columns, use_threads=False
+            )
+            table = pa.Table.from_batches(batches)
         num_rows = metadata.row_group(row_group).num_rows
     if table.num_rows != num_rows:
         raise ContentError(f"{table.num_rows} rows instead of {num_rows}")

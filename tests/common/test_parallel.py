@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from mathcanvas_lightning.common.parallel import ordered_map
+from mathcanvas_lightning.common.parallel import chunks_in_flight, ordered_map
 from mathcanvas_lightning.errors import WorkerError
 from tests.common.worker_tasks import die, square
 from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(("workers", "chunks"), [(1, 4), (8, 32), (16, 48), (64, 96)])
+def test_results_in_memory_are_bounded(workers: int, chunks: int) -> None:
+    assert chunks_in_flight(workers) == chunks
+
 
 PROGRAM = """
 import multiprocessing, sys, threading

@@ -24,6 +24,7 @@ import pytest
 
 from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
+from mathcanvas_lightning.storage import parquet
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.local_files import LocalFiles
@@ -98,6 +99,22 @@ def test_local_row_groups(shard: tuple[Path, pa.Table], prefix: str) -> None:
     for number in (-1, 3):
         with pytest.raises(DataError, match=r"shard\.parquet: found 3 row groups"):
             storage.read_row_group(place, number, None)
+
+
+def test_row_groups_that_are_too_large_for_one_array(
+    shard: tuple[Path, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow refuses to read over 2 GiB of a nested column at once."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise pa.ArrowNotImplementedError("Nested data conversions not implemented")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", refuse)
+    monkeypatch.setattr(parquet, "PART_ROWS", 2)
+    path, table = shard
+    read = Storage(QUICK).read_row_group(str(path), 1, ["images", "id"])
+    assert read.column("id").num_chunks > 1
+    assert read.combine_chunks().equals(group(table, 1, ["images", "id"]).combine_chunks())
 
 
 def test_local_damage_names_the_file(shard: tuple[Path, pa.Table]) -> None:

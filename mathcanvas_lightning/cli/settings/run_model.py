@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from mathcanvas_lightning.cli.settings.runs import is_given, take_option
+from mathcanvas_lightning.common.locks import locked
 from mathcanvas_lightning.common.paths import local_path, unquoted_name
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import BagelConfig
@@ -145,7 +145,7 @@ def exported(run: RunFolder) -> Path:
     average = record.ema_decay is not None
     target = run.exports / export_name(int(about["global_step"]), ema=average)
     run.exports.mkdir(exist_ok=True)
-    with FileLock(run.exports / ".lock"):
+    with locked(run.exports / ".lock"):
         is_new = target.is_dir() and target.stat().st_mtime >= checkpoint.stat().st_mtime
         if not is_new:
             log.info("Exporting %s to %s", checkpoint, target)

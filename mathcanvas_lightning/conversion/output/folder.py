@@ -9,8 +9,9 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from mathcanvas_lightning.common.locks import acquire_lock
 from mathcanvas_lightning.common.paths import file_name, is_remote, join_path, local_path
 from mathcanvas_lightning.errors import DataError, OutputError
 from mathcanvas_lightning.storage.files import Storage
@@ -43,10 +44,10 @@ class OutputFolder:
         if is_remote(self.root):  # object stores have no locks
             yield
             return
-        lock = FileLock(Path(self.root, name), timeout=0)
+        path = Path(self.root, name)
         try:
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = acquire_lock(path, wait=False)
         except Timeout:
             raise OutputError(
                 self.root,
@@ -54,17 +55,17 @@ class OutputFolder:
                 wanted="a folder that no other process writes to",
                 remedy="Wait for it to end, or choose another --output.",
             ) from None
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             raise OutputError(
                 self.root,
-                found=f"a place where no folder can be made or locked ({error})",
+                found=f"a place where no folder can be made ({error})",
                 wanted="a folder that can be written to",
                 remedy="Choose another --output, or correct its permissions.",
             ) from None
         try:
             yield
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             lock.release()
 
     @contextlib.contextmanager

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
+from mathcanvas_lightning.common.locks import locked
 from mathcanvas_lightning.common.parallel import (
     WORKER_START_S,
     count_workers,
@@ -132,7 +132,7 @@ def build_index(
     if is_new:
         refuse_in_a_starting_worker()
         homes[0].mkdir(parents=True, exist_ok=True)
-        with FileLock(homes[0] / ".lock"):
+        with locked(homes[0] / ".lock"):
             stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
             if stale:
                 _scan_all(stale, Scanner(source, tokenizer.folder), num_workers, progress)

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from mathcanvas_lightning.common.locks import locked
 from mathcanvas_lightning.data.rows.left_out import INTACT_STAGES, LeftOutRow
 from mathcanvas_lightning.errors import DataError
 
@@ -54,7 +53,7 @@ class Quarantine:
         lines = [self._line(row) for row in rows]
         if not self._is_intact() or any(_key(line) not in self._listed for line in lines):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path.with_name(f".{self._path.name}.lock")):
+            with locked(self._path.with_name(f".{self._path.name}.lock")):
                 self._append(lines)
         if damaged and self._num_damaged > self._max_bad_fraction * self._num_rows:
             raise self._too_many(damaged[0], self._num_damaged)

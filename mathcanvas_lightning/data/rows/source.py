@@ -162,7 +162,12 @@ class TableRows:
     def keep(cls, table: pa.Table, rows: Collection[int] | None) -> "TableRows":
         """Copies the wanted rows, so that the memory of the others is freed."""
         numbers = _existing(rows, table.num_rows)
-        kept = table if len(numbers) == table.num_rows else table.take(numbers)
+        if len(numbers) == table.num_rows:
+            kept = table
+        elif all(column.num_chunks <= 1 for column in table.columns):
+            kept = table.take(pa.array(numbers, pa.int64()))
+        else:  # taking rows of several chunks would join them first, to over 2 GiB
+            kept = pa.concat_tables([table.slice(n, 1).take([0]) for n in numbers] or [table[:0]])
         return cls(kept, numbers, table.num_rows)
 
     def row(self, number: int, place: str) -> Mapping[str, Any]:

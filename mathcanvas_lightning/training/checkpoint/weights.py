@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, DataError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
-from mathcanvas_lightning.model.checkpoint import WeightFiles, find_weights
+from mathcanvas_lightning.model.checkpoint import WeightFiles, check_finite, find_weights
 from mathcanvas_lightning.model.layers.quantized import through_nf4
 from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter, is_in_layers
 from mathcanvas_lightning.training.callbacks.ema import stored_name
@@ -83,7 +83,7 @@ class NetworkWeights(Mapping[str, Tensor]):
                 wanted="a checkpoint of a run with model.ema",
                 remedy="Leave --ema out; set model.ema.decay in the next run.",
             )
-        self._saved, self._average = saved, average
+        self._saved, self._average, self._place = saved, average, place
         self._stored = {  # published name -> name in the checkpoint
             name.replace(BASE, "."): name
             for name in (n.removeprefix(NETWORK) for n in saved.shapes if n.startswith(NETWORK))
@@ -115,6 +115,7 @@ class NetworkWeights(Mapping[str, Tensor]):
             start = self.adapters[name]
             lower, upper = self._read(start + LORA_A).float(), self._read(start + LORA_B).float()
             tensor = tensor.float() + (upper @ lower) * self._scale
+        check_finite(tensor, name, self._place)
         return tensor
 
     def __iter__(self) -> Iterator[str]:

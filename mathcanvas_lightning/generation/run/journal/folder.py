@@ -8,6 +8,7 @@ from re import compile as pattern
 
 from filelock import FileLock, Timeout
 
+from mathcanvas_lightning.common import locks
 from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.errors import OutputError
 
@@ -44,11 +45,10 @@ def acquire_lock(path: Path) -> FileLock:
         The acquired lock.
 
     Raises:
-        OutputError: If another process holds the lock.
+        OutputError: If another process holds the lock, or the file can't be locked.
     """
-    held = FileLock(path)
     try:
-        held.acquire(timeout=0)
+        return locks.acquire_lock(path, wait=False)
     except Timeout:
         raise OutputError(
             str(path.parent),
@@ -56,7 +56,6 @@ def acquire_lock(path: Path) -> FileLock:
             wanted="one run per output",
             remedy="Wait for the other run, or choose another output.",
         ) from None
-    return held
 
 
 def has_answers(folder: Path) -> bool:
