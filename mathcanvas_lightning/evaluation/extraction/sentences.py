@@ -68,7 +68,8 @@ _TRAILING = re.compile(
     r"|by the time|compared (?:to|with)|than|before|which|who|as(?!\s[-\d$\\(])|unlike|so that"
     r"|attained|achieved|occurring|with\s+\S+\s+(?:\w+\s+)?(?:left|remaining|to spare)"
     r"|not counting|excluding|and not"
-    r"|to (?:get|make|form|obtain|reach|have|cover|fill|build|cut|win|finish|buy|complete))\b.*$"
+    r"|to (?:get|make|form|obtain|reach|have|cover|fill|build|cut|win|finish|buy|complete)"
+    r"(?=\s[^,]*\d))\b.*$"
     r"|,\snot\s[^,:]*$|[;,]\s(?:and\s)?the\s(?:others?|rest|remaining)\b.*$"
 )
 _PARENTHESIS = re.compile(r"\s*\((?=[a-z]{2})(?!mod)[^()]*\)")
