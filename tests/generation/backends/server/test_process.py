@@ -17,6 +17,7 @@ import pytest
 
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError, generate
+from mathcanvas_lightning.generation.backends.gpus import CPU_CACHE_BYTES
 from mathcanvas_lightning.generation.backends.server import process as server_process
 from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
 from mathcanvas_lightning.generation.backends.server.process import (
@@ -24,7 +25,6 @@ from mathcanvas_lightning.generation.backends.server.process import (
     ServerProcess,
     hold_port,
 )
-from mathcanvas_lightning.generation.backends.vllm.engine import CPU_CACHE_BYTES
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message
 from tests.conftest import ROOT, write_json
 
