@@ -52,6 +52,7 @@ def commands(tmp_path: Path) -> list[list[str]]:
     return [command.split("\n") for command in recorded]
 
 
+@pytest.mark.slow
 def test_each_stage_reads_what_an_earlier_one_wrote(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

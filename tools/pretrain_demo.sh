@@ -2,7 +2,7 @@
 # Trains the demo's base model from nothing: describing pictures, drawing descriptions, single moves,
 # comparing words.
 # The package ships the result (mathcanvas_lightning/demo/weights/tiny); everything goes to
-# demo/pretrain/. About 17 minutes of one core; the seeds decide everything.
+# demo/pretrain/. About 14 minutes of two cores; the seeds decide everything.
 #   bash tools/pretrain_demo.sh --ship    # also replaces the weights in the package
 set -euo pipefail
 cd "$(dirname "$0")/.."

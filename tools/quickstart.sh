@@ -3,8 +3,8 @@
 # BlockMoving puzzles, converts them to shards, fine-tunes the base model that the package ships,
 # lets it answer held-out puzzles with texts and drawings, scores them, and shows all on one page. Then
 # a small real language model answers questions. All files are written to demo/.
-#   bash tools/quickstart.sh                 # under 5 minutes on two cores, without installing
-#   bash tools/quickstart.sh --from_scratch  # trains the base model too: about 17 minutes more
+#   bash tools/quickstart.sh                 # about 4 minutes on two cores, without installing
+#   bash tools/quickstart.sh --from_scratch  # trains the base model too: about 14 minutes more
 # For tests: STEPS, PUZZLES and HELD_OUT make everything smaller; LANGUAGE_MODEL=no skips the last part.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -97,6 +97,7 @@ def test_fractions(tmp_path: Path) -> None:
     assert sum(r["pred"] != r["gt"] for r in records) == report.num_wrong
 
 
+@pytest.mark.slow
 def test_seed_decides_everything(tmp_path: Path) -> None:
     for name, seed, count, workers in (("a", 5, 6, 0), ("b", 5, 9, 2), ("c", 6, 6, 0)):
         generate_blockmoving(

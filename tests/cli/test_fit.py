@@ -57,6 +57,7 @@ def test_the_data_follow_the_seed_of_the_run(filled_in: Any, words: Any, seed: A
     assert filled_in(*words).data.init_args.seed == seed
 
 
+@pytest.mark.slow
 def test_initial_weights_follow_the_seed_of_the_run(filled_in: Any) -> None:
     model = "--model.init_args."
     words = ["--seed_everything", "7", f"{model}source", "{preset: tiny}", f"{model}lora.rank", "4"]
@@ -67,6 +68,7 @@ def test_initial_weights_follow_the_seed_of_the_run(filled_in: Any) -> None:
     assert (found.source.seed, found.lora.seed) == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_name_of_a_run_without_one_is_that_of_its_yaml(filled_in: Any) -> None:
     trainer = filled_in("--trainer.default_root_dir", "null").trainer
     assert trainer.default_root_dir == "runs/demo_cpu"

@@ -117,6 +117,7 @@ def test_folders_that_are_no_runs(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "message"),
     [

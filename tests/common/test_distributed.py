@@ -39,6 +39,7 @@ work()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_thread_of_gloo_outlives_the_exit_handlers() -> None:
     done = subprocess.run(

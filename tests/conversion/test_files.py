@@ -221,6 +221,7 @@ def test_storage_is_small_enough_to_send() -> None:
     assert len(pickle.dumps(files)) < 1000
 
 
+@pytest.mark.slow
 def test_image_with_orientation(tmp_path: Path) -> None:
     from PIL import Image
 

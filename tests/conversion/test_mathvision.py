@@ -22,6 +22,7 @@ def test_training_keeps_only_solved_problems(source: Path, tmp_path: Path) -> No
     assert report.rejects == {"no_solution": len(records) - len(solved)}
 
 
+@pytest.mark.slow
 def test_prediction_keeps_all_problems(source: Path, tmp_path: Path) -> None:
     records = read_jsonl(source)
     report = convert_cot(str(source), str(tmp_path), allow_no_solution=True)

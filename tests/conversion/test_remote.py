@@ -171,6 +171,7 @@ def test_stores_without_atomic_uploads_get_renamed_files(
     assert len(filesystem.ls("/out")) == len(local)
 
 
+@pytest.mark.slow
 def test_failures_that_pass_are_tried_again(few: Path, tmp_path: Path) -> None:
     with file_server(few) as web, faulty_proxy(web) as proxy:
         proxy.fault = Fault(status=503, times=4)
@@ -200,6 +201,7 @@ def test_names_are_quoted_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_signatures_stay_secret(
     web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puzzles: Path
 ) -> None:

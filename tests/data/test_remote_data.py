@@ -124,6 +124,7 @@ def test_fails_with_the_name_of_the_object(
     assert not (tmp_path / "quarantine.jsonl").exists()  # a failing server is not a bad row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", [True, False])
 def test_conversations_over_http(ranges: bool, tmp_path: Path) -> None:
     vlm_file(tmp_path / "talks", 6)

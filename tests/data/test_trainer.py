@@ -147,6 +147,7 @@ def test_a_step_is_never_mixed_from_two_steps_of_the_plan(
     assert found == sorted(f"row{n}" for n in range(60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_epochs", [-1, 3])
 @pytest.mark.parametrize("how", ["trainer.save_checkpoint", "at the end of the epoch"])
 def test_resuming_after_max_steps(

@@ -359,6 +359,7 @@ def test_tool(tmp_path: Path, run_tool: RunTool) -> None:
     assert json.loads((tmp_path / "s.json").read_text())["overall"]["num_right"] == 3
 
 
+@pytest.mark.slow
 def test_slow_comparisons_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = [{"answer": "5.5", "model_answer": "\\boxed{1000000000!}"}]
     report = score(write_lines(tmp_path / "a.jsonl", records), time_limit_s=0.5)

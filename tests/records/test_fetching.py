@@ -155,6 +155,7 @@ def test_a_stalled_url_delays_only_its_record(host: PictureHost, tmp_path: Path)
     assert [one.uid for one, _ in ahead] == ["stalled"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stalls.png", "dribbles.png"])
 def test_the_time_limit_counts_to_the_last_byte(host: PictureHost, name: str) -> None:
     began = time.monotonic()

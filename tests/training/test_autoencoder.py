@@ -61,6 +61,7 @@ def test_a_checkpoint_continues_from_its_weights(pictures: Path, tmp_path: Path)
     assert report.first_psnr_db > 15  # the shipped autoencoder knows coloured squares
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_weights(pictures: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train_vae(

@@ -142,6 +142,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interleaved_shards(tmp_path_factory.mktemp("data") / "rows", 60)
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), packs_per_step=4)
     data.prepare_data()
@@ -241,6 +242,7 @@ def test_validation_metrics(shards: Path, tmp_path: Path) -> None:
     assert again[0]["val/val/mse"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("param_dtype", "compute_dtype"),
     [("float32", "bfloat16"), ("bfloat16", "bfloat16")],
@@ -473,6 +475,7 @@ def test_numbers_that_are_wrong(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_only_unfrozen_parameters_are_trained(shards: Path, tmp_path: Path) -> None:
     for options, trained in (
         ({"freeze": FreezeConfig(llm=True, vit=True)}, ("connector", "llm2vae", "vae2llm", "time")),

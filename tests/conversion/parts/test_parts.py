@@ -55,6 +55,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @given(
     kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=14),
     of=st.integers(1, 5),

@@ -22,6 +22,7 @@ def card_of(scores: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning calls functions that jsonargparse deprecates
 def test_a_card_of_answers_of_predict(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "questions.jsonl", records(3, answer="7", api_key="hidden1234"))

@@ -265,6 +265,7 @@ def test_comparisons_work_in_any_thread_and_keep_their_order(comparer: Comparer)
     assert [one.is_right for one in found] == [True] * 7 + [False] * 7
 
 
+@pytest.mark.slow
 def test_closing_ends_the_processes() -> None:
     before = set(psutil.Process().children())
     made = Comparer(2)

@@ -178,6 +178,7 @@ class Again(Callback):
         self.texts = [answer.response.outputs[0].text for answer in found]
 
 
+@pytest.mark.slow
 def test_answers_use_the_moving_average(shards: Path, tmp_path: Path) -> None:
     model = network(ema=EMAConfig(decay=0.999))
     source = sampler(shards, sampling=Sampling(temperature=1.0, max_tokens=24))
@@ -186,6 +187,7 @@ def test_answers_use_the_moving_average(shards: Path, tmp_path: Path) -> None:
     assert answers(tmp_path, 3) == averaged.texts != trained.texts
 
 
+@pytest.mark.slow
 def test_every_n_steps_also_after_a_resume(shards: Path, tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=1, save_top_k=-1)
     options = {"enable_checkpointing": True, "num_sanity_val_steps": 1}

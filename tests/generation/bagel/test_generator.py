@@ -135,6 +135,7 @@ def one_by_one() -> tuple[list[Answer], Any]:
     return [answer_one(problem, script, max_batch_size=1) for problem in problems()], script.chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_problem_does_not_depend_on_the_others(batch_size: int) -> None:
     alone, wanted_ids = one_by_one()

@@ -196,6 +196,7 @@ def run(
     return model
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_same_average(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), packs_per_step=2)
     straight = run(tmp_path / "whole", data, steps=4)

@@ -156,6 +156,7 @@ def test_learning_rate_of_each_step(run: tuple[Rows, Recorder, Any]) -> None:
     assert rows[0]["lr"] == pytest.approx(5e-4)
 
 
+@pytest.mark.slow
 def test_time_excludes_validation(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

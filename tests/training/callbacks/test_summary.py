@@ -103,6 +103,7 @@ def test_memory_as_measured(shards: Path, tmp_path: Path) -> None:
     assert (estimate.gradients, estimate.moments) == (sizes.gradients, moments)
 
 
+@pytest.mark.slow
 def test_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network(
         freeze=FreezeConfig(vit=True), schedule=ScheduleConfig(warmup_steps=2, min_lr=1e-5)

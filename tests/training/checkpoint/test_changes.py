@@ -130,6 +130,7 @@ class Rates(Callback):
         self.found.append((group["lr"], tuple(group["betas"]), group["weight_decay"]))
 
 
+@pytest.mark.slow
 def test_nothing_changes_and_nothing_is_said(
     saved: Path, shards: Path, tmp_path: Path, said: list[str]
 ) -> None:

@@ -44,6 +44,7 @@ def test_sharding_divides_the_states() -> None:
     assert size(eight, "Adam's moments") == pytest.approx(2 * size(eight, "weights"), rel=0.01)
 
 
+@pytest.mark.slow
 def test_advice_ends_with_a_run_that_fits() -> None:
     short = plan("fsdp_8gpu", gpus=8, gpu_memory_gb=40.0)
     assert not short.fits

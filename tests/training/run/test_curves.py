@@ -53,6 +53,7 @@ def test_lines_are_the_metrics(tmp_path: Path) -> None:
     assert [line.get_label() for line in rates.lines] == ["b: lr"]
 
 
+@pytest.mark.slow
 def test_several_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "x", 4)

@@ -89,6 +89,7 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
+@pytest.mark.slow
 def test_concurrency_is_limited() -> None:
     with (
         chat_server(ChatServer(delay_s=0.05)) as chat,
@@ -245,6 +246,7 @@ def test_a_broken_picture_fails_only_its_request() -> None:
         assert chat.tries == {"good": 1}
 
 
+@pytest.mark.slow
 def test_a_hanging_request_does_not_block_others() -> None:
     plans = {"bad": [ServerFault(hang=True)] * 9}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat, max_concurrency=2) as made:
@@ -285,6 +287,7 @@ def test_it_can_be_started_again() -> None:
             made.submit([ask("too late")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_date", [False, True])
 def test_retry_after_is_obeyed(as_date: bool) -> None:
     when = datetime.now(UTC) + timedelta(seconds=3)
@@ -510,6 +513,7 @@ def test_prompts_that_are_too_long_are_no_sign_of_a_broken_server() -> None:
     assert {kind(response) for response in responses.values()} == {"prompt_too_long"}
 
 
+@pytest.mark.slow
 def test_a_hanging_server_is_noticed_after_one_timeout() -> None:
     hang = ServerFault(hang=True)
     with chat_server(ChatServer()) as chat:
@@ -520,6 +524,7 @@ def test_a_hanging_server_is_noticed_after_one_timeout() -> None:
         assert chat.tries == {"hello": 1}
 
 
+@pytest.mark.slow
 def test_a_stalled_stream_is_retried() -> None:
     plans = {"bad": [ServerFault(stall=True)] * 2}
     with (
@@ -530,6 +535,7 @@ def test_a_stalled_stream_is_retried() -> None:
         assert chat.tries == {"bad": 3}
 
 
+@pytest.mark.slow
 def test_a_stream_may_take_longer_than_the_timeout() -> None:
     """The timeout is for the first piece; then only the wait for the next piece counts."""
 
@@ -559,6 +565,7 @@ def refuse_field(name: str, message: str) -> Any:
     return lambda body: message if name in body else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -66,6 +66,7 @@ def request(uid: str = "hello") -> GenerationRequest:
     return GenerationRequest(uid=uid, messages=(Message(role="user", parts=(uid,)),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignore_term", [False, True])
 def test_stop_ends_all_processes(tmp_path: Path, ignore_term: bool) -> None:
     server = ServerProcess(config(tmp_path, ignore_term=ignore_term or None))
@@ -115,6 +116,7 @@ def test_the_log_of_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert words in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_becomes_ready(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_server_that_never_becomes_ready(
     assert any("waiting" in line and "loading the model" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_the_run(tmp_path: Path) -> None:
     backend = ServerBackend(server=config(tmp_path, exit_after=1.5))
     backend.start()
@@ -192,6 +195,7 @@ def test_a_killed_process_leaves_no_server(tmp_path: Path, options: tuple[str, .
     wait_until_gone(pids)
 
 
+@pytest.mark.slow
 def test_a_process_without_stop_leaves_no_server(tmp_path: Path) -> None:
     with start_script(tmp_path, "end") as process:
         assert process.wait(60) == 0
@@ -199,6 +203,7 @@ def test_a_process_without_stop_leaves_no_server(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("mathcanvas-server-*"))
 
 
+@pytest.mark.slow
 def test_a_fork_does_not_stop_the_server(tmp_path: Path) -> None:
     with ServerProcess(config(tmp_path)) as server:
         child = os.fork()

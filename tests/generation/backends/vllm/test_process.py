@@ -138,6 +138,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_forked_copy_of_a_killed_process_keeps_nothing_alive() -> None:
     short = "from mathcanvas_lightning.generation.backends.vllm import process; process.GRACE_S = 1"
     command = [sys.executable, "-W", "ignore", "-c", short + LEAVER + FORKED]

@@ -252,6 +252,7 @@ def test_reason(bagel: VLLMBagelBackend) -> None:
     assert found.finish_reason == native.finish_reason
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed(tmp_path: Path, fake_vllm: list[FakeVLLM]) -> None:
     """After a crash, only the unanswered records are asked, and the files are equal."""
 

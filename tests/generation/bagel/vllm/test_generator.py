@@ -213,6 +213,7 @@ class Broken(FakeEngine):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
