@@ -43,7 +43,7 @@ class LocalFiles:
                     entries.append(Entry(path=item.path, is_folder=item.is_dir(), status=status))
         return entries
 
-    def read_range(self, path: str, start: int, end: int) -> bytes:
+    def read(self, path: str, _: FileStatus, start: int, end: int) -> bytes:
         """Reads the bytes [start, end) of a file, fewer at its end."""
         with self.open(path) as file:
             file.seek(start)
