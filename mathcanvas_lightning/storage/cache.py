@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+from filelock import FileLock
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
-from mathcanvas_lightning.common.locks import locked
-from mathcanvas_lightning.errors import OutputError
 
 logger = logging.getLogger(__name__)
 
 ENTRY = re.compile(r"[0-9a-f]{64}\.parquet")
 LEDGER_BYTES = 32
+LOCK_WAIT_S = 60.0
 FREE_AFTER_EVICTION = 0.1
 """Evicting a little more than needed makes evictions rare."""
 CHECKSUM_BYTES = 4
@@ -63,8 +63,7 @@ class ShardCache:
             return
         temporary = self.folder / f"{TEMPORARY_PREFIX}entry"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder / ".lock"):
+            with self.lock(".lock", LOCK_WAIT_S):
                 try:
                     temporary.unlink(missing_ok=True)  # of a process that was killed
                     self._make_room(size_bytes)
@@ -72,7 +71,7 @@ class ShardCache:
                     temporary.replace(self.folder / name)
                 finally:
                     temporary.unlink(missing_ok=True)
-        except (OSError, OutputError) as error:
+        except (OSError, NotImplementedError) as error:
             if not self._has_warned:
                 logger.warning("%s: nothing can be cached here (%s)", self.folder, error)
             self._has_warned = True
@@ -97,10 +96,10 @@ class ShardCache:
 
         self.add(name, len(data) + CHECKSUM_BYTES, write)
 
-    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Lets one process at a time fetch an entry."""
+    def lock(self, name: str, timeout_s: float = -1) -> contextlib.AbstractContextManager[FileLock]:
+        """Locks a file of the folder; raises if that is not possible, or not within a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return locked(self.folder / f".lock-{name[:2]}")
+        return FileLock(self.folder / name).acquire(timeout=timeout_s, poll_interval=0.005)
 
     def drop(self, name: str) -> None:
         """Removes all entries of the file that an entry belongs to, if possible."""

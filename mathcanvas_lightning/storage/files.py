@@ -141,11 +141,13 @@ class Storage:
         """Opens a file for reading; of a remote one, blocks are read through the cache."""
         if not is_remote(path):
             return self._call(path, lambda: self._local.open(path))
-        status = self._statuses.get(path) or self.status(path)
+        status = self._call(path, lambda: self._known_status(path))
         read_range = partial(self._ranges.read, path, status)
-        blocks = BlockFile(
-            lambda start, end: self._call(path, lambda: read_range(start, end)), status.size_bytes
-        )
+
+        def read(start: int, end: int) -> bytes:
+            return self._call(path, lambda: read_range(start, end))
+
+        blocks = BlockFile(read, status.size_bytes)
         return cast("BinaryIO", BufferedReader(blocks, BLOCK_BYTES))
 
     @contextlib.contextmanager
@@ -262,19 +264,17 @@ class Storage:
         def fits(name: str) -> bool:
             return without_query(name).lower().endswith(suffix)
 
-        # On a web server, folders are pages of links and look like files.
-        may_be_file = not is_http(path) or fits(path)
         kinds = suffix if isinstance(suffix, str) else " or ".join(suffix)
-        found, status, files = f"no {kinds} file", None, []
+        found, files = f"no {kinds} file", []
         try:
-            if may_be_file:
+            # On a web server, folders are pages of links and look like files.
+            if not is_http(path) or fits(path):
                 status = self._call(path, lambda: self._files(path).find_status(path))
+                if status is not None:
+                    return [Entry(path=path, is_folder=False, status=status)]
+            files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         except MissingFileError:
             found = "nothing"
-        else:
-            if status is not None:
-                return [Entry(path=path, is_folder=False, status=status)]
-            files = [entry for entry in self._walk(path, ()) if fits(entry.path)]
         if not files:
             wanted, remedy = "a folder of shards", "Make them with mathcanvas convert."
             if suffix != PARQUET_SUFFIXES:

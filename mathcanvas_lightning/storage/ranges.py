@@ -12,7 +12,6 @@ import pyarrow as pa
 from fsspec.spec import AbstractBufferedFile
 
 from mathcanvas_lightning.common.paths import without_query
-from mathcanvas_lightning.errors import OutputError
 from mathcanvas_lightning.storage.cache import ShardCache, entry_name
 from mathcanvas_lightning.storage.config import FileStatus
 from mathcanvas_lightning.storage.remote_files import RemoteFiles
@@ -58,8 +57,8 @@ class CachedRanges:
     def _fetch_whole(self, url: str, status: FileStatus) -> pa.NativeFile:
         name, size = _entry(url, status), status.size_bytes
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError, OutputError):  # without it, each process fetches one
-                stack.enter_context(self._cache.lock(name))
+            with contextlib.suppress(OSError, NotImplementedError):  # each process fetches one then
+                stack.enter_context(self._cache.lock(f".lock-{name[:2]}"))
             if file := self._cache.find(name, size):
                 return file
             folder = stack.enter_context(TemporaryDirectory(prefix="mathcanvas-"))

@@ -25,10 +25,11 @@ import pytest
 from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
 from mathcanvas_lightning.storage import parquet
-from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.config import Entry, StorageConfig
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.local_files import LocalFiles
 from mathcanvas_lightning.storage.parquet import fetch_row_group, read_footer, read_row_group
+from mathcanvas_lightning.storage.remote_files import RemoteFiles
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -791,6 +792,25 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
         config = replace(QUICK, storage_options={"config_kwargs": 3, "nonsense": 4})
         with pytest.raises((StorageError, DataError), match=wrong):
             Storage(config).status(wrong)
+
+
+def test_versions_of_many_files_are_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a listing, no file is asked again, and each is read in the version that was listed."""
+    write_shard(tmp_path / "shard.parquet")
+    data = (tmp_path / "shard.parquet").read_bytes()
+    fsspec.filesystem("memory").pipe_file("/many/0.parquet", data)
+    storage = Storage(replace(QUICK, cache_dir=str(tmp_path / "cache")))
+    status = storage.status("memory://many/0.parquet")
+    entries = [
+        Entry(path=f"memory://many/{number}.parquet", is_folder=False, status=status)
+        for number in range(5000)
+    ]
+    monkeypatch.setattr(RemoteFiles, "list_folder", lambda *_: entries)
+    found = storage.list_statuses("memory://many")
+    monkeypatch.setattr(RemoteFiles, "find_status", None)
+    assert storage.metadata(next(iter(found))).num_rows == NUM_ROWS
 
 
 def test_a_changed_file_of_the_hugging_face_hub_has_another_version() -> None:
