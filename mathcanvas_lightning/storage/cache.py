@@ -13,6 +13,8 @@ import pyarrow as pa
 from filelock import FileLock
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
+from mathcanvas_lightning.common.paths import without_query
+from mathcanvas_lightning.storage.config import FileStatus
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +26,10 @@ FREE_AFTER_EVICTION = 0.1
 CHECKSUM_BYTES = 4
 
 
-def entry_name(file: object, part: object = None) -> str:
+def entry_name(url: str, status: FileStatus, part: tuple[int, int] | None = None) -> str:
     """The name of an entry: a digest of the file and its version, then one of the part."""
-    digests = [hashlib.sha256(repr(key).encode()).hexdigest()[:32] for key in (file, part)]
-    return f"{''.join(digests)}.parquet"
+    keys = (without_query(url), status), part
+    return "".join(hashlib.sha256(repr(key).encode()).hexdigest()[:32] for key in keys) + ".parquet"
 
 
 class ShardCache:
@@ -76,35 +78,31 @@ class ShardCache:
                 logger.warning("%s: nothing can be cached here (%s)", self.folder, error)
             self._has_warned = True
 
-    def find_part(self, name: str, size_bytes: int) -> bytes | None:
-        """The content of a part, which its CRC-32 follows; None if it is missing or damaged."""
-        file = self.find(name, size_bytes + CHECKSUM_BYTES)
-        if file is None:
-            return None
-        data: bytes = file.read_at(size_bytes, 0)
-        if file.read_at(CHECKSUM_BYTES, size_bytes) == _checksum(data):
-            return data
-        logger.warning("%s: dropped from the cache (wrong checksum)", self.folder / name)
-        return None
-
-    def add_part(self, name: str, data: bytes) -> None:
-        """Adds a part as `add` does."""
+    def part(self, name: str, size_bytes: int, fetch: Callable[[], bytes]) -> bytes:
+        """The content of a part, whose entry ends with its CRC-32; fetched if there is none."""
+        if file := self.find(name, size_bytes + CHECKSUM_BYTES):
+            kept: bytes = file.read_at(size_bytes, 0)
+            if file.read_at(CHECKSUM_BYTES, size_bytes) == _checksum(kept):
+                return kept
+            logger.warning("%s: dropped from the cache (wrong checksum)", self.folder / name)
+        data = fetch()
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
                 file.writelines([data, _checksum(data)])
 
-        self.add(name, len(data) + CHECKSUM_BYTES, write)
+        self.add(name, size_bytes + CHECKSUM_BYTES, write)
+        return data
 
     def lock(self, name: str, timeout_s: float = -1) -> contextlib.AbstractContextManager[FileLock]:
         """Locks a file of the folder; raises if that is not possible, or not within a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / name).acquire(timeout=timeout_s, poll_interval=0.005)
 
-    def drop(self, name: str) -> None:
-        """Removes all entries of the file that an entry belongs to, if possible."""
+    def drop(self, url: str, status: FileStatus) -> None:
+        """Removes all entries of a version of a file, if possible."""
         with contextlib.suppress(OSError):
-            for path in self.folder.glob(f"{name[:32]}*"):
+            for path in self.folder.glob(f"{entry_name(url, status)[:32]}*"):
                 path.unlink(missing_ok=True)
 
     def _make_room(self, size_bytes: int) -> None:

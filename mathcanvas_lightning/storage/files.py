@@ -108,7 +108,7 @@ class Storage:
         return found
 
     def is_folder(self, path: str) -> bool:
-        """Whether a path is a folder; pages of web servers count as files."""
+        """Whether a path is a folder; pages of web servers and missing local paths are not."""
         if not is_remote(path):
             return local_path(path).is_dir()
         if is_http(path) or "." in file_name(path):  # asking object stores takes its time

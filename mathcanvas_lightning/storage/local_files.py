@@ -19,7 +19,7 @@ from mathcanvas_lightning.storage.retry import (
 
 
 class LocalFiles:
-    """Local files, with the methods of `RemoteFiles` that reading needs."""
+    """Local files, with the methods of `RemoteFiles` and `CachedRanges` that reading needs."""
 
     def find_status(self, path: str) -> FileStatus | None:
         """Size and time of change of a file, None for a folder."""

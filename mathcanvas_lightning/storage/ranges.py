@@ -11,7 +11,6 @@ from typing import TypeAlias, cast
 import pyarrow as pa
 from fsspec.spec import AbstractBufferedFile
 
-from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.storage.cache import ShardCache, entry_name
 from mathcanvas_lightning.storage.config import FileStatus
 from mathcanvas_lightning.storage.remote_files import RemoteFiles
@@ -36,26 +35,23 @@ class CachedRanges:
     def read(self, url: str, status: FileStatus, start: int, end: int) -> bytes:
         """Reads exactly the bytes [start, end) of a version of a file."""
         size = end - start
-        file = self._cache.find(_entry(url, status), status.size_bytes)
-        if file is not None:
+        if file := self._cache.find(entry_name(url, status), status.size_bytes):
             return cast("bytes", file.read_at(size, start))
-        name = _entry(url, status, (start, end))
-        data = self._cache.find_part(name, size)
-        if data is None:
-            try:
-                data = self._remote.read_range(url, start, end, status)
-            except NoRangesError:
-                return cast("bytes", self._whole_file(url, status).read_at(size, start))
-            self._cache.add_part(name, data)
-        return data
+        name = entry_name(url, status, (start, end))
+        try:
+            return self._cache.part(
+                name, size, lambda: self._remote.read_range(url, start, end, status)
+            )
+        except NoRangesError:
+            return cast("bytes", self._whole_file(url, status).read_at(size, start))
 
     def drop(self, url: str, status: FileStatus) -> None:
         """Forgets what was read of a version of a file."""
         self._whole_file.cache_clear()
-        self._cache.drop(_entry(url, status))
+        self._cache.drop(url, status)
 
     def _fetch_whole(self, url: str, status: FileStatus) -> pa.NativeFile:
-        name, size = _entry(url, status), status.size_bytes
+        name, size = entry_name(url, status), status.size_bytes
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError, NotImplementedError):  # each process fetches one then
                 stack.enter_context(self._cache.lock(f".lock-{name[:2]}"))
@@ -91,8 +87,3 @@ class BlockFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no typ
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self._read_range(start, min(end, self.size))
-
-
-def _entry(url: str, status: FileStatus, part: tuple[int, int] | None = None) -> str:
-    """Name of the cache entry of a whole file or a part of it."""
-    return entry_name((without_query(url), status), part)

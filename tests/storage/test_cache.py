@@ -7,9 +7,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathcanvas_lightning.storage.cache import CHECKSUM_BYTES, LEDGER_BYTES, ShardCache, entry_name
+from mathcanvas_lightning.storage.config import FileStatus
 
 CAP = 1000
 ROOM = CAP - LEDGER_BYTES - CHECKSUM_BYTES
+STATUS = FileStatus(size_bytes=10_000, version="1")
+
+
+def part(cache: ShardCache, number: int, size: int, url: str = "s3://x/a") -> bool:
+    """Asks for a part; whether it had to be fetched."""
+    fetched = []
+
+    def fetch() -> bytes:
+        fetched.append(number)
+        return bytes([number]) * size
+
+    name = entry_name(url, STATUS, (number, number + size))
+    assert cache.part(name, size, fetch) == bytes([number]) * size
+    return bool(fetched)
 
 
 @settings(max_examples=15, deadline=None)
@@ -18,31 +33,24 @@ def test_any_parts_keep_to_the_size_and_the_newest_is_found(parts: list[tuple[in
     with TemporaryDirectory() as folder:
         cache = ShardCache(Path(folder), CAP)
         for number, size in parts:
-            name, data = entry_name("file", (number, size)), bytes([number]) * size
-            cache.add_part(name, data)
+            part(cache, number, size)
             assert sum(path.stat().st_size for path in Path(folder).iterdir()) <= CAP
-            assert ShardCache(Path(folder), CAP).find_part(name, size) == (
-                data if size <= ROOM else None
-            )
-        for number, size in parts:
-            found = cache.find_part(entry_name("file", (number, size)), size)
-            assert found in (None, bytes([number]) * size)
+            assert part(ShardCache(Path(folder), CAP), number, size) == (size > ROOM)
 
 
 def test_a_damaged_ledger_is_counted_anew(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, CAP)
-    names = [entry_name("file", number) for number in range(3)]
-    for name in names:
-        cache.add_part(name, b"x" * 250)
+    for number in range(3):
+        part(cache, number, 250)
     (tmp_path / ".bytes").write_text("none")
-    cache.add_part(names[0], b"x" * 250)
-    assert all(cache.find_part(name, 250) for name in names[1:])
+    part(cache, 3, 100)
+    assert not any(part(cache, number, 250) for number in (1, 2))
 
 
 def test_dropping_spares_other_files(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, CAP)
-    names = [entry_name(file, part) for file in "ab" for part in (0, 1)]
-    for name in names:
-        cache.add_part(name, b"xy")
-    cache.drop(names[0])
-    assert [cache.find_part(name, 2) for name in names] == [None, None, b"xy", b"xy"]
+    urls = ["s3://x/a", "s3://x/b"]
+    for number in (0, 1):
+        assert all(part(cache, number, 5, url) for url in urls)
+    cache.drop(urls[0], STATUS)
+    assert [part(cache, 1, 5, url) for url in urls] == [True, False]

@@ -788,6 +788,9 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
     (url,) = storage.list_files("memory://storage")
     assert url.endswith("storage/a-1.parquet")
     assert storage.read_row_group(url, 1, None).equals(group(table, 1))
+    assert storage.is_folder("memory://storage")
+    with pytest.raises(DataError, match="memory://nowhere: found nothing"):
+        storage.is_folder("memory://nowhere")
     for wrong in ("nonsense://x/y", "s3://x/y"):
         config = replace(QUICK, storage_options={"config_kwargs": 3, "nonsense": 4})
         with pytest.raises((StorageError, DataError), match=wrong):
