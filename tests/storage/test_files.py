@@ -776,7 +776,7 @@ def test_remote_listing(remote: Remote, storage_of: StorageOf, tmp_path: Path) -
         with pytest.raises(StorageError, match=f"{folder}/a"):
             storage.list_files(root)
     remote.proxy.fault = None
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(DataError, match="nowhere: found nothing; wanted a folder of shards"):
         storage.list_files(f"{remote.root}/nowhere")
 
 
