@@ -19,7 +19,7 @@ from mathcanvas_lightning.storage.retry import (
 
 
 class LocalFiles:
-    """Local files, with the methods of `RemoteFiles` that reading needs."""
+    """Local files, with the methods of `RemoteFiles` and `CachedRanges` that reading needs."""
 
     def find_status(self, path: str) -> FileStatus | None:
         """Size and time of change of a file, None for a folder."""
@@ -43,7 +43,7 @@ class LocalFiles:
                     entries.append(Entry(path=item.path, is_folder=item.is_dir(), status=status))
         return entries
 
-    def read_range(self, path: str, start: int, end: int) -> bytes:
+    def read(self, path: str, _: FileStatus, start: int, end: int) -> bytes:
         """Reads the bytes [start, end) of a file, fewer at its end."""
         with self.open(path) as file:
             file.seek(start)

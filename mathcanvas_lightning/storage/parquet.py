@@ -1,14 +1,16 @@
 """Parquet files: footers and row groups, with damage reported as one exception."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile
+from fsspec.utils import merge_offset_ranges
 
 from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+from mathcanvas_lightning.storage.ranges import ReadRange
 from mathcanvas_lightning.storage.retry import HICCUPS, ContentError
 
 TAIL_BYTES = 2**16
@@ -17,8 +19,6 @@ MAX_GAP_BYTES = 2**20
 """Reading up to this many unneeded bytes is faster than another request."""
 PART_ROWS = 64
 """Rows that are read at a time of a row group that is too large for one array."""
-ReadRange: TypeAlias = Callable[[int, int], bytes]
-"""Gives the bytes [start, end) of a file, or raises."""
 
 
 @contextlib.contextmanager
@@ -67,16 +67,13 @@ def fetch_row_group(
     Raises:
         ContentError: If the footer points outside of the file.
     """
-    merged: list[tuple[int, int]] = []
     with parsing():
-        for start, end in sorted(_column_ranges(metadata.row_group(row_group), names)):
-            if not 0 <= start < end <= size_bytes:
-                raise ContentError("a footer that points outside of the file")
-            if merged and start - merged[-1][1] <= MAX_GAP_BYTES:
-                start, end = merged[-1][0], max(end, merged[-1][1])
-                merged.pop()
-            merged.append((start, end))
-    parts = {(start, end): read_range(start, end) for start, end in merged}
+        ranges = list(_column_ranges(metadata.row_group(row_group), names))
+    if not all(0 <= start < end <= size_bytes for start, end in ranges):
+        raise ContentError("a footer that points outside of the file")
+    starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+    _, starts, ends = merge_offset_ranges([""] * len(ranges), starts, ends, MAX_GAP_BYTES)
+    parts = {part: read_range(*part) for part in zip(starts, ends, strict=True)}
     return AbstractBufferedFile(
         *(None, ""), size=size_bytes, cache_type="parts", cache_options={"data": parts}
     )

@@ -92,14 +92,9 @@ class RemoteFiles:
         return cast("bytes", filesystem.cat_file(inside))
 
     def download(self, url: str, path: Path) -> None:
-        """Copies a whole file to an existing local one."""
+        """Copies a whole file to a local one."""
         filesystem, inside = self._locate(url)
-        if is_http(url):
-            with path.open("r+b") as file:  # keeps the disk space that the cache has reserved
-                filesystem.get_file(inside, file)
-                file.truncate()
-        else:
-            filesystem.get_file(inside, str(path))
+        filesystem.get_file(inside, str(path))
 
     def upload(self, path: Path, url: str) -> None:
         """Copies a local file to a server, where it appears complete or not at all."""

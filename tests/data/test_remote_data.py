@@ -8,7 +8,7 @@ import pytest
 
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.errors import StorageError
-from mathcanvas_lightning.storage import block_file, files
+from mathcanvas_lightning.storage import files, ranges
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.remote_files import RemoteFiles
 from tests.data.hashes import digest, uids
@@ -139,7 +139,7 @@ def test_conversations_over_http(ranges: bool, tmp_path: Path) -> None:
 def test_a_large_file_of_lines_is_fetched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_file, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(files, "BLOCK_BYTES", 4096)
     path = vlm_file(tmp_path / "talks", 100)
     fetched: list[tuple[int, int]] = []

@@ -25,10 +25,11 @@ import pytest
 from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.errors import ConfigError, DataError, StorageError
 from mathcanvas_lightning.storage import parquet
-from mathcanvas_lightning.storage.config import StorageConfig
+from mathcanvas_lightning.storage.config import Entry, StorageConfig
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.local_files import LocalFiles
 from mathcanvas_lightning.storage.parquet import fetch_row_group, read_footer, read_row_group
+from mathcanvas_lightning.storage.remote_files import RemoteFiles
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -775,7 +776,7 @@ def test_remote_listing(remote: Remote, storage_of: StorageOf, tmp_path: Path) -
         with pytest.raises(StorageError, match=f"{folder}/a"):
             storage.list_files(root)
     remote.proxy.fault = None
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(DataError, match="nowhere: found nothing; wanted a folder of shards"):
         storage.list_files(f"{remote.root}/nowhere")
 
 
@@ -787,10 +788,32 @@ def test_other_filesystems_of_fsspec(tmp_path: Path) -> None:
     (url,) = storage.list_files("memory://storage")
     assert url.endswith("storage/a-1.parquet")
     assert storage.read_row_group(url, 1, None).equals(group(table, 1))
+    assert storage.is_folder("memory://storage")
+    with pytest.raises(DataError, match="memory://nowhere: found nothing"):
+        storage.is_folder("memory://nowhere")
     for wrong in ("nonsense://x/y", "s3://x/y"):
         config = replace(QUICK, storage_options={"config_kwargs": 3, "nonsense": 4})
         with pytest.raises((StorageError, DataError), match=wrong):
             Storage(config).status(wrong)
+
+
+def test_versions_of_many_files_are_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a listing, no file is asked again, and each is read in the version that was listed."""
+    write_shard(tmp_path / "shard.parquet")
+    data = (tmp_path / "shard.parquet").read_bytes()
+    fsspec.filesystem("memory").pipe_file("/many/0.parquet", data)
+    storage = Storage(replace(QUICK, cache_dir=str(tmp_path / "cache")))
+    status = storage.status("memory://many/0.parquet")
+    entries = [
+        Entry(path=f"memory://many/{number}.parquet", is_folder=False, status=status)
+        for number in range(5000)
+    ]
+    monkeypatch.setattr(RemoteFiles, "list_folder", lambda *_: entries)
+    found = storage.list_statuses("memory://many")
+    monkeypatch.setattr(RemoteFiles, "find_status", None)
+    assert storage.metadata(next(iter(found))).num_rows == NUM_ROWS
 
 
 def test_a_changed_file_of_the_hugging_face_hub_has_another_version() -> None:
@@ -908,7 +931,7 @@ def test_leftovers_are_removed_and_other_files_spared(
 ) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    old = folder / f".tmp-{'0' * 32}-{'1' * 64}.arrow"
+    old = folder / ".tmp-entry"  # of a process that was killed while it wrote
     spared = [folder / "mine.parquet", folder / ".tmp-mine.parquet"]
     for path in (old, *spared):
         path.write_bytes(b"x" * 1000)
@@ -921,16 +944,19 @@ def test_leftovers_are_removed_and_other_files_spared(
 
 
 def test_cache_that_cannot_be_made(
-    remote: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
+    remote: Remote,
+    table: pa.Table,
+    storage_of: StorageOf,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """It is reported once; data come from the server."""
     (tmp_path / "file").write_bytes(b"")
     storage = storage_of(remote, cache_dir=str(tmp_path / "file" / "cache"))
-    if remote.kind == "rangeless":
-        with pytest.raises(StorageError, match="cache: found a cache that can't be written"):
-            storage.read_row_group(remote.url, 0, None)
-    else:
-        for _ in range(2):
-            assert storage.read_row_group(remote.url, 0, None).equals(group(table, 0))
+    for number in (0, 1):
+        assert storage.read_row_group(remote.url, number, None).equals(group(table, number))
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(f"{storage.config.cache_dir}: nothing can be cached here")
 
 
 def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
