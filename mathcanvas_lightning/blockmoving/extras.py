@@ -39,7 +39,7 @@ def parse_extras(text: str | None) -> dict[str, int]:
         text: Names and numbers; None for no further data set.
 
     Raises:
-        ConfigError: If a name is unknown, or a number is none.
+        ConfigError: If a name is unknown, or a number of rows is not valid.
     """
     counts = {}
     for word in filter(None, (text or "").split(",")):

@@ -23,7 +23,7 @@ from mathcanvas_lightning.model.vae import VAE_FILE, LatentVAE, save_vae
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MSE_WEIGHT, L1_WEIGHT, CHROMA_WEIGHT, KL_WEIGHT = 10.0, 1.0, 30.0, 1e-3
-"""Weights of the loss. Small coloured shapes are few pixels, so colour has a term of its own."""
+"""Weights of the loss. Small coloured shapes are few pixels, so colour has a separate term."""
 MAX_LR_OF_TRAINED = 1e-4
 """Maximum learning rate where training starts from a checkpoint."""
 NUM_HELD_OUT = 64
@@ -32,7 +32,7 @@ NUM_HELD_OUT = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderReport:
-    """What was trained, and how well it does on pictures that were held out."""
+    """What was trained, and its error on held-out pictures."""
 
     path: str
     """The weights."""
@@ -63,7 +63,7 @@ def train_vae(
     seed: int = 0,
     progress: bool = True,
 ) -> AutoencoderReport:
-    """Trains an image autoencoder on pictures, for drawings of small models or of one's own data.
+    """Trains an image autoencoder on pictures, for drawings of small models or of your data.
 
     Args:
         pictures: Folder of PNG, JPEG or WebP files; sub-folders are read too.

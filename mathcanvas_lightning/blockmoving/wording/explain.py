@@ -15,16 +15,16 @@ from mathcanvas_lightning.blockmoving.rules import (
 
 
 def describe_moves(moves: Sequence[Move]) -> str:
-    """An option as it stands in the question, such as `(0,1,0) +x, then (2,2,1) -z`."""
+    """An option as the question shows it, such as `(0,1,0) +x, then (2,2,1) -z`."""
     return ", then ".join(str(move) for move in moves)
 
 
 def explain(puzzle: Puzzle, pictures: Sequence[str], *, answer: str, composite: str) -> str:
-    """Tells the solution step by step.
+    """Writes the solution step by step.
 
     Args:
         puzzle: The task.
-        pictures: What stands after each step's words: an image tag, or a mark.
+        pictures: The image tag or mark that follows the words of each step.
         answer: The letter to end with; a wrong one for a sample that is wrong.
         composite: The question's image tag.
 

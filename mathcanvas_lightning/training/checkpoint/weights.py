@@ -21,8 +21,8 @@ from mathcanvas_lightning.model.checkpoint import WeightFiles, check_finite, fin
 from mathcanvas_lightning.model.layers.quantized import through_nf4
 from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter, is_in_layers
 from mathcanvas_lightning.training.callbacks.ema import stored_name
-from mathcanvas_lightning.training.checkpoint.reading import METADATA_FILE
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
+from mathcanvas_lightning.training.checkpoint.verify import METADATA_FILE
 from mathcanvas_lightning.training.numeric import DTYPES
 
 STATE = "state_dict"

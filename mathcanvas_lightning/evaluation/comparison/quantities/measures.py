@@ -162,7 +162,7 @@ def same_digits(given: str, expected: str) -> bool | None:
 
 
 def ratio_terms(text: str) -> list[str]:
-    """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
+    """Splits a ratio such as 3:2 into its terms; empty if the text is not a ratio."""
     terms = [
         term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?!the\b)(?=[\dA-Za-z])", text)
     ]

@@ -30,6 +30,6 @@ def _stored_dtype(model: str) -> str | None:
     """Type of the weights in a model's folder, as its configuration names it."""
     try:
         config = json.loads((Path(model) / "config.json").read_text())
-    except (OSError, ValueError):  # a hub name, or vLLM will tell
+    except (OSError, ValueError):  # a hub name, or a fault that vLLM reports
         return None
     return config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None

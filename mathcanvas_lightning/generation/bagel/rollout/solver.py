@@ -39,6 +39,11 @@ class ProblemSolver(ABC):
         """Number of problems that were submitted but not yet answered."""
         return len(self._pending)
 
+    @property
+    def running(self) -> list[str]:
+        """Uids of the problems in the batch."""
+        return [rollout.problem.uid for rollout in self._in_progress()]
+
     def submit(self, problem: Problem) -> None:
         """Adds a problem to the queue; returns at once.
 
