@@ -1,5 +1,6 @@
 """New models: complete, reproducible, with a tokenizer that Qwen2's class reads."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,19 @@ def test_model_and_autoencoder_load_and_run(untrained: Path) -> None:
     image = vae.decode(vae.encode([torch.zeros(3, 2 * side, side)], None)[0][None])
     assert image.shape == (1, 3, 2 * side, side)
     assert torch.isfinite(image).all()
+
+
+def test_home_folder(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(untrained.parent / "corpus.txt", tmp_path)
+    make_bagel("~/model", corpus=["~/corpus.txt"], seed=4)
+    assert folder_bytes(tmp_path / "model") == folder_bytes(untrained)
+    model = Bagel.from_checkpoint("~/model")
+    LatentVAE.from_checkpoint("~/model", model.config.vae)
+    model.save_checkpoint("~/saved", source="~/model")
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    assert not (tmp_path / "~").exists()
 
 
 def test_seed_decides_everything(untrained: Path, tmp_path: Path) -> None:
