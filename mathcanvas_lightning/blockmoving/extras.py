@@ -65,7 +65,7 @@ def write_extras(
             compare/compare.jsonl; draw/draw_000.parquet and move/move_000.parquet.
         level: Difficulty.
         part: Part of the stacks that may be shown.
-        seed: Decides everything.
+        seed: Seed of all random numbers.
         counts: Rows of each data set.
         progress: Show a progress bar on a terminal.
     """

@@ -41,7 +41,7 @@ class AutoencoderReport:
     psnr_db: float
     """Peak signal-to-noise ratio of the held-out pictures, in decibels."""
     first_psnr_db: float
-    """The same before training."""
+    """Peak signal-to-noise ratio before training, in decibels."""
     scale_factor: float
     """Multiplies latents after the shift, so that their variance is 1."""
     shift_factor: float
@@ -74,8 +74,8 @@ def train_vae(
         batch_size: Pictures per step.
         crop_px: Side of the random crop that is taken of each picture, a multiple of 8.
         max_lr: Maximum of the one-cycle learning rate; at most 1e-4 with a checkpoint.
-        dtype: Of the weights that are written: float32 or bfloat16.
-        seed: Decides everything.
+        dtype: Type of the weights that are written: float32 or bfloat16.
+        seed: Seed of all random numbers.
         progress: Show a progress bar on a terminal.
 
     Raises:

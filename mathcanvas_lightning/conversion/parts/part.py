@@ -42,7 +42,7 @@ class Part:
     """One of the parts that an input is divided into."""
 
     number: int
-    """From 1."""
+    """Number of the part, from 1."""
     of: int
     """Number of parts."""
 

@@ -1,4 +1,4 @@
-"""Resuming with other settings: each is taken, refused, or said; see configs/README.md."""
+"""Resuming with other settings: each is used and logged, or refused; see configs/README.md."""
 
 import enum
 from collections import Counter

@@ -63,7 +63,7 @@ class Quantity:
     is_doubtful: bool = False
     """Whether the unit may be a factor: 5m is a length or a product."""
     note: str = ""
-    """What is said of the unit: "of water", "east", "increase"."""
+    """Words that describe the unit: "of water", "east", "increase"."""
 
 
 def parse_quantity(text: str) -> Quantity:

@@ -88,7 +88,7 @@ class ProblemSolver(ABC):
         return self._run_alone(shortage)  # outside the handler, which keeps tensors alive
 
     def progress(self, uid: str) -> Progress:
-        """How far the answer to a pending problem is.
+        """The state of the answer to a pending problem.
 
         Args:
             uid: Uid of the problem.

@@ -47,7 +47,7 @@ class Team:
 
     engine: TextEngine
     drawer: Drawer | None
-    """None if no problem draws."""
+    """Draws for all problems; None if no problem draws."""
     contexts: ContextMaker
     device: torch.device
     """Device of the drawer."""
