@@ -135,7 +135,7 @@ class SourceFiles:
 
 @lru_cache(maxsize=4096)
 def _real_folder(path: str) -> str:
-    # Strict: otherwise a link that can't be read for a moment would count as a folder for good.
+    # Strict: otherwise a link that can't be read for a moment would always count as a folder.
     return os.path.realpath(path, strict=True)
 
 

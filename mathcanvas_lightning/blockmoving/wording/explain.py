@@ -53,7 +53,7 @@ def describe_stack(stack: Stack) -> str:
 
 
 def describe_step(step: Step) -> str:
-    """What moves, what gives way, what falls, and where the blocks concerned now are."""
+    """Which block moves, which one it is swapped with, which ones fall, and where they are then."""
     name, move = NAMES[step.block], step.move
     start = f"the {name} block at {show_cell(move.cell)} moves {move.direction}"
     if step.swapped is not None:

@@ -275,7 +275,7 @@ def load_run_weights(network: Bagel, path: str, *, average: bool) -> None:
 
     Raises:
         ConfigError: If the checkpoint is of another network, or has no averages.
-        DataError: If it is damaged, or its frozen weights are not at hand.
+        DataError: If it is damaged, or its frozen weights are missing.
         InputError: If it doesn't exist.
     """
     saved = open_checkpoint(local_path(path))
