@@ -141,7 +141,7 @@ def warm_command(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def run_tool(warm: WarmPython) -> RunTool:
-    """Runs a file of tools/ in a process of its own."""
+    """Runs a file of tools/ in a separate process."""
 
     def run(name: str, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         return warm.run([ROOT / "tools" / name, *args], **options)

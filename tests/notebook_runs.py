@@ -1,6 +1,6 @@
 """Runs notebooks of tools/ in one kernel: imports take most of the time.
 
-A process of its own, because pytest takes sockets that Jupyter closes late for faults of a test.
+This is a separate process: pytest takes sockets that Jupyter closes late for faults of a test.
 """
 
 import sys

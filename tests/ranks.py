@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def become_rank(rank: int, ranks: int, port: int, log: Path) -> None:
-    """Makes this process a rank, with a session of its own, whose output goes to a file."""
+    """Makes this process a rank, with its own session, whose output goes to a file."""
     os.setsid()
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())

@@ -114,7 +114,7 @@ def test_attention_takes_the_blocks_of_the_host() -> None:
     layout = stored_layout(BATCH.layout)
     made = Attention(replace(layout, blocks=None), "flex")
     given_blocks = Attention(layout, "flex")
-    assert torch.equal(made._block_mask.to_dense(), given_blocks._block_mask.to_dense())
+    assert torch.equal(made.block_mask.to_dense(), given_blocks.block_mask.to_dense())
 
 
 @pytest.mark.parametrize("has_layout", [False, True])

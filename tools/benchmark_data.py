@@ -181,7 +181,7 @@ def make_case(case: Case, num_samples: int, seed: int) -> list[PlannedDataset]:
 def measure_planning(
     case: Case | None, num_samples: int, seed: int, repeats: int
 ) -> dict[str, float]:
-    """Plans an epoch several times, of long rows without a case; for a process of its own."""
+    """Plans an epoch several times, of long rows without a case; for a separate process."""
     datasets = make_case(case, num_samples, seed) if case else [long_rows(num_samples, seed)]
     gc.collect()
     before = _resident_mib("VmRSS")

@@ -66,7 +66,7 @@ def predict(
 
 
 def echo_run(source: Path, output: Path) -> dict[str, float]:
-    """One run with EchoBackend; called in a process of its own."""
+    """One run with EchoBackend; called in a separate process."""
     quiet()
     started = time.perf_counter()
     predict(EchoBackend(), source, output, Sampling())

@@ -108,7 +108,7 @@ def time_scoring(num_records: int) -> dict[str, float]:
         with path.open("w", encoding="utf-8") as file:
             for number in range(num_records):
                 pair = pairs[number % len(pairs)]
-                # A number of its own makes every answer different, so no result is remembered.
+                # A different number makes every answer different, so no result is remembered.
                 record = {
                     "answer": f"{number % 997}" if number % 4 else pair.expected,
                     "model_answer": f"Step {number}.\nSo the answer is \\boxed{{{number % 991}}}."

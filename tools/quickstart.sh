@@ -77,7 +77,7 @@ scores() {
 }
 
 questions() {
-    # Without processes of its own, vLLM is imported once instead of three times.
+    # vLLM in this process is imported once instead of three times.
     VLLM_ENABLE_V1_MULTIPROCESSING=0 mathcanvas predict --config configs/predict_vllm.yaml
     python tools/score_responses.py --input demo/answers.jsonl --by subject --by level
 }

@@ -55,12 +55,12 @@ class TokenGeometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackLayout:
-    """What a forward pass needs to know of the tokens beside their contents.
+    """Order, samples, splits and attention of the tokens of a pack.
 
-    It is made on the host, once for a pack, so that no step waits for the device. Tokens are in the
-    order of storage: first those of the understanding expert, texts and ViT patches as they follow
-    in the sequence, then the latents. So neighbours in the storage mostly attend to the same
-    tokens, and few blocks of the mask are partial.
+    The layout is made on the host, once for a pack, so that no step waits for the device. Tokens
+    are in the order of storage: first those of the understanding expert, texts and ViT patches as
+    they follow in the sequence, then the latents. So neighbours in the storage mostly attend to the
+    same tokens, and few blocks of the mask are partial.
     """
 
     order: Tensor
@@ -86,7 +86,7 @@ class PackLayout:
     blocks: Tensor
     """[B, B] uint8, the blocks of the attention mask, see `mask_blocks`."""
     vit_blocks: Tensor
-    """Those of the ViT, whose patches attend to all patches of their image."""
+    """[B, B] uint8, the blocks of the ViT's mask: patches attend to all patches of their image."""
 
 
 def make_splits(lengths: Sequence[int], modes: Sequence[AttentionMode]) -> tuple[Split, ...]:

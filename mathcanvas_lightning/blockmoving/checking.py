@@ -34,7 +34,7 @@ Cubes = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCheck:
-    """What of an answer to a puzzle is right."""
+    """Verdicts on the steps of an answer to a puzzle."""
 
     checks: Mapping[str, bool]
     """For each of `CHECKS` (or `FORESIGHT_CHECKS`), whether all of it is right."""
@@ -65,11 +65,11 @@ def check_answer(
     stated = list(_STEP.finditer(text))
     pairs: dict[str, tuple[Sequence[Any], Sequence[Any]]]
     if _asks_for_the_stack(task):
-        alone = {}
+        single = {}
         pairs = {"move": (_MADE.findall(text), task["moves"].split()), "drawing": (shown, steps)}
         more = {"last_drawing": shown[-1:] == steps[-1:]}
     else:
-        alone = {
+        single = {
             "before": _stated(_BEFORE, text) == _cubes_of(task["initial"]),
             "after": _stated(_AFTER, text) == _cubes_of(task["final"]),
         }
@@ -79,8 +79,8 @@ def check_answer(
             "drawing": (shown, steps),
         }
         more = {}
-    checks = alone | {f"{name}s": given == true for name, (given, true) in pairs.items()} | more
-    chain = (*alone.items(), *_steps(pairs))
+    checks = single | {f"{name}s": given == true for name, (given, true) in pairs.items()} | more
+    chain = (*single.items(), *_steps(pairs))
     return AnswerCheck(
         checks={**checks, "everything": all(checks.values())},
         drawings=tuple(given == true for given, true in _aligned(shown, steps)),
@@ -91,7 +91,7 @@ def check_answer(
 def _steps(
     pairs: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
 ) -> Iterator[tuple[str, bool]]:
-    """Yields what a chain of thought has in each step, such as "drawing 2", and if it is right."""
+    """Yields each part of a chain of thought, such as "drawing 2", and whether it is right."""
     for number in range(max(len(one) for pair in pairs.values() for one in pair)):
         for name, pair in pairs.items():
             given, true = (one[number] if number < len(one) else None for one in pair)

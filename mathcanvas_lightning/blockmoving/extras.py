@@ -39,7 +39,7 @@ def parse_extras(text: str | None) -> dict[str, int]:
         text: Names and numbers; None for no further data set.
 
     Raises:
-        ConfigError: If a name is unknown, or a number is none.
+        ConfigError: If a name is unknown, or a number of rows is not valid.
     """
     counts = {}
     for word in filter(None, (text or "").split(",")):
@@ -65,7 +65,7 @@ def write_extras(
             compare/compare.jsonl; draw/draw_000.parquet and move/move_000.parquet.
         level: Difficulty.
         part: Part of the stacks that may be shown.
-        seed: Decides everything.
+        seed: Seed of all random numbers.
         counts: Rows of each data set.
         progress: Show a progress bar on a terminal.
     """

@@ -103,7 +103,7 @@ def generate_blockmoving(
     Args:
         output: Folder to write to.
         num_tasks: Number of tasks.
-        seed: Decides everything; task k is the same in a set of any size.
+        seed: Seed of all random numbers; task k is the same in a set of any size.
         level: Difficulty, 1 (two cubes, one move) to 5; the default is 5 with some faulty samples.
         part: all, train, validation or test; the last three share no picture.
         extra: Further data sets, such as describe=600,draw=600,move=200,reason=200.

@@ -55,7 +55,7 @@ def random_puzzles(rng: np.random.Generator, level: Level, part: Part) -> Iterat
     """Draws puzzles of a part, some of them several times, without end.
 
     Args:
-        rng: Decides everything.
+        rng: Random generator.
         level: Difficulty.
         part: Part of the stacks that the solution may lead through.
 
@@ -83,7 +83,7 @@ def different_puzzles(level: Level, part: Part, seed: int, num_tasks: int) -> It
     Args:
         level: Difficulty.
         part: Part of the stacks that the solution may lead through.
-        seed: Decides everything.
+        seed: Seed of all random numbers.
         num_tasks: Number of puzzles.
 
     Yields:

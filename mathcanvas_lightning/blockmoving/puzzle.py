@@ -55,7 +55,7 @@ def draw_puzzle(
     chosen uniformly, so nothing in the text of the options says which one it is.
 
     Args:
-        rng: Decides everything.
+        rng: Random generator.
         level: Board, cubes and moves.
         is_clear: Condition on every stack of every option, such as that all cubes can be seen.
 

@@ -126,7 +126,7 @@ def _search(pixels: Floats, level: Level) -> Reading:
         shown = _render(stack, level)
         error = float(((shown - pixels) ** 2).sum())
         changes = {new: _render(new, level) for new in _changes(stack, level)}
-        # A change that nobody can see, such as a cube behind others, is none.
+        # A change that the views hide, such as a cube behind others, is skipped.
         seen = {new: image for new, image in changes.items() if (image != shown).any()}
         errors = {new: float(((image - pixels) ** 2).sum()) for new, image in seen.items()}
         best = min(errors, key=lambda new: errors[new])

@@ -84,7 +84,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A move and what came of it."""
+    """A move and its result."""
 
     move: Move
     block: int
@@ -105,7 +105,7 @@ def apply_move(stack: Stack, move: Move) -> Step:
         move: Any move.
 
     Returns:
-        What came of it.
+        The move with its result.
 
     Raises:
         IllegalMoveError: If there is no block to move, or the target is outside the board.
@@ -129,7 +129,8 @@ def apply_move(stack: Stack, move: Move) -> Step:
     target = after.column(tx, ty)
     after = after.with_column(tx, ty, (*target, block))
     shifted = {b: (x, y, z + 1 + k) for k, b in enumerate(source[z + 1 :])}
-    # Straight up into nothing, the block falls back to where it was; else those above come down.
+    # A block that is shifted straight up into an empty cell falls back to its place. After other
+    # moves, the blocks that were above it fall by one cell.
     shifted[block] = move.target
     landed = after.cells()
     fell = {b: (cell, landed[b]) for b, cell in shifted.items() if landed[b] != cell}

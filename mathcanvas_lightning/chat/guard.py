@@ -1,4 +1,4 @@
-"""Who may use the page: only this machine, and only pages that this server has made."""
+"""Access control: only this machine, and only pages that this server has made, get answers."""
 
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit

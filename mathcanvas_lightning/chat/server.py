@@ -1,4 +1,4 @@
-"""Serves the page on this machine alone."""
+"""Serves the page, only on this machine."""
 
 import asyncio
 import socket

@@ -20,7 +20,7 @@ class Session:
     last: Question | None = None
     """The last question."""
     stop: threading.Event | None = None
-    """Stops the answer in progress; None if there is none."""
+    """Stops the answer in progress; None if no answer is in progress."""
 
     def begin(self) -> threading.Event:
         """Starts an answer, and returns what stops it.
@@ -64,7 +64,7 @@ class Sessions:
         return token
 
     def find(self, token: str) -> Session | None:
-        """The session of a token; None if there is none."""
+        """The session of a token; None if the token is unknown."""
         if token in self._found:
             self._found.move_to_end(token)
         return self._found.get(token)

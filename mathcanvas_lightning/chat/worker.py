@@ -42,7 +42,7 @@ class Worker:
                 loop.call_soon_threadsafe(news.put_nowait, event)
 
         work = loop.run_in_executor(self._thread, _stream, self._backend, request, stop, put)
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # no warning
         work.add_done_callback(lambda _: news.put_nowait(None))
         try:
             while (event := await news.get()) is not None:

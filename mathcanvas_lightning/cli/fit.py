@@ -28,8 +28,8 @@ from mathcanvas_lightning.training.callbacks.progress import ProgressLines
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.callbacks.summary import DebugBatches, StartSummary
 from mathcanvas_lightning.training.callbacks.totals import EndSummary
-from mathcanvas_lightning.training.checkpoint.reading import read_about, require_readable
 from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
+from mathcanvas_lightning.training.checkpoint.verify import read_about, require_readable
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.run.callback import RunFiles
 from mathcanvas_lightning.training.run.finished import check_unfinished
@@ -192,7 +192,7 @@ class MathCanvasCLI(OneLineCLI):
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise _refused(error) from error
         if self.subcommand == "fit":
-            self._places = set_up_run(trainer, logger)
+            self._locations = set_up_run(trainer, logger)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -226,12 +226,12 @@ class MathCanvasCLI(OneLineCLI):
             self._check_checkpoint(config.ckpt_path, weights_only=True)
 
     def _find_checkpoint(self, config: Any) -> str | None:
-        places: list[Any] = (
-            [config.auto_resume] if isinstance(config.auto_resume, str) else self._places
+        locations: list[Any] = (
+            [config.auto_resume] if isinstance(config.auto_resume, str) else self._locations
         )
-        found = find_checkpoint(*places, need_record=isinstance(self.model, BagelModule))
+        found = find_checkpoint(*locations, need_record=isinstance(self.model, BagelModule))
         if found is None:
-            listed = ", ".join(str(place) for place in places)
+            listed = ", ".join(str(place) for place in locations)
             rank_zero_info(f"Starting at step 0: no checkpoint of this run in {listed}")
         return found
 

@@ -1,4 +1,4 @@
-"""What the command line says of itself: commands, versions, one screen for the trainer commands."""
+"""Help texts: the list of commands, the version, one screen for each trainer command."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

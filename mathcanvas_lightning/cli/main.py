@@ -117,8 +117,8 @@ COMMANDS = {
     ),
     "train-vae": Command(
         function="training.autoencoder:train_vae",
-        summary="Trains an image autoencoder on pictures, for drawings of small models or of one's "
-        "own data.",
+        summary="Trains an image autoencoder on pictures, for drawings of small models or of your "
+        "data.",
         example="--pictures data/pictures --output autoencoder --num_steps 1200",
         show=show.autoencoder,
     ),

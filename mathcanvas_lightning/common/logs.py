@@ -35,7 +35,7 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _Ours(logging.Filter):
-    """Drops Lightning's messages below warnings, but for those that this package sends there."""
+    """Drops Lightning's messages below warnings, except those that this package sends there."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         is_ours = record.name.startswith(PACKAGE) or record.pathname.startswith(_FOLDER)

@@ -31,7 +31,7 @@ WORKER_START_S = 3.0
 CHUNKS_AHEAD = 3
 """Submitted chunks per worker beyond the one it works on: enough to keep it busy."""
 MAX_CHUNKS_AHEAD = 32
-"""The same for all workers together: their results are in memory until it is their turn."""
+"""Submitted chunks of all workers together; results stay in memory until their turn."""
 
 
 def usable_cores() -> int:

@@ -135,7 +135,7 @@ class SourceFiles:
 
 @lru_cache(maxsize=4096)
 def _real_folder(path: str) -> str:
-    # Strict: otherwise a link that can't be read for a moment would count as a folder for good.
+    # Strict: otherwise a link that can't be read for a moment would always count as a folder.
     return os.path.realpath(path, strict=True)
 
 
@@ -148,7 +148,7 @@ def _is_outside(relative: str) -> bool:
 
 
 def _near_miss(root: str, relative: str) -> str:
-    """Names an existing file whose path is spelled differently; "" if there is none."""
+    """Names an existing file whose path is spelled differently; "" without such a file."""
     for spelling in _spellings(relative):
         if not _is_outside(spelling) and os.path.isfile(os.path.join(root, spelling)):
             looks_same = unicodedata.normalize("NFC", spelling) == unicodedata.normalize(

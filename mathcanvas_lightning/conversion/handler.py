@@ -19,7 +19,7 @@ from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 
 HANDLER_TEMPLATE = "source_format.py.j2"
 LOOKED_AT = 100
-"""Records that are looked at."""
+"""Number of records from which columns are guessed."""
 TEST_TEMPLATE = "test_source_format.py.j2"
 TEMPLATE_NAMES = frozenset(
     {"Any", "Draft", "Image", "ImageSegment", "Mapping", "Part", "Path", "Picture"}
@@ -62,7 +62,7 @@ class ColumnsFile:
     presets: Sequence[str]
     """Presets that the columns fit."""
     input: str
-    """The file that was looked at."""
+    """The file whose columns were guessed."""
 
     @property
     def summary(self) -> str:

@@ -58,7 +58,7 @@ class ConversionJob:
     image_dir: str
     """Image folder relative to the input's folder."""
     link_root: str | None
-    """Folder that links may lead into, relative to the input's folder; None if there is none."""
+    """Folder that links may lead into, relative to the input's folder; None: the image folder."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -187,11 +187,11 @@ def write_job(
     *,
     progress: bool,
 ) -> JobResult:
-    """Writes what the records became to shards, rejects and summary.
+    """Writes the outcomes of the records to shards, rejects and summary.
 
     Args:
         job: What was converted, and how.
-        outcomes: What each record became, in order.
+        outcomes: The outcome of each record, in order.
         folder: The output folder.
         existing: Finished work of earlier runs.
         progress: Whether to show a progress bar.

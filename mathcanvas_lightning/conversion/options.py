@@ -102,7 +102,7 @@ class RunConfig:
     max_reject_fraction: float
     """The largest fraction of rejects with which the conversion still succeeds."""
     max_image_reject_fraction: float
-    """The same for records that are rejected for their images."""
+    """The largest fraction of rejects for images with which the conversion still succeeds."""
     progress: bool
     """Whether to show progress bars."""
     part: str | None = None

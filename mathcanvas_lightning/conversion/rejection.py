@@ -40,7 +40,7 @@ IMAGE_REASONS = frozenset(
         Reason.PATH_OUTSIDE,
     }
 )
-"""Reasons that lie in the images. Many of them point to a wrong folder or a failing disk."""
+"""Reasons that concern images. Many of them point to a wrong folder or a failing disk."""
 
 
 class RejectError(Exception):

@@ -25,7 +25,7 @@ class ConversionReport:
     max_reject_fraction: float
     """The largest fraction of rejects with which the conversion still succeeds."""
     max_image_reject_fraction: float
-    """The same for records that were rejected for their images."""
+    """The largest fraction of rejects for images with which the conversion still succeeds."""
     seconds: float
     """Wall time, in seconds."""
     renamed_fields: Mapping[str, str] = field(default_factory=dict)

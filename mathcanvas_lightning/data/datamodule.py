@@ -145,7 +145,7 @@ class MathCanvasDataModule(ShortRepr, LightningDataModule):
         """Data sets and plan of the training.
 
         Raises:
-            ConfigError: If there are none.
+            ConfigError: If there are no data sets.
         """
         if self._train is None:
             raise ConfigError(

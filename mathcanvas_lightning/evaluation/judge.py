@@ -76,7 +76,7 @@ class Ruling:
     """The judge's decision on a case."""
 
     extracted: str = ""
-    """The final answer to all parts, as the judge extracted it; empty if there is none."""
+    """The final answer to all parts, as the judge extracted it; empty if it found none."""
     parts: Sequence[bool | None] = field(default_factory=tuple)
     """For each part, whether it is right; None if undecided."""
     failures: Sequence[str] = field(default_factory=tuple)

@@ -51,7 +51,7 @@ def scores_path(records: Path) -> Path:
 
     Args:
         records: File or folder of answered records; its suffix is kept, so that answers.json and
-            answers.jsonl have scores of their own.
+            answers.jsonl have separate scores.
 
     Returns:
         The path, such as answers.jsonl_scores.json.

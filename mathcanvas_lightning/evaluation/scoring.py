@@ -121,7 +121,7 @@ def score_responses(
     Args:
         input: JSON, JSON lines, CSV or Parquet file of records.
         answer_field: Field with the reference: a text or number, or a list of one for each part.
-        response_field: Field with the response, or a list of them; null where there is none.
+        response_field: Field with the response, or a list of them; null without a response.
         options_field: Field with the texts of the choices, for multiple-choice questions.
         question_field: Field with the question, for the judge.
         preset: Public data set, such as mathvista, that names all fields but the responses.

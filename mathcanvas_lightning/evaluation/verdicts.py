@@ -19,7 +19,7 @@ class PartVerdict:
     """The verdict on the answer to one part of a question."""
 
     extracted: str
-    """The answer in the response; empty if there is none."""
+    """The answer in the response; empty if none was found."""
     expected: str
     """The reference answer."""
     verdict: Verdict

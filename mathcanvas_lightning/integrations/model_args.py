@@ -112,6 +112,6 @@ def _model_section(path: str) -> Mapping[str, Any]:
             f"config {path}",
             found=" ".join(f"{type(error).__name__}: {error}".split()),
             wanted="a YAML file of mathcanvas predict, with model.init_args.backend",
-            remedy="Name such a file, as configs/predict_bagel_7b.yaml.",
+            remedy="Name such a file, as configs/predict_bagel.yaml.",
         ) from None
     return section

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mathcanvas_lightning.batch import PackedBatch
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.checkpoint import (
     TABLES,
@@ -155,7 +156,7 @@ class Bagel(ImageInputs):
             ConfigError: If config.json can't be used.
             DataError: If weights are missing or of another shape.
         """
-        config = BagelConfig(llm=LLMConfig.from_file(Path(path, BAGEL_FILE)))
+        config = BagelConfig(llm=LLMConfig.from_file(local_path(path) / BAGEL_FILE))
         model = cls.empty(config.override(**overrides), dtype=dtype, device=device)
         model.reset_parameters(seed)
         load_qwen2(model.language_model, find_weights(path), place=str(path))

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mathcanvas_lightning.common.git_lfs import describe_file
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import GEN_SUFFIX, BagelConfig
 from mathcanvas_lightning.model.layers.quantized import quantized_layers
@@ -96,7 +97,7 @@ def find_weights(path: str | Path) -> WeightFiles:
     Raises:
         DataError: If there are no weights, or a file is damaged.
     """
-    folder = Path(path)
+    folder = local_path(path)
     single = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if single is not None:
         found = [single]

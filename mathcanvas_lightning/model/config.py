@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.similar import did_you_mean, nearest
 from mathcanvas_lightning.errors import ConfigError
 
@@ -198,7 +199,7 @@ class BagelConfig:
         Raises:
             ConfigError: If a file is missing or lacks a field.
         """
-        folder = Path(path)
+        folder = local_path(path)
         bagel = _read(folder / BAGEL_FILE)
         vae = bagel.get("vae_config", {})
         if "ch_mult" in vae:

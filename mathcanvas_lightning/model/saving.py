@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.model.checkpoint import INDEX_FILE
 from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig
 from mathcanvas_lightning.model.vae import VAE_FILE
@@ -57,7 +58,7 @@ def write_checkpoint(
             links where the file system allows it, else copies.
         shapes: Shapes of the weights, for a lazy `state`: each tensor is then computed only once.
     """
-    folder = Path(path)
+    folder = local_path(path)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in config.files().items():
         if name == BAGEL_FILE:
@@ -70,8 +71,8 @@ def write_checkpoint(
     _write_json(folder / INDEX_FILE, {"weight_map": dict(sorted(weight_map.items()))})
     if source is not None:
         for name in (*TOKENIZER_FILES, VAE_FILE):
-            if Path(source, name).is_file():
-                _link_or_copy(Path(source, name), folder / name)
+            if (local_path(source) / name).is_file():
+                _link_or_copy(local_path(source) / name, folder / name)
 
 
 def other_files(folder: Path, config: BagelConfig) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mathcanvas_lightning.batch import PackedBatch, to_unit_range
 from mathcanvas_lightning.common.git_lfs import describe_file
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.checkpoint import check_finite
 from mathcanvas_lightning.model.config import VAEConfig
@@ -67,7 +68,7 @@ class LatentVAE(nn.Module):
         """
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-        file = Path(path, VAE_FILE)
+        file = local_path(path) / VAE_FILE
         if not file.is_file():
             raise DataError(
                 str(file),

@@ -1,4 +1,4 @@
-"""Reads the pictures of records ahead of need, those at URLs in parallel."""
+"""Prefetches the pictures of records, those at URLs in parallel."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait

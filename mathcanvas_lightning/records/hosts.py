@@ -72,7 +72,7 @@ class HostReader:
         self._plain = Storage(
             StorageConfig(timeout_s=settings.timeout_s, max_retries=settings.max_retries)
         )
-        # The timeout of a storage starts anew with each byte: not for a server that dribbles.
+        # The timeout of a storage restarts with each byte, so a slow server could take forever.
         limit = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=settings.timeout_s)}}
         self._web = Storage(replace(self._plain.config, storage_options=limit))
         self._hosts = HostHealth()

@@ -51,7 +51,7 @@ class RecordInput:
     query_field: str = "query_cot"
     """Field with the question."""
     image_field: str = "image"
-    """Field with a picture or a list of pictures; missing, null or empty if there is none."""
+    """Field with a picture or a list of pictures; it may be missing, null or empty."""
     response_field: str = "model_answer"
     """Field for the answer; a record that already has one is not asked."""
     drawings_field: str = "solution_images"
@@ -104,7 +104,7 @@ class Record:
     """Position in the input, from 0."""
     index: str | int
     query: str
-    """Question; "" if there is none."""
+    """Question; "" without one."""
     images: tuple[Any, ...]
     """Unchecked references to pictures; `read_pictures` describes their forms."""
     image_base: str = "."
@@ -274,7 +274,7 @@ def columns_of(preset: str) -> Columns:
     """The columns of a preset, or of a YAML file.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is no such preset or file.
     """
     return Columns(find_columns(preset))
 

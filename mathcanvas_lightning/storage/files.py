@@ -90,7 +90,7 @@ class Storage:
             suffix: Ends of the names to find, in small letters; capitals are found too.
 
         Raises:
-            DataError: If there is none.
+            DataError: If there is no such file.
         """
         return [entry.path for entry in self._find(path, suffix)]
 

@@ -36,11 +36,12 @@ class LocalFiles:
         with os.scandir(local_path(path)) as found:
             for item in found:
                 if not item.name.startswith("."):
-                    status = None
-                    if not item.is_dir():
-                        with contextlib.suppress(OSError):  # a link to nothing fails when read
-                            status = _status(item.stat())
-                    entries.append(Entry(path=item.path, is_folder=item.is_dir(), status=status))
+                    is_folder, status = False, None
+                    # A link to nothing or to itself is listed as a file, and fails when read.
+                    with contextlib.suppress(OSError):
+                        is_folder = item.is_dir()
+                        status = None if is_folder else _status(item.stat())
+                    entries.append(Entry(path=item.path, is_folder=is_folder, status=status))
         return entries
 
     def read(self, path: str, _: FileStatus, start: int, end: int) -> bytes:

@@ -23,7 +23,7 @@ from mathcanvas_lightning.model.vae import VAE_FILE, LatentVAE, save_vae
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MSE_WEIGHT, L1_WEIGHT, CHROMA_WEIGHT, KL_WEIGHT = 10.0, 1.0, 30.0, 1e-3
-"""Weights of the loss. Small coloured shapes are few pixels, so colour has a term of its own."""
+"""Weights of the loss. Small coloured shapes are few pixels, so colour has a separate term."""
 MAX_LR_OF_TRAINED = 1e-4
 """Maximum learning rate where training starts from a checkpoint."""
 NUM_HELD_OUT = 64
@@ -32,7 +32,7 @@ NUM_HELD_OUT = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderReport:
-    """What was trained, and how well it does on pictures that were held out."""
+    """What was trained, and its error on held-out pictures."""
 
     path: str
     """The weights."""
@@ -41,7 +41,7 @@ class AutoencoderReport:
     psnr_db: float
     """Peak signal-to-noise ratio of the held-out pictures, in decibels."""
     first_psnr_db: float
-    """The same before training."""
+    """Peak signal-to-noise ratio before training, in decibels."""
     scale_factor: float
     """Multiplies latents after the shift, so that their variance is 1."""
     shift_factor: float
@@ -63,7 +63,7 @@ def train_vae(
     seed: int = 0,
     progress: bool = True,
 ) -> AutoencoderReport:
-    """Trains an image autoencoder on pictures, for drawings of small models or of one's own data.
+    """Trains an image autoencoder on pictures, for drawings of small models or of your data.
 
     Args:
         pictures: Folder of PNG, JPEG or WebP files; sub-folders are read too.
@@ -74,8 +74,8 @@ def train_vae(
         batch_size: Pictures per step.
         crop_px: Side of the random crop that is taken of each picture, a multiple of 8.
         max_lr: Maximum of the one-cycle learning rate; at most 1e-4 with a checkpoint.
-        dtype: Of the weights that are written: float32 or bfloat16.
-        seed: Decides everything.
+        dtype: Type of the weights that are written: float32 or bfloat16.
+        seed: Seed of all random numbers.
         progress: Show a progress bar on a terminal.
 
     Raises:

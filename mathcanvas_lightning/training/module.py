@@ -193,7 +193,7 @@ class BagelModule(LightningModule):
         checkpoint.update(converted)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Checks that a checkpoint matches this run, and tells which settings have changed.
+        """Checks that a checkpoint matches this run, and logs which settings have changed.
 
         Raises:
             ConfigError: If its network, adapters, frozen parts or moving average differ.

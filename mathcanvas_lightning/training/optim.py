@@ -108,7 +108,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     """Groups trainable parameters: matrices with weight decay, all others without.
 
     Args:
-        model: Any module; a `Bagel`, if some of its parts have a learning rate of their own.
+        model: Any module; a `Bagel`, if some of its parts have their own learning rate.
         config: Settings of AdamW, with a learning rate.
 
     Returns:
@@ -198,7 +198,7 @@ def apply_settings(
 
 
 def part_rates(optimizer: Optimizer, config: OptimizerConfig) -> dict[str, float]:
-    """Present learning rates of the parts that have one of their own, by the name to log.
+    """Present learning rates of the parts that have their own one, by the name to log.
 
     Args:
         optimizer: The optimizer of `make_optimizer`, with a schedule.

@@ -22,7 +22,7 @@ from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.checkpoint.background import BackgroundSaver
-from mathcanvas_lightning.training.checkpoint.reading import (
+from mathcanvas_lightning.training.checkpoint.verify import (
     check_same_model,
     read_about,
     stored_shapes,

@@ -1,7 +1,7 @@
 """Attention on the CPU: causal in texts, full inside images.
 
 GPU backends of vLLM read the ranges of images themselves; its CPU backend does not. Here each image
-and each text between images becomes a request of its own for the kernel, over the same row of the
+and each text between images becomes a separate request for the kernel, over the same row of the
 block table; the kernel takes a flag for each request.
 """
 

@@ -25,7 +25,7 @@ class Assumption:
     needs: tuple[str, ...]
     """Parameters of a function, fields or attributes of a class, or keys of a mapping."""
     used_by: str
-    """What breaks without it."""
+    """The part of the plugin that needs it."""
 
 
 ASSUMPTIONS = (

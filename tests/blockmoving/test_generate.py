@@ -1,4 +1,4 @@
-"""Generated sets: told, drawn and answered rightly, and decided by the seed."""
+"""Generated sets: words, drawings and answers are right, and the seed decides everything."""
 
 import json
 import re
@@ -57,8 +57,8 @@ def test_text_tells_the_stack_and_ends_with_the_prediction(puzzles: Path) -> Non
     for record in json.loads((puzzles / "enhanced_cot_cleaned.json").read_text()):
         task = json.loads((puzzles / f"task_{record['task_id']}" / "data.json").read_text())
         text = record["cot_text"]
-        told = PLACE.findall(text.split("The final stack is")[0])
-        assert [(name, [int(c) for c in cell]) for name, *cell in told] == [
+        stated = PLACE.findall(text.split("The final stack is")[0])
+        assert [(name, [int(c) for c in cell]) for name, *cell in stated] == [
             (block["colour"], block["cell"]) for block in task["initial"]
         ]
         assert text.endswith(f"So the answer is {record['pred']}.")

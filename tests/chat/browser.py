@@ -33,7 +33,7 @@ window.addEventListener("error", (e) => window.violations.push(e.message));
 
 
 def find_chromium() -> str:
-    """The program; skips the test if there is none."""
+    """The program; skips the test without it."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:

@@ -80,7 +80,7 @@ def test_any_digits_sort() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with modules named like installed ones, and one of its own."""
+    """The working folder, with modules named like installed ones, and one with a new name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(tmp_path)])
     for name in ("lightning", "sympy", "my_module_of_mine"):

@@ -180,7 +180,7 @@ def test_resuming_after_max_steps(
     assert found == until(whole, stops[-1])
 
 
-def test_going_on_with_the_same_trainer(shards: Path, whole: Steps, tmp_path: Path) -> None:
+def test_continuing_with_the_same_trainer(shards: Path, whole: Steps, tmp_path: Path) -> None:
     trainer = fit(shards, tmp_path / "journal", packs_per_step=4, max_steps=3)
     for max_steps in (5, 7):
         trainer.fit_loop.epoch_loop.max_steps = max_steps

@@ -1,5 +1,6 @@
 """New models: complete, reproducible, with a tokenizer that Qwen2's class reads."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,29 +19,29 @@ TEXT = "Step 1: the red block at (0,1,2) moves +x.\n\n Größe, 北京, it's 3.1
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fresh")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untrained")
     (folder / "corpus.txt").write_text("The red block moves, and the blue block falls.\n" * 50)
     make_bagel(str(folder / "model"), corpus=[str(folder / "corpus.txt")], seed=4)
     return folder / "model"
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tokenizer_is_qwen2s(fresh: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(fresh)
+def test_tokenizer_is_qwen2s(untrained: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(untrained)
     assert type(tokenizer).__name__.startswith("Qwen2Tokenizer")
     ids = tokenizer(TEXT)["input_ids"]
     assert tokenizer.decode(ids) == TEXT
-    assert ids == Tokenizer.from_file(str(fresh / "tokenizer.json")).encode(TEXT).ids
+    assert ids == Tokenizer.from_file(str(untrained / "tokenizer.json")).encode(TEXT).ids
     assert len(tokenizer("The red block")["input_ids"]) == 3
     special = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
     assert special == list(range(len(tokenizer) - len(SPECIAL_TOKENS), len(tokenizer)))
-    assert len(tokenizer) <= Bagel.from_checkpoint(fresh).config.llm.vocab_size
+    assert len(tokenizer) <= Bagel.from_checkpoint(untrained).config.llm.vocab_size
 
 
-def test_model_and_autoencoder_load_and_run(fresh: Path) -> None:
-    model = Bagel.from_checkpoint(fresh, dtype=torch.float32)
-    vae = LatentVAE.from_checkpoint(fresh, model.config.vae)
+def test_model_and_autoencoder_load_and_run(untrained: Path) -> None:
+    model = Bagel.from_checkpoint(untrained, dtype=torch.float32)
+    vae = LatentVAE.from_checkpoint(untrained, model.config.vae)
     batch = synthetic_pack([["question", "vit", "noisy", "answer"]], model.config)
     output = model(batch, **synthetic_inputs(batch, model.config))
     assert torch.isfinite(output.ce).all()
@@ -50,14 +51,27 @@ def test_model_and_autoencoder_load_and_run(fresh: Path) -> None:
     assert torch.isfinite(image).all()
 
 
-def test_seed_decides_everything(fresh: Path, tmp_path: Path) -> None:
-    corpus = [str(fresh.parent / "corpus.txt")]
+def test_home_folder(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(untrained.parent / "corpus.txt", tmp_path)
+    make_bagel("~/model", corpus=["~/corpus.txt"], seed=4)
+    assert folder_bytes(tmp_path / "model") == folder_bytes(untrained)
+    model = Bagel.from_checkpoint("~/model")
+    LatentVAE.from_checkpoint("~/model", model.config.vae)
+    model.save_checkpoint("~/saved", source="~/model")
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_seed_decides_everything(untrained: Path, tmp_path: Path) -> None:
+    corpus = [str(untrained.parent / "corpus.txt")]
     make_bagel(str(tmp_path / "same"), corpus=corpus, seed=4)
     make_bagel(str(tmp_path / "other"), corpus=corpus, seed=5)
-    assert folder_bytes(tmp_path / "same") == folder_bytes(fresh)
+    assert folder_bytes(tmp_path / "same") == folder_bytes(untrained)
     other = folder_bytes(tmp_path / "other")
-    assert other["ema.safetensors"] != (fresh / "ema.safetensors").read_bytes()
-    assert other["tokenizer.json"] == (fresh / "tokenizer.json").read_bytes()
+    assert other["ema.safetensors"] != (untrained / "ema.safetensors").read_bytes()
+    assert other["tokenizer.json"] == (untrained / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.slow

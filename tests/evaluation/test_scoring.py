@@ -181,7 +181,7 @@ def test_options_that_are_null_have_no_text_and_move_no_letter(
     assert verdicts(report) == [["right"]] * 2 + [["wrong"]] * 3 + [["unanswered"]]
 
 
-def test_files_of_one_stem_have_scores_of_their_own(tmp_path: Path) -> None:
+def test_files_of_one_stem_have_separate_scores(tmp_path: Path) -> None:
     right, wrong = ([{"answer": "5", "model_answer": said}] for said in ("5", "6"))
     reports = [
         score(write_lines(tmp_path / "same.jsonl", right)),
@@ -209,7 +209,7 @@ def test_the_mark_of_an_answer(tmp_path: Path, pattern: str, response: str, verd
 
 
 @pytest.mark.parametrize("pattern", ["bxed", "(5", ""])
-def test_a_mark_that_is_none(tmp_path: Path, pattern: str) -> None:
+def test_a_wrong_answer_pattern(tmp_path: Path, pattern: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", RECORDS)
     with pytest.raises(ConfigError, match=r"answer_pattern.*boxed, answer_tag"):
         score(path, answer_pattern=pattern)

@@ -154,7 +154,7 @@ def test_backends_that_draw(name: Any, kind: type) -> None:
     assert made.model_name == "mine"
     assert made.settings["max_context_tokens"] == 600
     if isinstance(made, VLLMBagelBackend):
-        assert made._engine.tensor_parallel_size == 2
+        assert made.engine.tensor_parallel_size == 2
 
 
 def test_defaults_of_the_tool(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,11 +169,11 @@ def test_geometry() -> None:
     assert (geometry.max_vit_side, geometry.max_latent_side) == (70, 64)
 
 
-def test_fresh_model(model: Bagel) -> None:
-    fresh = [Bagel.empty(CONFIG, dtype=torch.float32, device="cpu") for _ in range(3)]
-    for bagel, seed in zip(fresh, (7, 7, 8), strict=True):
+def test_new_model(model: Bagel) -> None:
+    models = [Bagel.empty(CONFIG, dtype=torch.float32, device="cpu") for _ in range(3)]
+    for bagel, seed in zip(models, (7, 7, 8), strict=True):
         bagel.reset_parameters(seed)
-    states = [bagel.state_dict() for bagel in fresh]
+    states = [bagel.state_dict() for bagel in models]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(
         states[0]["language_model.lm_head.weight"], states[2]["language_model.lm_head.weight"]

@@ -208,7 +208,7 @@ def test_weights_win_over_the_config(saved: Path) -> None:
     assert torch.equal(larger.latent_pos_embed.pos_embed, wanted)
 
 
-def test_parts_can_start_fresh(model: Bagel, saved: Path) -> None:
+def test_parts_can_start_from_random_weights(model: Bagel, saved: Path) -> None:
     parts = [part for part in COMPONENTS if part != "connector"]
     loaded = load(saved, components=parts, seed=5)
     for name, tensor in model.state_dict().items():

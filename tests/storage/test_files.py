@@ -218,6 +218,7 @@ def test_listing_follows_links(tmp_path: Path) -> None:
     (folder / "a" / "up").symlink_to(folder)
     (tmp_path / "elsewhere" / "round").symlink_to(folder / "a")
     (tmp_path / "root").symlink_to(folder)
+    (folder / "itself").symlink_to(folder / "itself")
     for root in (folder, tmp_path / "root"):
         found = Storage(QUICK).list_statuses(str(root))
         names = [*(f"link/{name}" for name in ("p-1.parquet",)), "q.parquet", *NAMES]
@@ -226,6 +227,10 @@ def test_listing_follows_links(tmp_path: Path) -> None:
         assert found[str(root / "link" / "p-1.parquet")].size_bytes == 2
     (folder / "gone.parquet").symlink_to(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"gone\.parquet: found nothing"):
+        Storage(QUICK).list_statuses(str(folder))
+    (folder / "gone.parquet").unlink()
+    (folder / "loop.parquet").symlink_to(folder / "loop.parquet")
+    with pytest.raises(DataError, match=r"loop\.parquet: found something that can't be read"):
         Storage(QUICK).list_statuses(str(folder))
 
 

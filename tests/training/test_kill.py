@@ -87,7 +87,7 @@ def check_same(run: Run, straight: Run) -> None:
 def test_killed_again_and_again_and_stopped(make: Make) -> None:
     """Killed in the first save, in a step, in a later save: earlier checkpoints stay complete.
 
-    Then SIGTERM stops the run: it saves after the step and goes on from there.
+    Then SIGTERM stops the run: it saves after the step and resumes from there.
     """
     run = make("killed", pauses=["save 2", "step 3", "save 4", "step 4"])
     found: Sequence[tuple[set[str], str | None]] = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mathcanvas_lightning.training.checkpoint.reading import read_about
+from mathcanvas_lightning.training.checkpoint.verify import read_about
 from mathcanvas_lightning.training.run.metrics import read_metrics
 from tests.cli.small_run import write_settings
 from tests.conftest import ROOT

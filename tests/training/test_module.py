@@ -482,10 +482,10 @@ def test_only_unfrozen_parameters_are_trained(shards: Path, tmp_path: Path) -> N
         ({"freeze": FreezeConfig(und=True)}, ("moe_gen", "lm_head", "llm2vae", "vae2llm", "time")),
         ({"lora": LoRASettings(parts=["gen"], rank=2)}, ("lora",)),
     ):
-        model, fresh = network(**options), network()
+        model, untrained = network(**options), network()
         train(model, training_data(config(shards)), tmp_path, max_steps=2)
-        train(fresh, training_data(config(shards)), tmp_path, max_steps=0)
-        before = weights(fresh)
+        train(untrained, training_data(config(shards)), tmp_path, max_steps=0)
+        before = weights(untrained)
         changed = {
             name
             for name, tensor in weights(model).items()

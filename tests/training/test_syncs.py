@@ -23,7 +23,7 @@ WAITING = {
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises where a GPU would have to finish before the host can go on."""
+    """Raises where a GPU would have to finish before the host can continue."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name

@@ -1,6 +1,6 @@
 """Runs one engine inside this process, in several ways, and writes its texts as JSON.
 
-The tests run it in a process of its own: vLLM changes global state, and the controls replace parts
+The tests run it in a separate process: vLLM changes global state, and the controls replace parts
 of the plugin.
 """
 

@@ -15,16 +15,16 @@ from mathcanvas_lightning.blockmoving.rules import (
 
 
 def describe_moves(moves: Sequence[Move]) -> str:
-    """An option as it stands in the question, such as `(0,1,0) +x, then (2,2,1) -z`."""
+    """An option as the question shows it, such as `(0,1,0) +x, then (2,2,1) -z`."""
     return ", then ".join(str(move) for move in moves)
 
 
 def explain(puzzle: Puzzle, pictures: Sequence[str], *, answer: str, composite: str) -> str:
-    """Tells the solution step by step.
+    """Writes the solution step by step.
 
     Args:
         puzzle: The task.
-        pictures: What stands after each step's words: an image tag, or a mark.
+        pictures: The image tag or mark that follows the words of each step.
         answer: The letter to end with; a wrong one for a sample that is wrong.
         composite: The question's image tag.
 
@@ -53,7 +53,7 @@ def describe_stack(stack: Stack) -> str:
 
 
 def describe_step(step: Step) -> str:
-    """What moves, what gives way, what falls, and where the blocks concerned now are."""
+    """Which block moves, which one it is swapped with, which ones fall, and where they are then."""
     name, move = NAMES[step.block], step.move
     start = f"the {name} block at {show_cell(move.cell)} moves {move.direction}"
     if step.swapped is not None:

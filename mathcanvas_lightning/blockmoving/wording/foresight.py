@@ -20,7 +20,7 @@ def draw_foresight(
     """Draws a stack and legal moves at random.
 
     Args:
-        rng: Decides everything.
+        rng: Random generator.
         level: Board, cubes and moves.
         is_clear: Condition on every stack, such as that all cubes can be seen.
 

@@ -1,4 +1,4 @@
-"""What a run's name and folder mean for its settings, and what is wrong with settings.
+"""Turns the name or folder of a run into settings, and explains wrong settings in one line.
 
 In: words of the command line and YAML files. Out: the words that LightningCLI reads, or one line.
 """

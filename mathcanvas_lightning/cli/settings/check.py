@@ -20,7 +20,7 @@ _MISSING = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SettingFault:
     """Something wrong with a setting."""
 
     path: str
@@ -38,7 +38,7 @@ Fields = Mapping[str, Any]
 
 def check_fields(
     values: Mapping[str, Any], fields: Fields, path: str, merged: Mapping[str, Any]
-) -> Iterator[Fault]:
+) -> Iterator[SettingFault]:
     """Checks nested settings.
 
     Args:
@@ -53,14 +53,14 @@ def check_fields(
     for key, value in values.items():
         name, _, rest = str(key).removesuffix("+").partition(".")
         if name not in fields:
-            yield Fault(path, f"has no key {key}. {did_you_mean(name, fields)}")
+            yield SettingFault(path, f"has no key {key}. {did_you_mean(name, fields)}")
             continue
         inner = {rest: value} if rest else value
         below = merged.get(name) if isinstance(merged, Mapping) else None
         yield from check_value(inner, fields[name], f"{path}.{name}" if path else name, below)
 
 
-def check_value(value: Any, annotation: Any, path: str, merged: Any) -> Iterator[Fault]:
+def check_value(value: Any, annotation: Any, path: str, merged: Any) -> Iterator[SettingFault]:
     """Checks one setting against its annotation; see `check_fields`."""
     options = list(_options(annotation))
     if isinstance(value, Mapping):
@@ -80,21 +80,25 @@ def check_value(value: Any, annotation: Any, path: str, merged: Any) -> Iterator
         yield from _check_text(value, options, path, merged)
 
 
-def _check_text(value: str, options: Sequence[Any], path: str, merged: Any) -> Iterator[Fault]:
+def _check_text(
+    value: str, options: Sequence[Any], path: str, merged: Any
+) -> Iterator[SettingFault]:
     """Checks a text: a choice, a number, or the name of a class."""
     if {get_origin(kind) for kind in options} == {Literal}:
         known = [str(choice) for kind in options for choice in get_args(kind)]
         if value not in known:
-            yield Fault(path, f"has no choice {value!r}. {did_you_mean(value, known)}")
+            yield SettingFault(path, f"has no choice {value!r}. {did_you_mean(value, known)}")
     elif options and all(kind in NUMBERS for kind in options):
         wanted = " or ".join(dict.fromkeys(kind.__name__ for kind in options))
-        yield Fault(path, f"is {value!r}; wanted {wanted}")
+        yield SettingFault(path, f"is {value!r}; wanted {wanted}")
     elif str not in options and (bases := [kind for kind in options if _is_base(kind)]):
         kind = find_class(value, bases[0])
         if kind is None:
             yield _no_class(value, bases[0], path)
         elif missing := missing_fields(kind, _init_args(merged)):
-            yield Fault(path, f"{value} needs {missing[0]}: --{path}.init_args.{missing[0]} VALUE")
+            yield SettingFault(
+                path, f"{value} needs {missing[0]}: --{path}.init_args.{missing[0]} VALUE"
+            )
 
 
 @cache
@@ -114,7 +118,9 @@ def missing_fields(kind: Any, given: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check_class(value: Mapping[str, Any], base: type, path: str, merged: Any) -> Iterator[Fault]:
+def _check_class(
+    value: Mapping[str, Any], base: type, path: str, merged: Any
+) -> Iterator[SettingFault]:
     merged = merged if isinstance(merged, Mapping) else value
     if dataclasses.is_dataclass(base) and "class_path" not in value:
         yield from check_fields(value, fields_of(base), path, merged)
@@ -138,11 +144,11 @@ def _check_class(value: Mapping[str, Any], base: type, path: str, merged: Any) -
             yield from check_fields(inside, fields, f"{path}.init_args", below)
 
 
-def _no_class(class_path: str, base: type, path: str) -> Fault:
+def _no_class(class_path: str, base: type, path: str) -> SettingFault:
     known = [*_short_names(base), *_members(class_path)]
     near = nearest(class_path.rpartition(".")[2], known)
     hint = f"Did you mean {near}?" if near else "Check its import path."
-    return Fault(path, f"has no class {class_path}. {hint}")
+    return SettingFault(path, f"has no class {class_path}. {hint}")
 
 
 def _init_args(merged: Any) -> Mapping[str, Any]:
@@ -156,7 +162,7 @@ def _is_base(kind: Any) -> bool:
 
 
 def find_class(class_path: str, base: Any) -> Any:
-    """The class of an import path, or the subclass of a short name; None if there is none."""
+    """The class of an import path, or the subclass of a short name; None for unknown ones."""
     module, _, name = class_path.rpartition(".")
     if not module:
         return _short_names(base).get(name)

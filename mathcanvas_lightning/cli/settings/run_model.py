@@ -15,8 +15,8 @@ from mathcanvas_lightning.common.paths import local_path, unquoted_name
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.checkpoint.export import export_checkpoint, export_name
-from mathcanvas_lightning.training.checkpoint.reading import read_about
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
+from mathcanvas_lightning.training.checkpoint.verify import read_about
 from mathcanvas_lightning.training.run.folder import RunFolder, find_run, image_transforms
 from mathcanvas_lightning.training.run.newest import find_checkpoint_file
 

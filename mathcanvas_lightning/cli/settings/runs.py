@@ -1,4 +1,4 @@
-"""What `--name` and `--run` mean: the folder of a run, and settings taken from one."""
+"""Resolves `--name` and `--run`: the folder of a run, and settings taken from one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.training.checkpoint.resume import checkpoint_places
+from mathcanvas_lightning.training.checkpoint.resume import checkpoint_locations
 from mathcanvas_lightning.training.run.finished import move_aside
 from mathcanvas_lightning.training.run.folder import RunFolder, find_run, folder_of
 from mathcanvas_lightning.training.run.logger import RunLogger
@@ -42,14 +42,14 @@ def place_run(config: Any) -> None:
     config.trainer.default_root_dir = str(new)
     config.name = None  # the saved settings name the folder once
     if old is not None:
-        _move_places(config.trainer, local_path(str(old)), new)
+        _move_folders(config.trainer, local_path(str(old)), new)
 
 
-def _move_places(settings: Any, old: Path, new: Path) -> None:
+def _move_folders(settings: Any, old: Path, new: Path) -> None:
     """Replaces folders below `old` by the same ones below `new`, at any depth."""
     if isinstance(settings, list | tuple):
         for entry in settings:
-            _move_places(entry, old, new)
+            _move_folders(entry, old, new)
         return
     if not hasattr(settings, "items"):
         return
@@ -59,7 +59,7 @@ def _move_places(settings: Any, old: Path, new: Path) -> None:
             if path.is_relative_to(old.absolute()):
                 settings[key] = str(new / path.relative_to(old.absolute()))
         else:
-            _move_places(value, old, new)
+            _move_folders(value, old, new)
 
 
 def set_up_run(trainer: Trainer, logger: Any) -> list[Path]:
@@ -73,21 +73,21 @@ def set_up_run(trainer: Trainer, logger: Any) -> list[Path]:
         Where this run's checkpoints are, also those of earlier versions of this library.
     """
     run = RunFolder(Path(trainer.default_root_dir))
-    places = checkpoint_places(trainer, root_is_named=True)
+    locations = checkpoint_locations(trainer, root_is_named=True)
     if logger in (None, True):
-        places += sorted(run.path.glob("lightning_logs/version_*/checkpoints"))
+        locations += sorted(run.path.glob("lightning_logs/version_*/checkpoints"))
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return places
+        return locations
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, ModelCheckpoint) and saver.dirpath is None:
             saver.dirpath = str(run.checkpoints)
-            places.insert(0, run.checkpoints)
+            locations.insert(0, run.checkpoints)
     if logger is not False:
         others = (
             [] if logger in (None, True) else [x for x in trainer.loggers if not _is_own(x, run)]
         )
         trainer.loggers = [RunLogger(run.path), *others]
-    return list(dict.fromkeys(places))
+    return list(dict.fromkeys(locations))
 
 
 def _is_own(logger: Logger, run: RunFolder) -> bool:

@@ -52,7 +52,7 @@ _ATTRIBUTES = frozenset(
     )
 )
 MAX_DEPTH = 40
-"""Elements within elements; deeper ones are no formulas that anybody reads."""
+"""Maximum nesting of elements; deeper formulas stay as they were written."""
 _VALUE = re.compile(r"[\w .%#+-]*")
 
 

@@ -29,11 +29,11 @@ class ConversationConfig:
     content: str = "content"
     """Key of a turn's text, or of its list of content parts."""
     user: Names = ("user", "human")
-    """Names of the one who asks."""
+    """Role names of the user, who asks."""
     assistant: Names = ("assistant", "gpt")
-    """Names of the one who answers."""
+    """Role names of the assistant, who answers."""
     system: Names = ("system",)
-    """Names of instructions; they stand before the question."""
+    """Role names of instructions, which come before the question."""
     turns: Turns = "only"
     """only: a conversation with several answers is rejected. last: the last answer is the solution,
     and everything before it is the question."""

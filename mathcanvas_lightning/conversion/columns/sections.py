@@ -146,7 +146,7 @@ def as_items(value: Any) -> list[Any]:
 
 
 def _find(mark: Mark, pool: Sequence[NamedPicture], taken: set[int]) -> int | None:
-    """Position in the pool of the picture that a mark means; None if there is none."""
+    """Position in the pool of the picture that a mark means; None if no picture fits."""
     positions = range(len(pool))
     if not mark.target:
         return next((n for n in positions if n not in taken), None)

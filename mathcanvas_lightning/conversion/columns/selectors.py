@@ -126,7 +126,7 @@ def _by_number(name: str) -> tuple[int, str]:
 
 
 def number_of(name: str) -> int | None:
-    """The number at the end of a column's name; None if there is none."""
+    """The number at the end of a column's name; None without one."""
     found = re.search(r"(\d+)$", name)
     return int(found[1]) if found else None
 

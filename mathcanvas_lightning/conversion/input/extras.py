@@ -29,7 +29,7 @@ class ExtraColumns:
     def renamed(self) -> dict[str, str]:
         """Returns field -> column for fields whose names can't be those of extra columns.
 
-        A core column has values of its own, so a field `answer` becomes `source_answer`. Half of
+        A core column has its own values, so a field `answer` becomes `source_answer`. Half of
         a surrogate pair, which Parquet can't store, becomes its escape sequence.
         """
         taken = {*self._kinds, *CORE_COLUMNS}

@@ -44,20 +44,20 @@ class InputFiles:
     """Records of one or several files, in order; see `opened_input`.
 
     Args:
-        places: Paths or URLs of the files.
+        paths: Paths or URLs of the files.
         local: Path of a single file that is on this machine; None if there are several.
     """
 
-    def __init__(self, places: list[str], local: Path | None) -> None:
-        self._places = places
+    def __init__(self, paths: list[str], local: Path | None) -> None:
+        self._paths = paths
         self._local = local
         self._storage = Storage()
 
     @property
     def place(self) -> str:
         """Name of the input in errors."""
-        first = _shown(self._places[0])
-        return first if len(self._places) == 1 else f"{first} and {len(self._places) - 1} more"
+        first = _shown(self._paths[0])
+        return first if len(self._paths) == 1 else f"{first} and {len(self._paths) - 1} more"
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
         """Yields records [start, stop).
@@ -66,7 +66,7 @@ class InputFiles:
             InputError: At the first malformed byte, or if a storage fails.
         """
         position = 0
-        for place in self._places:
+        for place in self._paths:
             if stop is not None and position >= stop:
                 return
             first = max(start - position, 0)
@@ -90,7 +90,7 @@ class InputFiles:
             InputError: At the first malformed byte, or if a storage fails.
         """
         total = 0
-        for place in self._places:
+        for place in self._paths:
             if kind_of(place) == "parquet":
                 total += count_rows(place, self._storage)
             else:
@@ -129,19 +129,19 @@ def opened_input(source: str) -> Iterator[InputFiles]:
     Raises:
         InputError: If there is no such file, or it can't be read.
     """
-    places = find_inputs(source)
-    if len(places) > 1 or kind_of(places[0]) == "parquet":
-        yield InputFiles(places, None)
+    paths = find_inputs(source)
+    if len(paths) > 1 or kind_of(paths[0]) == "parquet":
+        yield InputFiles(paths, None)
         return
-    with fetched(places[0]) as path:
-        yield InputFiles(places, path)
+    with fetched(paths[0]) as path:
+        yield InputFiles(paths, path)
 
 
 def find_inputs(source: str) -> list[str]:
     """The files of an input, in natural order.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no such file.
     """
     storage = Storage()
     pattern = file_name(source)

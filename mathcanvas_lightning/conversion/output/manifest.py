@@ -49,7 +49,7 @@ class Owned:
     """Folder and name of each shard."""
 
     def checksum(self, folder: str, name: str, rows: int) -> str | None:
-        """The recorded SHA-256 of a shard with this many rows; None if there is none."""
+        """The recorded SHA-256 of a shard with this many rows; None if it is not listed."""
         shards = self.manifest.shards if self.manifest is not None else {}
         entry = shards.get(folder, {}).get(name, {})
         return str(entry["sha256"]) if entry.get("num_samples") == rows else None
@@ -174,7 +174,7 @@ def _check_parent(output: OutputFolder) -> None:
 
 
 def _check_neighbour(output: OutputFolder, folder: str) -> None:
-    """Raises for a folder that is not a data set of its own, but a split of an older conversion."""
+    """Raises for a folder that is a split of an older conversion, not a separate data set."""
     files = _parquet_files(output, folder)
     first = next(files, None)
     if first is None or output.read(posixpath.join(folder, SUMMARY_FILE)) is not None:

@@ -1,7 +1,7 @@
 """Blocks: files of converted records that no part of a job shares with another.
 
-A block holds a fixed number of records, whatever the number of parts, so what a record became never
-depends on the part that converted it. Which row a record becomes is decided by the merge.
+A block holds a fixed number of records, whatever the number of parts, so the outcome of a record
+never depends on the part that converted it. The merge decides in which row a record is stored.
 """
 
 import json
@@ -47,7 +47,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """A record, and what it became."""
+    """A record and its outcome."""
 
     record: int
     """Position in the input, from 0."""
@@ -109,7 +109,7 @@ def read_origin(folder: OutputFolder, number: int) -> Origin | None:
 
 
 def read_texts(folder: OutputFolder, number: int) -> list[bytes]:
-    """The records of a block, without what they became.
+    """The records of a block, without their outcomes.
 
     Raises:
         OutputError: If the block is damaged.
@@ -118,7 +118,7 @@ def read_texts(folder: OutputFolder, number: int) -> list[bytes]:
 
 
 def read_block(folder: OutputFolder, number: int) -> Iterator[Converted]:
-    """The records of a block, and what they became.
+    """The records of a block, and their outcomes.
 
     Raises:
         OutputError: If the block is damaged.

@@ -42,7 +42,7 @@ class Part:
     """One of the parts that an input is divided into."""
 
     number: int
-    """From 1."""
+    """Number of the part, from 1."""
     of: int
     """Number of parts."""
 
@@ -69,7 +69,7 @@ def parse_part(text: str) -> Part:
     """Parses a text such as `3/8`.
 
     Raises:
-        ConfigError: If it is no part.
+        ConfigError: If the text is not a part.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if found is None or not 1 <= int(found[1]) <= int(found[2]):

@@ -76,7 +76,7 @@ def _connected(cluster: str) -> Any:
                 f"--ray {cluster}",
                 found=f"no cluster ({' '.join(str(error).split())[:200]})",
                 wanted="local, or the address of a running Ray cluster",
-                remedy="Start it, or use --part i/n in jobs of your own.",
+                remedy="Start it, or use --part i/n in your own jobs.",
             ) from None
     return ray
 

@@ -53,7 +53,7 @@ class SourceFormat(ABC):
     id_field: ClassVar[str] = "id"
     """Field that holds the id written to `rejects.jsonl`."""
     fields: ClassVar[frozenset[str]]
-    """Fields that `parse` uses; every other scalar field becomes a column of its own."""
+    """Fields that `parse` uses; every other scalar field becomes an extra column."""
     recognised_by: ClassVar[frozenset[str]]
     """Fields by which `--source auto` recognises the format: an object must have all of them."""
 

@@ -12,7 +12,7 @@ def shown_image(data: bytes, name: str | None) -> PagePicture | Notice:
 
     Args:
         data: The encoded file.
-        name: Its name; None if it has none.
+        name: Its name; None without one.
 
     Returns:
         The picture with its size; a notice if it can't be shown.

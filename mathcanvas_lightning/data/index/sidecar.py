@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 INDEX_FOLDER = ".mathcanvas_index"
 METADATA_KEY = b"mathcanvas_index"
 MAX_NAME_LENGTH = 40
-"""Characters of a shard's name in that of its sidecar; the name may be as long as it can be."""
+"""Maximum number of characters of a shard's name that the name of its sidecar repeats."""
 
 
 class Sidecar:

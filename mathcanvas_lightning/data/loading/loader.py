@@ -25,7 +25,7 @@ class PackLoader:
     Args:
         dataset: Builds packs.
         tasks: Returns the remaining tasks; called when the first batch is requested.
-        length: Number of micro-batches; of the training, that of its position.
+        length: Number of micro-batches; in training, `Position.length`.
         quarantine: Records unreadable rows.
         workers: Configuration of the worker processes.
         position: Position of the training, which counts the processed micro-batches.

@@ -33,7 +33,7 @@ def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
         Offset and bytes of a row, whose JSON is not checked.
 
     Raises:
-        ValueError: If an array has no end, or the file is none of JSON.
+        ValueError: If an array has no end, or the file is not JSON.
     """
     file.seek(0)
     head = file.read(START_BYTES)

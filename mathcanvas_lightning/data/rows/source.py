@@ -155,7 +155,7 @@ class TableRows:
 
     def __init__(self, table: pa.Table, numbers: Sequence[int], num_rows: int) -> None:
         self._table, self._num_rows = table, num_rows
-        self._places = {number: place for place, number in enumerate(numbers)}
+        self._positions = {number: position for position, number in enumerate(numbers)}
         self.num_bytes = table.nbytes
 
     @classmethod
@@ -172,9 +172,9 @@ class TableRows:
 
     def row(self, number: int, place: str) -> Mapping[str, Any]:
         """See `Rows`."""
-        if number not in self._places:
+        if number not in self._positions:
             raise _no_row(place, self._num_rows)
-        row: Mapping[str, Any] = self._table.slice(self._places[number], 1).to_pylist()[0]
+        row: Mapping[str, Any] = self._table.slice(self._positions[number], 1).to_pylist()[0]
         return row
 
 

@@ -157,7 +157,7 @@ def _start(time_limit_s: float) -> "subprocess.Popen[str]":
 
 
 def _module_path() -> str:
-    """The folders of modules, without the working folder: that may be somebody's data."""
+    """The folders of modules, without the working folder, which may hold any files."""
     here, package = Path.cwd().resolve(), Path(mathcanvas_lightning.__file__).parents[1]
     folders = [path for path in sys.path if path and Path(path).resolve() != here]
     return os.pathsep.join([*folders, str(package)])

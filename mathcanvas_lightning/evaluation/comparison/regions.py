@@ -124,7 +124,7 @@ def read_region(text: str) -> Region | None:
         text: Interval, union, inequality or set in canonical form.
 
     Returns:
-        The set; None if the text is none, or has several variables.
+        The set; None if the text is not a set, or has several variables.
     """
     text = text.strip()
     if name := _PHRASES.get(phrase_of(text)):

@@ -160,7 +160,7 @@ def bracketed(text: str) -> Bracketed | None:
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The rows of a matrix; empty if the text is none.
+    """The rows of a matrix; empty if the text is not a matrix.
 
     Args:
         text: A text in canonical form, such as ⟦1&2;3&4⟧ or [[1,2],[3,4]].

@@ -33,8 +33,8 @@ def extract_answer(text: str, pattern: re.Pattern[str] | None = None) -> str:
         pattern: Mark of the answer from `answer_pattern`; nothing else counts then.
 
     Returns:
-        The answer on one line, without enclosing characters; empty if there is none. The function
-        is idempotent without a pattern.
+        The answer on one line, without enclosing characters; empty if none is found. Without
+        a pattern the function is idempotent.
     """
     text = _final_text(text)
     if pattern is not None:
@@ -55,7 +55,7 @@ def extract_answers(
         pattern: Mark of the answer from `answer_pattern`; nothing else counts then.
 
     Returns:
-        An answer for each part, empty where there is none. A single answer is assigned to the
+        An answer for each part, empty where none is found. A single answer is assigned to the
         first part.
     """
     if num_parts == 1:

@@ -32,7 +32,7 @@ def first(rules: Sequence[Rule], text: str) -> str:
 
 
 def last(rules: Sequence[Rule], text: str) -> str:
-    """The answer that stands furthest behind in a text, whichever rule finds it.
+    """The last answer that any of the rules finds in a text.
 
     Args:
         rules: A table.

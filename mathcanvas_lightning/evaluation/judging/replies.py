@@ -77,9 +77,9 @@ def read_verdict(reply: str) -> bool | None:
     lines = [line for line in lines if line]
     if not lines:
         return None
-    alone = {_verdict(_VERDICT.fullmatch(line)) for line in (lines[0], lines[-1])} - {None}
-    if alone:
-        return alone.pop() if len(alone) == 1 else None
+    verdicts = {_verdict(_VERDICT.fullmatch(line)) for line in (lines[0], lines[-1])} - {None}
+    if verdicts:
+        return verdicts.pop() if len(verdicts) == 1 else None
     opening = _verdict(_OPENING.match(lines[0]))
     claim = _claim(_SENTENCE_END.split(" ".join(lines).strip())[-1])
     both = {opening, claim} - {None}

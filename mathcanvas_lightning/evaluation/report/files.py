@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation.report.selection import Selection
 from mathcanvas_lightning.evaluation.score_files import find_scores, scores_path
@@ -65,7 +66,7 @@ def _page_path(path: Path) -> Path:
 
 def _scores_path(path: Path, scores: str | None, selection: Selection) -> Path | None:
     if scores is not None:
-        return Path(scores)
+        return local_path(scores)
     if (default := find_scores(path)) is not None:
         return default
     if selection.only in ("right", "wrong"):
@@ -79,7 +80,7 @@ def _scores_path(path: Path, scores: str | None, selection: Selection) -> Path |
 
 
 def _output_path(path: Path, output: str | None, score_path: Path | None) -> Path:
-    target = _page_path(path) if output is None else Path(output)
+    target = _page_path(path) if output is None else local_path(output)
     if target.resolve() in {one.resolve() for one in (path, score_path) if one is not None}:
         raise ConfigError(
             "--output",
@@ -94,11 +95,11 @@ def _folders_path(path: Path, folders: str | None) -> Path | None:
     if folders is None:
         default = claimed_folders(journal_folder(path)) or path.with_suffix("")
         return default if default.is_dir() and default != path else None
-    if not Path(folders).is_dir():
+    if not local_path(folders).is_dir():
         raise InputError(
             f"--folders {folders}",
             found="no such folder",
             wanted="a folder that ReasoningFolders wrote",
             remedy="Check the path, or leave it out.",
         )
-    return Path(folders)
+    return local_path(folders)

@@ -90,7 +90,7 @@ class Sheet:
     reference: tuple[str, ...]
     """The reference answer of each part."""
     solution: tuple[Piece, ...]
-    """The reference solution; empty if there is none."""
+    """The reference solution; empty without one."""
     responses: tuple[SheetResponse, ...]
 
     @property

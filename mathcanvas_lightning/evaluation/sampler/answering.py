@@ -146,7 +146,7 @@ def _answer(
         backend.use(network, module.vae, _tokenizer(trainer, module), autocast=autocast)
         for response in generate(backend, requests):
             answered[response.uid] = response
-    except Exception as error:  # the training, which may be days old, must go on
+    except Exception as error:  # the training, which may be days old, must continue
         log.warning("answering held-out records failed: %s: %s", type(error).__name__, error)
         failure = Failure(kind=GENERATION_FAILURE, message=f"{type(error).__name__}: {error}")
     finally:

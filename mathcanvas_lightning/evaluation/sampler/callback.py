@@ -148,7 +148,7 @@ class AnswerSampler(Callback):
         self._last_step = step
         started = time.perf_counter()
         target = log_folder(trainer, self.records.label) / f"step_{step}"  # broadcasts
-        answers = self._answer(trainer, pl_module)
+        answers = self.answer(trainer, pl_module)
         metrics: dict[str, float] = {}
         if trainer.is_global_zero:
             metrics = self._report(trainer, answers, target, step)
@@ -156,8 +156,16 @@ class AnswerSampler(Callback):
         metrics["seconds"] = trainer.strategy.broadcast(time.perf_counter() - started)
         pl_module.log_dict({f"answers/{self.records.label}/{n}": v for n, v in metrics.items()})
 
-    def _answer(self, trainer: Trainer, module: BagelModule) -> list[SampledAnswer]:
-        """The answers of all ranks."""
+    def answer(self, trainer: Trainer, module: BagelModule) -> list[SampledAnswer]:
+        """Answers the held-out records; all ranks must call it together.
+
+        Args:
+            trainer: The Trainer.
+            module: The module, in validation.
+
+        Returns:
+            The answers of all ranks, in the order of the records.
+        """
         prepared = [one.prepared for one in self._held_out]
         responses = {one.uid: one for one in prepared if isinstance(one, GenerationResponse)}
         requests = [
@@ -175,7 +183,7 @@ class AnswerSampler(Callback):
     def _report(
         self, trainer: Trainer, answers: Sequence[SampledAnswer], target: Path, step: int
     ) -> dict[str, float]:
-        """Writes, scores and logs the answers; the training goes on if that fails."""
+        """Writes, scores and logs the answers; the training continues if that fails."""
         try:
             path = write_answers(answers, self.records, target)
             metrics = score_answers(path, self.records, self.reference)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError
 from mathcanvas_lightning.evaluation.answered import Fields, answered_of, listed_fields
 from mathcanvas_lightning.evaluation.puzzles import read_task
@@ -107,7 +107,7 @@ def require_references(
         )
     for one in answered if puzzles is not None else ():
         if one.expected:
-            read_task(Path(str(puzzles)), one.uid or "")
+            read_task(local_path(str(puzzles)), one.uid or "")
 
 
 def _fields(source: RecordInput, answer_field: str) -> Fields:

@@ -47,7 +47,7 @@ def _text(answer: SampledAnswer) -> str:
 
 
 def _strip(answer: SampledAnswer) -> Image.Image | None:
-    """The drawings of an answer, side by side; None if there are none."""
+    """The drawings of an answer, side by side; None without drawings."""
     steps = answer.response.outputs[0].steps if answer.response.outputs else ()
     drawings = [Image.open(BytesIO(one.data)) for one in steps if isinstance(one, Picture)]
     if not drawings:

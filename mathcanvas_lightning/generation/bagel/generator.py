@@ -68,7 +68,7 @@ class InterleavedGenerator(ProblemSolver):
     ) -> None:
         config, limits = config or InterleavedConfig(), limits or BatchLimits()
         self.choose, self._autocast = choose, autocast
-        self._model, self._tokens_per_turn = model, limits.tokens_per_turn
+        self.model, self._tokens_per_turn = model, limits.tokens_per_turn
         self._tokenizer, self._special = tokenizer, tokenizer.special
         self._workshop = open_workshop(
             model,
@@ -160,7 +160,7 @@ class InterleavedGenerator(ProblemSolver):
             return
         next_ids = [writing.next_id for _, writing in writers]
         contexts = [seat.full for seat, _ in writers]
-        logits = next_logits(self._model, self.cache, contexts, next_ids)
+        logits = next_logits(self.model, self.cache, contexts, next_ids)
         is_finite = logits.amax(-1).isfinite()
         chosen = self.choose(logits, [_choice(seat.rollout, own) for seat, own in writers])
         for (seat, _), token_id, is_valid in zip(writers, chosen, is_finite.tolist(), strict=True):

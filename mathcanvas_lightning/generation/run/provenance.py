@@ -25,7 +25,7 @@ def run_facts(
     Args:
         source: The input.
         keys: Keys of the records that need an answer, also those of other inputs.
-        command: The command as it was typed, without secrets; None if there is none.
+        command: The command as it was typed, without secrets; None in a run without a command.
 
     Returns:
         JSON values. The fingerprint changes with questions, picture references and order, and with

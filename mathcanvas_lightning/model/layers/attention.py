@@ -189,7 +189,7 @@ class Attention:
             self._inverse = torch.argsort(self._order)
             self._lengths, self._groups = group_splits(layout.sorted_by(self._order))
         else:
-            self._block_mask = make_block_mask(
+            self.block_mask = make_block_mask(
                 lambda query, key: attends(layout, query, key),
                 self._num_tokens,
                 layout.sequence_indexes.device,
@@ -218,7 +218,7 @@ class Attention:
         if self.path == "sdpa":
             attended: Tensor = self._attend_by_split(query, key, value)
             return attended
-        return flex_attend(query, key, value, self._block_mask, self._stack)
+        return flex_attend(query, key, value, self.block_mask, self._stack)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it differs from pack to pack
     def _attend_by_split(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

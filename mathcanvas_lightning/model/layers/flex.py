@@ -15,7 +15,7 @@ from mathcanvas_lightning.batch.layout import ALL_PAIRS, BLOCK_TOKENS, SOME_PAIR
 MAX_GRAPHS = 64
 """Maximum number of graphs of one compiled function."""
 Stack = Literal["decoder", "vit"]
-"""The layers that attend. Each stack has a compiled function of its own."""
+"""The layers that attend. Each stack has a separate compiled function."""
 Rule = Callable[[Tensor, Tensor], Tensor]
 """Indexes of queries and of keys to whether they attend."""
 
@@ -24,8 +24,8 @@ def compile_options(*, fullgraph: bool) -> dict[str, Any]:
     """Returns options for `torch.compile` and `Module.compile`, and raises the limit of graphs.
 
     Training and validation need a graph each, and so do frozen inputs. At torch's limit of 8 graphs
-    a function would run uncompiled from then on, without a word. With `fullgraph` it is an error at
-    the raised limit instead.
+    a function would run uncompiled from then on, without a message. With `fullgraph`, an error is
+    raised at the raised limit instead.
 
     Args:
         fullgraph: Whether a function that can't be compiled completely is an error.

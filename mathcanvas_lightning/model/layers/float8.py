@@ -19,9 +19,9 @@ CAPABILITY = (8, 9)
 def use_float8(layers: Iterable[nn.Module], device: torch.device, *, is_compiled: bool) -> None:
     """Makes the linear layers of modules multiply in float8, forward and backward, in place.
 
-    Weights keep their names and types. Each row of an input and each output of a weight has a
-    scale of its own, the largest value ("rowwise" in torchao). A CPU emulates the products: it
-    rounds in the same way, and computes in float32.
+    Weights keep their names and types. Each row of an input and each output of a weight has its own
+    scale, the largest value ("rowwise" in torchao). A CPU emulates the products: it rounds in the
+    same way, and computes in float32.
 
     Args:
         layers: The modules, on any device including "meta", without adapters.

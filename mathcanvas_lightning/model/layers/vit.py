@@ -1,4 +1,4 @@
-"""SigLIP on packed patches: full attention within an image, none across images."""
+"""SigLIP on packed patches: full attention within an image, no attention across images."""
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn

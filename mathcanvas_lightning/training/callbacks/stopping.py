@@ -31,7 +31,7 @@ class StopOnSignal(Callback):
         self._previous: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Replaces Lightning's handlers, which would wait for other ranks without end."""
+        """Replaces Lightning's handlers, which would wait for other ranks forever."""
         self._install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from mathcanvas_lightning.training.checkpoint.reading import METADATA_FILE
+from mathcanvas_lightning.training.checkpoint.verify import METADATA_FILE
 from mathcanvas_lightning.training.checkpoint.writing import move_over
 
 
@@ -140,7 +140,7 @@ class BackgroundSaver:
         self, link: Callable[..., object], trainer: Any, filepath: str, linkpath: str
     ) -> None:
         # Lightning's function ends with a barrier, which must not run in the thread.
-        alone = SimpleNamespace(
+        without_barrier = SimpleNamespace(
             is_global_zero=trainer.is_global_zero, strategy=SimpleNamespace(barrier=lambda: None)
         )
-        self.after_save(lambda: link(alone, filepath, linkpath))
+        self.after_save(lambda: link(without_barrier, filepath, linkpath))

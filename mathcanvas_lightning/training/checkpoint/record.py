@@ -108,7 +108,7 @@ class RunRecord:
         """Checks that the frozen weights are those that the checkpoint leaves out.
 
         Args:
-            digest: Digest of the weights that are at hand; None if it is not known.
+            digest: Digest of the present initial weights; None if it is not known.
             place: The checkpoint, for errors.
 
         Raises:

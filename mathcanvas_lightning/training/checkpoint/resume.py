@@ -12,20 +12,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import MathCanvasError
-from mathcanvas_lightning.training.checkpoint.reading import (
+from mathcanvas_lightning.training.checkpoint.verify import (
     require_complete,
     require_readable,
     require_resumable,
 )
 
-__all__ = ["checkpoint_places", "find_checkpoint", "require_complete", "require_readable"]
+__all__ = ["checkpoint_locations", "find_checkpoint", "require_complete", "require_readable"]
 
 SUFFIX = ".ckpt"
 STOPPED_FILE = f"stopped{SUFFIX}"
 """Checkpoint that a run writes when a signal stops it."""
 
 
-def checkpoint_places(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
+def checkpoint_locations(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
     """Lists where the checkpoints of this run are written.
 
     Args:
@@ -39,17 +39,17 @@ def checkpoint_places(trainer: Trainer, *, root_is_named: bool) -> list[Path]:
     """
     root = Path(trainer.default_root_dir)
     named = [getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks]
-    places = [Path(folder) for folder in named if folder]
+    locations = [Path(folder) for folder in named if folder]
     logger = trainer.loggers[0] if trainer.loggers else None
     base = Path((logger and logger.save_dir) or root)
     if not root_is_named and base.absolute() == root.absolute():
-        return places
-    if len(places) < max(1, len(trainer.checkpoint_callbacks)):
+        return locations
+    if len(locations) < max(1, len(trainer.checkpoint_callbacks)):
         if logger is None:
-            places.append(root / "checkpoints")
+            locations.append(root / "checkpoints")
         else:
-            places += _of_logger(base / str(logger.name), logger)
-    return [*places, root / STOPPED_FILE] if root_is_named else places
+            locations += _of_logger(base / str(logger.name), logger)
+    return [*locations, root / STOPPED_FILE] if root_is_named else locations
 
 
 def _of_logger(folder: Path, logger: Logger) -> list[Path]:
@@ -62,18 +62,18 @@ def _of_logger(folder: Path, logger: Logger) -> list[Path]:
     return [folder / name / "checkpoints"]
 
 
-def find_checkpoint(*places: str | Path, need_record: bool = True) -> str | None:
-    """Finds the complete checkpoint with the most steps, and tells which ones are passed over.
+def find_checkpoint(*locations: str | Path, need_record: bool = True) -> str | None:
+    """Finds the complete checkpoint with the most steps, and logs which ones are skipped.
 
     Args:
-        places: Checkpoints, and folders that hold them at any depth; links are followed.
+        locations: Checkpoints, and folders that hold them at any depth; links are followed.
         need_record: Take only checkpoints with the record of `BagelModule`.
 
     Returns:
-        Its path; None if there is none from which a run can resume.
+        Its path; None if a run can resume from none of them.
     """
     found = []
-    for path in candidates(places):
+    for path in candidates(locations):
         try:
             step = require_resumable(path, need_record=need_record)
         except MathCanvasError as error:
@@ -100,10 +100,10 @@ def skip_saved_step(trainer: Trainer) -> None:
             saver._last_global_step_saved = trainer.global_step
 
 
-def candidates(places: Sequence[str | Path]) -> list[Path]:
+def candidates(locations: Sequence[str | Path]) -> list[Path]:
     """Lists checkpoint files and folders, each once, also if links lead to it."""
     found: dict[Path, Path] = {}
-    paths = [path for place in places for path in _below(local_path(place))]
+    paths = [path for place in locations for path in _below(local_path(place))]
     for path in sorted(paths, key=lambda path: (path.is_symlink(), str(path))):
         if path.exists() and not path.name.startswith(TEMPORARY_PREFIX):
             found.setdefault(path.resolve(), path)

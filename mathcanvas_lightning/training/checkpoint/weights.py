@@ -21,8 +21,8 @@ from mathcanvas_lightning.model.checkpoint import WeightFiles, check_finite, fin
 from mathcanvas_lightning.model.layers.quantized import through_nf4
 from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter, is_in_layers
 from mathcanvas_lightning.training.callbacks.ema import stored_name
-from mathcanvas_lightning.training.checkpoint.reading import METADATA_FILE
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
+from mathcanvas_lightning.training.checkpoint.verify import METADATA_FILE
 from mathcanvas_lightning.training.numeric import DTYPES
 
 STATE = "state_dict"
@@ -275,7 +275,7 @@ def load_run_weights(network: Bagel, path: str, *, average: bool) -> None:
 
     Raises:
         ConfigError: If the checkpoint is of another network, or has no averages.
-        DataError: If it is damaged, or its frozen weights are not at hand.
+        DataError: If it is damaged, or its frozen weights are missing.
         InputError: If it doesn't exist.
     """
     saved = open_checkpoint(local_path(path))

@@ -1,5 +1,5 @@
 """Computes the memory of a run before it starts.
 
-In comes a run's configuration and a number of GPUs; out goes a table of what a GPU and the host
-hold, and the settings that help where it is too much.
+In: a run's configuration and a number of GPUs. Out: a table of the memory of a GPU and a host, and
+the settings that save memory if the run does not fit.
 """

@@ -30,21 +30,21 @@ class Counts:
     """Numbers of parameters."""
 
     total: int
-    """Of the network, with adapters."""
+    """Parameters of the network, with adapters."""
     trained: int
-    """Of these, those that are trained."""
+    """Trained parameters of the network."""
     layer: int
-    """Of a decoder layer."""
+    """Parameters of a decoder layer."""
     layer_trained: int
-    """Of these, those that are trained."""
+    """Trained parameters of a decoder layer."""
     root: int
-    """Outside of the layers: embeddings, head and connectors."""
+    """Parameters outside of the layers: embeddings, head and connectors."""
     root_trained: int
-    """Of these, those that are trained."""
+    """Trained parameters outside of the layers."""
     autoencoder: int
-    """Of the autoencoder."""
+    """Parameters of the autoencoder."""
     sizes: tuple[int, ...]
-    """Of each tensor of the network."""
+    """Parameters of each tensor of the network."""
     packed: int = 0
     """Frozen weights that are stored in NF4."""
 

@@ -55,7 +55,7 @@ class MemoryPlan:
     advice: tuple[Advice, ...]
     """Changes that save memory, the mildest first; up to the first one that fits."""
     note: str | None
-    """What the plan assumes of the model, if the configuration doesn't say it."""
+    """Assumption of the plan about the model, if the configuration doesn't set it."""
 
     @property
     def gpu(self) -> int:

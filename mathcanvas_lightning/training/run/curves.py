@@ -56,11 +56,11 @@ def draw_curves(runs: Sequence[str], *, output: str | None = None) -> CurvesRepo
         raise ConfigError(
             "runs", found="no run", wanted="folders of runs", remedy="Name one or more."
         )
-    places = [_place(run) for run in runs]
-    metrics = dict(zip(_labels(places), map(read_metrics, places), strict=True))
+    sources = [_place(run) for run in runs]
+    metrics = dict(zip(_labels(sources), map(read_metrics, sources), strict=True))
     if output is None:
-        is_one_run = len(places) == 1 and places[0].is_dir()
-        output = str(RunFolder(places[0] if is_one_run else Path()).curves)
+        is_one_run = len(sources) == 1 and sources[0].is_dir()
+        output = str(RunFolder(sources[0] if is_one_run else Path()).curves)
     path = local_path(output)
     save(draw(metrics), path)
     shown = group_metrics({name for found in metrics.values() for name in found})
@@ -201,10 +201,10 @@ def _place(run: str) -> Path:
     return path if path.is_file() else find_run(run).path
 
 
-def _labels(places: Sequence[Path]) -> list[str]:
+def _labels(sources: Sequence[Path]) -> list[str]:
     """Names of runs; their paths where names are equal."""
-    names = [place.parent.name if place.is_file() else place.resolve().name for place in places]
-    paths = [str(place) for place in places]
+    names = [place.parent.name if place.is_file() else place.resolve().name for place in sources]
+    paths = [str(place) for place in sources]
     labels = names if len(set(names)) == len(names) else paths
     return (
         labels

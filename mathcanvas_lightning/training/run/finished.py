@@ -82,7 +82,7 @@ def move_aside(folder: Path) -> Path | None:
         folder: Folder of the run.
 
     Returns:
-        The folder they are in now; None if there were none.
+        The folder they are in now; None if there was nothing to move.
     """
     run = RunFolder(folder)
     own = [run.config, run.metrics, run.log, run.curves, run.page, run.checkpoints, run.exports]

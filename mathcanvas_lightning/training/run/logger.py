@@ -9,6 +9,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.training.run.folder import RunFolder
 from mathcanvas_lightning.training.run.metrics import STEP, read_header, read_rows
 
@@ -25,7 +26,7 @@ class RunLogger(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.folder = RunFolder(Path(folder))
+        self.folder = RunFolder(local_path(folder))
         self._columns: list[str] | None = None
 
     @property

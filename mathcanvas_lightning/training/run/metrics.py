@@ -24,7 +24,7 @@ def read_metrics(place: Path) -> dict[str, Points]:
         Metric -> its points. Values that are not finite are left out.
 
     Raises:
-        InputError: If there are none, or they can't be read.
+        InputError: If the run has no metrics, or they can't be read.
     """
     points: dict[str, dict[int, float]] = {}
     for path in _files(place):

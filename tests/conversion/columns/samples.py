@@ -1,4 +1,4 @@
-"""Small records of our own in the layouts of public data sets."""
+"""Small invented records in the layouts of public data sets."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ class PublicSample:
     for_prediction: bool = False
     """Whether it has no solutions."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """Expected columns of its own."""
+    """Expected extra columns."""
 
 
 def interleave(*items: str) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def many_images(number: int) -> dict[str, Any]:
 
 
 def run_with_few_files(folder: Path, limit: int) -> None:
-    """Runs in a process of its own: sends packs of many images under a low limit of open files."""
+    """Runs in a separate process: sends packs of many images under a low limit of open files."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     data = module(
         config(folder),

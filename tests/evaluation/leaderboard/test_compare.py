@@ -1,4 +1,4 @@
-"""Many models in one table: grouped by data set, told apart, compared record by record."""
+"""Many models in one table: grouped by data set, distinguished, compared record by record."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_files_of_one_data_set_without_a_name_are_found_by_their_records(tmp_pat
         ({}, ["m (a)", "m (b)"]),
     ],
 )
-def test_runs_of_one_model_are_told_apart(
+def test_runs_of_one_model_are_distinguished(
     settings: dict[str, Any], names: list[str], tmp_path: Path
 ) -> None:
     about = {"model": "m", "sampling": {"temperature": 0, "seed": 0}}

@@ -78,7 +78,20 @@ def test_a_folder_with_a_dot_in_its_name_finds_its_scores(tmp_path: Path) -> Non
     assert verdicts(show(tmp_path / "run.v2")[2][0]) == ["right"]
 
 
-def test_pages_of_files_with_one_stem_have_names_of_their_own(tmp_path: Path) -> None:
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.jsonl", RECORDS)
+    (tmp_path / "a.jsonl_scores.json").rename(tmp_path / "scores.json")
+    write_steps(tmp_path / "steps" / "0", ["From a folder: 2."])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = {"scores": "~/scores.json", "folders": "~/steps", "output": "~/pages/a.html"}
+    page, text, articles = show("~/a.jsonl", **options)
+    assert page.path == tmp_path / "pages" / "a.html"
+    assert verdicts(articles[0]) == ["right"]
+    assert "From a folder" in text
+
+
+def test_pages_of_files_with_one_stem_have_different_names(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"answers{suffix}", RECORDS[:1]) for suffix in (".json", ".jsonl")]
     names = [show(path)[0].path.name for path in paths]
     assert names == ["answers.json.html", "answers.jsonl.html"]
@@ -317,7 +330,7 @@ def test_scores_of_an_earlier_version(tmp_path: Path) -> None:
     ("field", "value"),
     [("verdict", "<meta http-equiv=refresh>"), ("verdict", 3), ("extracted", ["x"]), ("how", None)],
 )
-def test_verdicts_that_are_none(tmp_path: Path, field: str, value: Any) -> None:
+def test_scores_with_invalid_values(tmp_path: Path, field: str, value: Any) -> None:
     path = tmp_path / "answers.jsonl"
     scores = Path(write(path, RECORDS)).with_name("answers.jsonl_scores.json")
     written = json.loads(scores.read_text())

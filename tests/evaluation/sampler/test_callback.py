@@ -172,7 +172,7 @@ class Again(Callback):
         module.eval()
         if self.averaged:
             module.ema_weights.swap_in(module.network)
-        found = self.source._answer(trainer, module)
+        found = self.source.answer(trainer, module)
         if self.averaged:
             module.ema_weights.swap_out(module.network)
         self.texts = [answer.response.outputs[0].text for answer in found]
@@ -231,7 +231,7 @@ def test_a_failing_record_fails_alone(tmp_path: Path, shards: Path) -> None:
     assert third["model_answer_error"].startswith("prompt_too_long")
 
 
-def test_training_goes_on_if_the_generator_stops(
+def test_training_continues_if_the_generator_stops(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: Any) -> None:
@@ -246,7 +246,7 @@ def test_training_goes_on_if_the_generator_stops(
     assert model.network.attention_path is None
 
 
-def test_training_goes_on_if_files_cannot_be_written(
+def test_training_continues_if_files_cannot_be_written(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "answers").write_text("a file in the way")

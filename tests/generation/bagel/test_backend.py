@@ -267,7 +267,7 @@ def test_weights_with_fewer_bits(weights: str) -> None:
     made = backend(weights=weights)
     found = answers(made, *QUESTIONS[:2])
     made.start()
-    model = made.generator._model  # type: ignore[attr-defined]
+    model = made.generator.model  # type: ignore[attr-defined]
     made.close()
     assert all(response.failure is None for response in found.values())
     kinds = {type(layer) for _, layer in quantized_layers(model)}
@@ -324,8 +324,7 @@ def test_a_problem_that_is_too_large_fails_and_the_others_are_answered(
     prefill = Prefiller.prefill
 
     def limited(self: Prefiller, entries: Any) -> None:
-        running = {seat.rollout.problem.uid for seat in made.generator._running.values()}
-        if any(uid.startswith("b") for uid in running):
+        if any(uid.startswith("b") for uid in made.generator.running):
             raise kind("can't allocate memory: 2 GiB")
         prefill(self, entries)
 

@@ -327,7 +327,7 @@ def test_answers_with_other_settings_are_not_mixed(
 
 def test_answers_of_another_model_are_not_mixed(source: RecordInput) -> None:
     predict(EchoBackend("one"), [source])
-    for backend in (EchoBackend("two"), Told("one")):
+    for backend in (EchoBackend("two"), Renamed("one")):
         with pytest.raises(OutputError, match=r"one.*/b|one.*two"):
             predict(backend, [source])  # even if all records are answered
     assert predict(EchoBackend("one"), [source]).num_asked == 0
@@ -416,7 +416,7 @@ def test_samples_and_post_processing(source: RecordInput) -> None:
     assert "<think>" in answers(source)[0][0]
 
 
-class Told(EchoBackend):
+class Renamed(EchoBackend):
     """Has a different path."""
 
     @property

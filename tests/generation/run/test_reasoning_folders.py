@@ -185,7 +185,7 @@ def first_text(folder: Path) -> str:
     return text
 
 
-def test_outputs_with_one_stem_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_outputs_with_one_stem_have_separate_folders(tmp_path: Path) -> None:
     inputs = [
         RecordInput(
             path=str(
@@ -198,7 +198,7 @@ def test_outputs_with_one_stem_have_folders_of_their_own(tmp_path: Path) -> None
     folders = [tmp_path / "out", tmp_path / "out.jsonl.folders"]
     predict(EchoBackend(), inputs, ReasoningFolders())
     assert [first_text(folder) for folder in folders] == ["m", "t"]
-    # In runs of their own too, in any order.
+    # In separate runs too, in any order.
     for one in reversed(inputs):
         predict(EchoBackend(), [one], ReasoningFolders(), rerun=True)
     assert [first_text(folder) for folder in folders] == ["m", "t"]

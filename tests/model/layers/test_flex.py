@@ -68,7 +68,7 @@ def count_graphs(model: Bagel, counters: list[CompileCounterWithBackend]) -> lis
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
 @pytest.mark.parametrize("compiled", ["attention", "layers"])
-def test_no_pack_needs_a_graph_of_its_own(compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pack_needs_a_separate_graph(compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # FlexAttention refuses a backward pass on the CPU, but only its kernels lack it.
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     torch._dynamo.reset()

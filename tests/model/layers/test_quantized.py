@@ -103,7 +103,7 @@ def test_int8_stays_within_half_a_level(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(33, 20).requires_grad_(False)
     linear.weight[3] = 0.0
-    linear.weight[4] *= 1e-6  # a row of small weights has a scale of its own
+    linear.weight[4] *= 1e-6  # a row of small weights has its own scale
     layer = Int8Linear(linear, dtype)
     layer.load(linear.weight)
     level = linear.weight.abs().amax(1, keepdim=True) / 127

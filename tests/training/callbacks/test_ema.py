@@ -206,7 +206,7 @@ def test_resumed_run_has_the_same_average(shards: Path, tmp_path: Path) -> None:
     for name, tensor in averages(straight).items():
         assert torch.equal(averages(resumed)[name], tensor), name
         assert f"ema_weights.{stored_name(name)}" in saved
-    # A checkpoint has the average of its own step.
+    # A checkpoint has the average of the step at which it was saved.
     last = torch.load(tmp_path / "whole" / "step4.ckpt", weights_only=True)["state_dict"]
     name = next(iter(averages(straight)))
     assert torch.equal(last[f"ema_weights.{stored_name(name)}"], averages(straight)[name])

@@ -1,4 +1,4 @@
-"""Resuming with other settings: each is taken, refused, or said; see configs/README.md."""
+"""Resuming with other settings: each is used and logged, or refused; see configs/README.md."""
 
 import enum
 from collections import Counter
@@ -113,7 +113,7 @@ def adapted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is told when a run resumes."""
+    """The messages about changed settings when a run resumes."""
     texts: list[str] = []
     monkeypatch.setattr(module_file, "rank_zero_info", texts.append)
     return texts

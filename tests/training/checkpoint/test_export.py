@@ -56,7 +56,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint directory with weights large enough to influence the outputs."""
     folder = tmp_path_factory.mktemp("source")
     (folder / "corpus.txt").write_text("The red block moves, and the blue block falls.\n" * 50)
@@ -66,8 +66,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, parameter in model.named_parameters():
         if "pos_embed" not in name:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    model.save_checkpoint(folder / "fresh", dtype=torch.float32, source=made.path)
-    return folder / "fresh"
+    model.save_checkpoint(folder / "untrained", dtype=torch.float32, source=made.path)
+    return folder / "untrained"
 
 
 def data_for(model: BagelModule, shards: Path, **options: Any) -> Any:
@@ -80,17 +80,17 @@ Trained = tuple[BagelModule, Path]
 
 
 @pytest.fixture(scope="module")
-def trained(fresh: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(untrained: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run with a moving average, and its checkpoint."""
-    model = network(source=ModelSource(checkpoint=str(fresh)), ema=EMAConfig(decay=0.8))
+    model = network(source=ModelSource(checkpoint=str(untrained)), ema=EMAConfig(decay=0.8))
     return fitted(model, data_for(model, shards), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def adapted(fresh: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def adapted(untrained: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of adapters with a moving average, and its checkpoint."""
     lora = LoRASettings(rank=2, alpha=6.0, parts=("und", "gen", "vit", "connector"))
-    source = ModelSource(checkpoint=str(fresh))
+    source = ModelSource(checkpoint=str(untrained))
     optimizer = OptimizerConfig(lr=1e-2)
     model = network(source=source, lora=lora, ema=EMAConfig(decay=0.5), optimizer=optimizer)
     return fitted(model, data_for(model, shards), tmp_path_factory.mktemp("adapters"))
@@ -119,12 +119,12 @@ def compare(found: BagelOutput, wanted: BagelOutput, tolerance: float) -> None:
 
 
 @pytest.mark.slow
-def test_adapters_beside_a_base_in_nf4(fresh: Path, shards: Path, tmp_path: Path) -> None:
+def test_adapters_beside_a_base_in_nf4(untrained: Path, shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the qlora extra is not installed")
 
     def module() -> BagelModule:
         return network(
-            source=ModelSource(checkpoint=str(fresh)),
+            source=ModelSource(checkpoint=str(untrained)),
             lora=LoRASettings(rank=4, parts=("und", "gen")),
             optimizer=OptimizerConfig(lr=3e-3),
             frozen_dtype="nf4",
@@ -194,10 +194,10 @@ def test_exported_equals_trained_network(ema: bool, trained: Trained, tmp_path: 
 
 
 def test_files_match_the_source(
-    trained: Trained, fresh: Path, shards: Path, tmp_path: Path
+    trained: Trained, untrained: Path, shards: Path, tmp_path: Path
 ) -> None:
     export_checkpoint(str(trained[1]), output=str(tmp_path / "out"))
-    ours, theirs = folder_bytes(tmp_path / "out"), folder_bytes(fresh)
+    ours, theirs = folder_bytes(tmp_path / "out"), folder_bytes(untrained)
     assert ours.keys() == theirs.keys()
     changed = {name for name in ours if ours[name] != theirs[name]}
     assert changed == {"config.json", "ema.safetensors"}
@@ -213,7 +213,7 @@ def test_files_match_the_source(
     }
     assert before == after
     stored = load_file(tmp_path / "out" / "ema.safetensors")
-    assert stored.keys() == load_file(fresh / "ema.safetensors").keys()
+    assert stored.keys() == load_file(untrained / "ema.safetensors").keys()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -228,7 +228,7 @@ def test_bfloat16_within_rounding(trained: Trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_adapters_are_merged(ema: bool, adapted: Trained, fresh: Path, tmp_path: Path) -> None:
+def test_adapters_are_merged(ema: bool, adapted: Trained, untrained: Path, tmp_path: Path) -> None:
     model, checkpoint = adapted
     report = export_checkpoint(
         str(checkpoint), output=str(tmp_path / "out"), dtype="fp32", merge_lora=True, ema=ema
@@ -238,12 +238,12 @@ def test_adapters_are_merged(ema: bool, adapted: Trained, fresh: Path, tmp_path:
     wanted = averaged(model, lambda: outputs(model.network)) if ema else plain
     found = outputs(Bagel.from_checkpoint(tmp_path / "out", dtype=torch.float32))
     compare(found, wanted, 1e-5)
-    start = outputs(Bagel.from_checkpoint(fresh, dtype=torch.float32))
+    start = outputs(Bagel.from_checkpoint(untrained, dtype=torch.float32))
     for other in (start, plain) if ema else (start,):
         assert (found.ce - other.ce).abs().max() > 1e-3
 
 
-def test_from_a_preset_and_another_source(shards: Path, tmp_path: Path, fresh: Path) -> None:
+def test_from_a_preset_and_another_source(shards: Path, tmp_path: Path, untrained: Path) -> None:
     model = network(source=ModelSource(preset="tiny"))
     _, checkpoint = fitted(model, data_for(model, shards), tmp_path)
     report = export_checkpoint(str(checkpoint), output=str(tmp_path / "out"), dtype="fp32")
@@ -252,7 +252,7 @@ def test_from_a_preset_and_another_source(shards: Path, tmp_path: Path, fresh: P
     compare(outputs(loaded), outputs(model.network), 0.0)
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     export_checkpoint(
-        str(checkpoint), output=str(tmp_path / "out"), source=str(fresh), overwrite=True
+        str(checkpoint), output=str(tmp_path / "out"), source=str(untrained), overwrite=True
     )
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
@@ -321,7 +321,7 @@ def test_a_source_of_another_size(trained: Trained, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_output_is_guarded(trained: Trained, fresh: Path, tmp_path: Path) -> None:
+def test_output_is_guarded(trained: Trained, untrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     export_checkpoint(str(trained[1]), output=str(out))  # an empty directory is accepted
@@ -339,10 +339,10 @@ def test_output_is_guarded(trained: Trained, fresh: Path, tmp_path: Path) -> Non
     (tmp_path / "mine" / "thesis.txt").write_text("All of it.")
     with pytest.raises(OutputError, match="no export in it, but other files"):
         export_checkpoint(str(trained[1]), output=str(tmp_path / "mine"), overwrite=True)
-    for folder in (fresh, fresh.parent, trained[1]):
+    for folder in (untrained, untrained.parent, trained[1]):
         with pytest.raises(OutputError, match="the input of the export"):
             export_checkpoint(str(trained[1]), output=str(folder), overwrite=True)
-    assert (fresh / "ae.safetensors").is_file()
+    assert (untrained / "ae.safetensors").is_file()
 
 
 def test_failed_export_leaves_no_file(
@@ -395,7 +395,7 @@ def validated(model: BagelModule, data: Any) -> dict[str, float]:
         logger=False,
         enable_progress_bar=False,
         enable_checkpointing=False,
-        inference_mode=False,  # the training goes on with the same metrics
+        inference_mode=False,  # the training continues with the same metrics
     )
     (metrics,) = trainer.validate(model, data, verbose=False)
     return {name.removeprefix("val/val/"): value for name, value in metrics.items()}

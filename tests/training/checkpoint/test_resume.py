@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 
 from mathcanvas_lightning.errors import DataError, OutputError
 from mathcanvas_lightning.model.checkpoint import TABLES
-from mathcanvas_lightning.training.checkpoint.reading import stored_shapes
 from mathcanvas_lightning.training.checkpoint.resume import (
     find_checkpoint,
     require_complete,
     require_readable,
 )
+from mathcanvas_lightning.training.checkpoint.verify import stored_shapes
 from mathcanvas_lightning.training.strategy import AtomicCheckpointIO, ShardedStrategy
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Run, difference, launch

@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.training.checkpoint import resume
-from mathcanvas_lightning.training.checkpoint.reading import require_readable
 from mathcanvas_lightning.training.checkpoint.record import RECORD_KEY
-from mathcanvas_lightning.training.checkpoint.resume import checkpoint_places, find_checkpoint
+from mathcanvas_lightning.training.checkpoint.resume import checkpoint_locations, find_checkpoint
+from mathcanvas_lightning.training.checkpoint.verify import require_readable
 from mathcanvas_lightning.training.settings import make_record
 from tests.training.runs import network
 
@@ -97,10 +97,16 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root, stopped = tmp_path / "run", tmp_path / "run" / "stopped.ckpt"
     own = ModelCheckpoint(tmp_path / "own")
-    assert checkpoint_places(trainer(root, own), root_is_named=True) == [tmp_path / "own", stopped]
-    assert checkpoint_places(trainer(None, own), root_is_named=False) == [tmp_path / "own"]
-    assert checkpoint_places(trainer(None), root_is_named=False) == []
-    assert checkpoint_places(trainer(root), root_is_named=True) == [root / "checkpoints", stopped]
+    assert checkpoint_locations(trainer(root, own), root_is_named=True) == [
+        tmp_path / "own",
+        stopped,
+    ]
+    assert checkpoint_locations(trainer(None, own), root_is_named=False) == [tmp_path / "own"]
+    assert checkpoint_locations(trainer(None), root_is_named=False) == []
+    assert checkpoint_locations(trainer(root), root_is_named=True) == [
+        root / "checkpoints",
+        stopped,
+    ]
     logs = tmp_path / "logs" / "curves"
     for version in ("version_0", "version_1"):
         (logs / version / "checkpoints").mkdir(parents=True)
@@ -109,26 +115,26 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version, folder in (("mine", "mine"), (3, "version_3"), ("", "")):
         one = trainer(None, logger=CSVLogger(tmp_path / "logs", name="curves", version=version))
         wanted = [logs / folder / "checkpoints"]
-        assert checkpoint_places(one, root_is_named=False) == wanted
+        assert checkpoint_locations(one, root_is_named=False) == wanted
     logger = CSVLogger(tmp_path / "logs", name="curves")
-    assert checkpoint_places(trainer(None, logger=logger), root_is_named=False) == found
+    assert checkpoint_locations(trainer(None, logger=logger), root_is_named=False) == found
     mixed = trainer(root, own, ModelCheckpoint(every_n_train_steps=7), logger=logger)
-    assert checkpoint_places(mixed, root_is_named=True) == [tmp_path / "own", *found, stopped]
+    assert checkpoint_locations(mixed, root_is_named=True) == [tmp_path / "own", *found, stopped]
 
 
 def test_another_experiment_is_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run without a folder of its own starts in a folder with other runs."""
+    """A run without a separate folder starts in a folder with other runs."""
     save(tmp_path / "old_experiment" / "step4.ckpt", 4)
     save(tmp_path / "run" / "nested" / "checkpoints" / "step4.ckpt", 4)
     monkeypatch.chdir(tmp_path)
     for root, named in ((None, False), (tmp_path / "run", True), (tmp_path / "new", True)):
-        places = checkpoint_places(trainer(root), root_is_named=named)
-        assert find_checkpoint(*places) is None
+        locations = checkpoint_locations(trainer(root), root_is_named=named)
+        assert find_checkpoint(*locations) is None
     stopped = save(tmp_path / "run" / "stopped.ckpt", 3)
-    places = checkpoint_places(trainer(tmp_path / "run"), root_is_named=True)
-    assert find_checkpoint(*places) == stopped
+    locations = checkpoint_locations(trainer(tmp_path / "run"), root_is_named=True)
+    assert find_checkpoint(*locations) == stopped
 
 
 def test_a_checkpoint_that_is_named(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Quantity:
     is_doubtful: bool = False
     """Whether the unit may be a factor: 5m is a length or a product."""
     note: str = ""
-    """What is said of the unit: "of water", "east", "increase"."""
+    """Words that describe the unit: "of water", "east", "increase"."""
 
 
 def parse_quantity(text: str) -> Quantity:
@@ -162,7 +162,7 @@ def same_digits(given: str, expected: str) -> bool | None:
 
 
 def ratio_terms(text: str) -> list[str]:
-    """Splits a ratio such as 3:2 into its terms; empty if the text is none."""
+    """Splits a ratio such as 3:2 into its terms; empty if the text is not a ratio."""
     terms = [
         term.strip() for term in re.split(r":|(?<=[\dA-Za-z])\sto\s(?!the\b)(?=[\dA-Za-z])", text)
     ]

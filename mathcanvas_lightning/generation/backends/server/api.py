@@ -246,7 +246,7 @@ def text_of(content: Any) -> str | None:
 
 
 def thoughts_of(message: Mapping[str, Any]) -> str | None:
-    """The thoughts in a message; None if there are none."""
+    """The thoughts in a message; None without thoughts."""
     found = (message.get(name) for name in THOUGHTS)
     return next((value for value in found if isinstance(value, str) and value), None)
 

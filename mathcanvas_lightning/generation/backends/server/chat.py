@@ -43,7 +43,7 @@ class Chat:
     after_failure: AfterFailure
     """Called after each failed try."""
     dialect: Dialect = field(default_factory=Dialect)
-    """What the server was found not to understand."""
+    """The fields that the server does not understand, as far as they are known."""
 
     async def test(self, request: GenerationRequest) -> None:
         """Sends a request for one sample at once, ahead of those that wait, without retries.

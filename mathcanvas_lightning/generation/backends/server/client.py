@@ -276,7 +276,7 @@ def parse_retry_after(value: str) -> float:
     """Parses a Retry-After header: a number of seconds or a date (RFC 9110, 10.2.3).
 
     Args:
-        value: Value of the header; "" if there is none.
+        value: Value of the header; "" without the header.
 
     Returns:
         Seconds to wait; 0 if the value is missing or invalid.

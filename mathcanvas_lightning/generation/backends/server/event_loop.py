@@ -1,4 +1,4 @@
-"""The event loop of a server backend, in a thread of its own, and calls into it."""
+"""The event loop of a server backend, which runs in a separate thread, and calls into it."""
 
 import asyncio
 import contextlib

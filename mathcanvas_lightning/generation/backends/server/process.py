@@ -20,6 +20,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Self
 
+from mathcanvas_lightning.common.paths import local_path, plain_path
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.gpus import (
@@ -116,15 +117,16 @@ class ServerConfig:
         Args:
             port: Port to listen on.
         """
+        model_path = plain_path(self.model_path or "")
         filled = [
-            part.replace("{port}", str(port)).replace("{model_path}", self.model_path or "")
+            part.replace("{port}", str(port)).replace("{model_path}", model_path)
             for part in self.parts
         ]
         options = self._dashed_options()
         if self.command is None:
             options = {
                 **_options_without_gpu(self.env),
-                **_options_of_bagel(self.model_path or "", options),
+                **_options_of_bagel(model_path, options),
                 **options,
             }
         return filled + [word for name, value in options.items() for word in _flag(name, value)]
@@ -282,7 +284,7 @@ class ServerProcess:
             os.close(descriptor)
             return Path(name)
         suffix = f".{self._local_rank}" if self._local_rank else ""
-        log = Path(self._config.log_file + suffix)
+        log = local_path(self._config.log_file + suffix)
         log.parent.mkdir(parents=True, exist_ok=True)
         return log
 

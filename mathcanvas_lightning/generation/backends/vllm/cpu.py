@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.generation.backends.gpus import CPU_CACHE_BYTES
 
 
@@ -29,7 +29,7 @@ def cpu_arguments(arguments: Mapping[str, Any], environment: Mapping[str, str]) 
 def _stored_dtype(model: str) -> str | None:
     """Type of the weights in a model's folder, as its configuration names it."""
     try:
-        config = json.loads((Path(model) / "config.json").read_text())
-    except (OSError, ValueError):  # a hub name, or vLLM will tell
+        config = json.loads((local_path(model) / "config.json").read_text())
+    except (OSError, ValueError):  # a hub name, or a fault that vLLM reports
         return None
     return config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None

@@ -46,7 +46,7 @@ def find_cause(error: str, lines: Sequence[str]) -> str:
 
     Returns:
         The error; if it only refers to another one ("See root cause above"), the first error in
-        the output. "" if there is none.
+        the output. "" without an error.
     """
     if not error or "root cause" in error:
         found = (match[1] for line in lines if (match := ERROR_LINE.search(line)))

@@ -69,7 +69,7 @@ class ContextRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextResult:
-    """A text after a context, or why there is none."""
+    """A text after a context, or why it failed."""
 
     uid: str
     token_ids: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ class WaitingLine:
     def __init__(self) -> None:
         self._rollouts: deque[Rollout] = deque()
         self._suspects: deque[Rollout] = deque()
-        self._alone: str | None = None
+        self._single_uid: str | None = None
         """Uid of the problem that runs alone."""
 
     @property
@@ -31,20 +31,20 @@ class WaitingLine:
     def run_alone(self, rollouts: Iterable[Rollout]) -> None:
         """Puts problems in front; each runs alone."""
         self._suspects.extend(rollouts)
-        self._alone = None
+        self._single_uid = None
 
     def next(self, running: Collection[str]) -> Rollout | None:
-        """Takes the next problem; None if there is none, or one runs alone.
+        """Takes the next problem; None if no problem waits, or one runs alone.
 
         Args:
             running: Uids of the problems in the batch.
         """
-        if self._alone in running or (self._suspects and running):
+        if self._single_uid in running or (self._suspects and running):
             return None
-        self._alone = None
+        self._single_uid = None
         if self._suspects:
             rollout = self._suspects.popleft()
-            self._alone = rollout.problem.uid
+            self._single_uid = rollout.problem.uid
             return rollout
         return self._rollouts.popleft() if self._rollouts else None
 

@@ -1,4 +1,4 @@
-"""What is known of an answer in progress, and the events between two such moments."""
+"""The progress of an answer, and the events between two of its states."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mathcanvas_lightning.generation.requests import GenerationRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far the answer to a problem is."""
+    """The state of an answer in progress."""
 
     steps: tuple[Step, ...] = ()
     """Finished texts and drawings."""
@@ -39,7 +39,7 @@ def follow(
     Args:
         request: The request of the problem.
         advance: Advances the problem; returns its answer when it is finished.
-        progress: How far it is.
+        progress: Returns the state of its answer.
 
     Yields:
         At least one event after each call of `advance`, at last an `EndEvent`.
@@ -55,10 +55,10 @@ def follow(
 
 
 def new_events(before: Progress, after: Progress) -> Iterator[Event]:
-    """The events between two moments of an answer.
+    """The events between two states of an answer.
 
     Args:
-        before: The earlier moment.
+        before: The earlier state.
         after: The later one.
 
     Yields:

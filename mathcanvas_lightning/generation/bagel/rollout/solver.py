@@ -39,6 +39,11 @@ class ProblemSolver(ABC):
         """Number of problems that were submitted but not yet answered."""
         return len(self._pending)
 
+    @property
+    def running(self) -> list[str]:
+        """Uids of the problems in the batch."""
+        return [rollout.problem.uid for rollout in self._in_progress()]
+
     def submit(self, problem: Problem) -> None:
         """Adds a problem to the queue; returns at once.
 
@@ -83,7 +88,7 @@ class ProblemSolver(ABC):
         return self._run_alone(shortage)  # outside the handler, which keeps tensors alive
 
     def progress(self, uid: str) -> Progress:
-        """How far the answer to a pending problem is.
+        """The state of the answer to a pending problem.
 
         Args:
             uid: Uid of the problem.

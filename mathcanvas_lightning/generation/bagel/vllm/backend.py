@@ -107,27 +107,27 @@ class VLLMBagelBackend(BagelBackend):
             raise ConfigError(
                 "weights",
                 found=f"{self._options.quantized}, with VLLMBagelBackend",
-                wanted="auto or bf16: vLLM holds weights of its own, and would write with others",
+                wanted="auto or bf16: vLLM loads the weights itself, and would not quantize them",
                 remedy="Use BagelBackend, or leave weights out.",
             )
-        self._engine = engine
+        self.engine = engine
         self._new_engine("auto", None)  # checks the settings
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Settings that change the answers, for the journal: JSON values."""
-        options = journal_options(self._engine.engine_options or {})
+        options = journal_options(self.engine.engine_options or {})
         return {**super().settings, "text_engine": {"name": "vllm", "options": options}}
 
     def _new_engine(self, dtype: str, window: int | None) -> VLLMBackend:
         return VLLMBackend(
             self._checkpoint,
             model_name=self._model_name,
-            tensor_parallel_size=self._engine.tensor_parallel_size,
+            tensor_parallel_size=self.engine.tensor_parallel_size,
             max_model_len=window,
             dtype=dtype,
-            engine_options=self._engine.engine_options,
-            gpu_memory_utilization=self._engine.gpu_memory_utilization,
+            engine_options=self.engine.engine_options,
+            gpu_memory_utilization=self.engine.gpu_memory_utilization,
         )
 
     def _load(self, device: torch.device, local_rank: int) -> ProblemSolver:
@@ -138,8 +138,8 @@ class VLLMBagelBackend(BagelBackend):
         window = min(context_capacity(config, self._options.limits) + MARGIN, longest)
         engine = self._new_engine(str(dtype).removeprefix("torch."), window)
         engine.start(local_rank=local_rank)  # first: then the drawer knows the memory that is left
-        share = self._engine.gpu_memory_utilization
-        memory = [engine_memory(weights, dtype, self._engine.engine_options or {}, share)]
+        share = self.engine.gpu_memory_utilization
+        memory = [engine_memory(weights, dtype, self.engine.engine_options or {}, share)]
         try:
             client = cast("TextEngine", engine.client)
             team, used = self._team(config, client, device, capacity=window - MARGIN)

@@ -37,7 +37,7 @@ class Drawer:
     """
 
     def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
+        self.workshop = workshop
         self._free = list(range(workshop.num_problems))
         self._boards: dict[str, _Board] = {}
         """Uid -> contexts, the least recently used first."""
@@ -65,10 +65,10 @@ class Drawer:
         for board in boards:
             entries += contexts_of(board.rollout.items[board.num_read :], board.contexts)
             board.num_read = len(board.rollout.items)
-        self._workshop.prefiller.prefill([entry for entry in entries if entry[1]])
+        self.workshop.prefiller.prefill([entry for entry in entries if entry[1]])
         for board in boards:
             rollout = board.rollout
-            board.drawing = self._workshop.painter.begin(
+            board.drawing = self.workshop.painter.begin(
                 rollout.config.drawing, board.contexts, rollout.size_px, rollout.noise_key
             )
 
@@ -81,7 +81,7 @@ class Drawer:
         pairs = [(b, b.drawing) for b in self._boards.values() if b.drawing is not None]
         if not pairs:
             return []
-        painter = self._workshop.painter
+        painter = self.workshop.painter
         painter.step([drawing for _, drawing in pairs])
         done = [(board, drawing) for board, drawing in pairs if drawing.is_done]
         pictures = painter.paint([drawing for _, drawing in done])
@@ -116,5 +116,5 @@ class Drawer:
             self.release([oldest])
             self.num_rebuilt += 1
         slot = self._free.pop()
-        rows = self._workshop.rows(slot, rollout.config.drawing.num_contexts)
+        rows = self.workshop.rows(slot, rollout.config.drawing.num_contexts)
         return _Board(slot=slot, contexts=[Context(row=row) for row in rows], rollout=rollout)

@@ -47,7 +47,7 @@ class Team:
 
     engine: TextEngine
     drawer: Drawer | None
-    """None if no problem draws."""
+    """Draws for all problems; None if no problem draws."""
     contexts: ContextMaker
     device: torch.device
     """Device of the drawer."""
@@ -67,13 +67,13 @@ class EngineGenerator(ProblemSolver):
         self, team: Team, reader: ProblemReader, config: InterleavedConfig, *, batch_size: int
     ) -> None:
         super().__init__(reader, config, batch_size=batch_size)
-        self._team = team
+        self.team = team
         self._running: dict[str, _Run] = {}
         self._serials = count()
 
     def close(self) -> None:
         """Stops the engine."""
-        self._team.engine.close()
+        self.team.engine.close()
 
     @torch.inference_mode()
     def _advance(self) -> list[Answer]:
@@ -82,17 +82,17 @@ class EngineGenerator(ProblemSolver):
             if rollout is None:
                 break
             self._running[rollout.problem.uid] = _Run(rollout=rollout)
-        with own_precision(self._team.device):
+        with own_precision(self.team.device):
             is_drawing = self._draw()
             self._ask()
         answers = self._collect()
-        for result in self._team.engine.collect(wait=not is_drawing and not answers):
+        for result in self.team.engine.collect(wait=not is_drawing and not answers):
             self._take(result)
         return answers + self._collect()
 
     def _draw(self) -> bool:
         """Advances the drawings by one step; returns whether any is in progress now."""
-        drawer = self._team.drawer
+        drawer = self.team.drawer
         if drawer is None:
             return False
         rollouts = [run.rollout for run in self._running.values()]
@@ -112,8 +112,8 @@ class EngineGenerator(ProblemSolver):
             if run.rollout.needs == "text" and run.request is None
         ]
         new = [item for run in runs for item in run.rollout.items[run.num_made :]]
-        parts = iter(self._team.contexts.parts(new))
-        special = self._team.contexts.maker.tokenizer.special
+        parts = iter(self.team.contexts.parts(new))
+        special = self.team.contexts.maker.tokenizer.special
         requests = []
         for run in runs:
             for _ in run.rollout.items[run.num_made :]:
@@ -123,7 +123,7 @@ class EngineGenerator(ProblemSolver):
             run.request = request.uid
             requests.append(request)
         if requests:
-            self._team.engine.submit(requests)
+            self.team.engine.submit(requests)
 
     def _take(self, result: ContextResult) -> None:
         run = next((run for run in self._running.values() if run.request == result.uid), None)
@@ -155,8 +155,8 @@ class EngineGenerator(ProblemSolver):
         asked = [run.request for run in runs if run.request is not None]
         if asked:
             with suppress(BackendError):  # the engine has ended: there is nothing to drop
-                self._team.engine.withdraw(asked)
+                self.team.engine.withdraw(asked)
 
     def _release(self, uids: Collection[str]) -> None:
-        if self._team.drawer is not None:
-            self._team.drawer.release(uids)
+        if self.team.drawer is not None:
+            self.team.drawer.release(uids)

@@ -40,7 +40,7 @@ class Entry:
     origin: str
     """Model, settings and sampling of the answer, see `origin_of`."""
     pictures: str | None = None
-    """Hash of the pictures that were asked about; None if there were none, or in an older line."""
+    """Hash of the pictures of the question; None without pictures, or in an older line."""
     is_checked: bool = True
     """Whether the line has a checksum; lines of older versions have none."""
 

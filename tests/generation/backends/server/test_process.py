@@ -238,6 +238,9 @@ def test_options_become_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     other = ServerConfig(command=["serve", "--json={}", "--at={port}"], options={"x": 1})
     assert other.arguments(5) == ["serve", "--json={}", "--at=5", "--x", "1"]
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ServerConfig(model_path="~/model").arguments(8123)
+    assert words[words.index("--model") + 1] == "/home/me/model"
 
 
 def test_options_of_bagel(tmp_path: Path) -> None:

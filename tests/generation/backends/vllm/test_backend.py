@@ -147,7 +147,7 @@ def test_guided_answers(backend: VLLMBackend) -> None:
 
 @pytest.mark.slow
 def test_the_window_ends_an_answer(backend: VLLMBackend) -> None:
-    request = ask("a", "Go on for ever.", max_tokens=10_000, regex=r"[a-z ]{9000}")
+    request = ask("a", "Continue forever.", max_tokens=10_000, regex=r"[a-z ]{9000}")
     (response,) = answers(backend, [request]).values()
     assert response.outputs[0].finish_reason == "length"
     assert response.usage.prompt_tokens + response.usage.completion_tokens == WINDOW

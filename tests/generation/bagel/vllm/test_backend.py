@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError, GenerationBackend
@@ -82,11 +83,10 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeVLLM]]:
 
 
 def backend(**changes: Any) -> VLLMBagelBackend:
-    native = native_backend()
     given = {**options(), **changes}
     given["drawing"] = DrawingConfig(**given["drawing"])
-    given["vae_transform"] = native._options.vae_transform
-    given["vit_transform"] = native._options.vit_transform
+    for name in ("vae_transform", "vit_transform"):
+        given[name] = ImageTransform(**given[name])
     return VLLMBagelBackend(**given)
 
 
@@ -123,8 +123,8 @@ def test_understanding_loads_no_drawer(
 
 
 def test_the_drawer_has_no_text_head(bagel: VLLMBagelBackend) -> None:
-    drawer = bagel.generator._team.drawer  # type: ignore[attr-defined]
-    names = {name for name, _ in drawer._workshop.model.named_parameters()}
+    drawer = bagel.generator.team.drawer  # type: ignore[attr-defined]
+    names = {name for name, _ in drawer.workshop.model.named_parameters()}
     whole = {name for name, _ in WHOLE(checkpoint()).named_parameters()}
     assert whole - names == {"language_model.lm_head.weight"}
 
@@ -161,10 +161,10 @@ def test_the_window_ends_with_the_model(fake_vllm: list[FakeVLLM]) -> None:
     longest = BagelConfig.from_directory(checkpoint()).llm.max_position_embeddings
     made = backend(max_context_tokens=longest, max_batch_size=1)
     made.start()
-    drawer = made.generator._team.drawer  # type: ignore[attr-defined]
+    drawer = made.generator.team.drawer  # type: ignore[attr-defined]
     made.close()
     assert fake_vllm[0].arguments["max_model_len"] == longest
-    assert drawer._workshop.cache.capacity == longest - 2
+    assert drawer.workshop.cache.capacity == longest - 2
 
 
 def test_bad_settings_are_found_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def scripted(answers: Any, length: int = 6) -> Choose:
 
 
 def drawer_of(made: EngineGenerator) -> Drawer:
-    drawer = made._team.drawer
+    drawer = made.team.drawer
     assert drawer is not None
     return drawer
 

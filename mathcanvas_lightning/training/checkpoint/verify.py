@@ -1,4 +1,4 @@
-"""Checks that a checkpoint is complete, and that a run can resume from it."""
+"""Verifies that a checkpoint is complete, and that a run can resume from it."""
 
 import pickle
 import zipfile
