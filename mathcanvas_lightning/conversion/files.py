@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from urllib.parse import unquote
 
 from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
@@ -18,6 +19,8 @@ from mathcanvas_lightning.errors import InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError, with_retries
 
+MAX_LISTED = 100_000
+"""Files of a folder that are searched for a name in other letters."""
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 UNREADABLE_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EILSEQ}
@@ -125,6 +128,8 @@ class SourceFiles:
             path = os.path.realpath(path, strict=True)
         if path.startswith(os.path.join(root, "")) and not os.path.isabs(relative):
             return path
+        if path == root:
+            return RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r} is the image folder")
         if _is_outside(relative):
             return _outside(relative)
         links = None if self.link_root is None else _real_folder(str(local_path(self.link_root)))
@@ -149,6 +154,12 @@ def _is_outside(relative: str) -> bool:
 
 def _near_miss(root: str, relative: str) -> str:
     """Names an existing file whose path is spelled differently; "" without such a file."""
+    if _is_outside(relative):
+        return ""
+    if is_remote(relative):
+        return "; it is a URL: download the pictures and name their files"
+    if relative.startswith("data:"):
+        return "; it is a data URL without base64, which is not read"
     for spelling in _spellings(relative):
         if not _is_outside(spelling) and os.path.isfile(os.path.join(root, spelling)):
             looks_same = unicodedata.normalize("NFC", spelling) == unicodedata.normalize(
@@ -156,7 +167,19 @@ def _near_miss(root: str, relative: str) -> str:
             )
             how = " in another Unicode normalization" if looks_same else ""
             return f"; there is {spelling!r}{how}"
-    return ""
+    folder, name = os.path.split(relative)
+    other = _names_in(os.path.join(root, folder)).get(name.casefold())
+    return f"; there is {os.path.join(folder, other)!r}" if other else ""
+
+
+@lru_cache(maxsize=16)
+def _names_in(folder: str) -> dict[str, str]:
+    """Names of the files of a folder, by their small letters."""
+    try:
+        with os.scandir(folder) as entries:
+            return {e.name.casefold(): e.name for e in islice(entries, MAX_LISTED)}
+    except OSError:
+        return {}
 
 
 def _spellings(relative: str) -> Iterator[str]:

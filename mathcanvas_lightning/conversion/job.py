@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from mathcanvas_lightning.conversion.output.writer import ShardLayout, ShardWrit
 from mathcanvas_lightning.conversion.rejection import Reason, Rejection
 from mathcanvas_lightning.conversion.report import ConversionReport
 from mathcanvas_lightning.conversion.samples import ConvertedExample, RecordConverter
+from mathcanvas_lightning.data.rows.shards import INFO_FILE
 
 FORMAT_VERSION = 1
 CHUNK_RECORDS = 8
@@ -145,6 +147,9 @@ def prepare_folder(job: ConversionJob, folder: OutputFolder, *, overwrite: bool)
         scan=job.scan,
     )
     remove_leftovers(folder, owned)
+    for split in set(owned.folders) - set(folders):  # of an earlier conversion without a row
+        folder.remove(posixpath.join(split, INFO_FILE))
+        folder.remove_folder(split)
     return existing
 
 

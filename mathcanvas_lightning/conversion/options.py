@@ -108,6 +108,21 @@ class RunConfig:
     part: str | None = None
     """The part of the input that is converted, such as 3/8; None for all."""
 
+    def __post_init__(self) -> None:
+        """Checks the fractions.
+
+        Raises:
+            ConfigError: If one is not within 0..1.
+        """
+        for name in ("max_reject_fraction", "max_image_reject_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"--{name}",
+                    found=str(getattr(self, name)),
+                    wanted="a fraction from 0 to 1",
+                    remedy="Write 0.1 for ten percent.",
+                )
+
 
 GROUPS = (InputConfig, OutputConfig, ShardSize, SplitConfig, SampleConfig, RunConfig)
 

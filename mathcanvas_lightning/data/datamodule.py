@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
@@ -30,13 +30,14 @@ from mathcanvas_lightning.data.loading.loaded_dataset import (
     warn_of_test_rows,
 )
 from mathcanvas_lightning.data.loading.loader import PackLoader
+from mathcanvas_lightning.data.loading.origin import plan_origin
 from mathcanvas_lightning.data.loading.pack_dataset import PackTask
 from mathcanvas_lightning.data.loading.packed_data import PackedData, assemble
 from mathcanvas_lightning.data.plan.epoch import Plan
+from mathcanvas_lightning.data.plan.origin import PlanOrigin
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.data.plan.schedule import Schedule
 from mathcanvas_lightning.data.rows.source import RowSource
-from mathcanvas_lightning.data.sequence.rng import hash64
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import ConfigError
@@ -172,7 +173,7 @@ class MathCanvasDataModule(ShortRepr, LightningDataModule):
         if self._position is None:
             self._position = Position(
                 self.plan,
-                self.fingerprint,
+                self._origin,
                 packs_per_step=self._count_packs_per_step(),
                 num_ranks=self.num_ranks,
                 trainer=self.trainer,
@@ -298,19 +299,18 @@ class MathCanvasDataModule(ShortRepr, LightningDataModule):
     @property
     def fingerprint(self) -> dict[str, str]:
         """Hashes of everything that the plan depends on, by topic."""
-        budget = self.budget
-        parts: dict[str, object] = {
-            "seed": self.seed,
-            "tokenizer": self.tokenizer.digest,
-            "packing": (budget.max_num_tokens, budget.max_num_tokens_per_sample),
-            "dropout": self.dropout,
-            "geometry": (self.geometry, self.settings.interpolate_positions),
-            "order of data.train": [data.config.label for data in self.train_data.datasets],
-            "image_limits": self.settings.image_limits,
-            "numpy": np.__version__,
-            **{f"data set {d.config.label}": d.fingerprint for d in self.train_data.datasets},
-        }
-        return {name: f"{hash64(part) & 0xFFFFFFFF:08x}" for name, part in parts.items()}
+        return dict(self._origin.fingerprint)
+
+    @property
+    def _origin(self) -> PlanOrigin:
+        return plan_origin(
+            self.train_data.datasets,
+            seed=self.seed,
+            budget=self.budget,
+            geometry=self.geometry,
+            tokenizer=self.tokenizer,
+            settings=replace(self.settings, dropout=self.dropout),
+        )
 
     def _repeating_loader(self, data: PackedData, schedule: Schedule) -> PackLoader:
         """The micro-batches of the first epoch, the same in every iteration."""

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mathcanvas_lightning.common.git_lfs import describe_file
+from mathcanvas_lightning.common.file_kinds import describe_file
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.config import GEN_SUFFIX, BagelConfig

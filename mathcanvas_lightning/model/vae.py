@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mathcanvas_lightning.batch import PackedBatch, to_unit_range
-from mathcanvas_lightning.common.git_lfs import describe_file
+from mathcanvas_lightning.common.file_kinds import describe_file
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.checkpoint import check_finite

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
 
-from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+from mathcanvas_lightning.common.file_kinds import POINTER, is_lfs_pointer
 from mathcanvas_lightning.storage.ranges import ReadRange
 from mathcanvas_lightning.storage.retry import HICCUPS, ContentError
 

@@ -179,6 +179,9 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
         ("my%20images\\a.png", "my images/a.png", "there is 'my images/a.png'"),
         ("a.PNG", "a.png", "there is 'a.png'"),
         ("a.jpg", "a.JPG", "there is 'a.JPG'"),
+        ("images/Cat.png", "images/cAT.PNG", "there is 'images/cAT.PNG'"),
+        ("https://example.org/a.png", "a.png", "it is a URL"),
+        ("data:image/svg+xml;utf8,<svg>", "a.png", "a data URL without base64"),
         (
             unicodedata.normalize("NFD", "é.png"),
             unicodedata.normalize("NFC", "é.png"),
@@ -197,6 +200,12 @@ def test_near_miss_is_named(written: str, file: str, hint: str, tmp_path: Path) 
     text = message(SourceFiles(str(tmp_path)), written)
     assert text.startswith("image_missing")
     assert hint in text
+
+
+def test_the_image_folder_is_no_picture(tmp_path: Path) -> None:
+    for name in (".", "a/.."):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        assert "is the image folder" in message(SourceFiles(str(tmp_path)), name)
 
 
 def test_no_hint_to_files_outside(tmp_path: Path) -> None:

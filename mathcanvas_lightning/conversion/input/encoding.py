@@ -7,27 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+from mathcanvas_lightning.common.file_kinds import START_BYTES, kind_of
 from mathcanvas_lightning.errors import InputError
 
 UTF8_MARK = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
-_UNPACK = "Unpack it, and convert the file inside."
-_UTF16 = ("text in UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE")
-_UTF32 = ("text in UTF-32", "Save it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > NEW_FILE")
-_PARQUET = "Let its name end in .parquet."
-_STARTS = {
-    b"\xff\xfe\0\0": _UTF32,
-    b"\0\0\xfe\xff": _UTF32,
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"{\0", b"[\0", b"\0{", b"\0["), _UTF16),
-    b"PK\x03\x04": ("a zip archive", _UNPACK),
-    b"\x28\xb5\x2f\xfd": ("a zstd file", _UNPACK),
-    b"BZh": ("a bzip2 file", _UNPACK),
-    b"\xfd7zXZ": ("an xz file", _UNPACK),
-    b"PAR1": ("a Parquet file", _PARQUET),
-    b"<": ("HTML or XML", "If it was downloaded, its server may have answered with an error page."),
-}
-_START_BYTES = 64
 WANTED_JSON = "a JSON array or JSON lines in UTF-8, plain or packed by gzip"
 
 
@@ -55,7 +39,7 @@ def opened_text(path: Path, place: str, wanted: str = WANTED_JSON) -> Iterator[B
                 unpacked = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb"))
                 file = cast("BinaryIO", unpacked)
             try:
-                start = file.read(_START_BYTES)
+                start = file.read(START_BYTES)
                 file.seek(len(UTF8_MARK) if start.startswith(UTF8_MARK) else 0)
                 _check_start(start, place, wanted)
                 yield file
@@ -69,9 +53,9 @@ def opened_text(path: Path, place: str, wanted: str = WANTED_JSON) -> Iterator[B
 
 
 def _check_start(start: bytes, place: str, wanted: str) -> None:
-    known = dict(_STARTS)
-    if is_lfs_pointer(start):
-        known[start] = (POINTER, "Then run again.")
-    for magic, (found, remedy) in known.items():
-        if start.lstrip(b" \t\r\n").startswith(magic):
-            raise InputError(place, found=found, wanted=wanted, remedy=remedy)
+    kind = kind_of(start.lstrip(b" \t\r\n")) or kind_of(start)
+    found, remedy = (kind.name, f"{kind.remedy[0].upper()}{kind.remedy[1:]}.") if kind else ("", "")
+    if kind is None and wanted == WANTED_JSON and b"\0" in start:
+        found, remedy = "a binary file", "Check the path, or convert it to text or Parquet."
+    if found:
+        raise InputError(place, found=found, wanted=wanted, remedy=remedy)

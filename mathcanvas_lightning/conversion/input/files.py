@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -116,12 +117,13 @@ def kind_of(name: str) -> Kind:
 
 
 @contextlib.contextmanager
-def opened_input(source: str) -> Iterator[InputFiles]:
+def opened_input(source: str, *, output: str | None = None) -> Iterator[InputFiles]:
     """Finds the files of an input; a single remote file is copied once, Parquet is not copied.
 
     Args:
         source: A file, a folder, or a pattern such as `data/train/*.parquet`: a path or an fsspec
             URL. Of a folder, all files below it of one kind are read, in natural order.
+        output: Folder or URL of the conversion, whose files are no input.
 
     Yields:
         The records.
@@ -129,7 +131,7 @@ def opened_input(source: str) -> Iterator[InputFiles]:
     Raises:
         InputError: If there is no such file, or it can't be read.
     """
-    paths = find_inputs(source)
+    paths = find_inputs(source, output=output)
     if len(paths) > 1 or kind_of(paths[0]) == "parquet":
         yield InputFiles(paths, None)
         return
@@ -137,31 +139,64 @@ def opened_input(source: str) -> Iterator[InputFiles]:
         yield InputFiles(paths, path)
 
 
-def find_inputs(source: str) -> list[str]:
+def find_inputs(source: str, *, output: str | None = None) -> list[str]:
     """The files of an input, in natural order.
 
+    Args:
+        source: See `opened_input`.
+        output: See `opened_input`.
+
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or if the files would be mixed with those of the output.
     """
+    if not source:
+        raise _nothing("--input", "an empty path")
     storage = Storage()
     pattern = file_name(source)
     try:
         if _is_pattern(source):
             folder = parent_folder(source) or ("/" if source.startswith("/") else ".")
+            _check_apart(folder, output)
             entries = storage.list_folder(plain_path(folder))
             names = [e.path for e in entries if fnmatchcase(file_name(e.path), pattern)]
-            found = sorted((n for n in names), key=natural_key)
+            found = sorted(names, key=natural_key)
             if not found:
                 raise _nothing(source, f"no file like {pattern!r}")
             return found
         if not storage.is_folder(source):
             return [source]
+        _check_apart(source, output)
         for ends, _ in _ENDS:
             with contextlib.suppress(DataError):
-                return storage.list_files(source, suffix=ends)
+                files = storage.list_files(source, suffix=ends)
+                if found := [file for file in files if not _is_below(file, output)]:
+                    return found
     except (DataError, StorageError) as error:
         raise input_error(error) from None
     raise _nothing(source, "a folder without a Parquet, tar, JSON or CSV file")
+
+
+def _check_apart(folder: str, output: str | None) -> None:
+    """Raises for an input folder that is the output: its shards would be the next input."""
+    if output is not None and _real(folder) == _real(output):
+        raise InputError(
+            without_query(folder),
+            found="the folder of --output",
+            wanted="an input folder of its own",
+            remedy="Choose another --output, such as a folder inside this one, or name one file.",
+        )
+
+
+def _is_below(file: str, folder: str | None) -> bool:
+    """Whether a file lies below a folder, links resolved."""
+    return folder is not None and f"{_real(parent_folder(file))}/".startswith(f"{_real(folder)}/")
+
+
+@lru_cache(maxsize=64)
+def _real(folder: str) -> str:
+    if is_remote(folder):
+        return without_query(folder).rstrip("/")
+    return str(local_path(folder or ".").resolve()).rstrip("/")
 
 
 def _is_pattern(source: str) -> bool:

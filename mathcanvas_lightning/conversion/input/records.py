@@ -62,12 +62,39 @@ def _lines(file: BinaryIO, place: str) -> Iterator[Any]:
         try:
             yield json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            raise _broken(place, number, error.pos + 1, error.msg) from None
+            reason = f"{error.msg}{_line_hint(error.doc, error.pos)}"
+            raise _broken(place, number, error.pos + 1, reason) from None
         except UnicodeDecodeError as error:
             column = len(line[: error.start].decode()) + 1
             raise _broken(place, number, column, f"a byte that is not UTF-8 ({error})") from None
         except (RecursionError, ValueError) as error:
             raise _broken(place, number, 1, str(error)) from None
+
+
+def _line_hint(line: str, position: int) -> str:
+    """What a line is instead of a JSON value, if that is known."""
+    before, after = line[:position].strip(), line[position:].lstrip(" \t")
+    if not after:
+        return "; write each object on one line, or all in an array"
+    if before and after[0] == ",":
+        return "; remove the comma behind the object"
+    if "\r" in line[:position]:
+        return "; end each line with a line feed"
+    if before.endswith(("}", "]")) and after[0] in "{[":
+        return "; write each object on a line of its own"
+    if after[0] == "'":
+        return "; JSON has double quotes, Python writes single ones"
+    return "" if before else "; a CSV file is named .csv or .tsv"
+
+
+def _array_hint(file: BinaryIO, offset: int) -> str:
+    """The usual mistakes at a byte of an array."""
+    start = max(offset - 64, 0)
+    file.seek(start)
+    before, byte = file.read(offset - start).rstrip(), file.read(1)
+    if before.endswith(b",") and byte in (b"]", b"}"):
+        return "; remove the comma before the end"
+    return "; JSON has double quotes, Python writes single ones" if byte == b"'" else ""
 
 
 def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
@@ -81,6 +108,8 @@ def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if (name := _number_name(file, offset)) is not None:
             reason = f"{name}, which is no JSON; write null"
+        else:
+            reason += _array_hint(file, offset)
         raise _broken(place, line, column, reason) from None
 
 

@@ -117,8 +117,9 @@ def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
         InputError: If no object has the fields of a built-in format, or malformed JSON comes first.
     """
     fields: set[str] = set()
-    has_arrays = False
+    has_arrays, num_records = False, 0
     for record in records:
+        num_records += 1
         has_arrays |= isinstance(record, list)
         if isinstance(record, dict):
             fields = fields or set(record)
@@ -138,6 +139,8 @@ def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
     if has_arrays and not fields:
         remedy = "If the file is one JSON array, let its name end in .json."
     found = "arrays instead of objects" if has_arrays else "no objects"
+    if not num_records:
+        found, remedy = "no record", "Check the path: the file is empty."
     raise InputError(
         place,
         found=f"objects with the fields {sorted(fields)}" if fields else found,

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.conversion.input.encoding import opened_text
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
@@ -72,6 +73,7 @@ def read_parquet(
     """
     try:
         groups, skipped = _row_groups(source, storage, start, stop)
+        _check_columns(source, storage)
         position = skipped
         for batch in storage.iter_batches(source, BATCH_ROWS, row_groups=groups):
             first = max(start - position, 0)
@@ -101,7 +103,7 @@ def input_error(error: DataError | StorageError) -> InputError:
         error.place,
         found=error.found,
         wanted="a JSON, JSON lines, CSV, Parquet or tar file",
-        remedy="Check the path or URL.",
+        remedy=error.remedy,
     )
 
 
@@ -118,6 +120,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
     return value.isoformat() if isinstance(value, date | time) else value
+
+
+def _check_columns(source: str, storage: Storage) -> None:
+    names = storage.metadata(source).schema.to_arrow_schema().names
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            without_query(source),
+            found=f"the column {doubles[0]!r} twice",
+            wanted="columns with different names",
+            remedy="Rename one of them.",
+        )
 
 
 def _row_groups(

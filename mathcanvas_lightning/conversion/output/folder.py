@@ -13,7 +13,7 @@ from filelock import Timeout
 
 from mathcanvas_lightning.common.locks import acquire_lock
 from mathcanvas_lightning.common.paths import file_name, is_remote, join_path, local_path
-from mathcanvas_lightning.errors import DataError, OutputError
+from mathcanvas_lightning.errors import ConfigError, DataError, OutputError
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import MissingFileError
 
@@ -25,9 +25,19 @@ class OutputFolder:
 
     Args:
         root: Path or URL; created with the first file.
+
+    Raises:
+        ConfigError: If it is empty.
     """
 
     def __init__(self, root: str) -> None:
+        if not root:
+            raise ConfigError(
+                "--output",
+                found="an empty path",
+                wanted="a folder",
+                remedy="Name it, or write . for the current folder.",
+            )
         self.root = root if is_remote(root) else str(local_path(root))
         self._storage = Storage()
 

@@ -35,7 +35,8 @@ def parse_split(text: str | None) -> Mapping[str, float]:
     except ValueError:
         raise _bad_split(text, "not a list of name=fraction") from None
     names = [name for name, _ in pairs]
-    if len(set(names)) < len(names) or not all(map(is_folder_name, names)):
+    # Not every disk keeps train and Train apart.
+    if len({name.casefold() for name in names}) < len(names) or not all(map(is_folder_name, names)):
         raise _bad_split(text, "a repeated name, or one that is not valid as a folder")
     if any(not 0 < fraction <= 1 for _, fraction in pairs):
         raise _bad_split(text, "a fraction outside 0..1")

@@ -12,9 +12,10 @@ from typing import Literal
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+from mathcanvas_lightning.common.file_kinds import POINTER, is_lfs_pointer, kind_of
 from mathcanvas_lightning.data.images.errors import ImageError
 from mathcanvas_lightning.data.images.png import SIGNATURE, read_png
+from mathcanvas_lightning.errors import ConfigError
 
 __all__ = [
     "FORMATS",
@@ -42,6 +43,21 @@ class ImageLimits:
     """Maximum of width times height."""
     max_bytes: int = 64 * 2**20
     """Maximum size of the encoded file."""
+
+    def __post_init__(self) -> None:
+        """Checks the limits.
+
+        Raises:
+            ConfigError: If one is not positive.
+        """
+        for name in ("max_pixels", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} of images",
+                    found=str(getattr(self, name)),
+                    wanted="a positive number",
+                    remedy="Leave it out to use the default.",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +127,8 @@ def opened_image(
                 yield image, info
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("image_too_large", str(error)) from None
+    except Image.DecompressionBombError:
+        raise ImageError("image_too_large", f"more than {limits.max_pixels} pixels") from None
     except Exception as error:  # decoders raise any exception on broken input
         raise _broken(data, error) from None
 
@@ -133,7 +149,7 @@ def _open(data: bytes) -> Image.Image:
     except Exception:
         if not data.startswith(SIGNATURE):
             raise
-        return Image.open(BytesIO(read_png(data).data), formats=FORMATS)
+        return Image.open(BytesIO(read_png(data, only_pixels=True).data), formats=FORMATS)
 
 
 def _read_header(image: Image.Image, limits: ImageLimits) -> ImageInfo:
@@ -171,6 +187,9 @@ def _broken(data: bytes, error: Exception) -> ImageError:
     if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data):
         return ImageError("image_truncated", f"the WebP has only {len(data)} bytes")
     if isinstance(error, UnidentifiedImageError):
-        return ImageError("image_unreadable", f"not an image of the formats {', '.join(FORMATS)}")
+        kind = kind_of(data)
+        what = f"; it is {kind.name}" if kind and kind.name != "a picture" else ""
+        message = f"not an image of the formats {', '.join(FORMATS)}{what}"
+        return ImageError("image_unreadable", message)
     truncated = isinstance(error, EOFError) or "truncated" in text.lower()
     return ImageError("image_truncated" if truncated else "image_unreadable", text)

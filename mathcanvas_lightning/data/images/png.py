@@ -38,11 +38,12 @@ class _Chunk:
         return self.kind.isalpha() and self.kind[:1].islower() and self.kind != b"tRNS"
 
 
-def read_png(data: bytes) -> Png:
+def read_png(data: bytes, *, only_pixels: bool = False) -> Png:
     """Verifies the checksums of a PNG, which cover every byte of its content.
 
     Args:
         data: The encoded file; bytes after its end chunk are ignored.
+        only_pixels: Leave out all chunks that don't decide pixels, which may hold nonsense.
 
     Raises:
         ImageError: If it is cut short, or a chunk that decides pixels is damaged.
@@ -56,7 +57,7 @@ def read_png(data: bytes) -> Png:
                 message = f"the PNG is damaged (checksum of the chunk {name!r})"
                 raise ImageError("image_unreadable", message)
             is_damaged = True
-        elif chunk.kind not in PROSE:
+        elif chunk.kind not in PROSE and not (only_pixels and chunk.is_ancillary):
             start, end = kept[-1]
             if end == chunk.start:
                 kept[-1] = (start, chunk.end)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.atomic import write_errors
 from mathcanvas_lightning.common.locks import locked
 from mathcanvas_lightning.data.rows.left_out import INTACT_STAGES, LeftOutRow
 from mathcanvas_lightning.errors import DataError
@@ -72,7 +73,7 @@ class Quarantine:
         return same_file and status.st_size >= self._read_bytes
 
     def _append(self, lines: Sequence[Mapping[str, object]]) -> None:
-        with self._path.open("a+b") as file:
+        with write_errors(self._path), self._path.open("a+b") as file:
             self._read_new(file)
             new = {_key(line): line for line in lines if _key(line) not in self._listed}
             # An unpaired surrogate, as in names that are not Unicode, becomes its JSON escape.

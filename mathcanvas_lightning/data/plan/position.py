@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mathcanvas_lightning.data.plan.epoch import Plan
+from mathcanvas_lightning.data.plan.origin import PlanOrigin, explain
 from mathcanvas_lightning.data.plan.schedule import Schedule
 from mathcanvas_lightning.errors import ConfigError
 
@@ -32,7 +33,7 @@ class Position:
 
     Args:
         plan: Plan of the training.
-        fingerprint: Hashes of the settings that the plan depends on, by topic.
+        origin: Everything that the plan depends on.
         packs_per_step: B, packs of an optimizer step.
         num_ranks: Number of ranks; a divisor of B.
         trainer: A Lightning Trainer.
@@ -41,14 +42,14 @@ class Position:
     def __init__(
         self,
         plan: Plan,
-        fingerprint: Mapping[str, str],
+        origin: PlanOrigin,
         *,
         packs_per_step: int,
         num_ranks: int,
         trainer: Any = None,
     ) -> None:
         self.plan = plan
-        self.fingerprint = fingerprint
+        self.origin = origin
         self.packs_per_step = packs_per_step
         self.num_ranks = num_ranks
         self.trainer = trainer
@@ -106,7 +107,8 @@ class Position:
             "packs_per_step": self.packs_per_step,
             "step": reached.step,
             "plan": self._digest(reached),
-            "fingerprint": dict(self.fingerprint),
+            "fingerprint": dict(self.origin.fingerprint),
+            "values": {topic: dict(named) for topic, named in self.origin.values.items()},
         }
 
     def prepare(self) -> int:
@@ -236,16 +238,17 @@ class Position:
         return self.plan.epoch(at.epoch).digest if at.step or at.segments else self.plan.digest
 
     def _require_same_plan(self, state: Mapping[str, Any], at: NextStep) -> None:
-        saved, ours = state["fingerprint"], self.fingerprint
+        saved, ours = state["fingerprint"], self.origin.fingerprint
         names = {*saved, *ours} - (EXPLAINING - saved.keys())  # version 1 has fewer topics
         changed = sorted(name for name in names if saved.get(name) != ours.get(name))
         is_other = "plan" in state and state["plan"] != self._digest(at)
         if not is_other and EXPLAINING.issuperset(changed):
             return
         other = "another plan from the same settings: by another version of this library or numpy"
+        differing = explain(changed, state.get("values", {}), self.origin.values)
         raise ConfigError(
             "data state of the checkpoint",
-            found=f"a plan that differs in: {', '.join(changed)}" if changed else other,
+            found=f"a plan that differs in: {differing}" if changed else other,
             wanted="the data and settings that the run started with",
             remedy="Restore them, or start a new run from the checkpoint's weights: with "
             "other data the position has no meaning.",

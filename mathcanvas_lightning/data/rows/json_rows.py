@@ -5,21 +5,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO
 
-from mathcanvas_lightning.common.git_lfs import POINTER, is_lfs_pointer
+from mathcanvas_lightning.common.file_kinds import START_BYTES, kind_of
 
 CHUNK_BYTES = 2**20
-START_BYTES = 64
-"""Bytes at the start of a file that show what it holds."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 """A whole string, a quote whose string is not complete yet, or a mark of the structure."""
-
-_OTHERS = {
-    b"\x1f\x8b": "a file packed by gzip: unpack it",
-    b"\xff\xfe": "UTF-16: save it as UTF-8",
-    b"\xfe\xff": "UTF-16: save it as UTF-8",
-}
-"""First bytes of other files, and what to do."""
 
 
 def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -37,10 +28,8 @@ def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """
     file.seek(0)
     head = file.read(START_BYTES)
-    if is_lfs_pointer(head):
-        raise ValueError(POINTER)
-    if found := next((name for start, name in _OTHERS.items() if head.startswith(start)), None):
-        raise ValueError(found)
+    if (kind := kind_of(head)) is not None:
+        raise ValueError(f"{kind.name}: {kind.remedy}")
     is_array = head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
     if is_array and start == 0:
         start = head.index(b"[") + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, OutputError
 from mathcanvas_lightning.generation.requests import Exchange, Sampling
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule
 from mathcanvas_lightning.generation.run.journal.about import write_about
@@ -147,7 +147,10 @@ class ResponseWriter(ResponseCallback):
         """Closes the journals."""
         try:
             self._close()
-        except OSError as error:  # probably a full disk; other callbacks must still be called
+        except (
+            OSError,
+            OutputError,
+        ) as error:  # probably a full disk; other callbacks must still be called
             log.warning("closing the journal failed: %s", error)
 
     def _journal(self, label: str, data: RecordDataModule, rank: int) -> JournalWriter:

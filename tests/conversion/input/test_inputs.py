@@ -179,8 +179,15 @@ def test_csv(name: str, tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in ("none.json", "none.parquet", "empty", "*.json", "none/*.json"):
-        with pytest.raises(InputError, match="Check the path"):
+        with pytest.raises(InputError, match=r"(Check|Correct) the path"):
             read(tmp_path / source)
+
+
+def test_columns_of_the_same_name(tmp_path: Path) -> None:
+    table = pa.table([pa.array([1]), pa.array([2])], names=["id", "id"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="the column 'id' twice"):
+        read(tmp_path / "x.parquet")
 
 
 def test_kinds_and_first_kind_of_a_folder(tmp_path: Path) -> None:

@@ -160,6 +160,9 @@ def test_other_files_that_are_read(name: str, content: bytes, tmp_path: Path) ->
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
         (b"PK\x03\x04 ...", "a zip archive"),
         (b"PAR1 ... PAR1", "a Parquet file"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"\1\2\0\0\3", "a binary file"),
         (b"\n<!doctype html><html></html>", "HTML or XML"),
     ],
 )
@@ -168,6 +171,27 @@ def test_other_files_are_named(content: bytes, found: str, tmp_path: Path) -> No
     with pytest.raises(InputError) as caught:
         list(read_records(tmp_path / "x.json", "my file"))
     assert caught.value.found.startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b'{\n "a": 1\n}', "each object on one line"),
+        (b'{"a": 1},\n{"a": 2},', "remove the comma behind the object"),
+        (b'{"a": 1}{"a": 2}', "a line of its own"),
+        (b'{"a": 1}\r{"a": 2}\r', "a line feed"),
+        (b"{'a': 1}", "double quotes"),
+        (b"[{'a': 1}]", "double quotes"),
+        (b'[{"a": 1},]', "remove the comma before the end"),
+        (b'[{"a": 1,}]', "remove the comma before the end"),
+        (b"id,answer\n1,2", "named .csv or .tsv"),
+        (b"- id: 1\n", "named .csv or .tsv"),
+    ],
+)
+def test_usual_mistakes_are_named(content: bytes, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"malformed JSON .*{hint}"):
+        list(read_records(tmp_path / "x.json", "x"))
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
@@ -184,6 +208,7 @@ def test_numbers_that_are_no_json_are_named(value: str, tmp_path: Path) -> None:
         ([{"id": 1, "image": "a.png", "conversations": []}], "conversations", "row format vlm"),
         ([[{"id": 1}]], "arrays instead of objects", "end in .json"),
         ([1, 2], "no objects", "--source"),
+        ([], "no record", "the file is empty"),
     ],
 )
 def test_unknown_records_come_with_advice(

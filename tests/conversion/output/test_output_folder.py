@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathcanvas_lightning import index_shards, iter_examples
+from mathcanvas_lightning import convert_cot, index_shards, iter_examples
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from tests.conftest import examples, folder_bytes
 from tests.conversion.records import canvas_source, noise_png, run
@@ -335,3 +335,48 @@ def test_impossible_output(output: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a place where no folder can be made"):
         run(source, tmp_path / output)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_output_is_no_input(tmp_path: Path) -> None:
+    """A folder that holds the output of its conversion is read without it."""
+    canvas_source(tmp_path, 5)
+    for count in (5, 5, 8):
+        canvas_source(tmp_path, count)
+        report = run(tmp_path, tmp_path / "out", samples_per_file=2)
+        assert report.num_records == report.num_rows == count
+    (tmp_path / "link").symlink_to("out")
+    assert run(tmp_path, tmp_path / "link", samples_per_file=2).num_records == 8
+
+
+@pytest.mark.parametrize("pattern", ["", "*.json"])
+def test_the_input_folder_is_no_output(pattern: str, tmp_path: Path) -> None:
+    canvas_source(tmp_path, 5)
+    with pytest.raises(InputError, match="the folder of --output"):
+        run(tmp_path / pattern, tmp_path)
+    assert run(tmp_path / "x.json", tmp_path).num_rows == 5
+
+
+def test_empty_paths(tmp_path: Path) -> None:
+    source = str(canvas_source(tmp_path, 1))
+    with pytest.raises(InputError, match="--input: found an empty path"):
+        convert_cot("", str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="--output: found an empty path"):
+        convert_cot(source, "")
+
+
+def test_splits_without_a_row_leave_nothing(tmp_path: Path) -> None:
+    source = canvas_source(tmp_path, 3)
+    (tmp_path / "a.png").unlink()
+    assert not run(source, tmp_path / "out", split="a=0.5,b=0.5").num_rows
+    canvas_source(tmp_path, 3)
+    assert run(source, tmp_path / "out").num_rows == 3
+    assert not list((tmp_path / "out").glob("[ab]*"))
+
+
+@pytest.mark.parametrize("value", [5.0, -0.1, float("nan")])
+def test_fractions_are_within_bounds(value: float, tmp_path: Path) -> None:
+    source = canvas_source(tmp_path, 1)
+    for name in ("max_reject_fraction", "max_image_reject_fraction"):
+        with pytest.raises(ConfigError, match=f"--{name}"):
+            run(source, tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()

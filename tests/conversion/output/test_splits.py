@@ -46,7 +46,17 @@ def test_no_split() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "train", "train=x", "train=0.9", "train=1.5,test=-0.5", "a=0.5,a=0.5", "../a=1", "a/b=1"],
+    [
+        "",
+        "train",
+        "train=x",
+        "train=0.9",
+        "train=1.5,test=-0.5",
+        "a=0.5,A=0.5",
+        "a=0.5,a=0.5",
+        "../a=1",
+        "a/b=1",
+    ],
 )
 def test_bad_split(text: str) -> None:
     with pytest.raises(ConfigError, match="--split"):

@@ -16,6 +16,7 @@ from mathcanvas_lightning.data.images.decode import (
     ImageLimits,
     check_image,
 )
+from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import encoded, examples, png
 
 LIMITS = ImageLimits()
@@ -67,6 +68,7 @@ def test_too_large_images_are_refused_before_decoding() -> None:
     with pytest.raises(ImageError) as caught:
         check_image(bytes(huge), LIMITS)
     assert caught.value.reason == "image_too_large"
+    assert str(caught.value) == f"more than {LIMITS.max_pixels} pixels"
     with pytest.raises(ImageError) as caught:
         check_image(data, ImageLimits(max_bytes=100))
     assert caught.value.reason == "image_too_large"
@@ -77,6 +79,17 @@ def test_other_formats_are_refused(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         check_image(data, LIMITS)
     assert caught.value.reason == "image_unreadable"
+
+
+def test_what_is_no_image_is_named() -> None:
+    with pytest.raises(ImageError, match=r"not an image of .*; it is a HEIC photo"):
+        check_image(b"\0\0\0\x18ftypheic", LIMITS)
+
+
+@pytest.mark.parametrize("change", [{"max_pixels": 0}, {"max_bytes": -1}])
+def test_limits_are_positive(change: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="positive"):
+        ImageLimits(**change)
 
 
 @pytest.mark.slow

@@ -51,6 +51,11 @@ def check_pixels(data: bytes) -> None:
     np.testing.assert_array_equal(np.asarray(decode_image(data, LIMITS)), NOISE)
 
 
+@pytest.mark.parametrize("kind", [b"gAMA", b"cHRM", b"pHYs", b"sRGB", b"eXIf", b"tIME"])
+def test_nonsense_that_decides_no_pixels_does_not_matter(kind: bytes) -> None:
+    check_pixels(inserted(chunk(kind, b""), b"IDAT"))
+
+
 @pytest.mark.parametrize("trailer", [b"\0" * 4096, b"x", plain(), b"\0\0\0\0IEND" * 200])
 def test_bytes_after_the_end_are_ignored(trailer: bytes) -> None:
     check_pixels(plain() + trailer)

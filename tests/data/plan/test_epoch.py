@@ -17,6 +17,7 @@ from mathcanvas_lightning.data.plan import bin_packing
 from mathcanvas_lightning.data.plan import epoch as plan_module
 from mathcanvas_lightning.data.plan.bin_packing import fill_packs
 from mathcanvas_lightning.data.plan.epoch import EpochPlan, Plan
+from mathcanvas_lightning.data.plan.origin import PlanOrigin
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, schedule
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
@@ -381,7 +382,7 @@ def test_interrupted_runs_take_each_row_once_an_epoch(
         for rank in range(ranks):
             position = Position(
                 plan,
-                {"seed": "0"},
+                PlanOrigin(fingerprint={"seed": "0"}, values={}),
                 packs_per_step=ranks * accumulate,
                 num_ranks=ranks,
             )

@@ -301,7 +301,7 @@ def test_a_journal_that_cannot_be_closed_hides_no_error(
 
     monkeypatch.setattr(os, "fsync", full)
     backend = LastFirst()
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match=r"rank0\.jsonl: .*No space"):
         predict(backend, [source], writer=ResponseWriter(sync_every_s=0))
     assert backend.num_closed == 1
     monkeypatch.undo()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mathcanvas_lightning.common.atomic import write_errors
 from mathcanvas_lightning.generation.run.journal.folder import acquire_lock
 from mathcanvas_lightning.generation.run.journal.lines import encode_line
 
@@ -40,17 +41,18 @@ class JournalWriter:
             lines: JSON objects.
 
         Raises:
-            OSError: If the disk is full; then none of the lines is kept.
+            OutputError: If the disk is full; then none of the lines is kept.
         """
         data = b"".join(map(encode_line, lines))
         end = self._file.tell()
-        try:
-            left = memoryview(data)
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError:
-            self._file.truncate(end)
-            raise
+        with write_errors(Path(self._file.name)):
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
         if time.monotonic() - self._synced_at >= self._sync_every_s:
             self._sync()
 
@@ -75,7 +77,8 @@ class JournalWriter:
         self.close()
 
     def _sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with write_errors(Path(self._file.name)):
+            os.fsync(self._file.fileno())
         self._synced_at = time.monotonic()
 
 
