@@ -37,7 +37,7 @@ from tests.data.make_rows import (
     write_shards,
 )
 
-NUM_ROWS = 60
+NUM_ROWS = 48
 OPTIONS = {
     *("tokenizer", "train", "validation", "max_num_tokens", "max_num_tokens_per_sample"),
     *("packs_per_step", "overlong", "dropout", "seed", "workers", "index_workers", "index_dir"),

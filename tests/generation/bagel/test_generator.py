@@ -42,7 +42,7 @@ ANSWERS: dict[str, Any] = {
     "c": [(None, "write"), (None, "draw"), ("So: 3", "stop")],
     "d": [("", "draw"), ("  spaces ", "stop")],
     "e": [(None, "draw"), (None, "write"), ("Done.", "stop")],
-    "f": [("x" * 30, "draw"), (None, "stop")],
+    "f": [("x" * 12, "draw"), (None, "stop")],
     "g": [("Ends at once", "?")],
 }
 INPUTS: dict[str, tuple[str | Image.Image, ...]] = {
@@ -245,7 +245,7 @@ def in_a_large_context() -> Answer:
     return answer_one(Problem(uid="a", inputs=("Go on",), config=config), Script(ENDLESS))
 
 
-@pytest.mark.parametrize("room", range(20, 120, 7))
+@pytest.mark.parametrize("room", range(20, 120, 11))
 def test_a_full_context_ends_a_problem_cleanly(room: int) -> None:
     """In any state: its texts and drawings are kept, and other problems continue."""
     config = InterleavedConfig(drawing=FAST, max_steps=40, max_images=40)
