@@ -158,14 +158,14 @@ def run_tool(warm: WarmPython) -> RunTool:
 
 
 def child_processes() -> list[psutil.Process]:
-    """Processes below this one, but for those that all tests share."""
-    servers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "tests/warm.py")
-    helpers = (*servers, "evaluation.comparison.comparer")
+    """Processes below this one, but for the servers that fork others."""
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "tests/warm.py")
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             words = " ".join(process.cmdline())
-            is_helper = process.ppid() == os.getpid() and any(name in words for name in helpers)
+            names = (*helpers, "evaluation.comparison.comparer")  # tests/evaluation/conftest.py
+            is_helper = process.ppid() == os.getpid() and any(name in words for name in names)
             if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
