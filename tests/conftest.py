@@ -1,7 +1,11 @@
-"""What several tests need: generated data, and commands run as a user runs them."""
+"""What several tests need: generated data, and commands run as a user runs them.
+
+The process that only distributes the tests imports this file, so torch is imported elsewhere.
+"""
 
 import atexit
 import contextlib
+import functools
 import gc
 import json
 import multiprocessing
@@ -9,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,9 +22,7 @@ import psutil
 import pytest
 from hypothesis import settings
 from PIL import Image
-from torch import distributed
 
-from mathcanvas_lightning import generate_blockmoving
 from tests.warm import WarmPython, warm_python, write_warm_command
 
 ROOT = Path(__file__).parent.parent
@@ -36,9 +39,10 @@ LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORL
 """Variables that Lightning sets in the process of a run."""
 
 
+metadata.entry_points = functools.cache(metadata.entry_points)  # each Trainer reads all packages
 os.fsync = lambda _: None  # type: ignore[assignment]  # tests kill processes, not machines
 multiprocessing.get_start_method()  # fixes it: a `fit` in this process would start a server
-settings.register_profile("fast", max_examples=20)  # for --hypothesis-profile
+settings.register_profile("fast", max_examples=12)  # for --hypothesis-profile
 
 
 def examples(count: int) -> int:
@@ -53,13 +57,14 @@ def golden_folder() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collections of garbage skip the million objects that imports made, which stay."""
+    """Collections of garbage are rare, and skip the million objects that imports made."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
         atexit.register(gc.unfreeze)  # else some modules report them as leaks
+        gc.set_threshold(10_000, 20, 50)
         gc.enable()
 
 
@@ -98,7 +103,8 @@ def _no_process_group() -> Iterator[None]:
     yield
     for name in LAUNCH:
         os.environ.pop(name, None)
-    if distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
@@ -110,11 +116,13 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def puzzles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated BlockMoving set of 60 tasks, some of them wrong; read only."""
+    """A generated BlockMoving set of 40 tasks, some of them wrong; read only."""
+    from mathcanvas_lightning import generate_blockmoving
+
     folder = tmp_path_factory.mktemp("puzzles")
     generate_blockmoving(
         str(folder),
-        num_tasks=60,
+        num_tasks=40,
         seed=1,
         wrong_fraction=0.2,
         unrendered_fraction=0.1,
@@ -156,7 +164,8 @@ def child_processes() -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             words = " ".join(process.cmdline())
-            is_helper = process.ppid() == os.getpid() and any(name in words for name in helpers)
+            names = (*helpers, "evaluation.comparison.comparer")  # tests/evaluation/conftest.py
+            is_helper = process.ppid() == os.getpid() and any(name in words for name in names)
             if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
@@ -177,6 +186,7 @@ def png(width: int = 8, height: int = 6, colour: str = "red", mode: str = "RGB")
     return encoded("PNG", width, height, colour, mode)
 
 
+@functools.cache
 def encoded(
     kind: str, width: int = 8, height: int = 6, colour: str = "red", mode: str = "RGB"
 ) -> bytes:

@@ -38,25 +38,38 @@ pytestmark = [
 
 
 def fits_on_trainers() -> list[Any]:
-    """Pairs that show each file once, which are quick, and again beside another one."""
-    longest = max(len(FITS), len(TRAINERS))
+    """Sets that show each file once, which are quick, and again beside another one."""
+    longest = max(len(FITS), len(TRAINERS), len(LOGGERS))
 
-    def pairs(shift: int) -> set[tuple[Path, Path]]:
+    def sets(shift: int) -> set[tuple[Path, Path, Path]]:
         return {
-            (FITS[n % len(FITS)], TRAINERS[(n + shift) % len(TRAINERS)]) for n in range(longest)
+            (
+                FITS[n % len(FITS)],
+                TRAINERS[(n + shift) % len(TRAINERS)],
+                LOGGERS[(n + shift) % len(LOGGERS)],
+            )
+            for n in range(longest)
         }
 
-    once, again = pairs(0), pairs(len(TRAINERS) // 2)
-    slow = (pytest.param(*pair, marks=pytest.mark.slow) for pair in sorted(again - once))
+    once, again = sets(0), sets(len(TRAINERS) // 2)
+    slow = (pytest.param(*one, marks=pytest.mark.slow) for one in sorted(again - once))
     return [*sorted(once), *slow]
 
 
-@pytest.mark.parametrize(("fit", "trainer"), fits_on_trainers(), ids=lambda path: path.stem)
-def test_fits_the_signatures(fit: Path, trainer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("fit", "trainer", "logger"), fits_on_trainers(), ids=lambda path: path.stem
+)
+def test_fits_the_signatures(
+    fit: Path, trainer: Path, logger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for path in (fit, trainer, logger) for word in ("--config", str(path))]
     with pytest.raises(SystemExit) as ended:
-        main(["fit", "--config", str(fit), "--config", str(trainer), "--print_config"])
+        main(["fit", *words, "--print_config"])
     assert ended.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
+    wanted = yaml.safe_load(logger.read_text())["trainer"]["logger"]
+    assert printed["trainer"]["logger"]["class_path"] == wanted["class_path"]
+    assert wanted["init_args"].items() <= printed["trainer"]["logger"]["init_args"].items()
     given, model = yaml.safe_load(fit.read_text()), printed["model"]["init_args"]
     rate = given["model"]["init_args"]["optimizer"]["lr"]
     assert model["optimizer"]["lr"] == (rate if model["lora"] is None else 1e-4)
@@ -69,18 +82,6 @@ def test_fits_the_signatures(fit: Path, trainer: Path, capsys: pytest.CaptureFix
         and not saver["init_args"]["save_weights_only"]
     ]
     assert [saver["save_top_k"] in (1, 2) for saver in resumable] == [True]
-
-
-@pytest.mark.parametrize("logger", LOGGERS, ids=lambda path: path.stem)
-def test_logger_fits_the_signatures(logger: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit = ROOT / "configs" / "fit" / "stage2.yaml"
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", "--config", str(fit), "--config", str(logger), "--print_config"])
-    assert ended.value.code == 0
-    printed = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
-    given = yaml.safe_load(logger.read_text())["trainer"]["logger"]
-    assert printed["class_path"] == given["class_path"]
-    assert given["init_args"].items() <= printed["init_args"].items()
 
 
 def test_sampled_answers_fit_the_signatures(

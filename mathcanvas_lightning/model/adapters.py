@@ -87,7 +87,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
 
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules="|".join(f"(?:{re.escape(name)})" for name in names),
     )

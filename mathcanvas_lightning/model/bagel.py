@@ -26,6 +26,7 @@ from mathcanvas_lightning.model.layers.basic import (
     PositionTable,
     TimeEmbedder,
     rotary_tables,
+    without_memory,
 )
 from mathcanvas_lightning.model.layers.cross_entropy import token_cross_entropy
 from mathcanvas_lightning.model.layers.image_inputs import ImageInputs
@@ -110,7 +111,7 @@ class Bagel(ImageInputs):
         _check_components(components, quantized)
         weights = find_weights(path)
         config = config_for_weights(BagelConfig.from_directory(path), weights)
-        with torch.device("meta"):
+        with without_memory():
             model = cls(config.override(**overrides))
         if not text_head:
             del model.language_model.lm_head
@@ -166,7 +167,7 @@ class Bagel(ImageInputs):
     @classmethod
     def empty(cls, config: BagelConfig, *, dtype: torch.dtype, device: torch.device | str) -> Self:
         """Allocates a model without initializing its parameters."""
-        with torch.device("meta"):
+        with without_memory():
             model = cls(config)
         return model.to(dtype=dtype).to_empty(device=device)
 

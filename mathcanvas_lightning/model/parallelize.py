@@ -29,6 +29,7 @@ from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import TABLES, audit_weights, check_finite, find_weights
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.layers.attention import default_path
+from mathcanvas_lightning.model.layers.basic import without_memory
 from mathcanvas_lightning.model.layers.flex import compile_options
 from mathcanvas_lightning.model.layers.float8 import use_float8
 from mathcanvas_lightning.model.layers.quantized import quantize_frozen, quantized_layers
@@ -250,7 +251,7 @@ def build_network(
         ConfigError: If the precision can't be had.
         DataError: If weights are missing, unexpected or of another shape.
     """
-    with torch.device("meta"):
+    with without_memory():
         model = Bagel(config)
     adapters = prepare_without_memory(model, prepare)
     _set_dtypes(model, precision)

@@ -17,6 +17,7 @@ from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.model.checkpoint import check_finite
 from mathcanvas_lightning.model.config import VAEConfig
 from mathcanvas_lightning.model.flow import patchify
+from mathcanvas_lightning.model.layers.basic import without_memory
 
 VAE_FILE = "ae.safetensors"
 MAX_IMAGES = 8
@@ -76,7 +77,7 @@ class LatentVAE(nn.Module):
                 wanted="the autoencoder's weights",
                 remedy="Copy ae.safetensors from the published checkpoint.",
             )
-        with torch.device("meta"):
+        with without_memory():
             vae = cls(config)
         try:
             stored = load_file(file)
@@ -165,7 +166,7 @@ class LatentVAE(nn.Module):
 @cache  # building it takes half a second
 def count_vae_parameters(config: VAEConfig) -> int:
     """Counts the parameters of an autoencoder without allocating them."""
-    with torch.device("meta"):
+    with without_memory():
         vae = LatentVAE(config)
     return sum(parameter.numel() for parameter in vae.parameters())
 

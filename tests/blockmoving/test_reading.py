@@ -24,7 +24,7 @@ def test_level_1_has_1350_stacks_with_different_pictures() -> None:
     assert len(pictures) == 1350
 
 
-@pytest.mark.parametrize(("number", "count"), [(1, 60), (3, 8), (4, 3)])
+@pytest.mark.parametrize(("number", "count"), [(1, 20), (3, 4), (4, 1)])
 def test_renderings_are_read_exactly(number: int, count: int) -> None:
     for stack, picture in _drawings(number, count):
         reading = read_drawing(picture, LEVELS[number])
@@ -35,7 +35,7 @@ def test_renderings_are_read_exactly(number: int, count: int) -> None:
 def test_blurred_and_noisy_drawings_are_read_mostly_right() -> None:
     rng = np.random.default_rng(0)
     right = {"blur": 0, "noise": 0}
-    drawings = _drawings(1, 60)
+    drawings = _drawings(1, 30)
     for stack, picture in drawings:
         noise = rng.normal(0, 40, (picture.height, picture.width, 3))
         noisy = np.clip(np.asarray(picture, float) + noise, 0, 255).astype(np.uint8)
@@ -46,8 +46,8 @@ def test_blurred_and_noisy_drawings_are_read_mostly_right() -> None:
         for kind, image in disturbed.items():
             reading = read_drawing(image, LEVELS[1])
             right[kind] += reading.stack == stack
-    assert right["blur"] >= 58
-    assert right["noise"] >= 58
+    assert right["blur"] >= 29
+    assert right["noise"] >= 29
 
 
 def test_a_picture_of_nothing_has_no_confidence() -> None:

@@ -1,6 +1,7 @@
 """A backend that answers by a script, and can be held between two events."""
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class ScriptedBackend:
         try:
             yield TextEvent(step=1, text="re")
             while self.hold:
+                time.sleep(0.005)  # as a token takes; else nothing but its events is handled
                 yield TextEvent(step=1, text="re")
             if self.error is not None:
                 raise self.error

@@ -49,7 +49,6 @@ def filled_in(monkeypatch: pytest.MonkeyPatch) -> Any:
         ((), 0),
         (("--seed_everything", "7"), 7),
         (("--seed_everything", "7", "--data.init_args.seed", "0"), 0),
-        (("--seed_everything", "7", "--data.init_args.seed", "3"), 3),
         (("--seed_everything", "false"), None),
     ],
 )

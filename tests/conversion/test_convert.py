@@ -393,16 +393,16 @@ def test_failing_storage_stops_the_run_and_leaves_no_partial_file(
     real = RecordConverter.convert
 
     def fail_later(self: Any, number: int, record: Any) -> Any:
-        if number == 40:
+        if number == 25:
             raise InputError("s3://x", found="a storage failure", wanted="bytes", remedy="Again.")
         return real(self, number, record)
 
     monkeypatch.setattr(RecordConverter, "convert", fail_later)
     with pytest.raises(InputError, match="storage failure"):
-        run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
+        run(puzzles / SOURCE, tmp_path / "out", samples_per_file=5)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"blockmoving_{i:03d}.parquet" for i in range(len(names))] != []
     monkeypatch.undo()
-    run(puzzles / SOURCE, tmp_path / "out", samples_per_file=10)
-    run(puzzles / SOURCE, tmp_path / "straight", samples_per_file=10)
+    run(puzzles / SOURCE, tmp_path / "out", samples_per_file=5)
+    run(puzzles / SOURCE, tmp_path / "straight", samples_per_file=5)
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "straight")

@@ -70,7 +70,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, FaultyProxy]]
 @pytest.fixture
 def few(puzzles: Path, tmp_path: Path) -> Path:
     """The first puzzles, as requests through a proxy take their time."""
-    text = json.dumps(json.loads((puzzles / SOURCE).read_text())[:20])
+    text = json.dumps(json.loads((puzzles / SOURCE).read_text())[:10])
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / SOURCE).write_text(text)
     for name in set(re.findall(r"task_\d+(?=/)", text)):
@@ -110,11 +110,11 @@ def test_missing_http_image_is_a_reject(web: str, puzzles: Path, tmp_path: Path)
 def test_failing_server_stops_the_conversion(
     workers: int, web: str, puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = json.loads((puzzles / SOURCE).read_text())[30:]
+    records = json.loads((puzzles / SOURCE).read_text())[25:]
     kept = next(r for r in records if r["pred"] == r["gt"] and RENDER_MARK not in r["cot_text"])
     broken = f"task_{kept['task_id']}/"
     monkeypatch.setattr(Handler, "broken", broken)
-    options = {"samples_per_file": 10, "num_workers": workers}
+    options = {"samples_per_file": 5, "num_workers": workers}
     with pytest.raises(InputError, match=rf"{broken}.*storage failure"):
         convert_cot(f"{web}/{SOURCE}", str(tmp_path / "web"), **options)
     assert list((tmp_path / "web").glob("*.parquet"))
@@ -122,7 +122,7 @@ def test_failing_server_stops_the_conversion(
     monkeypatch.undo()
     report = convert_cot(f"{web}/{SOURCE}", str(tmp_path / "web"), **options)
     assert report.num_resumed > 0
-    local = straight(puzzles, tmp_path / "local", samples_per_file=10)
+    local = straight(puzzles, tmp_path / "local", samples_per_file=5)
     assert folder_bytes(tmp_path / "web") == local
 
 

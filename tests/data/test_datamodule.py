@@ -144,7 +144,7 @@ def test_step_totals_equal_those_of_the_packs(mixture: list[Any]) -> None:
         assert sum(f.ce_sample for f in found) == pytest.approx(wanted.ce_sample)
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (4, 3)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (4, 2)])
 def test_same_steps_for_any_ranks_and_workers(ranks: int, workers: int, mixture: list[Any]) -> None:
     wanted = by_step(module(*mixture, packs_per_step=4).train_dataloader())
     found: dict[tuple[int, int], list[str]] = {}

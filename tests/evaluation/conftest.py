@@ -1,4 +1,4 @@
-"""One process for all comparisons of a module, instead of a new one for each file of answers."""
+"""One process for all comparisons, instead of a new one for each file of answers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ class SharedComparer(Comparer):
         """Keeps the process."""
 
 
-@pytest.fixture(scope="module")  # other tests look for processes that were left
+@pytest.fixture(scope="session")
 def shared_comparer() -> Iterator[SharedComparer]:
     made = SharedComparer()
     yield made

@@ -32,7 +32,7 @@ from mathcanvas_lightning.model.vae import LatentVAE
 
 VAE_TRANSFORM = ImageTransform(max_image_size=48, min_image_size=32, image_stride=16)
 VIT_TRANSFORM = ImageTransform(max_image_size=42, min_image_size=28, image_stride=14)
-FAST = DrawingConfig(num_timesteps=5, default_size=(48, 32))
+FAST = DrawingConfig(num_timesteps=4, default_size=(48, 32))
 SIZES = {"vae_transform": VAE_TRANSFORM, "vit_transform": VIT_TRANSFORM}
 
 
@@ -62,7 +62,7 @@ def parts() -> tuple[Bagel, LatentVAE, TextTokenizer]:
     model.reset_tables()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = LatentVAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1))
+        vae = LatentVAE(VAEConfig(ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4))
     return model, vae, tokenizer
 
 

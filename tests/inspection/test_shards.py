@@ -27,7 +27,7 @@ def shards(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert_cot(
         str(puzzles / "enhanced_cot_cleaned.json"),
         str(folder),
-        samples_per_file=10,
+        samples_per_file=5,
         row_group_rows=4,
         num_workers=0,
     )

@@ -1,13 +1,37 @@
-"""Small layers: norms, rotary and fixed position embeddings, time embedding, connector."""
+"""Small layers: norms, position and time embeddings, connector; layers without memory."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 TIME_FREQUENCIES = 256
 MAX_PERIOD = 10_000.0
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Layers made inside the block have parameters on "meta", and none is initialized.
+
+    torch would initialize them too, without any effect, which takes as long as making them.
+    """
+    with torch.device("meta"), _NoInitialization():
+        yield
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 class RMSNorm(nn.Module):

@@ -17,6 +17,7 @@ from mathcanvas_lightning.model.checkpoint import (
     find_weights,
 )
 from mathcanvas_lightning.model.config import LLM_FILE, BagelConfig
+from mathcanvas_lightning.model.layers.basic import without_memory
 from mathcanvas_lightning.model.saving import other_files, write_checkpoint
 from mathcanvas_lightning.training.checkpoint.record import RunRecord
 from mathcanvas_lightning.training.checkpoint.weights import (
@@ -173,7 +174,7 @@ def _occupied(target: Path, found: str, remedy: str = "") -> OutputError:
 
 def _audit(weights: NetworkWeights, record: RunRecord, place: str, folder: Path | None) -> None:
     """Compares names and shapes with those of the network and of the source directory."""
-    with torch.device("meta"):
+    with without_memory():
         model = Bagel(record.config)
     audit_weights(published_shapes(record), WeightFiles({}, weights.shapes), place, model)
     if folder is not None:

@@ -18,6 +18,7 @@ from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, DataError, InputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.checkpoint import WeightFiles, check_finite, find_weights
+from mathcanvas_lightning.model.layers.basic import without_memory
 from mathcanvas_lightning.model.layers.quantized import through_nf4
 from mathcanvas_lightning.model.parallelize import base_name, fill, is_adapter, is_in_layers
 from mathcanvas_lightning.training.callbacks.ema import stored_name
@@ -175,7 +176,7 @@ def initial_weights(record: RunRecord, folder: Path | None, place: str) -> Mappi
 
 def published_shapes(record: RunRecord) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of all weights of a run's network."""
-    with torch.device("meta"):
+    with without_memory():
         model = Bagel(record.config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from mathcanvas_lightning.common.paths import local_path
@@ -12,6 +11,7 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.inspection.batch import instantiate_section, read_sections
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.bagel import Bagel
+from mathcanvas_lightning.model.layers.basic import without_memory
 from mathcanvas_lightning.model.parallelize import is_in_layers, prepare_without_memory
 from mathcanvas_lightning.model.vae import count_vae_parameters
 from mathcanvas_lightning.training.memory.formulas import (
@@ -142,7 +142,7 @@ def _make_work(
     is_sharded = isinstance(strategy, Mapping) and "Sharded" in strategy.get("class_path", "")
     replicas = min(gpus, int(options.get("replicas", 1)))
     precision, average = module.precision, module.ema_config
-    with torch.device("meta"):
+    with without_memory():
         model = Bagel(module.config)
     on_host = average is not None and (average.on_cpu or module.parallelism.cpu_offload)
     workers = (data.get("workers") or {}).get("num_workers")
@@ -258,7 +258,7 @@ def _frozen_in_layers(counts: Counts) -> int:
 
 
 def _with_adapters(work: RankWork) -> RankWork:
-    with torch.device("meta"):
+    with without_memory():
         model = Bagel(work.config)
     lora = LoRASettings(parts=("und", "gen"), rank=16)
     counts = count_network(model, lambda m: choose_trainable(m, FreezeConfig(), lora))

@@ -1,5 +1,6 @@
 """Explanations of wrong settings: none for the shipped ones, the right key for a misspelt one."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def test_each_misspelt_key_is_found(path: Path, tmp_path: Path) -> None:
         if keys[0] in ("folders", "writer"):
             continue
         wrong = f"{name[:2]}x{name[2:]}"
-        changed = yaml.safe_load(path.read_text())
+        changed = copy.deepcopy(content)
         holder = changed
         for key in keys[:-1]:
             holder = holder[key]

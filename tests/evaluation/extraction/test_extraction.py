@@ -193,6 +193,6 @@ def test_extraction_is_idempotent(response: str) -> None:
 )
 def test_extraction_takes_linear_time(piece: str) -> None:
     start = time.process_time()
-    extract_answer(piece * 20_000)
-    extract_answers(piece * 20_000, 2)
-    assert time.process_time() - start < 10
+    extract_answer(piece * 10_000)
+    extract_answers(piece * 10_000, 2)
+    assert time.process_time() - start < 5

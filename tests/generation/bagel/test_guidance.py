@@ -234,11 +234,10 @@ def test_feature_cache(interval: tuple[float, float]) -> None:
 
 
 def test_higher_orders_extrapolate_better() -> None:
-    errors = []
+    errors, sketch = [], Sketch()
+    exact = sketch.finish(sketch.begin(DrawingConfig(num_timesteps=40)))
     for order in (0, 1, 2):
-        sketch = Sketch()
         reuse = FeatureCache(refresh_every=2, order=order)
-        exact = sketch.finish(sketch.begin(DrawingConfig(num_timesteps=40)))
         config = DrawingConfig(num_timesteps=40, feature_cache=reuse)
         errors.append((sketch.finish(sketch.begin(config)) - exact).norm().item())
     assert errors[0] > errors[1] > errors[2]
