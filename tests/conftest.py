@@ -147,6 +147,15 @@ def warm_command(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Any]:
+    """Starts Python processes that have imported vLLM already; see tests/warm_children.py."""
+    from tests.warm_children import ENGINE_MODULES, ENGINE_VARIABLES, start_nursery
+
+    with start_nursery(ENGINE_MODULES, ENGINE_VARIABLES) as found:
+        yield found
+
+
 @pytest.fixture
 def run_tool(warm: WarmPython) -> RunTool:
     """Runs a file of tools/ in a separate process."""
@@ -159,7 +168,7 @@ def run_tool(warm: WarmPython) -> RunTool:
 
 def child_processes() -> list[psutil.Process]:
     """Processes below this one, but for the servers that fork others."""
-    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "tests/warm.py")
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "tests/warm")
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

