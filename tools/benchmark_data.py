@@ -261,8 +261,8 @@ def prepared(shards: Path, tokenizer: str, seed: int) -> PackedData:
 
 
 def our_packs(data: PackedData) -> Packs:
-    """Packs of the library, planning included."""
-    for task in data.tasks(0, data.plan.schedule(0, 1), 0, 1):
+    """Packs of the library as the loader requests them, planning included."""
+    for task in with_wanted_rows(data.tasks(0, data.plan.schedule(0, 1), 0, 1), num_workers=0):
         loaded = data.dataset[task]
         if not isinstance(loaded, LoadedPack):
             raise loaded

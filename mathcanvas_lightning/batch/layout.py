@@ -121,8 +121,12 @@ def make_pack_layout(
         The layout, on the device of `und_indexes`.
     """
     device, is_noisy = und_indexes.device, is_noisy.cpu()
-    in_sequence = torch.argsort(und_indexes.cpu())
-    order = torch.cat([und_indexes.cpu()[in_sequence], latent_indexes.cpu()])
+    und_indexes, latent_indexes = und_indexes.cpu(), latent_indexes.cpu()
+    is_und = torch.zeros(len(und_indexes) + len(latent_indexes), dtype=torch.bool)
+    is_und[und_indexes] = True
+    order = torch.cat([torch.nonzero(is_und)[:, 0], latent_indexes])
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order))
     modes = [split.attention_mode for split in splits]
     of_split = _repeated([split.length for split in splits])
     bidirectional = torch.tensor([mode != "causal" for mode in modes], dtype=torch.bool)
@@ -130,8 +134,8 @@ def make_pack_layout(
     images = _repeated(vit_lens)
     tensors = {
         "order": order,
-        "inverse": torch.argsort(order),
-        "und_places": torch.argsort(in_sequence),
+        "inverse": inverse,
+        "und_places": inverse[und_indexes],
         "sample_ids": _repeated(sample_lens)[order],
         "split_ids": of_split[order],
         "bidirectional": bidirectional[of_split][order],
@@ -192,13 +196,13 @@ def mask_blocks(
     all_ = same_sample & (earlier | within | (same_split & (first[:, None] >= last[None])))
     # Each block starts with a run; numpy reduces from one such run to the next.
     of_block = torch.nonzero(starts % BLOCK_TOKENS == 0)[:, 0].numpy()
-    some_pairs, all_pairs = some.numpy(), all_.numpy()
+    some_pairs, all_pairs = some.numpy().view(np.uint8), all_.numpy().view(np.uint8)
     for axis in (0, 1):
-        some_pairs = np.logical_or.reduceat(some_pairs, of_block, axis=axis)
-        all_pairs = np.logical_and.reduceat(all_pairs, of_block, axis=axis)
+        some_pairs = np.bitwise_or.reduceat(some_pairs, of_block, axis=axis)
+        all_pairs = np.bitwise_and.reduceat(all_pairs, of_block, axis=axis)
     if count % BLOCK_TOKENS:
-        all_pairs[-1] = all_pairs[:, -1] = False
-    return torch.from_numpy(some_pairs.astype(np.uint8) + all_pairs.astype(np.uint8))
+        all_pairs[-1] = all_pairs[:, -1] = 0
+    return torch.from_numpy(some_pairs + all_pairs)
 
 
 def _repeated(lengths: Sequence[int]) -> Tensor:

@@ -23,7 +23,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
         limits: Maximum sizes, checked before decoding.
 
     Returns:
-        An RGB image; a grey image if the source is grey, which is faster to resize.
+        An RGB image; a grey image if all its channels are equal, which is faster to resize.
 
     Raises:
         ImageError: If it can't be decoded, is truncated, or exceeds a limit.
@@ -31,7 +31,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     # Pillow decodes a PNG with a damaged or missing end without an error, unlike other formats.
     depth: Depth = "checksums" if data.startswith(SIGNATURE) else "header"
     with opened_image(data, limits, depth=depth) as (image, _):
-        return on_white(image)
+        return _grey_if_equal(on_white(image))
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -98,6 +98,22 @@ def image_for_page(data: bytes, limits: ImageLimits) -> tuple[bytes, str]:
             and not getattr(image, "is_animated", False)
         )
     return (data, info.format) if is_same else (_png(decode_image(data, limits)), "PNG")
+
+
+def _grey_if_equal(image: Image.Image) -> Image.Image:
+    """The grey image of an RGB image whose channels are equal, such as most line drawings.
+
+    Filters treat each channel alone, so resizing one of them gives the same pixels.
+    """
+    few = image.resize((-(-image.width // 8), -(-image.height // 8)), Image.Resampling.NEAREST)
+    if image.mode == "RGB" and _has_equal_channels(few) and _has_equal_channels(image):
+        return image.getchannel("R")
+    return image
+
+
+def _has_equal_channels(image: Image.Image) -> bool:
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    return red == green == blue
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -68,7 +68,7 @@ class ImageTransform:
             num_images: Number of images that share `max_pixels`.
 
         Returns:
-            [H, W, 3] uint8.
+            [H, W, 3] uint8; the channels of a grey image share their memory.
         """
         size = self.output_size(image.width, image.height, num_images)
         if size != image.size:
@@ -76,7 +76,7 @@ class ImageTransform:
         # Several times faster than np.asarray, which copies the bytes once more.
         pixels: Pixels = np.frombuffer(image.tobytes(), np.uint8)
         pixels = pixels.reshape(image.height, image.width, len(image.getbands()))
-        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+        return np.broadcast_to(pixels, (image.height, image.width, 3))
 
 
 @lru_cache(maxsize=65536)

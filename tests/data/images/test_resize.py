@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.images.resize import ImageTransform, decode_image
+from mathcanvas_lightning.data.images.resize import ImageTransform, decode_image, on_white
 from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import encoded
+
+RULE = ImageTransform(max_image_size=64, min_image_size=32)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "1"), ("JPEG", "CMYK")])
@@ -29,6 +31,36 @@ def test_grey_images_are_resized_like_rgb() -> None:
     rule = ImageTransform(max_image_size=64, min_image_size=32)
     grey = Image.fromarray(noise)
     np.testing.assert_array_equal(rule(grey), rule(grey.convert("RGB")))
+
+
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    seed=st.integers(0, 999),
+    mode=st.sampled_from(["RGB", "RGBA", "P"]),
+    num_coloured=st.integers(0, 1),
+)
+def test_equal_channels_are_resized_as_one(
+    width: int, height: int, seed: int, mode: str, num_coloured: int
+) -> None:
+    random = np.random.default_rng(seed)
+    levels = random.choice([0, 255, *random.integers(0, 256, 9)], (height, width, 1))
+    pixels = np.repeat(levels.astype(np.uint8), 3, axis=2)
+    pixels[random.integers(height), random.integers(width), 2] ^= num_coloured
+    image = Image.fromarray(pixels)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(random.choice([0, 255], (height, width)).astype(np.uint8)))
+    elif mode == "P":
+        image = image.quantize(64)
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    plain = on_white(Image.open(BytesIO(buffer.getvalue()))).convert("RGB")
+    decoded = decode_image(buffer.getvalue(), ImageLimits())
+    shown = np.asarray(plain)
+    assert decoded.mode == ("L" if (shown == shown[..., :1]).all() else "RGB")
+    np.testing.assert_array_equal(np.asarray(decoded.convert("RGB")), shown)
+    for rule in (RULE, ImageTransform(max_image_size=40, min_image_size=20, image_stride=14)):
+        np.testing.assert_array_equal(rule(decoded), rule(plain))
 
 
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), images=st.integers(1, 9))
