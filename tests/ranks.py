@@ -22,6 +22,7 @@ IMPORTED = [
     "mathcanvas_lightning.data.index.index",
     "tests.training.launch",
     *LATER,
+    "tests.freeze",
 ]
 TIMEOUT_S = 900
 

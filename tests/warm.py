@@ -5,6 +5,8 @@ Python about a hundred times. A server imports once. For each script, or `-m mat
 it forks a process that gets the client's words, folder, environment and standard streams.
 """
 
+import atexit
+import gc
 import json
 import multiprocessing.process
 import os
@@ -16,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -180,6 +183,8 @@ def _serve(descriptor: int) -> None:
         import_module(f"{PACKAGE}.{name}")
     for name in LATER:
         import_module(name)
+    gc.collect()
+    gc.freeze()  # or each fork would scan a million objects, and copy their memory for it
     listener = socket.socket(fileno=descriptor)
     while listener in select.select([listener, 0], [], [])[0]:
         connection, _ = listener.accept()
@@ -225,14 +230,40 @@ def _become(
     if os.environ.pop(WARM_CHILDREN, ""):
         sys.path.append(str(Path(__file__).parent.parent))
         import_module("tests.warm_children").adopt()
+    try:
+        _run(words)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        _end(end.code or 0)
+    _end(0)
+
+
+def _run(words: list[str]) -> None:
     if words[0] == "-m":
         sys.argv = words[1:]
-        sys.path.insert(0, folder)
+        sys.path.insert(0, str(Path.cwd()))
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         return
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
     runpy.run_path(str(Path(words[0]).absolute()), run_name="__main__")
+
+
+def _end(status: int) -> None:
+    """Ends this process.
+
+    Python would also free all objects, one by one, which takes a second. Ranks do it, as their
+    threads could make it fail.
+    """
+    if "MASTER_PORT" in os.environ:
+        gc.unfreeze()
+        sys.exit(status)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def set_up_logging(verbosity: int = 0) -> None:
         console.addFilter(_Ours())
         for text in NOISE:
             warnings.filterwarnings("ignore", message=text)
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # it warns of torchao at its import
     package = logging.getLogger(PACKAGE)
     package.setLevel(level)
     _replace_handlers(package, console)
