@@ -147,7 +147,7 @@ def find_inputs(source: str, *, output: str | None = None) -> list[str]:
         output: See `opened_input`.
 
     Raises:
-        InputError: If there is no such file, or if the files would be mixed with those of the output.
+        InputError: If there is no such file, or if the output's files would be among them.
     """
     if not source:
         raise _nothing("--input", "an empty path")
