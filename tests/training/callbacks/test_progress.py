@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,7 +33,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         now[0] += 10.0  # the start, then each step
         return now[0]
 
-    monkeypatch.setattr(progress.time, "monotonic", clock)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock))  # not of other threads
     return found
 
 
