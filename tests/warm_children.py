@@ -4,7 +4,7 @@ A Python process with vLLM imports for eight seconds of a processor, and an engi
 such processes. A nursery imports once. While it is in use, `subprocess` and `multiprocessing` get
 their Python processes as forks of it. These are real children of the process that starts them:
 streams, open files, process groups, parents and exit status are those of a cold start. Each has a
-nursery of its own for the processes that it starts.
+separate nursery for the processes that it starts.
 """
 
 import _posixsubprocess

@@ -79,7 +79,7 @@ class ShardCache:
             self._has_warned = True
 
     def part(self, name: str, size_bytes: int, fetch: Callable[[], bytes]) -> bytes:
-        """The content of a part, whose entry ends with its CRC-32; fetched if there is none."""
+        """The content of a part, whose entry ends with its CRC-32; fetched if it is missing."""
         if file := self.find(name, size_bytes + CHECKSUM_BYTES):
             kept: bytes = file.read_at(size_bytes, 0)
             if file.read_at(CHECKSUM_BYTES, size_bytes) == _checksum(kept):

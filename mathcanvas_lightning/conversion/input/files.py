@@ -182,7 +182,7 @@ def _check_apart(folder: str, output: str | None) -> None:
         raise InputError(
             without_query(folder),
             found="the folder of --output",
-            wanted="an input folder of its own",
+            wanted="a separate input folder",
             remedy="Choose another --output, such as a folder inside this one, or name one file.",
         )
 

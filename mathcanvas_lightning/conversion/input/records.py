@@ -81,7 +81,7 @@ def _line_hint(line: str, position: int) -> str:
     if "\r" in line[:position]:
         return "; end each line with a line feed"
     if before.endswith(("}", "]")) and after[0] in "{[":
-        return "; write each object on a line of its own"
+        return "; write each object on a separate line"
     if after[0] == "'":
         return "; JSON has double quotes, Python writes single ones"
     return "" if before else "; a CSV file is named .csv or .tsv"

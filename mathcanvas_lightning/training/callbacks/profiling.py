@@ -1,11 +1,14 @@
 """A profiler of some steps, as a trace file."""
 
+import logging
 from typing import Any
 
 from lightning.pytorch.profilers import PyTorchProfiler
 from torch.profiler import schedule
 
 from mathcanvas_lightning.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class StepProfiler(PyTorchProfiler):
@@ -46,3 +49,9 @@ class StepProfiler(PyTorchProfiler):
                 wanted="no negative number, and 1 or more of active and repeat",
                 remedy="Leave them out to use the defaults.",
             )
+
+    def _cache_functions_events(self) -> None:
+        try:
+            super()._cache_functions_events()
+        except AssertionError:  # torch has no events outside of a trace
+            log.warning("the run has ended outside of a trace: no times of operations to show")

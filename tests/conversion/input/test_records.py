@@ -178,7 +178,7 @@ def test_other_files_are_named(content: bytes, found: str, tmp_path: Path) -> No
     [
         (b'{\n "a": 1\n}', "each object on one line"),
         (b'{"a": 1},\n{"a": 2},', "remove the comma behind the object"),
-        (b'{"a": 1}{"a": 2}', "a line of its own"),
+        (b'{"a": 1}{"a": 2}', "on a separate line"),
         (b'{"a": 1}\r{"a": 2}\r', "a line feed"),
         (b"{'a': 1}", "double quotes"),
         (b"[{'a': 1}]", "double quotes"),

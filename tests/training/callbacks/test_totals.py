@@ -70,3 +70,14 @@ def test_trace_of_some_steps(shards: Path, tmp_path: Path) -> None:
     [trace] = tmp_path.glob("*.json")
     names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
     assert any("training_step" in name for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_is_too_short_for_a_trace(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profiler = StepProfiler(str(tmp_path / "traces"))
+    train(network(), training_data(config(shards)), tmp_path, max_steps=1, profiler=profiler)
+    assert not list(tmp_path.rglob("*.json"))
+    assert "ended outside of a trace" in caplog.text
