@@ -10,6 +10,7 @@ import gc
 import json
 import multiprocessing
 import os
+import socketserver
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORL
 
 metadata.entry_points = functools.cache(metadata.entry_points)  # each Trainer reads all packages
 os.fsync = lambda _: None  # type: ignore[assignment]  # tests kill processes, not machines
+socketserver.StreamRequestHandler.disable_nagle_algorithm = True  # else answers wait for 40 ms
 multiprocessing.get_start_method()  # fixes it: a `fit` in this process would start a server
 settings.register_profile("fast", max_examples=12)  # for --hypothesis-profile
 

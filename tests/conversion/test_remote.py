@@ -43,7 +43,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def web(puzzles: Path) -> Iterator[str]:
     handler = functools.partial(Handler, directory=str(puzzles))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -183,13 +183,13 @@ class Losses(Callback):
 
 
 def test_logged_losses_are_those_of_the_global_step(shards: Path, tmp_path: Path) -> None:
-    data = training_data(config(shards), packs_per_step=4)
+    data = training_data(config(shards), packs_per_step=2)
     data.prepare_data()
     data.setup("fit")
-    batches = list(data.train_dataloader())[:8]
-    merged = [joined_batches(batches[:4]), joined_batches(batches[4:])]
+    batches = list(data.train_dataloader())[:4]
+    merged = [joined_batches(batches[:2]), joined_batches(batches[2:])]
     one_by_one, together = Losses(), Losses()
-    for losses, given, accumulate in ((one_by_one, batches, 4), (together, merged, 1)):
+    for losses, given, accumulate in ((one_by_one, batches, 2), (together, merged, 1)):
         model = network(optimizer=OptimizerConfig(lr=1e-3, eps=1e-6))
         options = {"accumulate": accumulate, "max_steps": 2, "callbacks": [losses]}
         train(model, Batches(given), tmp_path, **options)
