@@ -57,6 +57,12 @@ class WarmProcess:
         self._connection, self._words, self._output = connection, words, output
         self.pid = int(connection.recv(16))
 
+    @property
+    def printed(self) -> str:
+        """What it has written to its standard output until now."""
+        file = self._output[0].fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+
     def wait(self, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
         """Waits for the end; returns output and exit status, a negative signal if one ended it."""
         self._connection.settimeout(timeout_s)
