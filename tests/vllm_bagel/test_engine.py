@@ -10,7 +10,7 @@ import pytest
 from mathcanvas_lightning.vllm_bagel.blocks import ImageBlock
 from tests.conftest import ROOT, golden_folder
 from tests.generation.engine import engine_lock, real_engine
-from tests.vllm_bagel.contexts import Written, cases, golden_texts, native_texts
+from tests.vllm_bagel.contexts import Written, cases, golden_texts, native_cases
 from tests.vllm_bagel.plugin import registered_plugin
 
 __all__ = ["engine_lock", "registered_plugin"]
@@ -40,8 +40,7 @@ def runs(
 @pytest.fixture(scope="module")
 def native() -> dict[str, Written]:
     """The native generator's texts."""
-    found = cases()
-    return dict(zip([case.name for case in found], native_texts(found), strict=True))
+    return native_cases()
 
 
 def same(texts: dict[str, Any], native: dict[str, Written]) -> list[str]:

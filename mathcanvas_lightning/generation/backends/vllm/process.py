@@ -135,6 +135,8 @@ def host(target: str, descriptor: int, parent_pid: int, grace_s: float) -> None:
     watch.start()
     module, function = target.split(":")
     getattr(import_module(module), function)(descriptor)
+    sys.stdout.flush()
+    os._exit(0)  # else the interpreter first frees what it imported, which takes seconds with vLLM
 
 
 def _watch_parent(parent_pid: int, grace_s: float) -> None:

@@ -19,13 +19,15 @@ from tests.generation.engine import (  # noqa: F401 - fixtures
     ask,
     engine_lock,
     gaps,
+    in_one_process,
     real_engine,
     smollm2,
     text,
 )
+from tests.generation.tiny_idefics3 import make_tiny_idefics3
 
 pytestmark = real_engine
-WINDOW = 128
+WINDOW = 96
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,8 @@ def backend(engine_lock: None, smollm2: Path) -> Iterator[VLLMBackend]:  # noqa:
         max_pending=8,
         engine_options=SMALL_CACHE,
     )
-    engine.start()
+    with in_one_process():
+        engine.start()
     engine.start()  # does nothing
     yield engine
     engine.close()
@@ -180,11 +183,17 @@ def test_an_impossible_request_fails_without_others(backend: VLLMBackend) -> Non
 
 
 @pytest.mark.slow
-def test_finished_answers_come_before_the_error_of_a_dead_engine(backend: VLLMBackend) -> None:
-    """The last test of this file: it kills the engine during its work."""
-    backend.submit([ask("long", "Tell.", max_tokens=200, regex=r"[a-z ]{900}")])
-    processes = child_processes()
-    (core,) = [p for p in processes if "EngineCore" in p.name()]
+def test_a_dead_engine_is_an_error_of_every_call(tmp_path: Path) -> None:
+    """An engine in several processes, as by default; its core is killed during its work."""
+    make_tiny_idefics3(tmp_path / "model")
+    backend = VLLMBackend(
+        str(tmp_path / "model"), dtype="float32", max_images=0, engine_options=SMALL_CACHE
+    )
+    others = {one.pid for one in child_processes()}
+    backend.start()
+    backend.submit([ask("long", "Tell.", max_tokens=900, regex=r"[a-z ]{900}")])
+    processes = [one for one in child_processes() if one.pid not in others]
+    (core,) = [one for one in processes if "EngineCore" in one.name()]
     core.kill()
     with pytest.raises(BackendError, match=r"EngineCore: -9.*ran out of memory"):
         backend.collect()
