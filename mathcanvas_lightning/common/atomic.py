@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,20 @@ def _written(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file. A hard link of the target to another file is replaced, not written through.
+
+    Args:
+        source: The file.
+        target: Path of the copy.
+
+    Raises:
+        OutputError: See `written_whole`.
+    """
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def make_folder(path: Path) -> None:
