@@ -118,7 +118,8 @@ def _check_output(output: str, config: BagelConfig) -> None:
     make_folder(folder)
     found = [name for name in (*config.files(), *TOKENIZER_FILES) if (folder / name).exists()]
     try:
-        is_same = not found or BagelConfig.from_directory(folder) == config
+        old = BagelConfig.from_directory(folder) if found else config
+        is_same = (old.llm, old.vit) == (config.llm, config.vit)
     except ConfigError:
         is_same = False
     if not is_same:
@@ -142,8 +143,11 @@ def _copy_pretrained(
             remedy="Leave out --pretrained for random weights, or --corpus.",
         )
     model = Bagel.from_checkpoint(source, dtype=dtype, device="cpu")
-    model.save_checkpoint(target, dtype=dtype, source=source)
-    copy_whole(WEIGHTS / VAE_FILE, target / VAE_FILE)
+    model.save_checkpoint(target, dtype=dtype)
+    # Copies, no links: who edits a file of the model must not edit the package.
+    for file in [WEIGHTS / VAE_FILE, *(source / name for name in TOKENIZER_FILES)]:
+        if file.is_file():
+            copy_whole(file, target / file.name)
     return NewBagel(
         path=str(target),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -107,6 +107,15 @@ def test_other_models_are_not_replaced(tmp_path: Path) -> None:
         make_bagel("")
 
 
+@pytest.mark.slow
+def test_a_model_is_made_again(tmp_path: Path) -> None:
+    for options in ({"pretrained": True}, {}, {"pretrained": True}):
+        make_bagel(str(tmp_path), **options)
+        assert all(file.stat().st_nlink == 1 for file in tmp_path.iterdir())
+    with pytest.raises(OutputError, match="another model"):
+        make_bagel(str(tmp_path), preset="small")
+
+
 def test_bad_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="preset"):
         make_bagel(str(tmp_path), preset="huge")
