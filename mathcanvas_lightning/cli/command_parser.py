@@ -54,6 +54,9 @@ def explain_option(message: str, command: str, options: list[str]) -> str:
         return f"{command} needs {', '.join(needed)}. {_help(command)}"
     if found := re.match(r"argument (--\w+): expected", message):
         return f"{found[1]} needs a value. {_help(command)}"
+    if found := re.match(r"(Problems parsing config|Unexpected config): ?(.*)", message, re.DOTALL):
+        what = " ".join(found[2].split()) or "an empty file"
+        return f"--config: found {what}; wanted a YAML file with a line such as input: FILE"
     if found := re.match(r"Parser key \"(\w+)\":", message):
         return f"--{found[1]}: {_value(message)}"
     return " ".join(message.split())

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         The temporary path to write to.
 
     Raises:
-        OutputError: If a folder has the temporary name, or the disk is full.
+        OutputError: If a folder has the name of the file or the temporary name, if its folder
+            can't be made, or if the disk is full.
     """
     target = target.expanduser()
     with write_errors(target), _written(target) as temporary:
@@ -57,15 +59,12 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _written(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
+    if target.is_dir():
+        raise _is_folder(target, "the name of a file to write")
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
     if temporary.is_dir():
-        raise OutputError(
-            str(temporary),
-            found="a folder",
-            wanted="a free name for a temporary file",
-            remedy="Move the folder away.",
-        )
+        raise _is_folder(temporary, "a free name for a temporary file")
     try:
         yield temporary
         _sync(temporary)
@@ -73,6 +72,42 @@ def _written(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file. A hard link of the target to another file is replaced, not written through.
+
+    Args:
+        source: The file.
+        target: Path of the copy.
+
+    Raises:
+        OutputError: See `written_whole`.
+    """
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, if they are missing.
+
+    Raises:
+        OutputError: If it can't be made, such as where a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            str(path),
+            found=f"a place where no folder can be made ({error.strerror})",
+            wanted="a folder that can be written to",
+            remedy="Choose another folder, or correct its permissions.",
+        ) from None
+
+
+def _is_folder(path: Path, wanted: str) -> OutputError:
+    remedy = "Choose another name, or move the folder away."
+    return OutputError(str(path), found="a folder", wanted=wanted, remedy=remedy)
 
 
 def _sync(path: Path) -> None:

@@ -27,6 +27,7 @@ from mathcanvas_lightning.data.loading.loaded_dataset import (
     check_datasets,
     index_dataset,
     load_dataset,
+    warn_of_repeated_files,
     warn_of_test_rows,
 )
 from mathcanvas_lightning.data.loading.loader import PackLoader
@@ -214,6 +215,7 @@ class MathCanvasDataModule(ShortRepr, LightningDataModule):
             if self._train is None:
                 loaded = [self._load(config, self.dropout) for config in self.train_configs]
                 warn_of_test_rows(loaded)
+                warn_of_repeated_files(loaded)
                 self._train = self._plan_packs(loaded, shuffle=True)
         if stage in (None, "fit", "validate") and not self._validation:
             self._validation = tuple(

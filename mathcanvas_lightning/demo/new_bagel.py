@@ -1,7 +1,6 @@
 """New small BAGEL models: random weights from a seed, and a tokenizer trained on texts."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from tokenizers.trainers import BpeTrainer
 
 from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
 from mathcanvas_lightning.blockmoving.levels import LEVELS
+from mathcanvas_lightning.common.atomic import copy_whole, make_folder, written_whole
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import DRAWING_VAE, BagelConfig
+from mathcanvas_lightning.model.saving import TOKENIZER_FILES
 from mathcanvas_lightning.model.vae import VAE_FILE, save_random_vae
 
 SPECIAL_TOKENS = (
@@ -77,6 +78,7 @@ def make_bagel(
 
     Raises:
         ConfigError: If the preset or dtype is unknown, or there are no such pretrained weights.
+        OutputError: If the directory holds another model.
         InputError: If a text file can't be read.
     """
     config = BagelConfig.preset(preset)
@@ -85,6 +87,7 @@ def make_bagel(
             "--dtype", found=repr(dtype), wanted="float32 or bfloat16", remedy="Choose one of them."
         )
     stored = torch.float32 if dtype == "float32" else torch.bfloat16
+    _check_output(output, config)
     if pretrained:
         return _copy_pretrained(preset, local_path(output), corpus, stored)
     texts = [_read(path) for path in corpus] or _blockmoving_texts(seed)
@@ -102,6 +105,32 @@ def make_bagel(
     )
 
 
+def _check_output(output: str, config: BagelConfig) -> None:
+    """Refuses a folder with a model of other sizes, or with files of another program."""
+    if not output:
+        raise ConfigError(
+            "--output",
+            found="an empty path",
+            wanted="a directory",
+            remedy="Name it, or write . for the current one.",
+        )
+    folder = local_path(output)
+    make_folder(folder)
+    found = [name for name in (*config.files(), *TOKENIZER_FILES) if (folder / name).exists()]
+    try:
+        old = BagelConfig.from_directory(folder) if found else config
+        is_same = (old.llm, old.vit) == (config.llm, config.vit)
+    except ConfigError:
+        is_same = False
+    if not is_same:
+        raise OutputError(
+            str(folder),
+            found=f"another model ({', '.join(found)})",
+            wanted="an empty directory, or an earlier model of the same sizes",
+            remedy="Choose another --output.",
+        )
+
+
 def _copy_pretrained(
     preset: str, target: Path, corpus: Sequence[str], dtype: torch.dtype
 ) -> NewBagel:
@@ -114,8 +143,11 @@ def _copy_pretrained(
             remedy="Leave out --pretrained for random weights, or --corpus.",
         )
     model = Bagel.from_checkpoint(source, dtype=dtype, device="cpu")
-    model.save_checkpoint(target, dtype=dtype, source=source)
-    shutil.copyfile(WEIGHTS / VAE_FILE, target / VAE_FILE)
+    model.save_checkpoint(target, dtype=dtype)
+    # Copies, no links: who edits a file of the model must not edit the package.
+    for file in [WEIGHTS / VAE_FILE, *(source / name for name in TOKENIZER_FILES)]:
+        if file.is_file():
+            copy_whole(file, target / file.name)
     return NewBagel(
         path=str(target),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -155,8 +187,12 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the files of a Qwen2 tokenizer."""
-    tokenizer.save(str(folder / "tokenizer.json"))
-    tokenizer.model.save(str(folder))
+    with tempfile.TemporaryDirectory() as new:
+        tokenizer.save(str(Path(new, "tokenizer.json")))
+        tokenizer.model.save(new)
+        # The files may be hard links to those of another model, which must not change.
+        for file in sorted(Path(new).iterdir()):
+            copy_whole(file, folder / file.name)
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
         "add_prefix_space": False,
@@ -174,13 +210,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "model_max_length": 32768,
         "split_special_tokens": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with written_whole(folder / "tokenizer_config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _save_vae(folder: Path, config: BagelConfig, seed: int) -> None:
     """Writes the autoencoder that the package ships where it fits, else a random one."""
     if config.vae == DRAWING_VAE:
-        shutil.copyfile(WEIGHTS / VAE_FILE, folder / VAE_FILE)
+        copy_whole(WEIGHTS / VAE_FILE, folder / VAE_FILE)
     else:
         save_random_vae(folder, config.vae, torch.Generator().manual_seed(seed))
 

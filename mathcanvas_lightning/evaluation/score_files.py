@@ -56,7 +56,7 @@ def scores_path(records: Path) -> Path:
     Returns:
         The path, such as answers.jsonl_scores.json.
     """
-    return records.with_name(f"{records.name}{SUFFIX}")
+    return records.parent / f"{records.name}{SUFFIX}"  # the name of . is empty
 
 
 def find_scores(records: Path) -> Path | None:

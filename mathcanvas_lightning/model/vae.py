@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mathcanvas_lightning.batch import PackedBatch, to_unit_range
+from mathcanvas_lightning.common.atomic import written_whole
 from mathcanvas_lightning.common.file_kinds import describe_file
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
@@ -224,7 +225,9 @@ def save_vae(path: Path, config: VAEConfig, state: dict[str, Tensor]) -> None:
         config: Sizes of the autoencoder.
         state: Weights by diffusers' names.
     """
-    save_file(to_ldm_names(state, len(config.ch_mult)), path / VAE_FILE)
+    # The file may be a hard link to that of another model, which must not change.
+    with written_whole(path / VAE_FILE) as temporary:
+        save_file(to_ldm_names(state, len(config.ch_mult)), temporary)
 
 
 def to_ldm_names(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:

@@ -259,6 +259,9 @@ class Storage:
         return with_retries(self.config, place, try_remote if is_remote(path) else try_local)
 
     def _find(self, path: str, suffix: str | tuple[str, ...]) -> list[Entry]:
+        if not path:
+            wanted, remedy = "a file or a folder", "Name it, or write . for the current folder."
+            raise DataError("path", found="an empty path", wanted=wanted, remedy=remedy)
         path = plain_path(path)
 
         def fits(name: str) -> bool:

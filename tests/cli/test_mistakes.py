@@ -34,6 +34,8 @@ FILES = {
     "{backend: {class_path: mathcanvas_lightning.EchoBackend}}}\n"
     "data: {class_path: mathcanvas_lightning.RecordDataModule, init_args: {inputs: "
     "[{path: questions.jsonl, output: answers.jsonl}]}}\n",
+    "list.yaml": "- input: x\n",
+    "nothing.yaml": "",
     "sampling.yaml": "model: {init_args: {sampling: {temprature: 0.1}}}",
 }
 MISTAKES = list(read_transcript("mistakes.txt"))

@@ -30,6 +30,17 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, small_disk: None) -> Non
     assert target.read_text() == "old"
 
 
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="found a folder"), written_whole(tmp_path):
+        pass
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match="file: found a place where no folder can be made"),
+        written_whole(tmp_path / "file" / "report.json"),
+    ):
+        pass
+
+
 def test_errors_of_other_files_pass(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), written_whole(tmp_path / "new"):
         (tmp_path / "none").read_text()

@@ -538,3 +538,14 @@ def test_image_seeds_are_unique(tmp_path: Path) -> None:
     seeds = [seed for epoch in range(2) for b in data.train_dataloader() for seed in b.image_seeds]
     assert len(set(seeds)) == len(seeds) == 2 * 4 * 3
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_files_that_are_reached_twice_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interleaved_shards(tmp_path / "shards" / "v2", 4)
+    module(config(tmp_path / "shards"))
+    assert "more than once" not in caplog.text
+    (tmp_path / "shards" / "latest").symlink_to("v2")
+    module(config(tmp_path / "shards"))
+    assert "reaches 2 files more than once" in caplog.text

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mathcanvas_lightning.demo.new_bagel import SPECIAL_TOKENS, make_bagel
-from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE
@@ -82,6 +82,38 @@ def test_command_with_generated_texts(tmp_path: Path, run_tool: RunTool) -> None
     tokenizer = Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
     assert len(tokenizer.encode(" red block").ids) == 2
     assert next(Bagel.from_checkpoint(tmp_path / "m").parameters()).dtype == torch.bfloat16
+
+
+def test_a_new_model_changes_no_other_one(tmp_path: Path) -> None:
+    """An export shares files with its source by hard links; they are replaced, not rewritten."""
+    make_bagel(str(tmp_path / "first"), corpus=[__file__])
+    first = folder_bytes(tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    for file in (tmp_path / "first").iterdir():
+        (tmp_path / "second" / file.name).hardlink_to(file)
+    make_bagel(
+        str(tmp_path / "second"), seed=1, corpus=[str(Path(__file__).parents[1] / "warm.py")]
+    )
+    assert folder_bytes(tmp_path / "first") == first
+    assert folder_bytes(tmp_path / "second")["tokenizer.json"] != first["tokenizer.json"]
+
+
+def test_other_models_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("of another model")
+    with pytest.raises(OutputError, match=r"another model \(tokenizer\.json\)"):
+        make_bagel(str(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+    with pytest.raises(ConfigError, match="empty path"):
+        make_bagel("")
+
+
+@pytest.mark.slow
+def test_a_model_is_made_again(tmp_path: Path) -> None:
+    for options in ({"pretrained": True}, {}, {"pretrained": True}):
+        make_bagel(str(tmp_path), **options)
+        assert all(file.stat().st_nlink == 1 for file in tmp_path.iterdir())
+    with pytest.raises(OutputError, match="another model"):
+        make_bagel(str(tmp_path), preset="small")
 
 
 def test_bad_settings(tmp_path: Path) -> None:

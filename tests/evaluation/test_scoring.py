@@ -396,3 +396,9 @@ def test_real_problems(tmp_path: Path) -> None:
         for one in letters
     ]
     assert score(write_lines(tmp_path / "texts.jsonl", texts)).overall.accuracy == 1.0
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_paths_without_a_name(path: str) -> None:
+    with pytest.raises(InputError, match="an empty name"):
+        score_responses(path)

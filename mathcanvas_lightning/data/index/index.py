@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mathcanvas_lightning.common.atomic import make_folder
 from mathcanvas_lightning.common.locks import locked
 from mathcanvas_lightning.common.parallel import (
     WORKER_START_S,
@@ -40,6 +40,7 @@ from mathcanvas_lightning.data.index.sidecar import (
     METADATA_KEY,
     Sidecar,
     index_homes,
+    read_sidecar,
 )
 from mathcanvas_lightning.data.rows.left_out import LeftOutRow
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
@@ -131,7 +132,7 @@ def build_index(
     is_new = not all(sidecar.is_current() for sidecar in sidecars)
     if is_new:
         refuse_in_a_starting_worker()
-        homes[0].mkdir(parents=True, exist_ok=True)
+        make_folder(homes[0])
         with locked(homes[0] / ".lock"):
             stale = [sidecar for sidecar in sidecars if not sidecar.is_fresh()]
             if stale:
@@ -198,7 +199,7 @@ def _listed_shards(storage: Storage, folder: str) -> dict[str, tuple[int, str]]:
 def _load(files: Sequence[str], targets: Sequence[Path]) -> DatasetIndex:
     tables, left_out, digests, num_oriented = [], [], hashlib.sha256(), 0
     for number, (path, target) in enumerate(zip(files, targets, strict=True)):
-        table = pq.read_table(target)
+        table = read_sidecar(target)
         digests.update(json.loads(table.schema.metadata[METADATA_KEY])["digest"].encode())
         out = table.filter(pa.compute.is_valid(table["stage"])).to_pylist()
         left_out += [_from_row(without_query(path), row) for row in out]

@@ -30,9 +30,11 @@ SCHEMA = pa.schema(
         "text_tokens": pa.list_(pa.int32()),
         "widths": pa.list_(pa.int32()),
         "heights": pa.list_(pa.int32()),
-        "oriented": pa.int32(),  # images with an EXIF orientation; missing in older sidecars
+        "oriented": pa.int32(),  # images with an EXIF orientation
     }
 )
+NEWER_COLUMNS = frozenset({"oriented"})
+"""Columns that sidecars of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True)

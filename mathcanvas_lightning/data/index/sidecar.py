@@ -20,8 +20,10 @@ from mathcanvas_lightning.common.paths import (
     user_cache,
     without_query,
 )
+from mathcanvas_lightning.data.index.scan import NEWER_COLUMNS, SCHEMA
 from mathcanvas_lightning.data.rows.source import RowSource
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
+from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import FileStatus
 
 FORMAT_VERSION = 1
@@ -81,7 +83,7 @@ class Sidecar:
                 continue
             if known["digest"] == self.digest():
                 # Touched or copied: store the new version, so that it is hashed only once.
-                self.write(pq.read_table(target), known["digest"])
+                self.write(read_sidecar(target), known["digest"])
                 return True
         return False
 
@@ -106,13 +108,36 @@ class Sidecar:
 
 
 def read_metadata(target: Path) -> Mapping[str, Any] | None:
-    """What a sidecar says about its shard; None if it doesn't exist or is damaged."""
+    """What a sidecar says about its shard; None if it doesn't exist, is damaged, or of others."""
     try:
-        metadata = pq.read_schema(target).metadata or {}
-        about: Mapping[str, Any] = json.loads(metadata[METADATA_KEY])
+        schema = pq.read_schema(target)
+        about: Mapping[str, Any] = json.loads((schema.metadata or {})[METADATA_KEY])
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None
-    return about
+    is_ours = isinstance(about, dict) and {"size_bytes", "version", "digest"} <= about.keys()
+    has_columns = all(
+        field.name in schema.names and schema.field(field.name).type == field.type
+        for field in SCHEMA
+        if field.name not in NEWER_COLUMNS
+    )
+    return about if is_ours and has_columns else None
+
+
+def read_sidecar(target: Path) -> pa.Table:
+    """Reads a sidecar.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    try:
+        return pq.read_table(target)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            str(target),
+            found=f"a damaged index file ({error})",
+            wanted="a whole one",
+            remedy="Delete it: it is made again.",
+        ) from None
 
 
 def index_homes(root: str, index_dir: str | None) -> list[Path]:

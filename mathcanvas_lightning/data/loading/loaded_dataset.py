@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mathcanvas_lightning.batch import TokenGeometry
-from mathcanvas_lightning.common.paths import plain_path, without_query
+from mathcanvas_lightning.common.paths import is_remote, local_path, plain_path, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.index.index import DatasetIndex, build_index
 from mathcanvas_lightning.data.loading.config import DatasetConfig, TokenBudget
@@ -187,6 +187,22 @@ def check_datasets(datasets: Sequence[LoadedDataset]) -> None:
                 f"({'; '.join(reasons[:3]) or 'its files are empty'})",
                 wanted=f"rows of the format {data.config.format}",
                 remedy="Check path and format, or leave the data set out.",
+            )
+
+
+def warn_of_repeated_files(datasets: Sequence[LoadedDataset]) -> None:
+    """Warns if a data set reaches a file twice, through links: its rows count twice."""
+    for data in datasets:
+        files = [file for file in data.index.files if not is_remote(file)]
+        real = Counter(str(local_path(file).resolve()) for file in files)
+        if repeated := sorted(path for path, count in real.items() if count > 1):
+            logger.warning(
+                "%s: the data set %s reaches %d files more than once, through links, and trains on "
+                "their rows each time; the first one is %s",
+                without_query(data.config.path),
+                data.config.label,
+                len(repeated),
+                repeated[0],
             )
 
 

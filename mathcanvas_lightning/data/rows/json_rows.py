@@ -13,6 +13,19 @@ _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 """A whole string, a quote whose string is not complete yet, or a mark of the structure."""
 
 
+class NoRowsError(ValueError):
+    """A file that is neither JSON lines nor an array.
+
+    Args:
+        found: What it is instead.
+        remedy: What to do.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(f"{found}. {remedy}")
+        self.found, self.remedy = found, remedy
+
+
 def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yields the rows of a file with the offsets of their first bytes.
 
@@ -24,12 +37,12 @@ def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
         Offset and bytes of a row, whose JSON is not checked.
 
     Raises:
-        ValueError: If an array has no end, or the file is not JSON.
+        NoRowsError: If an array has no end, or the file is not JSON.
     """
     file.seek(0)
     head = file.read(START_BYTES)
     if (kind := kind_of(head)) is not None:
-        raise ValueError(f"{kind.name}: {kind.remedy}")
+        raise NoRowsError(kind.name, f"{kind.remedy[0].upper()}{kind.remedy[1:]}.")
     is_array = head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
     if is_array and start == 0:
         start = head.index(b"[") + 1
@@ -68,4 +81,4 @@ def _items(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
             if depth < 0:
                 return
         buffer, scanned, offset = buffer[begin:], scanned - begin, offset + begin
-    raise ValueError("an array without its end: the file is cut short")
+    raise NoRowsError("an array without its end", "The file is cut short: copy it again.")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
 from mathcanvas_lightning.data.images.decode import ImageLimits
-from mathcanvas_lightning.data.rows.json_rows import iter_rows, read_rows
+from mathcanvas_lightning.data.rows.json_rows import NoRowsError, iter_rows, read_rows
 from mathcanvas_lightning.data.rows.left_out import row_boundary
 from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, RowFormat, Sample
 from mathcanvas_lightning.data.rows.stored_images import StoredRow
@@ -54,9 +54,10 @@ class RowSource:
             DataError: If the file is damaged.
             StorageError: If the server fails.
         """
+        _check_name(without_query(path), self.row_format)
         if self.row_format == "vlm":
             with row_boundary(without_query(path)):
-                return _json_groups(self.storage.open(path))
+                return _json_groups(self.storage.open(path), without_query(path))
         metadata = self.storage.metadata(path)
         return [
             RowGroup(group, metadata.row_group(group).num_rows)
@@ -228,9 +229,27 @@ def row_uid(path: str, group: int, row: int) -> str:
     return f"{name}:{group}:{row}"
 
 
-def _json_groups(file: BinaryIO) -> list[RowGroup]:
-    with file:
-        starts = [offset for offset, _ in iter_rows(file)]
+def _check_name(place: str, row_format: RowFormat) -> None:
+    is_vlm, name = row_format == "vlm", place.lower()
+    if name.endswith(PARQUET_SUFFIXES if is_vlm else (".jsonl", ".json", ".ndjson")):
+        raise DataError(
+            place,
+            found=f"a {'Parquet' if is_vlm else 'JSON'} file for the row format {row_format}",
+            wanted="JSON lines of conversations" if is_vlm else "Parquet shards",
+            remedy="Set the row format of its rows, such as interleaved or t2i."
+            if is_vlm
+            else "Set the row format vlm for conversations, or make shards with "
+            "mathcanvas convert.",
+        )
+
+
+def _json_groups(file: BinaryIO, place: str) -> list[RowGroup]:
+    try:
+        with file:
+            starts = [offset for offset, _ in iter_rows(file)]
+    except NoRowsError as error:
+        wanted = "JSON lines or a JSON array, of conversations"
+        raise DataError(place, found=error.found, wanted=wanted, remedy=error.remedy) from None
     return [
         RowGroup(starts[first], min(LINES_PER_GROUP, len(starts) - first))
         for first in range(0, len(starts), LINES_PER_GROUP)

@@ -19,6 +19,7 @@ from mathcanvas_lightning import convert_cot
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.index import sidecar as sidecar_module
 from mathcanvas_lightning.data.index.index import INDEX_FOLDER, DatasetIndex, Scanner, build_index
+from mathcanvas_lightning.data.index.sidecar import METADATA_KEY
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
 from mathcanvas_lightning.data.rows.source import RowSource
@@ -330,6 +331,56 @@ def test_shards_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DataError, match=r"bad\.parquet"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "row_format", "found"),
+    [
+        ("rows.jsonl", "interleaved", "a JSON file for the row format interleaved"),
+        ("rows.parquet", "vlm", "a Parquet file for the row format vlm"),
+        ("packed.jsonl", "vlm", "a gzip file"),
+    ],
+)
+def test_files_of_another_row_format_are_named(
+    name: str, row_format: RowFormat, found: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"\x1f\x8b\x08\0")
+    with pytest.raises(DataError) as caught:
+        build(tmp_path / name, row_format)
+    assert caught.value.found == found
+
+
+def test_sidecars_of_other_programs_are_made_again(tmp_path: Path, scans: list[str]) -> None:
+    folder = interleaved_shards(tmp_path, 4)
+    wanted = content(build(folder))
+    (path, *_) = sorted((tmp_path / INDEX_FOLDER).glob("*.parquet"))
+    whole = pq.read_table(path)
+    about = whole.schema.metadata[METADATA_KEY]
+    others = [
+        whole.drop_columns(["roles"]),
+        whole.set_column(1, "row_group", whole["row"]),
+        *(
+            whole.replace_schema_metadata({METADATA_KEY: text})
+            for text in (b"[]", b"{", b'{"size_bytes": 1}', b"5")
+        ),
+    ]
+    for other in others:
+        pq.write_table(other, path)
+        scans.clear()
+        assert content(build(folder)) == wanted
+        assert scans == ["part_0.parquet"]
+    assert pq.read_table(path).schema.metadata[METADATA_KEY] == about
+
+
+def test_a_damaged_sidecar_is_named(tmp_path: Path) -> None:
+    folder = interleaved_shards(tmp_path, 4)
+    build(folder)
+    (path, *_) = sorted((tmp_path / INDEX_FOLDER).glob("*.parquet"))
+    data = bytearray(path.read_bytes())
+    data[4:60] = bytes(56)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="Delete it: it is made again"):
+        build(folder)
 
 
 def test_read_only_shards_are_indexed_in_the_cache(

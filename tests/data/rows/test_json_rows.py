@@ -48,8 +48,8 @@ def test_rows_are_found_again_by_their_offsets(rows: list[Any], layout: str, chu
     [
         (b'[{"a": 1}, {"b": "cut', "cut short"),
         (b"[", "cut short"),
-        (b"\x1f\x8b\x08\0", "gzip file: unpack it"),
-        ('{"a": 1}'.encode("utf-16"), "UTF-16: save it"),
+        (b"\x1f\x8b\x08\0", r"gzip file\. Unpack it"),
+        ('{"a": 1}'.encode("utf-16"), r"UTF-16\. Save it"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
     ],
 )

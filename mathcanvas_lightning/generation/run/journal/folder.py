@@ -26,7 +26,7 @@ _RANK_FILE = pattern(r"rank(\d+)\.jsonl")
 
 def journal_folder(output: Path) -> Path:
     """Path of the journal that belongs to an output file."""
-    return output.with_name(output.name + FOLDER_SUFFIX)
+    return output.parent / f"{output.name}{FOLDER_SUFFIX}"  # the name of . is empty
 
 
 def rank_files(folder: Path) -> list[Path]:
