@@ -10,6 +10,7 @@ Times are medians of runs; in packing the two alternate. Needs pandas, like the 
 
 Example:
   python tools/benchmark_data.py --json data.json
+  python tools/benchmark_data.py --plan_rows 20000 --black
   python tools/benchmark_data.py --plan_rows 50000 --rows 50 --repeats 3
 """
 
