@@ -10,6 +10,7 @@ Times are medians of runs; in packing the two alternate. Needs pandas, like the 
 
 Example:
   python tools/benchmark_data.py --json data.json
+  python tools/benchmark_data.py --plan_rows 20000 --black
   python tools/benchmark_data.py --plan_rows 50000 --rows 50 --repeats 3
 """
 
@@ -316,7 +317,7 @@ def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, dict
     """Checks that both make the same samples, then times them."""
     say(f"writing {options.rows:,} rows of pictures and text")
     shards = folder / "shards"
-    write_rows(shards, options.rows, options.seed)
+    write_rows(shards, options.rows, options.seed, black=options.black)
     tokenizer = find_tokenizer(options, folder)
     started = time.process_time()
     data = prepared(shards, tokenizer, options.seed)
@@ -416,6 +417,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--plan_rows", type=int, default=2_000_000, help="(default: 2,000,000)")
     parser.add_argument("--rows", type=int, default=400, help="that are packed (default: 400)")
+    parser.add_argument(
+        "--black", action="store_true", help="black drawings (default: black, blue and red)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of rows and plans (default: 0)")
     parser.add_argument("--tokenizer", type=Path, help="checkpoint folder (default: a new one)")

@@ -42,8 +42,8 @@ draw so that AB BC CD degrees midpoint tangent square hence area is and from hei
 SIZES_PX = ((512, 384), (640, 480), (512, 512), (900, 700))
 
 
-def write_rows(folder: Path, num_rows: int, seed: int) -> None:
-    """Shards of generated rows, as the converter lays them out."""
+def write_rows(folder: Path, num_rows: int, seed: int, *, black: bool) -> None:
+    """Shards of generated rows, as the converter lays them out; all lines may be black."""
     random = np.random.default_rng(seed)
     layout = ShardLayout(name="rows", encoding="json", samples_per_file=128, row_group_rows=32)
     with ShardWriter(
@@ -56,7 +56,7 @@ def write_rows(folder: Path, num_rows: int, seed: int) -> None:
         finished=(),
     ) as writer:
         for number in range(num_rows):
-            row = make_row(number, random)
+            row = make_row(number, random, black=black)
             images = (_stored(row.question), _stored(row.solution))
             writer.add(row, record=number, images=images)
         writer.finish()
@@ -68,14 +68,16 @@ def _stored(segments: Sequence[Segment]) -> tuple[StoredImage, ...]:
     return tuple(StoredImage.of(data, check_image(data, limits)) for data in images)
 
 
-def make_row(number: int, random: np.random.Generator) -> InterleavedExample:
+def make_row(number: int, random: np.random.Generator, *, black: bool) -> InterleavedExample:
     """A question with a picture, and a solution of one to three steps with one each."""
     solution = [
-        part for _ in range(random.integers(1, 4)) for part in (make_text(random), _picture(random))
+        part
+        for _ in range(random.integers(1, 4))
+        for part in (make_text(random), _picture(random, black=black))
     ]
     return InterleavedExample(
         uid=f"row_{number}",
-        question=(make_text(random), _picture(random)),
+        question=(make_text(random), _picture(random, black=black)),
         solution=(*solution, make_text(random)),
         answer="42",
     )
@@ -87,7 +89,7 @@ def make_text(random: np.random.Generator) -> TextSegment:
     return TextSegment(text=" ".join(words))
 
 
-def _picture(random: np.random.Generator) -> ImageSegment:
+def _picture(random: np.random.Generator, *, black: bool) -> ImageSegment:
     """A geometry diagram: polygons, circles, chords, letters."""
     width, height = SIZES_PX[random.integers(len(SIZES_PX))]
     image = Image.new("RGB", (width, height), "white")
@@ -99,10 +101,14 @@ def _picture(random: np.random.Generator) -> ImageSegment:
     draw.polygon(points(random.integers(3, 7)), outline="black", width=3)
     for x, y in points(2):
         radius = int(random.integers(30, height // 3))
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline="blue", width=2)
+        draw.ellipse(
+            (x - radius, y - radius, x + radius, y + radius),
+            outline="black" if black else "blue",
+            width=2,
+        )
     for letter in "ABCDEF":
         first, second = points(2)
-        draw.line((first, second), fill="red", width=2)
+        draw.line((first, second), fill="black" if black else "red", width=2)
         draw.text(first, letter, fill="black", font_size=24)
     buffer = BytesIO()
     image.save(buffer, "PNG")

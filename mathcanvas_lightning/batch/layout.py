@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 BLOCK_TOKENS = 128
 """Side of a block of the attention mask."""
@@ -194,15 +198,28 @@ def mask_blocks(
     within = same_split & bidirectional[starts][None]
     some = same_sample & (earlier | within | (same_split & (last[:, None] >= first[None])))
     all_ = same_sample & (earlier | within | (same_split & (first[:, None] >= last[None])))
-    # Each block starts with a run; numpy reduces from one such run to the next.
+    # Each block starts with a run.
     of_block = torch.nonzero(starts % BLOCK_TOKENS == 0)[:, 0].numpy()
-    some_pairs, all_pairs = some.numpy().view(np.uint8), all_.numpy().view(np.uint8)
-    for axis in (0, 1):
-        some_pairs = np.bitwise_or.reduceat(some_pairs, of_block, axis=axis)
-        all_pairs = np.bitwise_and.reduceat(all_pairs, of_block, axis=axis)
+    some_pairs, all_pairs = some.numpy(), all_.numpy()
+    for _ in range(2):  # queries, then keys
+        some_pairs = _reduced(some_pairs, of_block, np.logical_or).T
+        all_pairs = _reduced(all_pairs, of_block, np.logical_and).T
     if count % BLOCK_TOKENS:
-        all_pairs[-1] = all_pairs[:, -1] = 0
-    return torch.from_numpy(some_pairs + all_pairs)
+        all_pairs[-1] = all_pairs[:, -1] = False
+    return torch.from_numpy(np.add(some_pairs, all_pairs, dtype=np.uint8, order="C"))
+
+
+def _reduced(pairs: Bools, first: Ints, join: np.ufunc) -> Bools:
+    """[B, R] rows of [R, R] pairs, those from one of the B `first` rows to the next one joined.
+
+    Blocks have few runs; so this is ten times faster than `join.reduceat`.
+    """
+    counts = np.diff(first, append=len(pairs))
+    found = pairs[first]
+    for number in range(1, counts.max()):
+        longer = np.flatnonzero(counts > number)
+        found[longer] = join(found[longer], pairs[first[longer] + number])
+    return found
 
 
 def _repeated(lengths: Sequence[int]) -> Tensor:

@@ -105,10 +105,11 @@ def _grey_if_equal(image: Image.Image) -> Image.Image:
 
     Filters treat each channel alone, so resizing one of them gives the same pixels.
     """
+    if image.mode != "RGB":
+        return image
     few = image.resize((-(-image.width // 8), -(-image.height // 8)), Image.Resampling.NEAREST)
-    if image.mode == "RGB" and _has_equal_channels(few) and _has_equal_channels(image):
-        return image.getchannel("R")
-    return image
+    is_grey = _has_equal_channels(few) and _has_equal_channels(image)
+    return image.getchannel("R") if is_grey else image
 
 
 def _has_equal_channels(image: Image.Image) -> bool:

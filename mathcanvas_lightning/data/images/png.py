@@ -12,7 +12,9 @@ PROSE = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 """Texts and colour profiles, which decoding does not use. Pillow refuses files with large ones."""
 CHUNK_BYTES = 12
 """Bytes of a chunk without its content: length, kind, checksum."""
+HEADER = SIGNATURE + b"\0\0\0\x0dIHDR"
 _HEAD = struct.Struct(">I4s")
+_SIZE = struct.Struct(">II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,14 @@ class _Chunk:
     def is_ancillary(self) -> bool:
         """Whether the pixels do not depend on it; transparency (tRNS) counts as pixels."""
         return self.kind.isalpha() and self.kind[:1].islower() and self.kind != b"tRNS"
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a PNG in pixels; None if the file does not begin with them."""
+    if not data.startswith(HEADER) or len(data) < len(HEADER) + _SIZE.size:
+        return None
+    width, height = _SIZE.unpack_from(data, len(HEADER))
+    return (width, height) if width and height else None
 
 
 def read_png(data: bytes, *, only_pixels: bool = False) -> Png:

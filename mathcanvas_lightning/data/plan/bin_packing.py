@@ -20,6 +20,9 @@ FINISH_MEANS = 3.2
 """Once the free space is below this many mean lengths, search for the 1-3 samples that fill it
 best."""
 
+Choice = tuple[int, tuple[int, ...]]
+"""Free tokens that samples leave, and the positions of these samples, the longest first."""
+
 
 def fill_packs(lengths: Ints, capacity: int, random: np.random.Generator) -> list[list[int]]:
     """Fills packs one after the other: random samples first, then those that fill the rest best.
@@ -37,10 +40,10 @@ def fill_packs(lengths: Ints, capacity: int, random: np.random.Generator) -> lis
         For each pack, indexes into `lengths`; each index occurs once.
     """
     order = np.argsort(lengths, kind="stable")
-    pool = _Pool(lengths[order].tolist(), order.tolist(), capacity // SLACK_PARTS)
-    left, indexes = pool.lengths, pool.indexes
+    left, indexes = lengths[order].tolist(), order.tolist()  # not packed yet, the shortest first
     choices = iter(random.random(len(lengths)).tolist())
     finish = FINISH_MEANS * float(lengths.mean()) if left else 0.0
+    slack, misses = capacity // SLACK_PARTS, 0
     packs = []
     while left:
         free = capacity
@@ -51,76 +54,92 @@ def fill_packs(lengths: Ints, capacity: int, random: np.random.Generator) -> lis
             free -= left.pop(position)
             pack.append(indexes.pop(position))
         while left and free >= left[0]:
-            for position in pool.best(free, bisect_right(left, free) - 1):
-                free -= left.pop(position)
+            longest = bisect_right(left, free) - 1
+            gap = free - left[longest]
+            chosen: tuple[int, ...] = (longest,)
+            if gap > slack:
+                gap, chosen = _pair(left, free, slack, (gap, chosen))
+            if gap > slack:
+                tries = NUM_TRIPLES if misses <= MAX_MISSES else NUM_FEW_TRIPLES
+                gap, chosen = _triple(left, free, slack, tries, longest, (gap, chosen))
+                misses = misses + 1 if gap > slack else max(0, misses - 1)
+            for position in chosen:
+                del left[position]
                 pack.append(indexes.pop(position))
+            free = gap
         packs.append(pack)
     return packs
 
 
-class _Pool:
-    """Samples that are not packed yet, the shortest first."""
+def _pair(lengths: list[int], free: int, slack: int, best: Choice) -> Choice:
+    """The two samples that leave the least free space, if it is less than that of `best`.
 
-    def __init__(self, lengths: list[int], indexes: list[int], slack: int) -> None:
-        self.lengths, self.indexes, self._slack = lengths, indexes, slack
-        self._misses = 0
-
-    def best(self, free: int, longest: int) -> tuple[int, ...]:
-        """One to three samples that leave the least free space, the longest first.
-
-        Args:
-            free: Free tokens of the pack.
-            longest: Position of the longest sample that fits.
-        """
-        least = free - self.lengths[longest]
-        chosen: tuple[int, ...] = (longest,)
-        if least > self._slack:
-            least, pair = self._pair(free, longest, longest // NUM_PAIRS or 1, least)
-            chosen = pair or chosen
-        if least > self._slack:
-            least, triple = self._triple(free, longest, least)
-            chosen = triple or chosen
-            self._misses = max(0, self._misses + (1 if least > self._slack else -1))
-        return chosen
-
-    def _triple(self, free: int, longest: int, least: int) -> tuple[int, tuple[int, ...]]:
-        """The smallest free space, and the three samples that leave it if it is below `least`."""
-        lengths = self.lengths
-        tries = NUM_TRIPLES if self._misses <= MAX_MISSES else NUM_FEW_TRIPLES
-        chosen: tuple[int, ...] = ()
-        shortest_two = lengths[0] + lengths[1] if longest else 0
-        for first in range(longest, 1, -(longest // tries or 1)):
-            rest = free - lengths[first]
-            if rest < shortest_two:
-                continue
-            second = bisect_right(lengths, rest, 0, first) - 1
-            gap, pair = self._pair(rest, second, second // tries or 1, least)
-            if pair:
-                least, chosen = gap, (first, *pair)
-                if gap <= self._slack:
-                    break
-            # The three longest fit together: with a shorter first one, they leave more.
-            if second == first - 1 and lengths[second - 1] + lengths[second] <= rest:
+    Args:
+        lengths: Tokens of the samples, the shortest first.
+        free: Free tokens of the pack.
+        slack: Free tokens that end the search.
+        best: The choice of one sample, the longest that fits.
+    """
+    shortest, (least, chosen) = lengths[0], best
+    longest, second = chosen[0], 0
+    for first in range(longest, 0, -(longest // NUM_PAIRS or 1)):
+        rest = free - lengths[first]
+        if rest < shortest:
+            continue
+        gap = rest - lengths[first - 1]
+        if gap >= 0:  # the two longest fit together, shorter ones leave more
+            return (gap, (first, first - 1)) if gap < least else (least, chosen)
+        second = bisect_right(lengths, rest, second, first) - 1
+        gap = rest - lengths[second]
+        if gap < least:
+            least, chosen = gap, (first, second)
+            if gap <= slack:
                 break
-        return least, chosen
+    return least, chosen
 
-    def _pair(self, free: int, longest: int, step: int, least: int) -> tuple[int, tuple[int, ...]]:
-        """The smallest free space, and the two samples that leave it if it is below `least`."""
-        lengths = self.lengths
-        shortest = lengths[0]
-        chosen: tuple[int, ...] = ()
-        second = 0
-        for first in range(longest, 0, -step):
-            rest = free - lengths[first]
-            if rest < shortest:
+
+def _triple(
+    lengths: list[int], free: int, slack: int, tries: int, longest: int, best: Choice
+) -> Choice:
+    """The three samples that leave the least free space, if it is less than that of `best`.
+
+    The inner loop is that of `_pair`; calling it would take a tenth more time for a plan.
+
+    Args:
+        lengths: Tokens of the samples, the shortest first.
+        free: Free tokens of the pack.
+        slack: Free tokens that end the search.
+        tries: Number of candidates for the first and for the second sample.
+        longest: Position of the longest sample that fits.
+        best: The choice of one or two samples.
+    """
+    shortest, (least, chosen) = lengths[0], best
+    shortest_two = shortest + lengths[1] if longest else 0
+    for first in range(longest, 1, -(longest // tries or 1)):
+        rest = free - lengths[first]
+        if rest < shortest_two:
+            continue
+        longest_second = bisect_right(lengths, rest, 0, first) - 1
+        limit, third = rest - shortest, 0
+        for second in range(longest_second, 0, -(longest_second // tries or 1)):
+            length = lengths[second]
+            if length > limit:
                 continue
-            gap = rest - lengths[first - 1]
-            if gap >= 0:  # the two longest fit together, shorter ones leave more
-                return (gap, (first, first - 1)) if gap < least else (least, chosen)
-            second = bisect_right(lengths, rest, second, first) - 1
-            gap = rest - lengths[second]
+            last = rest - length
+            gap = last - lengths[second - 1]
+            if gap >= 0:  # as in `_pair`
+                if gap < least:
+                    least, chosen = gap, (first, second, second - 1)
+                break
+            third = bisect_right(lengths, last, third, second) - 1
+            gap = last - lengths[third]
             if gap < least:
-                least, chosen = gap, (first, second)
-                if gap <= self._slack:
+                least, chosen = gap, (first, second, third)
+                if gap <= slack:
                     break
-        return least, chosen
+        if least <= slack:
+            break
+        # The three longest fit together: with a shorter first one, they leave more.
+        if longest_second == first - 1 and lengths[first - 1] + lengths[first - 2] <= rest:
+            break
+    return least, chosen

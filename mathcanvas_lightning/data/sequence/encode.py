@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mathcanvas_lightning.batch import TokenGeometry
-from mathcanvas_lightning.data.images.decode import ImageLimits, check_image
+from mathcanvas_lightning.data.images.decode import ImageLimits, image_size
 from mathcanvas_lightning.data.images.resize import ImageTransform, Pixels, decode_image
 from mathcanvas_lightning.data.rows.readers import Element, RowFormat, Sample
 from mathcanvas_lightning.data.sequence.pack import PackItem
@@ -86,12 +86,11 @@ def measure(
         ImageError: If an image has no readable header or exceeds a limit.
     """
     images = {i: read_image(e) for i, e in enumerate(sample.elements) if not is_text(e)}
-    infos = {i: check_image(data, limits, depth="header") for i, data in images.items()}
     return MeasuredSample(
         elements=sample.elements,
         text_ids=encode_texts(sample, tokenizer),
         images=images,
-        sizes_px={i: (info.width_px, info.height_px) for i, info in infos.items()},
+        sizes_px={i: image_size(data, limits) for i, data in images.items()},
     )
 
 

@@ -15,6 +15,7 @@ from mathcanvas_lightning.data.images.decode import (
     ImageError,
     ImageLimits,
     check_image,
+    image_size,
 )
 from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import encoded, examples, png
@@ -24,8 +25,17 @@ LIMITS = ImageLimits()
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_formats(kind: str) -> None:
-    info = check_image(encoded(kind, 31, 17), LIMITS)
+    data = encoded(kind, 31, 17)
+    info = check_image(data, LIMITS)
     assert (info.format, info.width_px, info.height_px) == (kind, 31, 17)
+    assert image_size(data, LIMITS) == (31, 17)
+    with pytest.raises(ImageError, match="over 500"):
+        image_size(data, ImageLimits(max_pixels=500))
+    with pytest.raises(ImageError, match="over 20"):
+        image_size(data, ImageLimits(max_bytes=20))
+    for length in (0, 8, 20):
+        with pytest.raises(ImageError):
+            image_size(data[:length], LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
