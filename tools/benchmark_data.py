@@ -4,13 +4,14 @@
    above the index, measured in a separate process.
 2. Fill: the plan and the greedy packer on the same lengths, and the rows that the greedy one drops.
 3. Reading: row groups, bytes and open files a pack, when packs are dealt out to workers.
-4. Packing: tokens per CPU second from real shards of line drawings, in this process, on one
-   thread. First it checks that both make the same samples.
+4. Packing: tokens per CPU second from real shards of line drawings, or of the pictures of a folder,
+   in this process, on one thread. First it checks that both make the same samples.
 Times are medians of runs; in packing the two alternate. Needs pandas, like the tests.
 
 Example:
   python tools/benchmark_data.py --json data.json
   python tools/benchmark_data.py --plan_rows 20000 --black
+  python tools/benchmark_data.py --plan_rows 20000 --pictures mathvision/images
   python tools/benchmark_data.py --plan_rows 50000 --rows 50 --repeats 3
 """
 
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +37,15 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import torch
-from benchmark_data_baseline import GreedyLimits, PlainPacker, fill_greedily, make_text, write_rows
+from benchmark_data_baseline import (
+    GreedyLimits,
+    Picture,
+    PlainPacker,
+    draw_picture,
+    fill_greedily,
+    make_text,
+    write_rows,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -313,11 +323,21 @@ def check_agreement(ours: Contents, baseline: Contents) -> None:
             assert same, f"they disagree on the {name} of {uid}"
 
 
+def picture_source(options: argparse.Namespace) -> Picture:
+    """What gives the pictures of the packed rows."""
+    if options.pictures is None:
+        return partial(draw_picture, black=options.black)
+    files = sorted(path for path in options.pictures.rglob("*") if path.is_file())
+    if not files:
+        sys.exit(f"{options.pictures}: no pictures found; name a folder of PNG or JPEG files")
+    return lambda random: files[random.integers(len(files))].read_bytes()
+
+
 def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """Checks that both make the same samples, then times them."""
     say(f"writing {options.rows:,} rows of pictures and text")
     shards = folder / "shards"
-    write_rows(shards, options.rows, options.seed, black=options.black)
+    write_rows(shards, options.rows, options.seed, picture_source(options))
     tokenizer = find_tokenizer(options, folder)
     started = time.process_time()
     data = prepared(shards, tokenizer, options.seed)
@@ -420,6 +440,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--black", action="store_true", help="black drawings (default: black, blue and red)"
     )
+    parser.add_argument("--pictures", type=Path, help="folder of pictures (default: drawings)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of rows and plans (default: 0)")
     parser.add_argument("--tokenizer", type=Path, help="checkpoint folder (default: a new one)")

@@ -8,7 +8,7 @@ are no dense attention masks, as in the published recipe.
 
 import json
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -40,10 +40,12 @@ Item = TypeVar("Item")
 TEXT = """the triangle circle angle line point perpendicular through radius of length equal to we
 draw so that AB BC CD degrees midpoint tangent square hence area is and from height base side a"""
 SIZES_PX = ((512, 384), (640, 480), (512, 512), (900, 700))
+Picture = Callable[[np.random.Generator], bytes]
+"""Gives the bytes of a picture."""
 
 
-def write_rows(folder: Path, num_rows: int, seed: int, *, black: bool) -> None:
-    """Shards of generated rows, as the converter lays them out; all lines may be black."""
+def write_rows(folder: Path, num_rows: int, seed: int, picture: Picture) -> None:
+    """Shards of generated rows, as the converter lays them out."""
     random = np.random.default_rng(seed)
     layout = ShardLayout(name="rows", encoding="json", samples_per_file=128, row_group_rows=32)
     with ShardWriter(
@@ -56,7 +58,7 @@ def write_rows(folder: Path, num_rows: int, seed: int, *, black: bool) -> None:
         finished=(),
     ) as writer:
         for number in range(num_rows):
-            row = make_row(number, random, black=black)
+            row = make_row(number, random, picture)
             images = (_stored(row.question), _stored(row.solution))
             writer.add(row, record=number, images=images)
         writer.finish()
@@ -68,16 +70,16 @@ def _stored(segments: Sequence[Segment]) -> tuple[StoredImage, ...]:
     return tuple(StoredImage.of(data, check_image(data, limits)) for data in images)
 
 
-def make_row(number: int, random: np.random.Generator, *, black: bool) -> InterleavedExample:
+def make_row(number: int, random: np.random.Generator, picture: Picture) -> InterleavedExample:
     """A question with a picture, and a solution of one to three steps with one each."""
     solution = [
         part
         for _ in range(random.integers(1, 4))
-        for part in (make_text(random), _picture(random, black=black))
+        for part in (make_text(random), ImageSegment(data=picture(random)))
     ]
     return InterleavedExample(
         uid=f"row_{number}",
-        question=(make_text(random), _picture(random, black=black)),
+        question=(make_text(random), ImageSegment(data=picture(random))),
         solution=(*solution, make_text(random)),
         answer="42",
     )
@@ -89,8 +91,8 @@ def make_text(random: np.random.Generator) -> TextSegment:
     return TextSegment(text=" ".join(words))
 
 
-def _picture(random: np.random.Generator, *, black: bool) -> ImageSegment:
-    """A geometry diagram: polygons, circles, chords, letters."""
+def draw_picture(random: np.random.Generator, *, black: bool) -> bytes:
+    """A geometry diagram: polygons, circles, chords, letters; all lines may be black."""
     width, height = SIZES_PX[random.integers(len(SIZES_PX))]
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
@@ -112,7 +114,7 @@ def _picture(random: np.random.Generator, *, black: bool) -> ImageSegment:
         draw.text(first, letter, fill="black", font_size=24)
     buffer = BytesIO()
     image.save(buffer, "PNG")
-    return ImageSegment(data=buffer.getvalue())
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
