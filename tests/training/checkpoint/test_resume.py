@@ -51,7 +51,9 @@ def runs(folder: Path) -> Runs:
             steps = CUT if "cut" in name else END
             every = None if "resumed" in name else 3
             given = {"replicas": 1, "steps": steps, "save_every": every, "model": ADAM, **options}
-            made[name] = Run(folder=folder / name, shards=[rows], ranks=ranks, **given)
+            made[name] = Run(
+                folder=folder / name, shards=[rows], packs_per_step=2, ranks=ranks, **given
+            )
         return made[name]
 
     cut, lora = make("cut_2").saved(CUT), folder / "lora_cut_2" / "saved" / "step6.ckpt"
