@@ -170,6 +170,7 @@ def test_validation_exit_status(
     assert "image_unreadable" in text
 
 
+@pytest.mark.slow
 def test_console_script() -> None:
     for words in (["--help"], []):
         command = [sys.executable, "-m", "mathcanvas_lightning", *words]

@@ -184,7 +184,8 @@ def start_script(tmp_path: Path, deed: str, *options: str) -> "subprocess.Popen[
     )
 
 
-@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), ("--ignore-term",)])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--ignore-term",)])
 def test_a_killed_process_leaves_no_server(tmp_path: Path, options: tuple[str, ...]) -> None:
     with start_script(tmp_path, "wait", *options) as process:
         assert process.stdout is not None
