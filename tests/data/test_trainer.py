@@ -250,10 +250,10 @@ def test_no_option_cuts_a_step(shards: Path, options: dict[str, Any], is_whole: 
 
 @pytest.mark.slow
 def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path) -> None:
-    """2 ranks without workers, then 4 with 2 each, then 1 with 1."""
+    """4 ranks without workers, then 2 with 1 each, then 1 with 2."""
     found: Steps = {}
     resume = None
-    for ranks, workers, stop in ((2, 0, 2), (4, 2, 5), (1, 1, None)):
+    for ranks, workers, stop in ((4, 0, 2), (2, 1, 5), (1, 2, None)):
         folder = tmp_path / f"{ranks}"
         folder.mkdir()
         run_ranks(

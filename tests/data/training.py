@@ -81,9 +81,9 @@ def fit(
 ) -> Trainer:
     """Trains on shards and saves a checkpoint every `every` steps."""
     seed_everything(0, verbose=False)
-    # Ranks would by default start a server of their own, which imports torch again.
-    own_workers = WorkerConfig(num_workers=workers, start_method="fork")
-    data = module(config(folder), packs_per_step=packs_per_step, workers=own_workers)
+    data = module(
+        config(folder), packs_per_step=packs_per_step, workers=WorkerConfig(num_workers=workers)
+    )
     if validate:
         data.validation_configs = (config(folder, name="val"),)
     callbacks: list[Callback] = [
