@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from urllib.parse import unquote
 
 from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
@@ -19,6 +20,7 @@ from mathcanvas_lightning.errors import InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError, with_retries
 
+MAX_FOLDERS = 4096
 MAX_LISTED = 100_000
 """Files of a folder that are searched for a name in other letters."""
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
@@ -40,6 +42,8 @@ class SourceFiles:
     """Reads remote files."""
     link_root: str | None = None
     """Folder into which links below the root may lead; None for the root itself."""
+    _folders: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Folders and their real paths."""
 
     def read(self, relative: str, *, max_bytes: int) -> bytes:
         """Reads a whole file.
@@ -121,9 +125,9 @@ class SourceFiles:
 
     def _resolve(self, relative: str) -> str | RejectError:
         """The real path of a file below the root, or below `link_root` if a link leads there."""
-        root = _real_folder(str(local_path(self.root)))
+        root = self._real_folder(str(local_path(self.root)))
         folder, name = os.path.split(relative)
-        path = os.path.join(_real_folder(os.path.join(root, folder)), name)
+        path = os.path.join(self._real_folder(os.path.join(root, folder)), name)
         if name in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
             path = os.path.realpath(path, strict=True)
         if path.startswith(os.path.join(root, "")) and not os.path.isabs(relative):
@@ -132,16 +136,18 @@ class SourceFiles:
             return RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r} is the image folder")
         if _is_outside(relative):
             return _outside(relative)
-        links = None if self.link_root is None else _real_folder(str(local_path(self.link_root)))
-        if links is None or not path.startswith(os.path.join(links, "")):
+        if self.link_root is None:
             return _link_outside(relative)
-        return path
+        links = self._real_folder(str(local_path(self.link_root)))
+        return path if path.startswith(os.path.join(links, "")) else _link_outside(relative)
 
-
-@lru_cache(maxsize=4096)
-def _real_folder(path: str) -> str:
-    # Strict: otherwise a link that can't be read for a moment would always count as a folder.
-    return os.path.realpath(path, strict=True)
+    def _real_folder(self, path: str) -> str:
+        if path not in self._folders:
+            if len(self._folders) >= MAX_FOLDERS:
+                self._folders.clear()
+            # Strict: otherwise a link that can't be read for a moment would count as a folder.
+            self._folders[path] = os.path.realpath(path, strict=True)
+        return self._folders[path]
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
@@ -168,12 +174,14 @@ def _near_miss(root: str, relative: str) -> str:
             how = " in another Unicode normalization" if looks_same else ""
             return f"; there is {spelling!r}{how}"
     folder, name = os.path.split(relative)
-    other = _names_in(os.path.join(root, folder)).get(name.casefold())
+    searched = Path(root, folder).absolute()
+    changed = searched.stat().st_mtime_ns if searched.is_dir() else 0
+    other = _names_in(searched, changed).get(name.casefold())
     return f"; there is {os.path.join(folder, other)!r}" if other else ""
 
 
 @lru_cache(maxsize=16)
-def _names_in(folder: str) -> dict[str, str]:
+def _names_in(folder: Path, changed: int) -> dict[str, str]:  # noqa: ARG001 - a changed folder
     """Names of the files of a folder, by their small letters."""
     try:
         with os.scandir(folder) as entries:

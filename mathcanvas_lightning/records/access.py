@@ -4,7 +4,6 @@
 
 import os
 import posixpath
-from functools import lru_cache
 from typing import Literal
 
 from mathcanvas_lightning.common.paths import is_http, is_remote, plain_path, without_query
@@ -39,12 +38,7 @@ def _is_below_url(path: str, base: str) -> bool:
 def _is_below(path: str, base: str) -> bool:
     """Whether the real path of a file is below the real path of the base."""
     folder, name = os.path.split(path)
-    real = os.path.join(_real_folder(folder or "."), name)
+    real = os.path.join(os.path.realpath(folder), name)
     if os.path.islink(real):
         real = os.path.realpath(real)
-    return real.startswith(os.path.join(_real_folder(base or "."), ""))
-
-
-@lru_cache(maxsize=4096)
-def _real_folder(path: str) -> str:
-    return os.path.realpath(path)
+    return real.startswith(os.path.join(os.path.realpath(base), ""))

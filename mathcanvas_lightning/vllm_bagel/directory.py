@@ -67,7 +67,6 @@ class BagelDirectory:
         )
 
 
-@lru_cache(maxsize=4)
 def read_directory(path: str) -> BagelDirectory:
     """Reads the sizes and special tokens of a checkpoint.
 
@@ -90,6 +89,12 @@ def read_directory(path: str) -> BagelDirectory:
         )
     config = config_for_weights(BagelConfig.from_directory(path), weights)
     return BagelDirectory(config=config, special=tokenizer.special, pad=pad, weights=weights)
+
+
+@lru_cache(maxsize=4)
+def engine_directory(path: str) -> BagelDirectory:
+    """Like `read_directory`, once in the life of an engine's process."""
+    return read_directory(path)
 
 
 def _transform(options: Mapping[str, Any], name: str, stride: int) -> ImageTransform | None:

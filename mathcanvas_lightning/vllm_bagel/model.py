@@ -18,7 +18,7 @@ from mathcanvas_lightning.model.layers.basic import Connector, PositionTable, Ti
 from mathcanvas_lightning.model.layers.image_inputs import ImageInputs
 from mathcanvas_lightning.model.layers.vit import ViTModel
 from mathcanvas_lightning.vllm_bagel import PAD
-from mathcanvas_lightning.vllm_bagel.directory import read_directory
+from mathcanvas_lightning.vllm_bagel.directory import engine_directory
 from mathcanvas_lightning.vllm_bagel.language_model import BagelLanguageModel
 from mathcanvas_lightning.vllm_bagel.processor import (
     KINDS,
@@ -54,7 +54,7 @@ class MathCanvasBagel(ImageInputs, SupportsMultiModal, SupportsLoRA, SupportsMRo
         super().__init__()
         assert not prefix, prefix
         self.config = vllm_config.model_config.hf_config  # vLLM's adapters read it
-        directory = read_directory(vllm_config.model_config.model)
+        directory = engine_directory(vllm_config.model_config.model)
         config = directory.config
         size = config.llm.hidden_size
         self._special = directory.special

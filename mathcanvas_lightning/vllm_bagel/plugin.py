@@ -92,6 +92,6 @@ def _refuse(vllm_config: Any) -> None:
 
 def _largest_image(model_config: Any) -> int:
     # Imported here: vLLM loads the plugin also for other models.
-    from mathcanvas_lightning.vllm_bagel.directory import read_directory
+    from mathcanvas_lightning.vllm_bagel.directory import engine_directory
 
-    return read_directory(model_config.model).max_block_tokens
+    return engine_directory(model_config.model).max_block_tokens

@@ -21,7 +21,7 @@ from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.images.resize import decode_image, on_white
 from mathcanvas_lightning.vllm_bagel import PAD
 from mathcanvas_lightning.vllm_bagel.blocks import MARKERS, BlockKind, ImageBlock
-from mathcanvas_lightning.vllm_bagel.directory import BagelDirectory, read_directory
+from mathcanvas_lightning.vllm_bagel.directory import BagelDirectory, engine_directory
 from mathcanvas_lightning.vllm_bagel.pictures import PictureRules
 
 KINDS: tuple[BlockKind, ...] = ("vit", "vae")
@@ -37,7 +37,7 @@ class BagelInfo(BaseProcessingInfo):
     @cached_property
     def directory(self) -> BagelDirectory:
         """Sizes and special tokens."""
-        return read_directory(self.ctx.model_config.model)
+        return engine_directory(self.ctx.model_config.model)
 
     @cached_property
     def rules(self) -> PictureRules:

@@ -153,6 +153,20 @@ def test_links_to_other_places_and_dots_stay_refused(tmp_path: Path) -> None:
         assert "through a link" not in message(files, path)
 
 
+def test_relative_folder_is_that_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, colour in enumerate(("blue", "red")):
+        (tmp_path / str(number) / "images").mkdir(parents=True)
+        (tmp_path / str(number) / "images" / "a.png").write_bytes(png(colour=colour))
+        monkeypatch.chdir(tmp_path / str(number))
+        assert read(SourceFiles("images"), "a.png") == png(colour=colour)
+        assert "there is 'a.png'" in message(SourceFiles("images"), "A.png")
+    (tmp_path / "1" / "images" / "a.png").rename(tmp_path / "1" / "images" / "b.png")
+    assert "there is" not in message(SourceFiles("images"), "A.png")
+    assert "there is 'b.png'" in message(SourceFiles("images"), "B.png")
+
+
 def test_linked_image_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").write_bytes(png())

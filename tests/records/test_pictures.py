@@ -309,3 +309,12 @@ def test_pictures_outside_the_base_are_read_only_if_allowed(private: Path, refer
 )
 def test_what_may_be_read(path: str, base: str, access: Any, is_read: bool) -> None:
     assert is_allowed(path, base, access) == is_read
+
+
+def test_a_folder_that_becomes_a_link_is_checked_again(tmp_path: Path) -> None:
+    (tmp_path / "base" / "images").mkdir(parents=True)
+    path, base = str(tmp_path / "base" / "images" / "a.png"), str(tmp_path / "base")
+    assert is_allowed(path, base, "folder")
+    (tmp_path / "base" / "images").rename(tmp_path / "private")
+    (tmp_path / "base" / "images").symlink_to(tmp_path / "private")
+    assert not is_allowed(path, base, "folder")

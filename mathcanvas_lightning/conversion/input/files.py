@@ -4,7 +4,6 @@ import contextlib
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +168,7 @@ def find_inputs(source: str, *, output: str | None = None) -> list[str]:
         for ends, _ in _ENDS:
             with contextlib.suppress(DataError):
                 files = storage.list_files(source, suffix=ends)
-                if found := [file for file in files if not _is_below(file, output)]:
+                if found := _outside(files, output):
                     return found
     except (DataError, StorageError) as error:
         raise input_error(error) from None
@@ -187,12 +186,15 @@ def _check_apart(folder: str, output: str | None) -> None:
         )
 
 
-def _is_below(file: str, folder: str | None) -> bool:
-    """Whether a file lies below a folder, links resolved."""
-    return folder is not None and f"{_real(parent_folder(file))}/".startswith(f"{_real(folder)}/")
+def _outside(files: list[str], output: str | None) -> list[str]:
+    """The files that do not lie below the folder of the output, links resolved."""
+    if output is None:
+        return files
+    top = f"{_real(output)}/"
+    inside = {f for f in {*map(parent_folder, files)} if f"{_real(f)}/".startswith(top)}
+    return [file for file in files if parent_folder(file) not in inside]
 
 
-@lru_cache(maxsize=64)
 def _real(folder: str) -> str:
     if is_remote(folder):
         return without_query(folder).rstrip("/")
