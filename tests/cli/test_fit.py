@@ -43,6 +43,7 @@ def filled_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fill_in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "seed"),
     [

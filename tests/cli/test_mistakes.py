@@ -83,6 +83,7 @@ def test_mistake(mistake: Command, capfd: Any) -> None:
         assert len(shown) == 1, shown
 
 
+@pytest.mark.slow
 def test_predict_with_other_sampling_names_the_difference(folder: Path, capfd: Any) -> None:
     assert run(PREDICT.split()) == 0
     capfd.readouterr()

@@ -14,6 +14,7 @@ def source() -> Path:
     return real_problems() / "test.jsonl"
 
 
+@pytest.mark.slow
 def test_training_keeps_only_solved_problems(source: Path, tmp_path: Path) -> None:
     records = read_jsonl(source)
     solved = [record for record in records if record["solution"]]

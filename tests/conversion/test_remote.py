@@ -106,6 +106,7 @@ def test_missing_http_image_is_a_reject(web: str, puzzles: Path, tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_failing_server_stops_the_conversion(
     workers: int, web: str, puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

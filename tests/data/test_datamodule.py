@@ -458,6 +458,7 @@ def test_overlong_rows(tmp_path: Path) -> None:
     assert (line["uid"], line["stage"]) == ("row3", "too_long")
 
 
+@pytest.mark.slow
 def test_validation_sets(shards: Path, tmp_path: Path) -> None:
     data = MathCanvasDataModule(
         module().tokenizer.folder,

@@ -136,6 +136,7 @@ def test_conversations_over_http(ranges: bool, tmp_path: Path) -> None:
         assert proxy.num_faults == 2
 
 
+@pytest.mark.slow
 def test_a_large_file_of_lines_is_fetched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_saved_at_the_end_of_an_epoch(
     assert {**journal(first), **journal(second)} == wanted
 
 
+@pytest.mark.slow
 def test_saved_after_validation(shards: Path, whole: Steps, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):

@@ -125,6 +125,7 @@ def test_the_mask_follows_the_attention_rule(samples: list[list[Kind]], max_px: 
     np.testing.assert_allclose(mask_image(batch, max_px), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)  # a T x T mask would take gigabytes, and minutes
 def test_a_long_pack_is_drawn(tmp_path: Path) -> None:
     sample: list[Kind] = ["question", "clean", "vit", "answer", "noisy", "clean", "vit", "answer"]

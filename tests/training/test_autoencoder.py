@@ -48,6 +48,7 @@ def test_training_improves_the_error_and_writes_a_usable_autoencoder(
     assert vae.decode(latents).shape == (1, 3, 32, 40)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_continues_from_its_weights(pictures: Path, tmp_path: Path) -> None:
     make_bagel(str(tmp_path / "model"), corpus=[__file__])
     report = train_vae(

@@ -182,6 +182,7 @@ class Losses(Callback):
             self.logged.append({name: float(trainer.callback_metrics[name]) for name in names})
 
 
+@pytest.mark.slow
 def test_logged_losses_are_those_of_the_global_step(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), packs_per_step=2)
     data.prepare_data()
@@ -262,6 +263,7 @@ FROZEN: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [FROZEN[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FROZEN[1:])],
@@ -419,6 +421,7 @@ class Metrics(Callback):
             self.found.append({k: float(v) for k, v in found if k.startswith("train/")})
 
 
+@pytest.mark.slow
 def test_losses_of_each_data_set(shards: Path, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path / "log", name="", version="")
     captions = config(t2i_shards(tmp_path / "t2i", 20), "t2i")

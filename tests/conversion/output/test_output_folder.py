@@ -31,6 +31,7 @@ def parquet_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(12), deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 11), min_size=2, max_size=4).map(sorted),

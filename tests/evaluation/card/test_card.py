@@ -72,6 +72,7 @@ def test_a_card_of_answers_of_predict(tmp_path: Path) -> None:
     assert card_of(tmp_path / "answers.jsonl_scores.json")["data"]["fingerprint"] != first
 
 
+@pytest.mark.slow
 def test_a_card_of_answers_from_elsewhere(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [{"answer": "1", "model_answer": "1|2"}])
     report = score_responses(str(path), num_workers=1, progress=False)

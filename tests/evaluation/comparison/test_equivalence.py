@@ -279,6 +279,7 @@ def test_closing_ends_the_processes() -> None:
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sympy", *(pytest.param(n, marks=pytest.mark.slow) for n in ("math_verify", "json"))]
 )

@@ -109,6 +109,7 @@ def test_files_are_those_of_predict_and_score(run: tuple[Path, Any], shards: Pat
     assert (page.num_records, page.num_faults) == (3, 0)
 
 
+@pytest.mark.slow
 def test_metrics_are_logged_and_can_be_monitored(run: tuple[Path, Any]) -> None:
     folder = run[0]
     with (folder / "metrics.csv").open() as file:
@@ -135,6 +136,7 @@ class RandomStates(Callback):
         self.found.append((torch.get_rng_state(), np.random.get_state()[1].tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["plain", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ema", "lora"))]
 )
@@ -246,6 +248,7 @@ def test_training_continues_if_the_generator_stops(
     assert model.network.attention_path is None
 
 
+@pytest.mark.slow
 def test_training_continues_if_files_cannot_be_written(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -96,6 +96,7 @@ def close(found: Weights, wanted: Weights, tolerance: float = 2e-7) -> None:
     assert max(differences.values()) <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -232,6 +233,7 @@ class Watch(Callback):
             raise ZeroDivisionError
 
 
+@pytest.mark.slow
 def test_validation_uses_the_average(shards: Path, tmp_path: Path) -> None:
     data = training_data(config(shards), validation=[config(shards, name="val")])
     model, watch = network(ema=EMAConfig(decay=DECAY)), Watch(tmp_path)

@@ -103,6 +103,7 @@ def test_target_velocities_give_the_clean_latents(run: tuple[Path, Any, Any]) ->
             assert torch.allclose(patch, values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_does_not_change(shards: Path, tmp_path: Path) -> None:
     with_pictures, _ = fit(shards, tmp_path / "a", PictureLogger(), steps=2)
     without, _ = fit(shards, tmp_path / "b", steps=2)
@@ -111,6 +112,7 @@ def test_training_does_not_change(shards: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, weights(with_pictures)[name]), name
 
 
+@pytest.mark.slow
 def test_every_n_steps(shards: Path, tmp_path: Path) -> None:
     fit(shards, tmp_path, PictureLogger(every_n_steps=2), steps=4, num_sanity_val_steps=1)
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())

@@ -39,6 +39,7 @@ class Seen(Callback):
         self.tokens += sum(sample.num_tokens for sample in batch.samples)
 
 
+@pytest.mark.slow
 def test_box_at_the_end(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = Seen()
     data = training_data(config(shards), packs_per_step=2, validation=[config(shards, name="val")])

@@ -285,6 +285,7 @@ def test_adapters_refuse_other_adapters_and_other_frozen_weights(
         fit(base(lora=LORA, ema=ema, source=source), tmp_path, shards, steps=3, resume=adapted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -348,6 +349,7 @@ def test_state_of_callbacks_is_converted(shards: Path, tmp_path: Path) -> None:
     assert type(again.loaded["best"]) is float
 
 
+@pytest.mark.slow
 def test_state_that_can_not_be_read_is_left_out_with_a_warning(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -368,6 +370,7 @@ def test_plain() -> None:
             plain(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_new_run_starts_from_the_weights_of_an_earlier_one(
     average: bool, adapted: Path, shards: Path, tmp_path: Path

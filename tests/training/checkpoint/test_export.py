@@ -243,6 +243,7 @@ def test_adapters_are_merged(ema: bool, adapted: Trained, untrained: Path, tmp_p
         assert (found.ce - other.ce).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_from_a_preset_and_another_source(shards: Path, tmp_path: Path, untrained: Path) -> None:
     model = network(source=ModelSource(preset="tiny"))
     _, checkpoint = fitted(model, data_for(model, shards), tmp_path)
@@ -270,6 +271,7 @@ def test_command(trained: Trained, tmp_path: Path, run_tool: RunTool) -> None:
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.slow
 def test_wrong_inputs(trained: Trained, adapted: Trained, shards: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
 
@@ -321,6 +323,7 @@ def test_a_source_of_another_size(trained: Trained, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_output_is_guarded(trained: Trained, untrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -92,6 +92,7 @@ def test_refused(
         draw_curves(runs, output=output)
 
 
+@pytest.mark.slow
 def test_page(tmp_path: Path) -> None:
     run = RunFolder(make_run(tmp_path / "x"))
     for step in range(0, 40, 2):

@@ -81,6 +81,7 @@ def test_close_ends_all_descendants(echoing: EngineProcess) -> None:
     assert not child_processes()
 
 
+@pytest.mark.slow
 def test_a_process_that_ignores_the_pipe_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_process, "GRACE_S", 0.5)
     process = EngineProcess(f"{CHILDREN}:stubborn", os.environ)

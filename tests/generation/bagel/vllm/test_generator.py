@@ -86,6 +86,7 @@ def native_answers() -> list[Answer]:
     return generator(Script(ANSWERS), GREEDY).run(problems())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow), 8])
 def test_answers_equal_those_of_the_native_generator(slots: int) -> None:
     """With room for all contexts, and with so little that they are read again."""
@@ -96,6 +97,7 @@ def test_answers_equal_those_of_the_native_generator(slots: int) -> None:
         assert (drawer_of(made).num_rebuilt > 0) == (slots == 1)
 
 
+@pytest.mark.slow
 def test_the_model_decides_like_the_native_generator() -> None:
     wanted = generator(lambda logits, _: logits.argmax(-1).tolist(), GREEDY).run(problems())
     check(engine_generator().run(problems()), wanted)
@@ -138,6 +140,7 @@ def test_limits_end_answers_at_the_same_place(
     check(engine_generator(scripted({"a": texts}), config, **room).run([problem]), wanted)
 
 
+@pytest.mark.slow
 def test_the_engine_writes_while_the_drawer_draws() -> None:
     model, _, tokenizer = parts()
     engine = FakeEngine(model, tokenizer.special, scripted(ANSWERS))
@@ -245,6 +248,7 @@ class Interrupted(FakeEngine):
         return super().collect(wait=wait)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
