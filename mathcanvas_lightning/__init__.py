@@ -217,7 +217,7 @@ def __getattr__(name: str) -> Any:
 
 @cache  # the parser of a command asks hundreds of times for the same few names
 def _hint(name: str) -> str | None:
-    found: str | None = import_module(f"{__name__}.common.similar").nearest(name, __all__)
+    found: str | None = import_module(f"{__name__}.common.keys").nearest(name, __all__)
     return found
 
 

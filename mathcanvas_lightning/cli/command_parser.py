@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from mathcanvas_lightning.common.similar import did_you_mean, nearest
+from mathcanvas_lightning.common.keys import did_you_mean, nearest
 
 WRONG_OPTION = 2
 """Exit status after a wrong option."""

@@ -24,9 +24,9 @@ from mathcanvas_lightning.cli.help import (
     version,
 )
 from mathcanvas_lightning.cli.show_comparison import comparison
+from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here
-from mathcanvas_lightning.common.similar import did_you_mean
 from mathcanvas_lightning.errors import MathCanvasError
 
 FAILED, SIGNALS, INTERRUPTED = 1, 128, 130

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -72,6 +73,12 @@ def _written(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(target: Path, content: object) -> None:
+    """Writes a value as indented JSON, see `written_whole`."""
+    with written_whole(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_whole(source: Path, target: Path) -> None:

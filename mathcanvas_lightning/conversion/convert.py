@@ -127,10 +127,7 @@ def run_conversion(
     count_workers(run.num_workers, 0, 1)  # raises for a bad option, before anything is deleted
     folder = OutputFolder(output.output)
     lock = LOCK_FILE if part is None else part.lock
-    with (
-        opened_input(source.input, output=folder.root) as files,
-        folder.locked(lock),
-    ):
+    with opened_input(source.input, output=folder.root) as files, folder.locked(lock):
         converter = _converter(source, samples, files)
         job = ConversionJob(
             converter=converter,

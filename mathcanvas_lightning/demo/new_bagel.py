@@ -14,7 +14,7 @@ from tokenizers.trainers import BpeTrainer
 
 from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
 from mathcanvas_lightning.blockmoving.levels import LEVELS
-from mathcanvas_lightning.common.atomic import copy_whole, make_folder, written_whole
+from mathcanvas_lightning.common.atomic import copy_whole, make_folder, write_json
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from mathcanvas_lightning.model.bagel import Bagel
@@ -210,8 +210,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "model_max_length": 32768,
         "split_special_tokens": False,
     }
-    with written_whole(folder / "tokenizer_config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def _save_vae(folder: Path, config: BagelConfig, seed: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.common.keys import did_you_mean, nearest
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.common.similar import did_you_mean, nearest
 from mathcanvas_lightning.errors import ConfigError
 
 GEN_SUFFIX = "_moe_gen"

@@ -1,6 +1,5 @@
 """Writes checkpoint directories in BAGEL-7B-MoT layout."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.atomic import write_json, written_whole
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.model.checkpoint import INDEX_FILE
 from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig
@@ -63,12 +62,12 @@ def write_checkpoint(
     for name, content in config.files().items():
         if name == BAGEL_FILE:
             content = _for_vllm(content)
-        _write_json(folder / name, content)
-    _write_json(folder / PROCESSOR_FILE, _processor(config))
+        write_json(folder / name, content)
+    write_json(folder / PROCESSOR_FILE, _processor(config))
     files = write_shards(folder, state, dtype, shapes)
     # Without an index vLLM would read every safetensors file, also the autoencoder's.
     weight_map = {name: file for file, names in files.items() for name in names}
-    _write_json(folder / INDEX_FILE, {"weight_map": dict(sorted(weight_map.items()))})
+    write_json(folder / INDEX_FILE, {"weight_map": dict(sorted(weight_map.items()))})
     if source is not None:
         for name in (*TOKENIZER_FILES, VAE_FILE):
             if (local_path(source) / name).is_file():
@@ -182,11 +181,6 @@ def _processor(config: BagelConfig) -> dict[str, object]:
         "image_std": [0.5, 0.5, 0.5],
         "size": {"height": side, "width": side},
     }
-
-
-def _write_json(path: Path, content: object) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

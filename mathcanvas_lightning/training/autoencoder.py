@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mathcanvas_lightning.batch import to_unit_range
-from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.atomic import write_json
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.data.images.resize import on_white
@@ -235,8 +235,7 @@ def _write(folder: Path, vae: LatentVAE, config: VAEConfig, dtype: torch.dtype) 
     file = folder / BAGEL_FILE
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     content["vae_config"] = asdict(config)
-    with written_whole(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(file, content)
 
 
 def _check(num_steps: int, batch_size: int, crop_px: int, dtype: str) -> None:

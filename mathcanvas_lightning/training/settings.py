@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.loading.config import trained_images
-from mathcanvas_lightning.training.checkpoint.record import RunRecord, flatten
+from mathcanvas_lightning.training.checkpoint.record import RunRecord, flat_settings
 
 if TYPE_CHECKING:
     from mathcanvas_lightning.training.module import BagelModule
@@ -66,9 +66,9 @@ def _settings(module: "BagelModule") -> dict[str, Any]:
         model["ema"] = {"decay": module.ema_config.decay}
     trainer: Any = module._trainer
     if trainer is None:
-        return flatten({"model": model})
+        return flat_settings({"model": model})
     data = getattr(trainer, "datamodule", None)
-    return flatten(
+    return flat_settings(
         {
             "model": model,
             "data": {"packs_per_step": _packs_per_step(trainer, data)},

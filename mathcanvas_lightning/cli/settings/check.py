@@ -12,7 +12,7 @@ from typing import Any, Literal, NotRequired, Required, Union, get_args, get_ori
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
-from mathcanvas_lightning.common.similar import did_you_mean, nearest
+from mathcanvas_lightning.common.keys import did_you_mean, nearest
 
 NUMBERS = (bool, int, float)
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")

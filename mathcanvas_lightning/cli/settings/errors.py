@@ -13,8 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mathcanvas_lightning.cli.command_parser import WRONG_OPTION
 from mathcanvas_lightning.cli.help import missing_settings
 from mathcanvas_lightning.cli.settings.check import check_fields, fields_of
+from mathcanvas_lightning.common.keys import did_you_mean, nearest
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.common.similar import did_you_mean, nearest
 from mathcanvas_lightning.errors import MathCanvasError
 
 MAX_LENGTH = 300

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
-from mathcanvas_lightning.common.similar import did_you_mean
+from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.conversion.columns.marks import DEFAULT_MARKS, mark_pattern
 from mathcanvas_lightning.conversion.columns.selectors import parse_selector
 from mathcanvas_lightning.errors import ConfigError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mathcanvas_lightning.common.similar import nearest
+from mathcanvas_lightning.common.keys import nearest
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError
 from mathcanvas_lightning.conversion.sources.base import is_nan
 from mathcanvas_lightning.errors import ConfigError

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from mathcanvas_lightning.common.keys import nearest
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.common.progress import progress_bar
-from mathcanvas_lightning.common.similar import nearest
 from mathcanvas_lightning.conversion.columns import Columns, preset_names
 from mathcanvas_lightning.conversion.columns.guess import fitting_presets
 from mathcanvas_lightning.conversion.columns.identity import canonical

@@ -1,11 +1,12 @@
 """What the plan of a run depends on, by topic: a hash to compare, and values to show."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 
 from mathcanvas_lightning.batch import TokenGeometry
+from mathcanvas_lightning.common.keys import flatten
 from mathcanvas_lightning.data.loading.config import DataSettings, TokenBudget
 from mathcanvas_lightning.data.loading.loaded_dataset import LoadedDataset
 from mathcanvas_lightning.data.plan.origin import PlanOrigin
@@ -78,7 +79,7 @@ def _of_dataset(data: LoadedDataset) -> dict[str, object]:
     label, config = data.config.label, data.config
     named = {
         f"{name} of the data set {label}": value
-        for name, value in _flat(asdict(config))
+        for name, value in flatten(asdict(config))
         if name not in _NOT_PLANNED
     }
     contents = f"{data.num_indexed} rows (digest {data.index.digest[:8]})"
@@ -87,15 +88,7 @@ def _of_dataset(data: LoadedDataset) -> dict[str, object]:
 
 def _named(prefix: str, values: object) -> dict[str, object]:
     fields = asdict(values)  # type: ignore[call-overload]
-    return {f"{prefix}.{name}": value for name, value in _flat(fields)}
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return dict(flatten(fields, f"{prefix}."))
 
 
 def _short(value: object) -> str:

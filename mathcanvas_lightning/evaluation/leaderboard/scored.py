@@ -1,10 +1,11 @@
 """Files of scores, arranged by model and data set."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mathcanvas_lightning.common.keys import flatten
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.evaluation.credit import plain_credit
@@ -197,12 +198,4 @@ def _base(file: ScoredFile) -> str:
 
 def _leaves(about: AnswersAbout) -> dict[str, Any]:
     parts = {name: getattr(about, name) or {} for name in ("settings", "sampling", "prompt")}
-    return {key: value for key, value in _flat("", parts) if key not in IGNORED}
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        yield prefix, value
-        return
-    for key, item in value.items():
-        yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
+    return {key: value for key, value in flatten(parts) if key not in IGNORED}

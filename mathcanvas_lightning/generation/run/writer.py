@@ -147,10 +147,8 @@ class ResponseWriter(ResponseCallback):
         """Closes the journals."""
         try:
             self._close()
-        except (
-            OSError,
-            OutputError,
-        ) as error:  # probably a full disk; other callbacks must still be called
+        except (OSError, OutputError) as error:
+            # Probably a full disk; other callbacks must still be called.
             log.warning("closing the journal failed: %s", error)
 
     def _journal(self, label: str, data: RecordDataModule, rank: int) -> JournalWriter:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from mathcanvas_lightning.common.keys import flatten
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.config import BagelConfig, LLMConfig, VAEConfig, ViTConfig
@@ -153,22 +154,12 @@ class RunRecord:
             "ema": self.ema_decay is not None,
             "freeze": self.freeze or {},
         }
-        return flatten(nested)
+        return flat_settings(nested)
 
 
-def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens nested settings to dotted keys; tuples become lists, as a checkpoint stores them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in _flat("", settings)}
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        return [(prefix, value)]
-    return [
-        item
-        for key, inner in value.items()
-        for item in _flat(f"{prefix}.{key}" if prefix else str(key), inner)
-    ]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(settings)}
 
 
 def _config(state: Mapping[str, Any]) -> BagelConfig:

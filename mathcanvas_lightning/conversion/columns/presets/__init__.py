@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.common.similar import did_you_mean
 from mathcanvas_lightning.conversion.columns.config import ColumnsConfig, columns_from
 from mathcanvas_lightning.errors import ConfigError
 

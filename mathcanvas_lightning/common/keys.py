@@ -1,7 +1,22 @@
-"""Suggests the known name that a misspelt one may mean."""
+"""Keys of settings: dotted ones of nested settings, and the one that a misspelt one may mean."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from typing import Any
+
+
+def flatten(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys and the values of nested settings, in order.
+
+    Args:
+        settings: Nested mappings.
+        prefix: What each key begins with, such as "model.".
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
