@@ -10,6 +10,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import socketserver
 import subprocess
 import sys
@@ -100,9 +101,14 @@ def _time_limit(item: pytest.Item) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _no_process_group() -> Iterator[None]:
-    """Ends what a run in this process left: the next run would listen at the same port."""
+def _end_run() -> Iterator[None]:
+    """Ends what a run in this process left.
+
+    The next run would listen at the same port. After an interrupted run, Ctrl-C is ignored, also in
+    the processes that are started later.
+    """
     yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in LAUNCH:
         os.environ.pop(name, None)
     distributed = sys.modules.get("torch.distributed")

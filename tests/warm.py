@@ -6,6 +6,7 @@ it forks a process that gets the client's words, folder, environment and standar
 """
 
 import atexit
+import faulthandler
 import gc
 import json
 import multiprocessing.process
@@ -64,9 +65,17 @@ class WarmProcess:
         return os.pread(file, os.fstat(file).st_size, 0).decode()
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
-        """Waits for the end; returns output and exit status, a negative signal if one ended it."""
+        """Waits for the end; returns output and exit status, a negative signal if one ended it.
+
+        A process that takes longer is ended, and writes where it was to its standard error.
+        """
         self._connection.settimeout(timeout_s)
-        status = int(self._connection.recv(16))
+        try:
+            status = int(self._connection.recv(16))
+        except TimeoutError:
+            os.kill(self.pid, signal.SIGABRT)
+            self._connection.settimeout(TIMEOUT_S)
+            status = int(self._connection.recv(16))
         self._connection.close()
         texts = []
         for file in self._output:
@@ -232,6 +241,7 @@ def _become(
     multiprocessing.process.ORIGINAL_DIR = folder  # where new processes look for the script
     os.environ.clear()
     os.environ.update(env)
+    faulthandler.enable()
     sys.executable = python or sys.executable
     if os.environ.pop(WARM_CHILDREN, ""):
         sys.path.append(str(Path(__file__).parent.parent))

@@ -60,7 +60,7 @@ def with_retries(config: StorageConfig, place: str, action: Callable[[], T]) -> 
     Args:
         config: Number of tries and the wait between them.
         place: Path or URL without a query; named in errors and in the log.
-        action: The function; any exception means failure.
+        action: The function; any `Exception` means failure. Ctrl-C and exits pass at once.
     """
     text = "%s: try %d of %d failed (%s); next one in %.1f s"
 
@@ -72,7 +72,7 @@ def with_retries(config: StorageConfig, place: str, action: Callable[[], T]) -> 
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(1 + config.max_retries),
         wait=tenacity.wait_exponential(multiplier=config.backoff_s, max=MAX_BACKOFF_S),
-        retry=tenacity.retry_if_exception(lambda error: not isinstance(_classify(error), FINAL)),
+        retry=tenacity.retry_if_exception(_may_pass),
         before_sleep=log,
         reraise=True,
     )
@@ -119,6 +119,11 @@ def _final_error(place: str, error: BaseException, tries: int) -> MathCanvasErro
         "fetched data stays in the cache."
     )
     return StorageError(place, found=found, wanted="a successful request", remedy=remedy)
+
+
+def _may_pass(error: BaseException) -> bool:
+    # tenacity also asks for KeyboardInterrupt and SystemExit, which would be lost in a retry.
+    return isinstance(error, Exception) and not isinstance(_classify(error), FINAL)
 
 
 def _classify(error: BaseException) -> BaseException:

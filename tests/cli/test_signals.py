@@ -33,7 +33,7 @@ def test_signal_while_training(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, number)
-    done = process.wait()
+    done = process.wait(300)
     assert done.returncode == status, done.stderr
     assert done.stderr.count(hint) == 1
     assert "Traceback" not in done.stderr

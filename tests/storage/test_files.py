@@ -30,6 +30,7 @@ from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.local_files import LocalFiles
 from mathcanvas_lightning.storage.parquet import fetch_row_group, read_footer, read_row_group
 from mathcanvas_lightning.storage.remote_files import RemoteFiles
+from mathcanvas_lightning.storage.retry import with_retries
 from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_server, s3_server
 
 NUM_ROWS = 60
@@ -274,6 +275,19 @@ def test_a_hiccup_of_the_disk_is_no_damage(
     else:
         with pytest.raises(StorageError, match=f"{path.name}.*Stale file handle"):
             storage.metadata(str(path))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), GeneratorExit()])
+def test_an_interrupt_is_not_retried(error: BaseException) -> None:
+    calls = []
+
+    def interrupted() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        with_retries(StorageConfig(backoff_s=0.0), "a.parquet", interrupted)
+    assert len(calls) == 1
 
 
 def test_settings_are_checked() -> None:

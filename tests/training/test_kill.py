@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
-from lightning.pytorch.demos.boring_classes import BoringModel
 
-from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
 from mathcanvas_lightning.training.checkpoint.resume import find_checkpoint
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import TIMEOUT_S, Rank, Run, difference, finish, launch, start
@@ -115,22 +112,3 @@ def test_killed_again_and_again_and_stopped(make: Make) -> None:
 
 def steps(run: Run, attempt: int) -> list[int]:
     return sorted({line["step"] for line in run.lines("batches", 0, attempt)})
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_handlers_are_restored(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[StopOnSignal()],
-    )
-    trainer.fit(BoringModel())
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert not list(tmp_path.rglob("*.ckpt"))

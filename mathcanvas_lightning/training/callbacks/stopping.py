@@ -21,13 +21,16 @@ class StopOnSignal(Callback):
     The checkpoint is `stopped.ckpt`, in the folder of the others. The same command, run again,
     resumes from it.
 
+    Ctrl-C interrupts at once. Code that was running may swallow the exception (a bare `except` in
+    the standard library does, while a checkpoint is written); then the batch's end raises it again.
+
     Args:
         signals: Names of the signals that stop the run.
     """
 
     def __init__(self, signals: tuple[str, ...] = ("SIGTERM",)) -> None:
         self.signals = signals
-        self._received = False
+        self._received = self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -46,7 +49,12 @@ class StopOnSignal(Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Saves and stops at the end of an optimizer step, if any rank has received a signal."""
+        """Saves and stops at the end of an optimizer step, if any rank has received a signal.
+
+        Raises:
+            KeyboardInterrupt: If other code has swallowed that of a Ctrl-C.
+        """
+        self._raise_interrupt()
         if trainer.fit_loop._should_accumulate():
             return
         if not trainer.strategy.reduce_boolean_decision(self._received, all=False):
@@ -58,6 +66,14 @@ class StopOnSignal(Callback):
         log.info("stopped by a signal after step %d; saved %s", trainer.global_step, path)
         trainer.limit_val_batches = 0  # validation would take too long
         trainer.should_stop = True
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Stops after a Ctrl-C.
+
+        Raises:
+            KeyboardInterrupt: If other code has swallowed that of a Ctrl-C.
+        """
+        self._raise_interrupt()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Restores the previous handlers."""
@@ -75,15 +91,26 @@ class StopOnSignal(Callback):
     def _install_handlers(self) -> None:
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
-        self._received = False
+        self._received = self._interrupted = False
         for name in self.signals:
             number = signal.Signals[name]
             self._previous[number] = signal.signal(number, self._receive)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) in (self._receive, self._interrupt):
+                signal.signal(number, handler)  # else Lightning ignores Ctrl-C until it has ended
         self._previous = {}
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _raise_interrupt(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._received = True

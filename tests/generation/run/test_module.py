@@ -164,7 +164,6 @@ def test_a_signal_closes_the_backend(name: str) -> None:
     backend, listener = Dying(after=3, how=name, max_pending=2), Listener()
     with pytest.raises(SystemExit):
         predict(GenerationModule(backend), Stream(batches([10])), listener)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
     assert backend.num_closed == 1
     assert len(listener.uids) == 3
     assert signal.getsignal(signal.SIGTERM) == before
