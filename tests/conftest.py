@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.warm import WarmPython, warm_python, write_warm_command
@@ -41,11 +41,25 @@ LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORL
 """Variables that Lightning sets in the process of a run."""
 
 
+os.environ["COLUMNS"] = "80"  # of every terminal that a test has, and its processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
 metadata.entry_points = functools.cache(metadata.entry_points)  # each Trainer reads all packages
 os.fsync = lambda _: None  # type: ignore[assignment]  # tests kill processes, not machines
 socketserver.StreamRequestHandler.disable_nagle_algorithm = True  # else answers wait for 40 ms
 multiprocessing.get_start_method()  # fixes it: a `fit` in this process would start a server
-settings.register_profile("fast", max_examples=12)  # for --hypothesis-profile
+steady = settings(
+    derandomize=True,  # a run is as the last one
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("steady", steady)
+settings.register_profile("fast", steady, max_examples=12)  # for --hypothesis-profile
+settings.register_profile("random", steady, derandomize=False)
+settings.load_profile("steady")
 
 
 def examples(count: int) -> int:
@@ -186,6 +200,12 @@ def child_processes() -> list[psutil.Process]:
             if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def lasting_processes() -> list[psutil.Process]:
+    """Processes below this one that have not ended a minute later; killed ones need a moment."""
+    alive: list[psutil.Process] = psutil.wait_procs(child_processes(), timeout=60)[1]
+    return alive
 
 
 def real_problems() -> Path:

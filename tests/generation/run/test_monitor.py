@@ -76,12 +76,12 @@ def test_memory_of_child_processes() -> None:
     import subprocess
     import sys
 
-    code = "x = bytearray(2**26); print('ready', flush=True); input()"
+    code = "x = bytearray(2**28); print('ready', flush=True); input()"
     before = monitor.children_gib()
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdout is not None
     child.stdout.readline()
-    assert monitor.children_gib() - before >= 2**26 / 2**30
+    assert monitor.children_gib() - before >= 2**26 / 2**30  # other children may end meanwhile
     child.communicate(b"\n")
