@@ -10,6 +10,7 @@ import gc
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socketserver
 import subprocess
@@ -37,7 +38,10 @@ TRAINER_WARNINGS = (
 )
 """Filters for what Lightning warns of in short runs on a processor."""
 
-LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+LAUNCH = (
+    *("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE"),
+    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
+)
 """Variables that Lightning sets in the process of a run."""
 
 
@@ -115,11 +119,21 @@ def _time_limit(item: pytest.Item) -> float:
 
 
 @pytest.fixture(autouse=True)
+def _seed_all() -> None:
+    """Makes the same random numbers for a test, whichever tests have run before."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _end_run() -> Iterator[None]:
     """Ends what a run in this process left.
 
-    The next run would listen at the same port. After an interrupted run, Ctrl-C is ignored, also in
-    the processes that are started later.
+    The next run would listen at the same port, and use the same seed. After an interrupted run,
+    Ctrl-C is ignored, also in the processes that are started later.
     """
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,6 +35,7 @@ from tests.generation.runs import (
     run_file,
     write_lines,
 )
+from tests.ranks import reserved_port
 from tests.warm import WARM_CHILDREN, WarmProcess, WarmPython
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
@@ -579,13 +580,17 @@ def test_killed_again_and_again_in_the_middle(tmp_path: Path, warm: WarmPython) 
 
 
 RANKS = {"devices": 2, "strategy": "ddp"}
-WARM_RANKS = {WARM_CHILDREN: "1"}
+
+
+def of_ranks() -> dict[str, str]:
+    """The environment of a run on several ranks, which start warm."""
+    return os.environ | {WARM_CHILDREN: "1", "MASTER_PORT": str(reserved_port())}
 
 
 @pytest.mark.slow
 def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 31, trainer=RANKS)
-    done = run_command(warm, config, env=os.environ | WARM_RANKS)
+    done = run_command(warm, config, env=of_ranks())
     assert done.returncode == 0, done.stderr
     parts = [(tmp_path / f"asked{rank}.txt").read_text().split() for rank in (0, 1)]
     assert (len(parts[0]), len(parts[1])) == (16, 15)
@@ -601,7 +606,7 @@ def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
 @pytest.mark.slow
 def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
-    process = warm.start(command(config)[1:], cwd=ROOT, env=os.environ | WARM_RANKS)
+    process = warm.start(command(config)[1:], cwd=ROOT, env=of_ranks())
     wait_for_lines(tmp_path, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGTERM)
@@ -620,7 +625,7 @@ def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPytho
 @pytest.mark.slow
 def test_child_ranks_end_with_their_parent(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
-    process = warm.start(command(config)[1:], cwd=ROOT, env=os.environ | WARM_RANKS)
+    process = warm.start(command(config)[1:], cwd=ROOT, env=of_ranks())
     wait_for_lines(tmp_path, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
