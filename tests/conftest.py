@@ -45,6 +45,8 @@ LAUNCH = (
 """Variables that Lightning sets in the process of a run."""
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else processes would inherit it
 os.environ["COLUMNS"] = "80"  # of every terminal that a test has, and its processes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
@@ -118,9 +120,32 @@ def _time_limit(item: pytest.Item) -> float:
     return float(item.config.getini("timeout") if mark is None else mark.args[0])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """The failure of a test shows what a process that failed or hung has written last."""
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        text = error.stderr or error.stdout or ""
+        error.add_note(
+            text[-3000:] if isinstance(text, str) else text[-3000:].decode(errors="replace")
+        )
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Seeds before a fixture that several tests share, whichever tests have run before."""
+    if fixturedef.scope != "function":
+        _seed_all()
+
+
 @pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Seeds before a test."""
+    _seed_all()
+
+
 def _seed_all() -> None:
-    """Makes the same random numbers for a test, whichever tests have run before."""
     random.seed(0)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(0)
