@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -158,9 +159,14 @@ def _end_run() -> Iterator[None]:
     """Ends what a run in this process left.
 
     The next run would listen at the same port, and use the same seed. After an interrupted run,
-    Ctrl-C is ignored, also in the processes that are started later.
+    Ctrl-C is ignored, also in the processes that are started later. A command sets what is logged,
+    such as only warnings with `--quiet`.
     """
+    package = logging.getLogger("mathcanvas_lightning")
+    level, handlers = package.level, list(package.handlers)
     yield
+    package.setLevel(level)
+    package.handlers[:] = handlers
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in LAUNCH:
         os.environ.pop(name, None)

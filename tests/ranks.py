@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.warm import LATER
+from tests.warm import LATER, last_words
 
 IMPORTED = [
     "mathcanvas_lightning.cli.fit",
@@ -91,7 +91,7 @@ def wait_for_ranks(
             assert ended, "\n".join(_where_it_hangs(*rank) for rank in running.values())
             for process, log in map(running.pop, ended):
                 process.join()
-                assert process.exitcode == status, log.read_text()[-3000:]
+                assert process.exitcode == status, last_words(log.read_text())
     finally:
         for process, _ in ranks:
             process.kill()
@@ -102,7 +102,7 @@ def _where_it_hangs(process: Any, log: Path) -> str:
     """Ends a process, which writes the stacks of its threads."""
     os.kill(process.pid, signal.SIGABRT)
     process.join(30)
-    return f"{log} of a process that hung:\n{log.read_text()[-3000:]}"
+    return f"{log} of a process that hung:\n{last_words(log.read_text())}"
 
 
 def run_ranks(ranks: int, folder: Path, work: Callable[..., object], **arguments: Any) -> None:

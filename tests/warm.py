@@ -77,7 +77,7 @@ class WarmProcess:
             has_ended = select.select([self._connection], [], [], 0.01)[0]
             if has_ended or time.monotonic() > deadline:
                 done = self.wait(1)
-                raise AssertionError(f"status {done.returncode}:\n{done.stderr[-5000:]}")
+                raise AssertionError(f"status {done.returncode}:\n{last_words(done.stderr)}")
         return found
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
@@ -176,6 +176,12 @@ def warm_python(
         server.stdin.close()
         server.wait(60)
         shutil.rmtree(folder)
+
+
+def last_words(text: str) -> str:
+    """The end of an output; of an aborted process, its stack, which starts with the last call."""
+    start = text.find("Fatal Python error")
+    return text[-4000:] if start < 0 else text[max(0, start - 1000) : start + 3000]
 
 
 def write_warm_command(path: Path, python: Path, code: Path, warm: WarmPython) -> None:

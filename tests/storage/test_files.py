@@ -395,7 +395,8 @@ StorageOf = Callable[..., Storage]
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    ours = [r for r in caplog.records if r.name.startswith("mathcanvas_lightning")]
+    return [r.getMessage() for r in ours if r.levelno == logging.WARNING]
 
 
 def cache_bytes(folder: Path) -> int:
