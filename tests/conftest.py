@@ -8,8 +8,10 @@ import contextlib
 import functools
 import gc
 import json
+import logging
 import multiprocessing
 import os
+import random
 import signal
 import socketserver
 import subprocess
@@ -22,7 +24,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.warm import WarmPython, warm_python, write_warm_command
@@ -37,15 +39,34 @@ TRAINER_WARNINGS = (
 )
 """Filters for what Lightning warns of in short runs on a processor."""
 
-LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+LAUNCH = (
+    *("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE"),
+    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
+)
 """Variables that Lightning sets in the process of a run."""
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else processes would inherit it
+os.environ["COLUMNS"] = "80"  # of every terminal that a test has, and its processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
 metadata.entry_points = functools.cache(metadata.entry_points)  # each Trainer reads all packages
 os.fsync = lambda _: None  # type: ignore[assignment]  # tests kill processes, not machines
 socketserver.StreamRequestHandler.disable_nagle_algorithm = True  # else answers wait for 40 ms
 multiprocessing.get_start_method()  # fixes it: a `fit` in this process would start a server
-settings.register_profile("fast", max_examples=12)  # for --hypothesis-profile
+steady = settings(
+    derandomize=True,  # a run is as the last one
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("steady", steady)
+settings.register_profile("fast", steady, max_examples=12)  # for --hypothesis-profile
+settings.register_profile("random", steady, derandomize=False)
+settings.load_profile("steady")
 
 
 def examples(count: int) -> int:
@@ -100,14 +121,52 @@ def _time_limit(item: pytest.Item) -> float:
     return float(item.config.getini("timeout") if mark is None else mark.args[0])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """The failure of a test shows what a process that failed or hung has written last."""
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        text = error.stderr or error.stdout or ""
+        error.add_note(
+            text[-3000:] if isinstance(text, str) else text[-3000:].decode(errors="replace")
+        )
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Seeds before a fixture that several tests share, whichever tests have run before."""
+    if fixturedef.scope != "function":
+        _seed_all()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Seeds before a test."""
+    _seed_all()
+
+
+def _seed_all() -> None:
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _end_run() -> Iterator[None]:
     """Ends what a run in this process left.
 
-    The next run would listen at the same port. After an interrupted run, Ctrl-C is ignored, also in
-    the processes that are started later.
+    The next run would listen at the same port, and use the same seed. After an interrupted run,
+    Ctrl-C is ignored, also in the processes that are started later. A command sets what is logged,
+    such as only warnings with `--quiet`.
     """
+    package = logging.getLogger("mathcanvas_lightning")
+    level, handlers = package.level, list(package.handlers)
     yield
+    package.setLevel(level)
+    package.handlers[:] = handlers
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in LAUNCH:
         os.environ.pop(name, None)
@@ -186,6 +245,12 @@ def child_processes() -> list[psutil.Process]:
             if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def lasting_processes() -> list[psutil.Process]:
+    """Processes below this one that have not ended a minute later; killed ones need a moment."""
+    alive: list[psutil.Process] = psutil.wait_procs(child_processes(), timeout=60)[1]
+    return alive
 
 
 def real_problems() -> Path:

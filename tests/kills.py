@@ -1,4 +1,4 @@
-"""Kills a job again and again at random times, for tests that it resumes.
+"""Kills jobs in the middle or again and again at random times, for tests that they resume.
 
 MATHCANVAS_KILLS sets the number of kills of each such test.
 """
@@ -6,15 +6,53 @@ MATHCANVAS_KILLS sets the number of kills of each such test.
 import os
 import random
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.conftest import folder_bytes
 from tests.ranks import new_process
 
 NUM_KILLS = int(os.environ.get("MATHCANVAS_KILLS", "3"))
+
+
+def kill_in_the_middle(
+    command: list[str],
+    output: Path,
+    *,
+    is_far: Callable[[], object],
+    is_finished: Callable[[], bool],
+    **options: Any,
+) -> None:
+    """Runs a command and kills it in the middle; a command that ends too early starts anew.
+
+    Args:
+        command: Program and arguments.
+        output: Folder in which it writes; removed before it starts anew.
+        is_far: Whether the command has come far enough to be killed.
+        is_finished: Whether it has come too far.
+        options: Options of the process.
+    """
+    for _ in range(20):
+        process = subprocess.Popen(command, **options)
+        family = []
+        while process.poll() is None and not is_far():
+            time.sleep(0.002)
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert process.wait() in (-signal.SIGKILL, 0)
+        assert not psutil.wait_procs(family, timeout=240)[1]
+        if not is_finished():
+            return
+        shutil.rmtree(output)
+    raise AssertionError(f"always finished before it was killed: {command}")
 
 
 def kill_and_resume(

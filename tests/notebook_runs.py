@@ -48,7 +48,7 @@ def run_notebook(path: Path, change: str, manager: Any) -> None:
     code = [number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     notebook.cells.insert(code[1] + 1, nbformat.v4.new_code_cell(change))
     notebook.cells.insert(0, nbformat.v4.new_code_cell(CLEAR))
-    NotebookClient(notebook, km=manager, timeout=600).execute()
+    NotebookClient(notebook, km=manager, timeout=400).execute()
 
 
 def main(folder: str, names: list[str], change: str | None) -> None:

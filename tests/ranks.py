@@ -3,18 +3,22 @@
 Importing takes seconds, so it is done once, in a server from which all others are forked.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.warm import LATER
+from tests.warm import LATER, last_words
 
 IMPORTED = [
     "mathcanvas_lightning.cli.fit",
@@ -24,7 +28,8 @@ IMPORTED = [
     *LATER,
     "tests.freeze",
 ]
-TIMEOUT_S = 900
+TIMEOUT_S = 450
+"""Time after which ranks count as hanging; less than a test has, which would not show where."""
 
 
 def new_process(work: Callable[..., object], *arguments: object) -> Any:
@@ -34,12 +39,17 @@ def new_process(work: Callable[..., object], *arguments: object) -> Any:
     return context.Process(target=work, args=arguments)
 
 
-def free_port() -> int:
-    """A port of this machine that is not used."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+_holders: list[socket.socket] = []
+
+
+def reserved_port() -> int:
+    """A port on which one process can listen; no other program gets it while this process lives."""
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the listener does
+    _holders.append(holder)
+    port: int = holder.getsockname()[1]
+    return port
 
 
 def become_rank(rank: int, ranks: int, port: int, log: Path) -> None:
@@ -59,7 +69,40 @@ def become_rank(rank: int, ranks: int, port: int, log: Path) -> None:
         "TORCHELASTIC_RUN_ID": "test",
     }
     os.environ.update({name: str(value) for name, value in environment.items()})
+    faulthandler.enable()
     torch.set_num_threads(1)
+
+
+def wait_for_ranks(
+    ranks: Sequence[tuple[Any, Path]], status: int = 0, timeout_s: float = TIMEOUT_S
+) -> None:
+    """Waits for processes; kills all of them if one fails or hangs.
+
+    Args:
+        ranks: Processes, each with the file of its output.
+        status: The exit status that each one must have.
+        timeout_s: Time after which they count as hanging.
+    """
+    running = {process.sentinel: (process, log) for process, log in ranks}
+    deadline = time.monotonic() + timeout_s
+    try:
+        while running:
+            ended = wait(list(running), max(0.0, deadline - time.monotonic()))
+            assert ended, "\n".join(_where_it_hangs(*rank) for rank in running.values())
+            for process, log in map(running.pop, ended):
+                process.join()
+                assert process.exitcode == status, last_words(log.read_text())
+    finally:
+        for process, _ in ranks:
+            process.kill()
+            process.join()
+
+
+def _where_it_hangs(process: Any, log: Path) -> str:
+    """Ends a process, which writes the stacks of its threads."""
+    os.kill(process.pid, signal.SIGABRT)
+    process.join(30)
+    return f"{log} of a process that hung:\n{last_words(log.read_text())}"
 
 
 def run_ranks(ranks: int, folder: Path, work: Callable[..., object], **arguments: Any) -> None:
@@ -71,20 +114,14 @@ def run_ranks(ranks: int, folder: Path, work: Callable[..., object], **arguments
         work: The function, of a module.
         arguments: Its arguments, equal on all ranks.
     """
-    port = free_port()
+    port = reserved_port()
     logs = [folder / f"rank{rank}.{port}.txt" for rank in range(ranks)]
     processes = [
         new_process(_work, rank, ranks, port, log, work, arguments) for rank, log in enumerate(logs)
     ]
-    try:
-        for process in processes:
-            process.start()
-        for process, log in zip(processes, logs, strict=True):
-            process.join(TIMEOUT_S)
-            assert process.exitcode == 0, log.read_text()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    for process in processes:
+        process.start()
+    wait_for_ranks(list(zip(processes, logs, strict=True)))
 
 
 def _work(

@@ -157,7 +157,7 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
 
     def _ask(self, sent: bytes) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=30)
+        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=300)
         with contextlib.closing(connection):
             headers = {
                 name: value
@@ -295,7 +295,7 @@ class S3Server:
         url = f"{self.endpoint}/{path}"
         headers = {"Content-Type": "application/octet-stream", "Authorization": AUTHORIZATION}
         request = urllib.request.Request(url, data=data, method="PUT", headers=headers)
-        with urllib.request.urlopen(request, timeout=30):
+        with urllib.request.urlopen(request, timeout=300):
             pass
 
     def put_folder(self, bucket: str, folder: Path) -> None:

@@ -50,7 +50,7 @@ def run_notebooks(folder: Path, *words: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ LATER = (
     "transformers.optimization",
 )
 """What commands import only when they need it; a server imports it, too."""
-TIMEOUT_S = 900
+TIMEOUT_S = 450
+"""Time after which a process counts as hanging; less than a test has."""
 WARM_CHILDREN = "MATHCANVAS_WARM_CHILDREN"
 """Variable for a process whose Python children start warm, too, as children of it."""
 
@@ -62,7 +64,21 @@ class WarmProcess:
     def printed(self) -> str:
         """What it has written to its standard output until now."""
         file = self._output[0].fileno()
-        return os.pread(file, os.fstat(file).st_size, 0).decode()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+
+    def wait_until(self, condition: Callable[[], Any]) -> Any:
+        """Waits until a condition is true while the process runs; returns its value.
+
+        Raises:
+            AssertionError: If the process ends, or takes too long; with its standard error.
+        """
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := condition()):
+            has_ended = select.select([self._connection], [], [], 0.01)[0]
+            if has_ended or time.monotonic() > deadline:
+                done = self.wait(1)
+                raise AssertionError(f"status {done.returncode}:\n{last_words(done.stderr)}")
+        return found
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
         """Waits for the end; returns output and exit status, a negative signal if one ended it.
@@ -160,6 +176,12 @@ def warm_python(
         server.stdin.close()
         server.wait(60)
         shutil.rmtree(folder)
+
+
+def last_words(text: str) -> str:
+    """The end of an output; of an aborted process, its stack, which starts with the last call."""
+    start = text.find("Fatal Python error")
+    return text[-4000:] if start < 0 else text[max(0, start - 1000) : start + 3000]
 
 
 def write_warm_command(path: Path, python: Path, code: Path, warm: WarmPython) -> None:

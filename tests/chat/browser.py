@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from typing import Any
@@ -89,7 +90,8 @@ class Tab:
 
     async def wait(self, condition: str) -> None:
         """Waits until an expression is true, checked once a frame."""
-        for _ in range(600):
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
             if await self.run(f"Boolean({condition})"):
                 return
             await self.run("new Promise((done) => setTimeout(done, 16))")

@@ -33,7 +33,7 @@ IDLE = "!document.getElementById('ask').disabled"
 def run(work: Callable[[Tab, ScriptedBackend], Awaitable[None]]) -> None:
     async def whole() -> None:
         backend = ScriptedBackend()
-        async with asyncio.timeout(240), TestServer(make_app(backend, ChatSettings())) as server:
+        async with asyncio.timeout(400), TestServer(make_app(backend, ChatSettings())) as server:
             url = str(server.make_url("/"))
             async with opened_tab(url) as tab:
                 await work(tab, backend)

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import time
 import urllib.request
 from collections.abc import Iterator
 from io import StringIO
@@ -214,15 +213,10 @@ def test_the_page_of_a_chat_server(number: signal.Signals, status: int, warm: Wa
     with chat_server(ChatServer()) as chat:
         words = ["chat", "--server", chat.url, "--port", "0"]
         process = warm.start(["-m", "mathcanvas_lightning", *words])
-        try:
-            deadline = time.monotonic() + 600
-            while not (found := OPEN.search(process.printed)):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            with urllib.request.urlopen(found[1]) as page:
-                assert "parrot" in page.read().decode()
-        finally:
-            os.kill(process.pid, number)
-            done = process.wait(240)
+        found = process.wait_until(lambda: OPEN.search(process.printed))
+        with urllib.request.urlopen(found[1]) as page:
+            assert "parrot" in page.read().decode()
+        os.kill(process.pid, number)
+        done = process.wait()
     assert done.returncode == status
     assert "Traceback" not in done.stderr

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,8 @@ def test_signal_while_training(
     config = write_settings(tmp_path / "small.yaml", shards, max_steps=100_000)
     words = ["-m", "mathcanvas_lightning", "fit", "--config", config, "--name", tmp_path / "run"]
     process = warm.start(words, cwd=ROOT)
-    log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 600
-    while not log.is_file() or " step 2 of" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    log = tmp_path / "run" / "log.txt"
+    process.wait_until(lambda: log.is_file() and b" step 2 of" in log.read_bytes())
     os.kill(process.pid, number)
     done = process.wait(300)
     assert done.returncode == status, done.stderr

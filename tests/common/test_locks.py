@@ -35,7 +35,7 @@ def test_who_waits_says_so(
     while not caplog.records:
         assert not done.wait(0.01)
     held.release()
-    waiting.join(60)
+    waiting.join(300)
     assert done.is_set()
     assert f"holds the lock {tmp_path / 'lock'}" in caplog.text
 

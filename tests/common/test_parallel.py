@@ -35,7 +35,7 @@ if __name__ == "__main__":
     results = multiprocessing.Queue()
     process = multiprocessing.Process(target=work, args=(results,))
     process.start()
-    print(multiprocessing.get_start_method(), results.get(timeout=60))
+    print(multiprocessing.get_start_method(), results.get(timeout=200))
     process.join()
 """
 
@@ -55,7 +55,7 @@ def test_workers_start_from_a_server_unless_chosen(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.stdout.strip() == expected, done.stderr
 

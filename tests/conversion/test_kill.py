@@ -1,18 +1,16 @@
 """A conversion that is killed and resumed gives the same files as an uninterrupted one."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mathcanvas_lightning import convert_cot, generate_blockmoving
 from tests.conftest import ROOT, folder_bytes
-from tests.kills import NUM_KILLS, kill_and_resume
+from tests.kills import NUM_KILLS, kill_and_resume, kill_in_the_middle
 
 SOURCE = "enhanced_cot_cleaned.json"
 OPTIONS = {"samples_per_file": 12, "split": "train=0.8,test=0.2"}
@@ -28,11 +26,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byte
     return source, folder_bytes(folder / "straight")
 
 
-def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
+def command(source: Path, output: Path) -> list[str]:
     words = [f"--{name}={value}" for name, value in OPTIONS.items()]
     tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
-    command = [sys.executable, tool, "--input", str(source), "--output", str(output), *words]
-    return subprocess.Popen([*command, "--num_workers=2"], stdout=subprocess.DEVNULL)
+    words += ["--input", str(source), "--output", str(output), "--num_workers=2"]
+    return [sys.executable, tool, *words]
+
+
+def run_to_the_end(source: Path, output: Path) -> None:
+    done = subprocess.run(command(source, output), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -42,21 +45,24 @@ def test_resume_after_kill(
 ) -> None:
     source, straight = data
     output = tmp_path / "out"
-    process = start(source, output)
-    if num_shards == 0:
-        wait_until(lambda: list(output.rglob(".tmp-*.parquet")), process)
-    else:
-        wait_until(lambda: len(list(output.rglob("[!.]*.parquet"))) >= num_shards, process)
-    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+    def is_far() -> bool:
+        if num_shards == 0:
+            return any(output.rglob(".tmp-*.parquet"))
+        return len(list(output.rglob("[!.]*.parquet"))) >= num_shards
+
+    kill_in_the_middle(
+        command(source, output),
+        output,
+        is_far=is_far,
+        is_finished=lambda: (output / "conversion.json").exists(),
+        stdout=subprocess.DEVNULL,
+    )
     interrupted = folder_bytes(output)
-    assert "conversion.json" not in interrupted
     for name, content in interrupted.items():
         if not Path(name).name.startswith("."):
             assert content == straight[name]
-    wait_until(lambda: not any(map(alive, family)), None)
-    assert start(source, output).wait() == 0
+    run_to_the_end(source, output)
     assert folder_bytes(output) == straight
 
 
@@ -75,34 +81,14 @@ def test_kills_at_random_times(data: tuple[Path, dict[str, bytes]], tmp_path: Pa
 @pytest.mark.slow
 def test_interrupt_prints_one_line(data: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, straight = data
-    tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
-    words = [f"--{name}={value}" for name, value in OPTIONS.items()]
-    process = subprocess.Popen(
-        [sys.executable, tool, "--input", str(source), "--output", str(tmp_path), *words],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: list(tmp_path.rglob(".tmp-*")), process)  # before the first shard is done
+    process = subprocess.Popen(command(source, tmp_path), stderr=subprocess.PIPE, text=True)
+    while not any(tmp_path.rglob(".tmp-*")):  # before the first shard is done
+        assert process.poll() is None, "the conversion ended too early"
+        time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130
     assert errors.startswith("interrupted")
     assert errors.count("\n") == 1
-    assert start(source, tmp_path).wait() == 0
+    run_to_the_end(source, tmp_path)
     assert folder_bytes(tmp_path) == straight
-
-
-def wait_until(condition, process, timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process is None or process.poll() is None, "the conversion ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return False

@@ -53,7 +53,7 @@ def web(puzzles: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = functools.partial(StorageConfig, backoff_s=0.01, timeout_s=5.0)
+    config = functools.partial(StorageConfig, backoff_s=0.01)
     monkeypatch.setattr("mathcanvas_lightning.storage.files.StorageConfig", config)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 

@@ -375,7 +375,6 @@ def test_state_within_an_accumulation(shards: Path) -> None:
     assert steps == [0, 0, 1, 1, 2]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("ranks", "workers"), [(8, 0), (2, 4)])
 def test_fewer_row_groups_than_workers(ranks: int, workers: int, tmp_path: Path) -> None:
     folder = interleaved_shards(tmp_path, 25, num_files=1, rows_per_group=613)
@@ -393,7 +392,6 @@ def test_fewer_row_groups_than_workers(ranks: int, workers: int, tmp_path: Path)
     assert len(lengths) == 1
 
 
-@pytest.mark.timeout(60)
 def test_one_row_and_an_empty_file(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [interleaved_row(0)], num_files=1)
     empty = write_shards(tmp_path / "empty", [interleaved_row(1)], num_files=1)

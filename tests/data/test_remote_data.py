@@ -53,16 +53,16 @@ def index_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
-def remote(tmp_path: Path, options: dict[str, Any], url: str = "s3://shards", **more: Any) -> Any:
+def remote(tmp_path: Path, options: dict[str, Any], *, timeout_s: float = 60.0, **more: Any) -> Any:
     storage = StorageConfig(
         cache_dir=str(tmp_path / "cache"),
         max_retries=3,
         backoff_s=0.01,
-        timeout_s=4.0,
+        timeout_s=timeout_s,
         storage_options=options,
     )
     defaults = {"quarantine_file": str(tmp_path / "quarantine.jsonl"), "max_bad_fraction": 1.0}
-    return module(config(url, name="set"), storage=storage, **{**defaults, **more})
+    return module(config("s3://shards", name="set"), storage=storage, **{**defaults, **more})
 
 
 @pytest.mark.slow
@@ -97,7 +97,8 @@ def test_recovers(
 ) -> None:
     if during == "index":
         proxy.fault = fault
-    data = remote(tmp_path, bucket.options(proxy.url))
+    timeout_s = 60.0 if fault.stall_after is None else 2.5
+    data = remote(tmp_path, bucket.options(proxy.url), timeout_s=timeout_s)
     if during == "training":
         for path in (tmp_path / "cache").rglob("*"):
             if path.is_file():

@@ -53,6 +53,9 @@ ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """Environment of an engine in one process; by default three processes import vLLM (12 s each)."""
 ONE_GIB = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """Environment for a small KV cache, where the engine's options are those of a user."""
+FIRST_PORT = "20000"
+"""vLLM listens at the first free port from here, below those that the system gives to others: it
+looks for a port some time before it listens."""
 MAX_GAP = 1e-3
 """Between the logits of two tokens that rounding may exchange (float32)."""
 
@@ -128,5 +131,10 @@ def smollm2() -> Path:
 @pytest.fixture(scope="module")
 def engine_lock(nursery: "Nursery") -> Iterator[None]:
     """Lock for all test processes: the memory is enough for one engine. Engines start warm."""
-    with FileLock(cache() / "engine.lock"), nursery.used():
+    with (
+        FileLock(cache() / "engine.lock"),
+        nursery.used(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("VLLM_PORT", FIRST_PORT)
         yield

@@ -61,6 +61,8 @@ class ChatServer:
     models: tuple[str, ...] = ("parrot",)
     delay_s: float = 0.0
     """Delay before each answer, in seconds."""
+    gather: int = 0
+    """Delay the first answers until so many requests are open at the same time."""
     pause_s: float = 0.0
     """Delay before each event of a stream, in seconds."""
     plans: dict[str, list[ServerFault]] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class ChatServer:
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
+    gathered: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
     def opened(self, question: str, body: dict[str, Any]) -> Iterator[ServerFault | None]:
@@ -96,6 +99,8 @@ class ChatServer:
             self.times.setdefault(question, []).append(time.monotonic())
             self.num_open += 1
             self.max_open = max(self.max_open, self.num_open)
+            if self.num_open >= self.gather:
+                self.gathered.set()
             plan = self.plans.get(question, [])
             fault = plan.pop(0) if plan else self.fault
             if fault is None and (message := self.refuse(body)) is not None:
@@ -141,6 +146,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         question = content if isinstance(content, str) else content[-1]["text"]
         answer = chat.shape(completion(*[f"re: {question}"] * body.get("n", 1)))
         with chat.opened(question, body) as fault:
+            chat.gathered.wait(60)
             time.sleep(chat.delay_s)
             if chat.streams and body.get("stream") and (fault is None or fault.cut or fault.stall):
                 self.stream(events(answer), fault)
@@ -257,7 +263,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pids", type=Path)
     parser.add_argument("--exit-code", type=int)
-    parser.add_argument("--exit-after", type=float)
+    parser.add_argument("--exit-when", type=Path)
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
     options = parser.parse_args()
@@ -273,7 +279,8 @@ def main() -> None:
     if options.never_ready:
         time.sleep(600)
     with chat_server(ChatServer(), port=options.port):
-        time.sleep(600 if options.exit_after is None else options.exit_after)
+        while options.exit_when is None or not options.exit_when.exists():
+            time.sleep(0.02)
     sys.stdout.write("out of memory\n")
     sys.stdout.flush()
     os._exit(7)

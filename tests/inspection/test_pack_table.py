@@ -126,7 +126,7 @@ def test_the_mask_follows_the_attention_rule(samples: list[list[Kind]], max_px: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)  # a T x T mask would take gigabytes, and minutes
+@pytest.mark.timeout(240)  # a T x T mask would take gigabytes, and minutes
 def test_a_long_pack_is_drawn(tmp_path: Path) -> None:
     sample: list[Kind] = ["question", "clean", "vit", "answer", "noisy", "clean", "vit", "answer"]
     batch = synthetic_pack([sample] * 40, CONFIG, text_tokens=(300, 500), image_side=(12, 16))

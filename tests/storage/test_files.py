@@ -35,8 +35,9 @@ from tests.servers import Fault, FaultyProxy, S3Server, faulty_proxy, file_serve
 
 NUM_ROWS = 60
 GROUP_ROWS = 20
-QUICK = StorageConfig(max_retries=2, backoff_s=0.01, timeout_s=2.5)
-BOUND_S = 10.0
+QUICK = StorageConfig(max_retries=2, backoff_s=0.01, timeout_s=60.0)
+BOUND_S = 50.0
+"""Less than a silent server is silent."""
 
 
 def make_table(seed: int = 0, image_bytes: int = 4000) -> pa.Table:
@@ -159,6 +160,7 @@ def test_local_file_that_is_replaced(shard: tuple[Path, pa.Table]) -> None:
     before = storage.status(str(path))
     assert storage.read_row_group(str(path), 0, None).equals(group(table, 0))
     other = write_shard(path.with_name("other"), seed=1)
+    os.utime(path.with_name("other"), (1, 1))  # some systems count in hundredths of a second
     path.with_name("other").replace(path)
     assert storage.read_row_group(str(path), 0, None).equals(group(other, 0))
     assert storage.status(str(path)).version != before.version
@@ -393,7 +395,8 @@ StorageOf = Callable[..., Storage]
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    ours = [r for r in caplog.records if r.name.startswith("mathcanvas_lightning")]
+    return [r.getMessage() for r in ours if r.levelno == logging.WARNING]
 
 
 def cache_bytes(folder: Path) -> int:
@@ -501,6 +504,8 @@ def test_compressed_nested_and_empty_columns(remote: Remote, storage_of: Storage
             assert storage.read_row_group(url, 0, columns).equals(expected)
 
 
+SILENT_S = 1.5
+"""Time limit where a server falls silent: other requests take far less, also on a busy machine."""
 FAULTS = {
     "500": Fault(status=500),
     "503": Fault(status=503),
@@ -514,6 +519,11 @@ FAULTS = {
 }
 
 
+def limit_s(name: str) -> float:
+    """Time limit of a request during a fault."""
+    return QUICK.timeout_s if FAULTS[name].stall_after is None else SILENT_S
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_that_pass(
@@ -523,7 +533,7 @@ def test_faults_that_pass(
     storage_of: StorageOf,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    storage = storage_of(remote, timeout_s=1.5)
+    storage = storage_of(remote, timeout_s=limit_s(name))
     remote.proxy.fault = replace(FAULTS[name], times=2)
     with caplog.at_level(logging.WARNING):
         found = storage.read_row_group(remote.url, 1, None)
@@ -540,7 +550,7 @@ def test_faults_that_pass(
 def test_faults_that_stay(
     name: str, remote: Remote, table: pa.Table, storage_of: StorageOf
 ) -> None:
-    storage = storage_of(remote, max_retries=1, timeout_s=1.0)
+    storage = storage_of(remote, max_retries=1, timeout_s=limit_s(name))
     remote.proxy.fault = FAULTS[name]
     start = time.monotonic()
     expected = DataError if "corrupt" in name else StorageError
@@ -560,7 +570,8 @@ def test_each_try_is_one_request(
 ) -> None:
     for name in ("503", "silent", "cut"):
         remote.proxy.clear()
-        storage = storage_of(remote, max_retries=1, timeout_s=1.5, cache_dir=str(tmp_path / name))
+        settings = {"timeout_s": limit_s(name), "cache_dir": str(tmp_path / name)}
+        storage = storage_of(remote, max_retries=1, **settings)
         storage.status(remote.url)
         if remote.kind != "rangeless":
             storage.metadata(remote.url)
@@ -777,7 +788,7 @@ def test_remote_listing(remote: Remote, storage_of: StorageOf, tmp_path: Path) -
     folder = f"names-{remote.kind}"
     for name in [*NAMES, *LEFT_OUT]:
         remote.put(f"{folder}/{name}", b"x")
-    storage = storage_of(remote)
+    storage = storage_of(remote, timeout_s=SILENT_S)
     root = f"{remote.root}/{folder}"
     assert storage.list_files(root) == in_order(root)
     assert storage.list_files(f"{root}/") == in_order(root)
@@ -1056,7 +1067,7 @@ def test_processes_share_the_cache(
     remote: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:
     cap = 5 * table.nbytes
-    storage = storage_of(remote, max_cache_bytes=cap, timeout_s=20)
+    storage = storage_of(remote, max_cache_bytes=cap)
     for found in run_children("spawn", storage, remote.url, 2):
         assert found == expected_rows(table)
     assert cache_bytes(tmp_path / "cache") <= cap
@@ -1074,7 +1085,7 @@ def test_processes_keep_to_the_size_together(
     s3: Remote, table: pa.Table, storage_of: StorageOf, tmp_path: Path
 ) -> None:
     cap = int(1.3 * table.nbytes)
-    storage = storage_of(s3, max_cache_bytes=cap, timeout_s=20)
+    storage = storage_of(s3, max_cache_bytes=cap)
     most = 0
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(run_children, "spawn", storage, s3.url, 2)
@@ -1086,7 +1097,7 @@ def test_processes_keep_to_the_size_together(
 
 
 def test_threads_share_a_storage(remote: Remote, table: pa.Table, storage_of: StorageOf) -> None:
-    storage = storage_of(remote, max_cache_bytes=int(1.5 * group(table, 0).nbytes), timeout_s=20)
+    storage = storage_of(remote, max_cache_bytes=int(1.5 * group(table, 0).nbytes))
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(read_all, storage, remote.url, 2) for _ in range(4)]
         for job in jobs:

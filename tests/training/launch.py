@@ -18,7 +18,14 @@ from safetensors import safe_open
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.model import parallelize
 from tests.conftest import read_jsonl
-from tests.ranks import TIMEOUT_S, become_rank, end_at_an_error, free_port, new_process
+from tests.ranks import (
+    TIMEOUT_S,
+    become_rank,
+    end_at_an_error,
+    new_process,
+    reserved_port,
+    wait_for_ranks,
+)
 from tests.training.runs import SMALL
 
 STRATEGY = "mathcanvas_lightning.training.strategy.ShardedStrategy"
@@ -325,7 +332,7 @@ class Rank:
 
 def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
     """Starts processes that do some runs one after the other, each in a separate session."""
-    port = free_port()
+    port = reserved_port()
     work = [(str(run.folder), run.words()) for run in runs]
     started = []
     for rank in range(ranks):
@@ -336,28 +343,20 @@ def start(ranks: int, runs: Sequence[Run]) -> list[Rank]:
     return started
 
 
-def finish(ranks: Sequence[Rank], status: int = 0) -> str:
-    """Waits for processes; kills all of them if one hangs.
+def finish(ranks: Sequence[Rank], status: int = 0, num_runs: int = 1) -> str:
+    """Waits for processes; kills all of them if one fails or hangs.
 
     Returns:
         Their standard error.
     """
-    deadline = time.monotonic() + TIMEOUT_S
-    try:
-        for rank in ranks:
-            rank.process.join(max(1.0, deadline - time.monotonic()))
-            assert rank.process.exitcode == status, rank.log.read_text()[-3000:]
-    finally:
-        for rank in ranks:
-            rank.process.kill()
-            rank.process.join()
-            rank.process.close()
+    timeout_s = TIMEOUT_S + 60 * num_runs
+    wait_for_ranks([(rank.process, rank.log) for rank in ranks], status, timeout_s)
     return "\n".join(rank.log.read_text() for rank in ranks)
 
 
 def launch(ranks: int, *runs: Run, status: int = 0) -> str:
     """Starts processes and waits for them."""
-    return finish(start(ranks, runs), status)
+    return finish(start(ranks, runs), status, len(runs))
 
 
 def _work(

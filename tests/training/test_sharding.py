@@ -18,7 +18,7 @@ from tests.data.make_rows import interleaved_row, interleaved_shards, t2i_shards
 from tests.training.launch import TRANSFORMS, Run, difference, launch
 from tests.training.runs import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first test waits for all runs
 
 # Adam divides by the root of the squared gradient. With a tiny eps, a gradient that is a rounding
 # error (such as that of a key's bias) would move its parameter by the full learning rate.

@@ -17,7 +17,7 @@ from mathcanvas_lightning.generation.backends.vllm.messages import ContextReques
 from mathcanvas_lightning.generation.bagel.backend import BagelBackend
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message
 from mathcanvas_lightning.records.pictures import Picture
-from tests.conftest import child_processes, golden_folder
+from tests.conftest import golden_folder, lasting_processes
 from tests.generation.drawing import picture
 from tests.generation.engine import ONE_PROCESS, SMALL_CACHE, answers, ask, engine_lock, real_engine
 from tests.parity.test_generation import transforms
@@ -93,7 +93,7 @@ def backend(engine_lock: None, registered_plugin: None) -> Iterator[VLLMBackend]
         engine.start()
     yield engine
     engine.close()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 @pytest.fixture

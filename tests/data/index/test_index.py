@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from tests.data.make_rows import (
     vlm_file,
     write_shards,
 )
-from tests.kills import NUM_KILLS, kill_and_resume
+from tests.kills import NUM_KILLS, kill_and_resume, kill_in_the_middle
 
 
 def build(
@@ -470,15 +468,19 @@ def test_a_killed_build_resumes(tmp_path: Path, scans: list[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text(GUARDED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
-    deadline = time.monotonic() + 600
-    while len(list((folder / INDEX_FOLDER).glob("part*.parquet"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(list((folder / INDEX_FOLDER).glob("part*.parquet")))
-    assert 3 <= done < 20
+
+    def num_done() -> int:
+        return len(list((folder / INDEX_FOLDER).glob("part*.parquet")))
+
+    kill_in_the_middle(
+        [sys.executable, str(script), str(folder)],
+        folder / INDEX_FOLDER,
+        is_far=lambda: num_done() >= 3,
+        is_finished=lambda: num_done() == 20,
+        env=environment,
+    )
+    done = num_done()
+    assert done >= 3
     assert build(folder).num_rows == 400
     assert len(scans) == 20 - done  # finished shards are not scanned again
 

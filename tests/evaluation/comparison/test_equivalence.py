@@ -129,7 +129,7 @@ DIFFERENT = [
 
 @pytest.fixture(scope="module")
 def comparer() -> Iterator[Comparer]:
-    with Comparer(time_limit_s=0.8) as made:
+    with Comparer(time_limit_s=1.2) as made:
         yield made
 
 

@@ -1,6 +1,7 @@
 """The BAGEL backend in the predict loop, with the tiny reference checkpoint."""
 
 import json
+import os
 import shutil
 import sys
 from io import BytesIO
@@ -48,6 +49,7 @@ from tests.generation.runs import (
     write_lines,
 )
 from tests.parity.packs import need
+from tests.ranks import reserved_port
 from tests.warm import WarmPython
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
@@ -495,7 +497,8 @@ def test_ranks_share_and_agree(tmp_path: Path, warm: WarmPython, warm_command: P
         folders = [{"class_path": "mathcanvas_lightning.ReasoningFolders"}]
         words.append(f"--trainer.callbacks={json.dumps(folders)}")
         config = run_file(folder, made, source, trainer=trainer)
-        done = run_command(warm, config, *words, python=warm_command)
+        port = {"MASTER_PORT": str(reserved_port())}
+        done = run_command(warm, config, *words, python=warm_command, env=os.environ | port)
         assert done.returncode == 0, done.stderr
         said[ranks] = read_lines(folder / "answers.jsonl")
         assert len(list((folder / "answers").iterdir())) == 7

@@ -1,5 +1,6 @@
 """The box at the end of a predict run."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def test_box_counts_this_run(
     tokens = f"tokens {first.completion_tokens:,} tokens/s"
     for part in ("answers 19 failures 1", tokens, "problems/s", "peak memory"):
         assert part in text
-    assert "waits start 0:00, records 0:00" in text
+    assert re.search(r"waits start 0:\d\d, records 0:\d\d", text)
     fault.unlink()
     second = predict(Failing("19", str(fault)), [source], GenerationSummary()).inputs[0]
     new = second.completion_tokens - first.completion_tokens
@@ -76,12 +77,12 @@ def test_memory_of_child_processes() -> None:
     import subprocess
     import sys
 
-    code = "x = bytearray(2**26); print('ready', flush=True); input()"
+    code = "x = bytearray(2**28); print('ready', flush=True); input()"
     before = monitor.children_gib()
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdout is not None
     child.stdout.readline()
-    assert monitor.children_gib() - before >= 2**26 / 2**30
+    assert monitor.children_gib() - before >= 2**26 / 2**30  # other children may end meanwhile
     child.communicate(b"\n")

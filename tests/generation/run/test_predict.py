@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from tests.generation.runs import (
     run_file,
     write_lines,
 )
+from tests.ranks import reserved_port
 from tests.warm import WARM_CHILDREN, WarmProcess, WarmPython
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in TRAINER_WARNINGS]
@@ -528,7 +528,11 @@ def test_failures_change_the_exit_status(tmp_path: Path, warm: WarmPython) -> No
     assert "Traceback" not in done.stderr
 
 
-def slow_run(folder: Path, num: int = 60, **sections: Any) -> Path:
+AT_ONCE = "--model.init_args.backend.init_args.seconds=0"
+
+
+def slow_run(folder: Path, num: int, **sections: Any) -> Path:
+    """The YAML of a run that takes 0.03 s for each of so many records."""
     source = write_lines(folder / "questions.jsonl", records(num))
     backend = {
         "class_path": "tests.generation.fakes.Logging",
@@ -543,16 +547,15 @@ def asked(folder: Path) -> list[str]:
 
 def wait_for_lines(folder: Path, num: int, process: WarmProcess) -> None:
     """Waits until a run has kept that many answers."""
-    deadline = time.monotonic() + 600
-    while sum(len(p.read_bytes().splitlines()) for p in folder.glob("*.journal/rank*")) < num:
-        assert psutil.pid_exists(process.pid), process.wait().stderr
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    files = folder.glob
+    process.wait_until(
+        lambda: sum(p.read_bytes().count(b"\n") for p in files("*.journal/rank*")) >= num
+    )
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_in_the_middle(tmp_path: Path, warm: WarmPython) -> None:
-    config = slow_run(tmp_path)
+    config = slow_run(tmp_path, 400)
     times_asked: dict[str, int] = {}  # of the kept records, until then
     for how, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = warm.start(command(config)[1:], cwd=ROOT)
@@ -567,23 +570,27 @@ def test_killed_again_and_again_in_the_middle(tmp_path: Path, warm: WarmPython) 
         assert len(kept) >= len(times_asked) + 8
         counts = Counter(asked(tmp_path))
         times_asked = {uid: counts[uid] for uid in kept} | times_asked
-    assert run_command(warm, config).returncode == 0
+    assert run_command(warm, config, AT_ONCE).returncode == 0
     written = read_lines(tmp_path / "answers.jsonl")
-    assert [one["model_answer"] for one in written] == [f"re: What is {n} + 1?" for n in range(60)]
+    assert [one["model_answer"] for one in written] == [f"re: What is {n} + 1?" for n in range(400)]
     counts = Counter(asked(tmp_path))
-    assert len(counts) == 60
+    assert len(counts) == 400
     assert {uid: counts[uid] for uid in times_asked} == times_asked
-    assert counts.total() <= 60 + 3 * 4  # requests that were in flight
+    assert counts.total() <= 400 + 3 * 4  # requests that were in flight
 
 
 RANKS = {"devices": 2, "strategy": "ddp"}
-WARM_RANKS = {WARM_CHILDREN: "1"}
+
+
+def of_ranks() -> dict[str, str]:
+    """The environment of a run on several ranks, which start warm."""
+    return os.environ | {WARM_CHILDREN: "1", "MASTER_PORT": str(reserved_port())}
 
 
 @pytest.mark.slow
 def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 31, trainer=RANKS)
-    done = run_command(warm, config, env=os.environ | WARM_RANKS)
+    done = run_command(warm, config, env=of_ranks())
     assert done.returncode == 0, done.stderr
     parts = [(tmp_path / f"asked{rank}.txt").read_text().split() for rank in (0, 1)]
     assert (len(parts[0]), len(parts[1])) == (16, 15)
@@ -598,8 +605,8 @@ def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
 
 @pytest.mark.slow
 def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPython) -> None:
-    config = slow_run(tmp_path, 60, trainer=RANKS)
-    process = warm.start(command(config)[1:], cwd=ROOT, env=os.environ | WARM_RANKS)
+    config = slow_run(tmp_path, 400, trainer=RANKS)
+    process = warm.start(command(config)[1:], cwd=ROOT, env=of_ranks())
     wait_for_lines(tmp_path, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGTERM)
@@ -610,15 +617,15 @@ def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPytho
     kept = kept_in(tmp_path / "answers.jsonl")
     before = len(asked(tmp_path))
     words = ["--trainer.devices=1", "--trainer.strategy=auto"]
-    assert run_command(warm, config, *words).returncode == 0
-    assert len(asked(tmp_path)) - before == 60 - len(kept)
+    assert run_command(warm, config, *words, AT_ONCE).returncode == 0
+    assert len(asked(tmp_path)) - before == 400 - len(kept)
     assert all(one["model_answer"] for one in read_lines(tmp_path / "answers.jsonl"))
 
 
 @pytest.mark.slow
 def test_child_ranks_end_with_their_parent(tmp_path: Path, warm: WarmPython) -> None:
     config = slow_run(tmp_path, 400, trainer=RANKS)
-    process = warm.start(command(config)[1:], cwd=ROOT, env=os.environ | WARM_RANKS)
+    process = warm.start(command(config)[1:], cwd=ROOT, env=of_ranks())
     wait_for_lines(tmp_path, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)

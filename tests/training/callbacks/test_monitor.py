@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from mathcanvas_lightning.training.callbacks.monitor import (
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig, make_schedule
 from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.data.make_rows import config, interleaved_shards
+from tests.ranks import reserved_port
 from tests.training.runs import SMALL, network, train, training_data
 from tests.warm import WarmProcess, WarmPython
 
@@ -248,9 +248,7 @@ def test_wrong_peak() -> None:
 
 def start_ranks(warm: WarmPython, arguments: list[str]) -> list[WarmProcess]:
     """Starts `mathcanvas` on two processes that communicate over gloo."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = reserved_port()
     return [
         warm.start(
             ["-m", "mathcanvas_lightning", *arguments],
@@ -327,7 +325,7 @@ def test_sharded_over_two_ranks(shards: Path, tmp_path: Path, warm: WarmPython) 
     path.write_text(yaml.safe_dump(settings))
     outputs = []
     for process in start_ranks(warm, ["fit", "--config", str(path)]):
-        done = process.wait(200)
+        done = process.wait()
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append(done.stdout)
     assert "1 x 2" in outputs[0]

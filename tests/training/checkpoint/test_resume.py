@@ -24,7 +24,7 @@ from mathcanvas_lightning.training.strategy import AtomicCheckpointIO, ShardedSt
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Run, difference, launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test waits for all runs
 
 CUT, END = 6, 9
 ADAM = {"optimizer": {"lr": 1e-3, "eps": 1e-4}}  # see test_sharding.py

@@ -11,7 +11,7 @@ import pytest
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.records.pictures import Picture
-from tests.conftest import child_processes, png
+from tests.conftest import child_processes, lasting_processes, png
 from tests.generation.engine import (  # noqa: F401 - fixtures
     MAX_GAP,
     SMALL_CACHE,
@@ -45,7 +45,7 @@ def backend(engine_lock: None, smollm2: Path) -> Iterator[VLLMBackend]:  # noqa:
     yield engine
     engine.close()
     engine.close()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_dead_engine_is_an_error_of_every_call(tmp_path: Path) -> None:
     core.kill()
     with pytest.raises(BackendError, match=r"EngineCore: -9.*ran out of memory"):
         backend.collect()
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=240)
     assert not alive
     for call in (backend.collect, lambda: backend.submit([ask("more", "Hi.")])):
         with pytest.raises(BackendError, match="EngineCore: -9"):

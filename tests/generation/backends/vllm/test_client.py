@@ -16,7 +16,7 @@ from mathcanvas_lightning.generation.backends.vllm.messages import (
     Ready,
     Withdrawal,
 )
-from tests.conftest import child_processes
+from tests.conftest import lasting_processes
 
 SETTINGS = EngineSettings(arguments={}, lora_path=None, local_rank=0, num_gpus=1)
 
@@ -49,7 +49,7 @@ def client() -> Iterator[EngineClient]:
     found = EngineClient(f"{__name__}:patient", SETTINGS, os.environ, name="an engine")
     yield found
     found.close()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 @pytest.mark.slow  # processes start

@@ -9,7 +9,7 @@ import pytest
 from mathcanvas_lightning.generation.backends.vllm.backend import VLLMBackend
 from mathcanvas_lightning.generation.requests import GenerationResponse
 from mathcanvas_lightning.records.pictures import Picture
-from tests.conftest import child_processes, encoded, png
+from tests.conftest import encoded, lasting_processes, png
 from tests.generation.engine import (  # noqa: F401 - fixtures
     SMALL_CACHE,
     answers,
@@ -40,7 +40,7 @@ def backend(engine_lock: None, model: Path) -> Iterator[VLLMBackend]:  # noqa: F
         engine.start()
     yield engine
     engine.close()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 def ids(response: GenerationResponse) -> tuple[int, ...]:

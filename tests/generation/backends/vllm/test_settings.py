@@ -21,7 +21,7 @@ from mathcanvas_lightning.generation.backends.vllm.diagnosis import find_cause, 
 from mathcanvas_lightning.generation.backends.vllm.engine import read_result
 from mathcanvas_lightning.generation.requests import Usage
 from mathcanvas_lightning.records.record import RecordInput
-from tests.conftest import TRAINER_WARNINGS, child_processes
+from tests.conftest import TRAINER_WARNINGS, lasting_processes
 from tests.generation.backends.vllm import engines
 from tests.generation.engine import ask, engine_lock, needs_engine  # noqa: F401 - a fixture
 from tests.generation.runs import predict, records, write_lines
@@ -145,7 +145,7 @@ def test_answers_before_a_failure_are_kept(model: str) -> None:
     assert backend.num_pending == 0
     backend.submit([ask("d", "Hi.")])
     backend.close()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_an_engine_that_dies_ends_the_run(
     run = RecordInput(path=str(source), output=str(tmp_path / "answers.jsonl"))
     with pytest.raises(BackendError, match="exit status -9"):
         predict(VLLMBackend(model, max_pending=5), [run])
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 def test_settings_contain_what_changes_the_answers(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_failure_at_the_start(model: str) -> None:
     backend = VLLMBackend(model, dtype="never")
     with pytest.raises(BackendError, match=r"CUDA out of memory.*tensor_parallel_size"):
         backend.start()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 LINES = [
@@ -228,7 +228,7 @@ def test_unknown_option_of_the_engine(tmp_path: Path) -> None:
     backend = VLLMBackend(str(tmp_path), engine_options={"max_num_seq": 3})
     with pytest.raises(BackendError, match=r"max_num_seq: .*such as max_num_seqs"):
         backend.start()
-    assert not child_processes()
+    assert not lasting_processes()
 
 
 @pytest.mark.parametrize(("temperature", "num_made"), [(0.0, 1), (1.0, 16)])

@@ -80,7 +80,7 @@ def test_answers_equal_those_of_the_native_backend_after_a_kill(tmp_path: Path) 
         f"--data.init_args.inputs={json.dumps([{'path': str(source), 'output': str(output)}])}",
     ]
     run = command(CONFIG, *words)
-    kill_in_the_middle(run, output, NUM_BEFORE_KILL, env=ONE_PROCESS)
+    kill_in_the_middle(run, output, NUM_BEFORE_KILL, NUM_PUZZLES, env=ONE_PROCESS)
     kept = {line["uid"] for line in journal_lines(output)}
     assert NUM_BEFORE_KILL <= len(kept) < NUM_PUZZLES
     shown = run_to_the_end(run, env=ONE_PROCESS)

@@ -1,0 +1,65 @@
+"""Ranks: no other program gets their port, and one that fails or hangs is shown."""
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import reserved_port, wait_for_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+READY = b"ready\n"
+
+
+def rank(log: Path, status: int | None) -> None:
+    """Ends with a status, or hangs."""
+    with log.open("wb", buffering=0) as file:
+        faulthandler.enable(file)
+        file.write(READY)
+        if status is not None:
+            file.write(b"no more memory\n")
+            os._exit(status)
+        time.sleep(600)
+
+
+def start(folder: Path, *statuses: int | None) -> list[tuple[Any, Path]]:
+    context = multiprocessing.get_context("fork")
+    logs = [folder / f"{number}.txt" for number in range(len(statuses))]
+    made = [context.Process(target=rank, args=pair) for pair in zip(logs, statuses, strict=True)]
+    for process, log in zip(made, logs, strict=True):
+        process.start()
+        while not (log.is_file() and log.read_bytes().startswith(READY)):
+            time.sleep(0.01)
+    return list(zip(made, logs, strict=True))
+
+
+def test_equal_statuses_are_fine(tmp_path: Path) -> None:
+    wait_for_ranks(start(tmp_path, 3, 3), status=3)
+
+
+def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
+    ranks = start(tmp_path, None, 1)
+    with pytest.raises(AssertionError, match="no more memory"):
+        wait_for_ranks(ranks)
+    assert [process.exitcode for process, _ in ranks] == [-9, 1]
+
+
+def test_a_rank_that_hangs_shows_where(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"hung(.|\n)*test_ranks\.py.* in rank"):
+        wait_for_ranks(start(tmp_path, None, 0), timeout_s=1)
+
+
+def test_a_reserved_port_is_for_one_listener() -> None:
+    port = reserved_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("", port))
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("", port))
+        server.listen()
+        socket.create_connection(("127.0.0.1", port)).close()
