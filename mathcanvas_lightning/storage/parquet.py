@@ -53,6 +53,12 @@ def read_footer(read_range: ReadRange, size_bytes: int) -> pq.FileMetaData:
         return pq.read_metadata(pa.BufferReader(tail))
 
 
+def repeated_column(metadata: pq.FileMetaData) -> str | None:
+    """A column whose name occurs twice: readers would silently take one of them."""
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    return next((path for path in paths if paths.count(path) > 1), None)
+
+
 def fetch_row_group(
     read_range: ReadRange,
     metadata: pq.FileMetaData,
