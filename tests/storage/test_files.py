@@ -132,6 +132,13 @@ def test_a_column_that_occurs_twice(tmp_path: Path) -> None:
             read(str(path))
 
 
+def test_an_encrypted_file_is_named(shard: tuple[Path, pa.Table]) -> None:
+    path, _ = shard
+    path.write_bytes(path.read_bytes()[:-4] + b"PARE")
+    with pytest.raises(DataError, match="an encrypted file: decrypt it first"):
+        Storage(QUICK).metadata(str(path))
+
+
 def test_local_damage_names_the_file(shard: tuple[Path, pa.Table]) -> None:
     path, table = shard
     storage = Storage(QUICK)

@@ -213,6 +213,8 @@ def test_other_files_are_named(content: bytes, found: str, tmp_path: Path) -> No
         (b'[{"a": 1,}]', "remove the comma before the end"),
         (b"id,answer\n1,2", "named .csv or .tsv"),
         (b"- id: 1\n", "named .csv or .tsv"),
+        (b'// made today\n{"a": 1}', "JSON has no comments"),
+        (b'{"a": 1} # made today', "JSON has no comments"),
     ],
 )
 def test_usual_mistakes_are_named(content: bytes, hint: str, tmp_path: Path) -> None:
