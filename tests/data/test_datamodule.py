@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mathcanvas_lightning.data.loading.config import DataSettings, WorkerConfig
 from mathcanvas_lightning.data.plan import epoch as epoch_module
 from mathcanvas_lightning.data.plan.position import EXPLAINING
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
+from mathcanvas_lightning.data.sequence.tokenizer import BYTE_TOKENIZER
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.config import StorageConfig
 from tests.conftest import png
@@ -303,6 +305,19 @@ def test_resuming_with_other_image_limits(tmp_path: Path) -> None:
     unchanged.load_state_dict(state)  # other limits, but the same rows
     with pytest.raises(ConfigError, match="max_pixels: 64000000, now 10000;"):
         module(folder, image_limits=ImageLimits(max_pixels=10**4), **options).load_state_dict(state)
+
+
+def test_resuming_with_another_tokenizer(shards: Path, tmp_path: Path) -> None:
+    state = module(config(shards)).state_dict()
+    copy = shutil.copytree(BYTE_TOKENIZER, tmp_path / "tokenizer")
+    module(config(shards), tokenizer=str(copy)).load_state_dict(state)
+    path = copy / "tokenizer.json"
+    found = json.loads(path.read_text())
+    vocabulary = found["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"differs in: data\.tokenizer: "):
+        module(config(shards), tokenizer=str(copy)).load_state_dict(state)
 
 
 def test_resuming_with_moved_data(tmp_path: Path) -> None:
