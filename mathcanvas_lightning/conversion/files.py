@@ -1,28 +1,21 @@
 """Reads the image files that records name, and never a file outside the image folder."""
 # Paths are strings here: for small pictures, making Path objects costs more than reading the files.
-# ruff: noqa: PTH113, PTH117, PTH118, PTH122
+# ruff: noqa: PTH117, PTH118
 
 import errno
 import os
 import posixpath
 import stat
-import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
-from pathlib import Path
-from urllib.parse import unquote
 
 from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError
 from mathcanvas_lightning.errors import InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.names import is_outside, near_miss
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError, with_retries
 
 MAX_FOLDERS = 4096
-MAX_LISTED = 100_000
-"""Files of a folder that are searched for a name in other letters."""
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 UNREADABLE_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EILSEQ}
@@ -95,8 +88,8 @@ class SourceFiles:
             return _missing(relative)
         except OSError as error:
             if error.errno in MISSING_ERRNOS:
-                hint = _near_miss(str(local_path(self.root)), relative)
-                return _outside(relative) if _is_outside(relative) else _missing(relative, hint)
+                hint = near_miss(str(local_path(self.root)), relative)
+                return _outside(relative) if is_outside(relative) else _missing(relative, hint)
             if error.errno in UNREADABLE_ERRNOS:
                 return RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r}: {error.strerror}")
             raise
@@ -112,7 +105,7 @@ class SourceFiles:
 
     def _read_remote(self, relative: str, max_bytes: int) -> bytes:
         inside = posixpath.normpath(relative)
-        if _is_outside(relative) or "://" in relative:
+        if is_outside(relative) or "://" in relative:
             raise _outside(relative)
         try:
             return self.storage.read_bytes(join_path(self.root, inside), max_bytes=max_bytes)
@@ -134,7 +127,7 @@ class SourceFiles:
             return path
         if path == root:
             return RejectError(Reason.IMAGE_UNREADABLE, f"{relative!r} is the image folder")
-        if _is_outside(relative):
+        if is_outside(relative):
             return _outside(relative)
         if self.link_root is None:
             return _link_outside(relative)
@@ -154,55 +147,6 @@ def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would block until it has a writer
 
 
-def _is_outside(relative: str) -> bool:
-    return posixpath.isabs(relative) or posixpath.normpath(relative).split("/")[0] == ".."
-
-
-def _near_miss(root: str, relative: str) -> str:
-    """Names an existing file whose path is spelled differently; "" without such a file."""
-    if _is_outside(relative):
-        return ""
-    if is_remote(relative):
-        return "; it is a URL: download the pictures and name their files"
-    if relative.startswith("data:"):
-        return "; it is a data URL without base64, which is not read"
-    for spelling in _spellings(relative):
-        if not _is_outside(spelling) and os.path.isfile(os.path.join(root, spelling)):
-            looks_same = unicodedata.normalize("NFC", spelling) == unicodedata.normalize(
-                "NFC", relative
-            )
-            how = " in another Unicode normalization" if looks_same else ""
-            return f"; there is {spelling!r}{how}"
-    folder, name = os.path.split(relative)
-    searched = Path(root, folder).absolute()
-    changed = searched.stat().st_mtime_ns if searched.is_dir() else 0
-    other = _names_in(searched, changed).get(name.casefold())
-    return f"; there is {os.path.join(folder, other)!r}" if other else ""
-
-
-@lru_cache(maxsize=16)
-def _names_in(folder: Path, changed: int) -> dict[str, str]:  # noqa: ARG001 - a changed folder
-    """Names of the files of a folder, by their small letters."""
-    try:
-        with os.scandir(folder) as entries:
-            return {e.name.casefold(): e.name for e in islice(entries, MAX_LISTED)}
-    except OSError:
-        return {}
-
-
-def _spellings(relative: str) -> Iterator[str]:
-    seen = {relative}
-    for slashed in (relative, relative.replace("\\", "/")):
-        for unquoted in (slashed, unquote(slashed)):
-            for form in ("NFC", "NFD"):
-                spelling = unicodedata.normalize(form, unquoted)
-                stem, suffix = os.path.splitext(spelling)
-                for name in (unquoted, spelling, stem + suffix.lower(), stem + suffix.upper()):
-                    if name not in seen:
-                        seen.add(name)
-                        yield name
-
-
 def _outside(relative: str) -> RejectError:
     reason = "is an absolute path" if posixpath.isabs(relative) else "leaves the image folder"
     return RejectError(Reason.PATH_OUTSIDE, f"{relative!r} {reason}")
@@ -217,7 +161,7 @@ def _link_outside(relative: str) -> RejectError:
 
 
 def _missing(relative: str, hint: str = "") -> RejectError:
-    return RejectError(Reason.IMAGE_MISSING, f"no file {relative!r} in the image folder{hint}")
+    return RejectError(Reason.IMAGE_MISSING, f"no file {relative!r:.200} in the image folder{hint}")
 
 
 def _too_large(relative: str, size: int, limit: int) -> RejectError:

@@ -34,6 +34,7 @@ from mathcanvas_lightning.storage.parquet import (
     parsing,
     read_footer,
     read_row_group,
+    repeated_column,
 )
 from mathcanvas_lightning.storage.ranges import BLOCK_BYTES, BlockFile, CachedRanges
 from mathcanvas_lightning.storage.remote_files import RemoteFiles
@@ -225,7 +226,7 @@ class Storage:
                 table = self.read_row_group(path, number, None)
                 yield from table.to_batches(max_chunksize=batch_rows)
             return
-        self.status(path)
+        self.metadata(path)
         with local_errors(path), pa.OSFile(os.fsencode(local_path(path))) as source, parsing():
             yield from open_parquet(source).iter_batches(
                 batch_size=batch_rows, row_groups=row_groups, use_threads=False
@@ -281,7 +282,8 @@ class Storage:
         if not files:
             wanted, remedy = "a folder of shards", "Make them with mathcanvas convert."
             if suffix != PARQUET_SUFFIXES:
-                wanted, remedy = f"a file, or a folder with {kinds} files", "Check the path."
+                wanted = f"a file, or a folder with {kinds} files"
+                remedy = "Check the path; a file with another ending is read if it is named."
             raise DataError(without_query(path), found=found, wanted=wanted, remedy=remedy)
         return sorted(files, key=lambda entry: natural_key(entry.path))
 
@@ -312,4 +314,12 @@ class Storage:
 
     def _read_footer(self, path: str, status: FileStatus) -> pq.FileMetaData:
         files = self._ranges if is_remote(path) else self._local
-        return read_footer(partial(files.read, path, status), status.size_bytes)
+        metadata = read_footer(partial(files.read, path, status), status.size_bytes)
+        if (column := repeated_column(metadata)) is not None:
+            raise DataError(
+                without_query(path),
+                found=f"the column {column!r} twice",
+                wanted="columns with different names",
+                remedy="Convert its source again, or rename one of them.",
+            )
+        return metadata

@@ -74,6 +74,9 @@ def local_errors(place: str) -> Iterator[None]:
         raise damaged_file(place, str(error)) from None
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(place) from None
+    except ValueError as error:  # a NUL in the name
+        found = f"a name that no file can have ({error})"
+        raise DataError(place, found=found, wanted="a file", remedy="Correct the name.") from None
     except OSError as error:
         if error.errno in HICCUPS:
             raise

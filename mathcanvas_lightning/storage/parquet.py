@@ -17,6 +17,8 @@ TAIL_BYTES = 2**16
 """Most footers are shorter than this."""
 MAX_GAP_BYTES = 2**20
 """Reading up to this many unneeded bytes is faster than another request."""
+ENCRYPTED_END = b"PARE"
+"""Last bytes of a file with an encrypted footer; others end with PAR1."""
 PART_ROWS = 64
 """Rows that are read at a time of a row group that is too large for one array."""
 
@@ -46,11 +48,19 @@ def read_footer(read_range: ReadRange, size_bytes: int) -> pq.FileMetaData:
     tail = read_range(max(size_bytes - TAIL_BYTES, 0), size_bytes) if size_bytes else b""
     if is_lfs_pointer(tail):
         raise ContentError(POINTER)
+    if tail.endswith(ENCRYPTED_END):
+        raise ContentError("an encrypted file: decrypt it first")
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer_bytes <= size_bytes:
         tail = read_range(size_bytes - footer_bytes, size_bytes)
     with parsing():
         return pq.read_metadata(pa.BufferReader(tail))
+
+
+def repeated_column(metadata: pq.FileMetaData) -> str | None:
+    """A column whose name occurs twice: readers would silently take one of them."""
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    return next((path for path in paths if paths.count(path) > 1), None)
 
 
 def fetch_row_group(

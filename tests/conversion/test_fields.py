@@ -119,18 +119,24 @@ def test_any_scalar_fields(extras: list[dict[str, Any]], folder: Path) -> None:
         assert example.answer == "B"
         for name, value in line.items():
             column = report.renamed_fields.get(name, name)
-            if isinstance(value, int) and not isinstance(value, bool) and column not in ("uid",):
+            if isinstance(value, int) and not isinstance(value, bool):
                 assert name in own or int(example.extras[column] or 0) == value
 
 
 def test_large_integers_beside_floats(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    stamps = [2**60 + 1, 0.5, None, 7]
+    stamps = [2**60 + 1, 0.5, None, 7, float("nan")]
     records = [canvas_record(n) | {"stamp": stamp} for n, stamp in enumerate(stamps)]
-    (tmp_path / "x.json").write_text(json.dumps(records))
-    run(tmp_path / "x.json", tmp_path / "out")
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+    run(tmp_path / "x.jsonl", tmp_path / "out")
     column = pq.read_table(tmp_path / "out" / "mathcanvas_000.parquet")["stamp"]
-    assert column.to_pylist() == [str(2**60 + 1), "0.5", None, "7"]
+    assert column.to_pylist() == [str(2**60 + 1), "0.5", None, "7", None]
+
+
+def test_other_names_of_an_id_stay_columns(tmp_path: Path) -> None:
+    source = puzzle_source(tmp_path, uid="u", level=3)
+    run(source, tmp_path / "out")
+    assert next(iter_examples(tmp_path / "out")).extras == {"level": 3, "uid": "u"}
 
 
 @pytest.mark.parametrize(

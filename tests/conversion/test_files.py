@@ -182,6 +182,7 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     files = SourceFiles(str(tmp_path))
     assert message(files, "none.png").startswith("image_missing")
+    assert "a link to nothing" in message(files, "none.png")
     assert message(files, "loop.png").startswith("image_unreadable")
 
 
@@ -196,6 +197,7 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
         ("images/Cat.png", "images/cAT.PNG", "there is 'images/cAT.PNG'"),
         ("https://example.org/a.png", "a.png", "it is a URL"),
         ("data:image/svg+xml;utf8,<svg>", "a.png", "a data URL without base64"),
+        ("data:image/png;base64," + "A" * 9999, "a.png", "a data URL: write the picture to a file"),
         (
             unicodedata.normalize("NFD", "é.png"),
             unicodedata.normalize("NFC", "é.png"),
@@ -214,6 +216,12 @@ def test_near_miss_is_named(written: str, file: str, hint: str, tmp_path: Path) 
     text = message(SourceFiles(str(tmp_path)), written)
     assert text.startswith("image_missing")
     assert hint in text
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/a.png", "a/" * 3000, "a\0.png"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    assert message(SourceFiles(str(tmp_path)), name).startswith("image_missing")
 
 
 def test_the_image_folder_is_no_picture(tmp_path: Path) -> None:

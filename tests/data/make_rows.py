@@ -154,13 +154,14 @@ def config(
 def new_module(*train: DatasetConfig, **options: Any) -> MathCanvasDataModule:
     """A data module for the tiny model that builds packs in this process; not set up."""
     defaults: dict[str, Any] = {
+        "tokenizer": TOKENIZER,
         "max_num_tokens": 400,
         "max_num_tokens_per_sample": 400,
         "geometry": GEOMETRY,
         "workers": WorkerConfig(num_workers=0),
         "index_workers": 0,
     }
-    return MathCanvasDataModule(TOKENIZER, list(train), **{**defaults, **options})
+    return MathCanvasDataModule(train=list(train), **{**defaults, **options})
 
 
 def module(*train: DatasetConfig, **options: Any) -> MathCanvasDataModule:

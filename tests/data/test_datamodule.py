@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mathcanvas_lightning.data.loading.config import DataSettings, WorkerConfig
 from mathcanvas_lightning.data.plan import epoch as epoch_module
 from mathcanvas_lightning.data.plan.position import EXPLAINING
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT, DropoutConfig
+from mathcanvas_lightning.data.sequence.tokenizer import BYTE_TOKENIZER
 from mathcanvas_lightning.errors import ConfigError, DataError
 from mathcanvas_lightning.storage.config import StorageConfig
 from tests.conftest import png
@@ -305,6 +307,35 @@ def test_resuming_with_other_image_limits(tmp_path: Path) -> None:
         module(folder, image_limits=ImageLimits(max_pixels=10**4), **options).load_state_dict(state)
 
 
+def test_resuming_with_another_tokenizer(shards: Path, tmp_path: Path) -> None:
+    state = module(config(shards)).state_dict()
+    copy = shutil.copytree(BYTE_TOKENIZER, tmp_path / "tokenizer")
+    module(config(shards), tokenizer=str(copy)).load_state_dict(state)
+    path = copy / "tokenizer.json"
+    found = json.loads(path.read_text())
+    vocabulary = found["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"differs in: data\.tokenizer: "):
+        module(config(shards), tokenizer=str(copy)).load_state_dict(state)
+
+
+def test_resuming_with_moved_data(tmp_path: Path) -> None:
+    """Its name is kept by `name`, since the last part of its path differs."""
+    whole = list(module(config(interleaved_shards(tmp_path / "set", 30))).train_dataloader())
+    data = module(config(tmp_path / "set"))
+    states = [data.state_dict()]
+    taken = list(itertools.islice(data.train_dataloader(), 4))[:-1]
+    states.append(data.state_dict())
+    (tmp_path / "set").rename(tmp_path / "moved")
+    for state in states:
+        moved = module(config(tmp_path / "moved", name="set", image_dir=str(tmp_path)))
+        moved.load_state_dict(state)
+    assert [digest(b) for b in [*taken, *moved.train_dataloader()]] == [digest(b) for b in whole]
+    with pytest.raises(ConfigError, match="data set moved, which is new"):
+        module(config(tmp_path / "moved")).load_state_dict(state)
+
+
 def test_a_plan_that_no_setting_explains_is_refused(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,14 +521,28 @@ def test_a_sample_must_fit_into_a_pack() -> None:
         module(max_num_tokens=100, max_num_tokens_per_sample=101)
 
 
-@pytest.mark.parametrize("path", ["", "/train"])
+@pytest.mark.parametrize(
+    ("files", "held_out"),
+    [
+        (["train/a_000", "test/a_000"], "test"),
+        (["data/Train/a_000", "data/Val/a_000"], "val"),
+        (["data/train-00000-of-00001", "data/test-00000-of-00001"], "test"),
+        (["train/a_000", "train/b_000"], None),
+        (["train/test_000"], None),
+        (["test/a_000"], None),
+    ],
+)
 def test_training_on_test_rows_is_said(
-    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    files: list[str], held_out: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for split in ("train", "test"):
-        interleaved_shards(tmp_path / "shards" / split, 4)
-    module(config(f"{tmp_path}/shards{path}"))
-    assert ("includes the folders test" in caplog.text) == (path == "")
+    shard = interleaved_shards(tmp_path / "made", 2, num_files=1) / "part_0.parquet"
+    for file in files:
+        path = tmp_path / "shards" / f"{file}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(shard.read_bytes())
+    module(config(tmp_path / "shards"))
+    found = re.search(r"includes the splits (\w+);", caplog.text)
+    assert (found and found[1]) == held_out
 
 
 def test_images_too_large_for_the_model(tmp_path: Path) -> None:

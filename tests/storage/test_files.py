@@ -120,6 +120,26 @@ def test_row_groups_that_are_too_large_for_one_array(
     assert read.combine_chunks().equals(group(table, 1, ["images", "id"]).combine_chunks())
 
 
+def test_a_column_that_occurs_twice(tmp_path: Path) -> None:
+    path = tmp_path / "shard.parquet"
+    pq.write_table(pa.table([["A"], ["wrong"]], names=["answer", "answer"]), path)
+    storage = Storage(QUICK)
+    for read in (
+        storage.metadata,
+        lambda place: storage.read_row_group(place, 0, ["answer"]),
+        lambda place: list(storage.iter_batches(place, 2)),
+    ):
+        with pytest.raises(DataError, match=r"shard\.parquet: found the column 'answer' twice"):
+            read(str(path))
+
+
+def test_an_encrypted_file_is_named(shard: tuple[Path, pa.Table]) -> None:
+    path, _ = shard
+    path.write_bytes(path.read_bytes()[:-4] + b"PARE")
+    with pytest.raises(DataError, match="an encrypted file: decrypt it first"):
+        Storage(QUICK).metadata(str(path))
+
+
 def test_local_damage_names_the_file(shard: tuple[Path, pa.Table]) -> None:
     path, table = shard
     storage = Storage(QUICK)

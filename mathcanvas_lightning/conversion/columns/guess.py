@@ -77,17 +77,23 @@ def guess_columns(records: Sequence[Mapping[str, Any]]) -> Guess:
 
 
 def fitting_presets(fields: Collection[str]) -> list[str]:
-    """Presets whose columns are all among these, except those that may be absent; best first."""
+    """Presets whose columns are all among these, best first.
+
+    Some columns of a preset may be absent, but not all of its pictures.
+    """
     record = dict.fromkeys(fields, "")
     fits: dict[str, int] = {}
     for name in preset_names():
         used: set[str] = set()
         has_all = True
-        for text in find_columns(name).selectors:
+        config = find_columns(name)
+        for text in config.selectors:
             found = set(used_columns(record, text))
             has_all &= bool(found) or parse_selector(text).is_optional
             used |= found
-        if has_all:
+        pictures = (*config.images, *config.question_images, *config.solution_images)
+        has_pictures = any(any(used_columns(record, text)) for text in pictures)
+        if has_all and (has_pictures or config.conversation is not None):
             fits[name] = len(used)
     return sorted(fits, key=lambda name: -fits[name])[:2]
 

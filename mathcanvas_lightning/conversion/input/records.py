@@ -16,6 +16,16 @@ from mathcanvas_lightning.errors import InputError
 CHUNK_BYTES = 2**16
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 _NOT_JSON = re.compile(rb"-?Infinity|NaN")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(
+    rb"\\(?:(?P<rest>(?:u[0-9a-fA-F]{0,3}|u[dD][89abAB]..(?:\\(?:u[0-9a-fA-F]{0,3})?)?)?\Z)"
+    rb"|u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)",
+    re.DOTALL,
+)
+"""An escape sequence: the start of one, a surrogate pair, half of one, or any other."""
+_LONGEST_ESCAPE = 12
+_MARK, _MARKED_HALF = "\ufdd0", "\ud800"
+"""A character that no text holds, and what stands for it in the values that are read."""
 
 
 def read_records(path: Path, place: str) -> Generator[Any]:
@@ -76,6 +86,8 @@ def _line_hint(line: str, position: int) -> str:
     before, after = line[:position].strip(), line[position:].lstrip(" \t")
     if not after:
         return "; write each object on one line, or all in an array"
+    if after.startswith(("//", "#")):
+        return "; JSON has no comments"
     if before and after[0] == ",":
         return "; remove the comma behind the object"
     if "\r" in line[:position]:
@@ -99,9 +111,11 @@ def _array_hint(file: BinaryIO, offset: int) -> str:
 
 def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
     start = file.tell()
+    marked = _MarkedHalves(file)
     try:
         # Not use_float=True: that refuses integers of more than 64 bits, which JSON allows.
-        yield from map(_with_floats, ijson.items(file, "item", buf_size=CHUNK_BYTES))
+        for item in ijson.items(marked, "item", buf_size=CHUNK_BYTES):
+            yield _as_json_reads(item, has_halves=marked.has_halves)
     except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
         offset = _failing_byte(file, start)
         line, column = _line_and_column(file, offset)
@@ -122,12 +136,52 @@ def _number_name(file: BinaryIO, offset: int) -> str | None:
     return next((m[0].decode() for m in found if m.start() <= before <= m.end()), None)
 
 
-def _with_floats(value: Any) -> Any:
-    """Converts decimals to floats, as the json module reads them."""
+class _MarkedHalves:
+    """A file in which a mark replaces each half of a surrogate pair that is an escape sequence.
+
+    ijson would read a question mark, without an error.
+
+    Args:
+        file: A JSON file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._rest = b""
+        self.has_halves = False
+        """Whether there was such a half."""
+
+    def read(self, size: int) -> bytes:
+        """Reads some bytes; none at the end of the file."""
+        data = b""
+        while not data:
+            chunk = self._file.read(size)
+            data, self._rest = self._rest + chunk, b""
+            if not chunk:
+                return data
+            if b"\\" in data[-_LONGEST_ESCAPE:] or _HALF.search(data):
+                data = _ESCAPE.sub(self._replace, data)
+        return data
+
+    def _replace(self, escape: re.Match[bytes]) -> bytes:
+        if escape["rest"] is not None:
+            self._rest = escape[0]
+            return b""
+        if escape["half"] is None:
+            return escape[0]
+        self.has_halves = True
+        return json.dumps(_MARK)[1:-1].encode()
+
+
+def _as_json_reads(value: Any, *, has_halves: bool) -> Any:
+    """Converts decimals to floats, and marks to halves of surrogate pairs, as json has them."""
     if isinstance(value, dict):
-        return {name: _with_floats(item) for name, item in value.items()}
+        items = ((_as_json_reads(n, has_halves=has_halves), v) for n, v in value.items())
+        return {name: _as_json_reads(item, has_halves=has_halves) for name, item in items}
     if isinstance(value, list):
-        return [_with_floats(item) for item in value]
+        return [_as_json_reads(item, has_halves=has_halves) for item in value]
+    if has_halves and isinstance(value, str):
+        return value.replace(_MARK, _MARKED_HALF)
     return float(value) if isinstance(value, Decimal) else value
 
 

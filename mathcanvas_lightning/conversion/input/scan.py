@@ -117,18 +117,21 @@ def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
         InputError: If no object has the fields of a built-in format, or malformed JSON comes first.
     """
     fields: set[str] = set()
-    has_arrays, num_records = False, 0
+    has_arrays, num_records, holds_records = False, 0, False
     for record in records:
         num_records += 1
         has_arrays |= isinstance(record, list)
         if isinstance(record, dict):
             fields = fields or set(record)
-            # Published rows hold their images in columns, which the preset reads.
+            is_alone = num_records == 1 and bool(record)
+            holds_records = is_alone and all(map(_is_record_or_list, record.values()))
             fits = [s for s in BUILT_IN if s.recognised_by <= set(record)]
-            if fits and not isinstance(record.get(IMAGE_COLUMNS[0]), list):
+            if fits and not _holds_images(record):
                 return fits[0]
     known = "; ".join(f"{s.name}: {', '.join(sorted(s.recognised_by))}" for s in BUILT_IN)
     remedy = "Name the format with --source, or write one with mathcanvas generate-handler."
+    if holds_records:
+        remedy = "If this object holds the records, write them as an array, or each on one line."
     if presets := fitting_presets(fields):
         remedy = f"Use --preset {' or --preset '.join(presets)}: it has columns of these names."
     if "conversations" in fields:
@@ -147,6 +150,18 @@ def recognise_source(records: Iterable[Any], place: str) -> type[SourceFormat]:
         wanted=f"the fields of a known format ({known})",
         remedy=remedy,
     )
+
+
+def _is_record_or_list(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, dict) for item in items)
+
+
+def _holds_images(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a published row: its images are in columns, which a preset reads."""
+    firsts = (v[0] if isinstance(v, list) and v else v for v in record.values())
+    holds = any(isinstance(v, bytes) or (isinstance(v, dict) and "bytes" in v) for v in firsts)
+    return holds or isinstance(record.get(IMAGE_COLUMNS[0]), list)
 
 
 def find_source(name: str) -> type[SourceFormat]:

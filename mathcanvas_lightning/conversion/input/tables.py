@@ -8,7 +8,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.conversion.input.encoding import opened_text
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
@@ -73,7 +72,6 @@ def read_parquet(
     """
     try:
         groups, skipped = _row_groups(source, storage, start, stop)
-        _check_columns(source, storage)
         position = skipped
         for batch in storage.iter_batches(source, BATCH_ROWS, row_groups=groups):
             first = max(start - position, 0)
@@ -120,17 +118,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
     return value.isoformat() if isinstance(value, date | time) else value
-
-
-def _check_columns(source: str, storage: Storage) -> None:
-    names = storage.metadata(source).schema.to_arrow_schema().names
-    if doubles := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(
-            without_query(source),
-            found=f"the column {doubles[0]!r} twice",
-            wanted="columns with different names",
-            remedy="Rename one of them.",
-        )
 
 
 def _row_groups(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mathcanvas_lightning.conversion.sources.base import is_nan
 from mathcanvas_lightning.data.rows.schema import CORE_COLUMNS, InterleaveEncoding, Scalar
 
 _IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -71,4 +72,6 @@ def _images_array(lists: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
 
 
 def _as_text(value: Scalar) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    if value is None or is_nan(value):
+        return None
+    return value if isinstance(value, str) else json.dumps(value)

@@ -10,6 +10,8 @@ from mathcanvas_lightning.data.images.errors import ImageError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PROSE = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 """Texts and colour profiles, which decoding does not use. Pillow refuses files with large ones."""
+CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+"""All critical chunks of the standard. With another one, the pixels mean something else."""
 CHUNK_BYTES = 12
 """Bytes of a chunk without its content: length, kind, checksum."""
 HEADER = SIGNATURE + b"\0\0\0\x0dIHDR"
@@ -67,6 +69,11 @@ def read_png(data: bytes, *, only_pixels: bool = False) -> Png:
                 message = f"the PNG is damaged (checksum of the chunk {name!r})"
                 raise ImageError("image_unreadable", message)
             is_damaged = True
+        elif not chunk.is_ancillary and chunk.kind not in (*CRITICAL, b"tRNS"):
+            name = chunk.kind.decode("latin-1")
+            hint = ", as Xcode writes it for apps" if chunk.kind == b"CgBI" else ""
+            message = f"the PNG has the non-standard chunk {name!r}{hint}: convert it first"
+            raise ImageError("image_unreadable", message)
         elif chunk.kind not in PROSE and not (only_pixels and chunk.is_ancillary):
             start, end = kept[-1]
             if end == chunk.start:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,9 @@ from mathcanvas_lightning.storage.files import Storage
 logger = logging.getLogger(__name__)
 
 MAX_LISTED = 10
-HELD_OUT_FOLDERS = frozenset({"test", "val", "valid", "validation", "eval", "dev"})
+HELD_OUT = frozenset({"test", "val", "valid", "validation", "eval", "dev"})
+_HUB_SHARD = re.compile(r"(\w+)-\d+-of-\d+")
+"""Name of a shard on the Hugging Face hub, which begins with its split."""
 _DRAWN = (Role.DRAWN_IMAGE, Role.TARGET_IMAGE)
 MAX_COUNTED_IMAGES = 2**12 - 1
 """Maximum number of images per row in the size computation; it is stored in 12 bits of a key."""
@@ -210,17 +213,23 @@ def warn_of_test_rows(datasets: Sequence[LoadedDataset]) -> None:
     """Warns if a data set to train on holds both training and test rows, as a folder of splits."""
     for data in datasets:
         root = without_query(plain_path(data.config.path)).rstrip("/")
-        inside = [file.removeprefix(root).strip("/").split("/") for file in data.index.files]
-        folders = {parts[0] for parts in inside if len(parts) > 1}
-        if "train" in folders and (held_out := sorted(folders & HELD_OUT_FOLDERS)):
+        inside = [without_query(file).removeprefix(root) for file in data.index.files]
+        splits = {split for file in inside for split in _splits(file.lower())}
+        if "train" in splits and (held_out := sorted(splits & HELD_OUT)):
             logger.warning(
-                "%s: the data set %s to train on includes the folders %s; name %s/train to "
-                "leave them out",
+                "%s: the data set %s to train on includes the splits %s; name the folder of the "
+                "training rows, or move the other files elsewhere",
                 root,
                 data.config.label,
                 ", ".join(held_out),
-                root,
             )
+
+
+def _splits(file: str) -> set[str]:
+    """What may be names of splits in a path: folders, and `train` of `train-00000-of-00009`."""
+    *folders, name = file.split("/")
+    shard = _HUB_SHARD.match(name)
+    return {*folders, *([shard[1]] if shard else [])}
 
 
 def _count_tokens(

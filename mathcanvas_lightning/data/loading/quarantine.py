@@ -12,6 +12,8 @@ from mathcanvas_lightning.data.rows.left_out import INTACT_STAGES, LeftOutRow
 from mathcanvas_lightning.errors import DataError
 
 Key = tuple[object, ...]
+LINE_START = b'{"dataset": '
+"""First bytes of each line."""
 KEY_FIELDS = ("dataset", "index", "path", "row_group", "row")
 
 
@@ -93,8 +95,12 @@ class Quarantine:
         file.seek(self._read_bytes)
         data: bytes = file.read()
         whole = data[: data.rfind(b"\n") + 1]
+        end = data[len(whole) :]
         self._read_bytes += len(whole)
-        file.truncate(self._read_bytes)
+        if LINE_START.startswith(end[: len(LINE_START)]):
+            file.truncate(self._read_bytes)
+        else:  # a file of another program, whose last line has no line feed
+            self._read_bytes += len(end) + file.write(b"\n")
         # JSON never holds a raw line feed; `splitlines` would also split at U+2028 in an id.
         self._remember(filter(None, map(parse_line, whole.split(b"\n"))))
 

@@ -242,10 +242,13 @@ class Position:
         names = {*saved, *ours} - (EXPLAINING - saved.keys())  # version 1 has fewer topics
         changed = sorted(name for name in names if saved.get(name) != ours.get(name))
         is_other = "plan" in state and state["plan"] != self._digest(at)
-        if not is_other and EXPLAINING.issuperset(changed):
+        shown, now = state.get("values", {}), self.origin.values
+        # Data that was moved and named as before has another hash, but the same values and plan.
+        same = {name for name in changed if name in shown and shown[name] == now.get(name)}
+        if not is_other and (EXPLAINING | same).issuperset(changed):
             return
         other = "another plan from the same settings: by another version of this library or numpy"
-        differing = explain(changed, state.get("values", {}), self.origin.values)
+        differing = explain(changed, shown, now)
         raise ConfigError(
             "data state of the checkpoint",
             found=f"a plan that differs in: {differing}" if changed else other,

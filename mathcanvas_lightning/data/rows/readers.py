@@ -145,9 +145,7 @@ def read_edit(row: Mapping[str, Any], place: str) -> Sample:
         NoSampleError: If there are fewer than two pictures.
         DataError: If the row violates the format.
     """
-    missing = [name for name in ("image_list", "instruction_list") if name not in row]
-    if missing:
-        raise _row_error(place, f"the columns {sorted(row)}", f"{' and '.join(missing)} too")
+    _require(row, ("image_list", "instruction_list"), place)
     images = _list(row.get("image_list"), place, "image_list")
     instructions = row.get("instruction_list")
     if isinstance(instructions, str):
@@ -184,6 +182,7 @@ def read_vlm(row: Mapping[str, Any], place: str) -> Sample:
         NoSampleError: If there is no answer.
         DataError: If the row violates the format.
     """
+    _require(row, ("conversations",), place)
     paths = row.get("image")
     paths = [paths] if paths and isinstance(paths, str) else _list(paths or (), place, "image")
     elements: list[Element] = []
@@ -219,6 +218,11 @@ COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "vlm": (*UID_COLUMNS, "image", "conversations"),
 }
 """Columns that each reader uses; other columns are not read from disk."""
+
+
+def _require(row: Mapping[str, Any], columns: Sequence[str], place: str) -> None:
+    if missing := [name for name in columns if name not in row]:
+        raise _row_error(place, f"no {' and no '.join(missing)}", "a row of this row format")
 
 
 def _human_turn(text: str, paths: Any, place: str) -> list[Element]:

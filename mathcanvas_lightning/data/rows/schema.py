@@ -146,8 +146,16 @@ def example_from_row(row: Mapping[str, Any], *, place: str) -> InterleavedExampl
 
 def find_uid(row: Mapping[str, Any]) -> str | None:
     """The id of a row; None if it has none."""
-    values = (row.get(name) for name in UID_COLUMNS)
-    return next((str(value) for value in values if value is not None and value == value), None)
+    column = _uid_column(row)
+    return None if column is None else str(row[column])
+
+
+def _uid_column(row: Mapping[str, Any]) -> str | None:
+    """The first of `UID_COLUMNS` with a value; NaN is none."""
+    return next(
+        (n for n in UID_COLUMNS if row.get(n) is not None and row[n] == row[n]),
+        None,
+    )
 
 
 def _example(row: Mapping[str, Any], place: str) -> InterleavedExample:
@@ -159,8 +167,7 @@ def _example(row: Mapping[str, Any], place: str) -> InterleavedExample:
     extras = {
         name: value
         for name, value in row.items()
-        if name not in CORE_COLUMNS
-        and name not in UID_COLUMNS
+        if name not in (*CORE_COLUMNS, _uid_column(row))
         and (value is None or isinstance(value, str | int | float | bool))
     }
     answer = _answer(row["answer"], place, uid)

@@ -9,7 +9,14 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from mathcanvas_lightning.common.paths import file_name, join_path, parent_folder, without_query
+from mathcanvas_lightning.common.paths import (
+    file_name,
+    is_remote,
+    join_path,
+    parent_folder,
+    plain_path,
+    without_query,
+)
 from mathcanvas_lightning.data.images.decode import ImageLimits
 from mathcanvas_lightning.data.rows.json_rows import NoRowsError, iter_rows, read_rows
 from mathcanvas_lightning.data.rows.left_out import row_boundary
@@ -17,6 +24,8 @@ from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, Ro
 from mathcanvas_lightning.data.rows.stored_images import StoredRow
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.files import PARQUET_SUFFIXES, Storage
+from mathcanvas_lightning.storage.names import is_outside, near_miss
+from mathcanvas_lightning.storage.retry import MissingFileError
 
 LINES_PER_GROUP = 64
 
@@ -121,14 +130,22 @@ class RowSource:
             return element.content
         folder = parent_folder(path) if self.image_dir is None else self.image_dir
         name = posixpath.normpath(element.content)
-        if posixpath.isabs(name) or name.split("/")[0] == "..":
+        if is_outside(name):
             raise DataError(
                 without_query(path),
                 found=f"the image path {element.content!r}",
                 wanted="a path below the image folder",
                 remedy="Fix the row, or set image_dir.",
             )
-        return self.storage.read_bytes(join_path(folder, name), max_bytes=self.limits.max_bytes)
+        place = join_path(folder, name)
+        try:
+            return self.storage.read_bytes(place, max_bytes=self.limits.max_bytes)
+        except MissingFileError as error:
+            hint = "" if is_remote(folder) else near_miss(plain_path(folder), element.content)
+            if not hint:
+                raise
+            found, remedy = f"nothing{hint}", "Correct the path in the row."
+            raise DataError(place, found=found, wanted=error.wanted, remedy=remedy) from None
 
 
 class Rows(Protocol):

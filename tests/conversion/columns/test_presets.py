@@ -1,5 +1,6 @@
 """Presets: each public layout -> shards -> a pack -> a page."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,26 @@ def test_auto_suggests_a_preset(tmp_path: Path) -> None:
     published = write_sample("mathcanvas", tmp_path)
     with pytest.raises(InputError, match="Use --preset mathcanvas"):
         convert_cot(str(published), str(tmp_path / "out"), num_workers=0)
+
+
+@pytest.mark.parametrize("name", ["mathvision", "mathvista", "mathverse"])
+def test_auto_suggests_the_preset_of_a_published_benchmark(name: str, tmp_path: Path) -> None:
+    """Their rows hold the pictures, and have the fields of MathVision's own file."""
+    with pytest.raises(InputError, match=f"Use --preset .*{name}"):
+        convert_cot(str(write_sample(name, tmp_path)), str(tmp_path / "out"), num_workers=0)
+
+
+def test_auto_suggests_no_preset_without_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps({"question": "?", "answer": "4", "images": []}))
+    with pytest.raises(InputError, match="generate-handler"):
+        convert_cot(str(tmp_path / "x.jsonl"), str(tmp_path / "out"), num_workers=0)
+
+
+@pytest.mark.parametrize("records", [{"data": [{"q": "?"}]}, {"1": {"q": "?"}, "2": {"q": "?"}}])
+def test_records_in_an_object_are_seen(records: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    with pytest.raises(InputError, match="If this object holds the records"):
+        convert_cot(str(tmp_path / "x.json"), str(tmp_path / "out"), num_workers=0)
 
 
 def test_a_preset_for_another_source_is_refused(tmp_path: Path) -> None:

@@ -44,6 +44,33 @@ def test_array_and_lines_hold_the_same(
     assert list(read_records(lines, "lines")) == values
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 2**16])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"caf\ud83d",
+        r"\ude00caf",
+        r"\ud83d\ud83d\ude00",
+        r"\\ud83d",
+        r"\\\ud83d",
+        r"\ud83d\n\ude00",
+        r"\uD83D\uDE00",
+        r"\ufdd0 \u00e9",
+    ],
+)
+def test_halves_of_a_character_are_read_from_an_array(
+    text: str, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from lines, where they are halves still; ijson alone reads a question mark."""
+    monkeypatch.setattr(records, "CHUNK_BYTES", chunk_bytes)
+    content = f'[{{"{text}": "{text}"}}]'
+    (tmp_path / "x.json").write_text(content)
+    halves = dict.fromkeys(range(0xD800, 0xE000), "\ud800")
+    ((name, value),) = json.loads(content)[0].items()
+    expected = {name.translate(halves): value.translate(halves)}
+    assert list(read_records(tmp_path / "x.json", "x")) == [expected]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "good", "place"),
     [
@@ -186,6 +213,8 @@ def test_other_files_are_named(content: bytes, found: str, tmp_path: Path) -> No
         (b'[{"a": 1,}]', "remove the comma before the end"),
         (b"id,answer\n1,2", "named .csv or .tsv"),
         (b"- id: 1\n", "named .csv or .tsv"),
+        (b'// made today\n{"a": 1}', "JSON has no comments"),
+        (b'{"a": 1} # made today', "JSON has no comments"),
     ],
 )
 def test_usual_mistakes_are_named(content: bytes, hint: str, tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def test_damage_that_may_change_pixels(kind: bytes) -> None:
     assert caught.value.reason == "image_unreadable"
 
 
+@pytest.mark.parametrize("kind", [b"CgBI", b"QQQQ"])
+def test_chunks_that_change_the_meaning_of_the_pixels(kind: bytes) -> None:
+    """CgBI: Xcode writes premultiplied pixels in another order and compression."""
+    data = inserted(chunk(kind, b"P\0 \2"), b"IHDR")
+    for read in (check_image, decode_image):
+        with pytest.raises(ImageError, match=f"non-standard chunk {kind.decode()!r}"):
+            read(data, LIMITS)
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_damaged_chunk_never_loses_pixels(data: st.DataObject) -> None:

@@ -294,9 +294,12 @@ def test_any_id_survives_index_list_and_restart(ids: list[str]) -> None:
 
 def test_lines_of_others_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
-    path.write_text('not json\n{"dataset": ["a"]}\n3\n')
-    ledger(path).add([left_out(0)])
-    assert len(path.read_text().splitlines()) == 4
+    others = 'not json\n{"dataset": ["a"]}\n3\n{"id": 1}'
+    path.write_text(others)  # the last line has no line feed
+    for _ in range(2):
+        ledger(path).add([left_out(0)])
+    assert path.read_text().startswith(f"{others}\n")
+    assert len(path.read_text().splitlines()) == 5
 
 
 def test_ranks_share_the_list_and_read_only_what_is_new(

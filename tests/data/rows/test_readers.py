@@ -226,7 +226,9 @@ def _file(content: str | bytes) -> bytes:
         ("vlm", {"id": "\ud800", "conversations": [{"from": "gpt", "value": "x"}]}, "surrogate"),
         ("vlm", {"conversations": [{"from": "gpt", "value": "caf\ud83d"}]}, "surrogate"),
         ("edit", {"image_list": {"bytes": b""}, "instruction_list": []}, "image_list"),
-        ("edit", {"image_list": [b"", b""]}, "instruction_list too"),
+        ("edit", {"image_list": [b"", b""]}, "no instruction_list"),
+        ("edit", {"images": [b"", b""]}, "no image_list and no instruction_list"),
+        ("vlm", {"messages": []}, "no conversations"),
         ("t2i", {"image": b"", "captions": 5}, "captions: found 5"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from mathcanvas_lightning.data.rows.readers import Element, Role
 from mathcanvas_lightning.data.rows.source import RowSource, TableRows
 from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
 
 
@@ -24,6 +25,28 @@ def test_images_beside_a_file_of_the_working_folder(
     outside = Element(role=Role.SEEN_IMAGE, content=str(tmp_path / "pictures" / "a.png"))
     with pytest.raises(DataError, match="a path below the image folder"):
         source.read_image(outside, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a\0b.png", "a name that no file can have"),
+        ("a" * 300, "File name too long"),
+        ("pictures", "a folder or device"),
+        ("pictures\\a.png", "nothing; there is 'pictures/a.png'"),
+        ("pictures/a%2Epng", "nothing; there is 'pictures/a.png'"),
+        ("pictures/A.PNG", "nothing; there is 'pictures/a.png'"),
+        ("http://host/a.png", "nothing; it is a URL"),
+        ("pictures/b.png", "found nothing; wanted a file"),
+    ],
+)
+def test_names_that_no_image_has(name: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"pixels")
+    source = RowSource("vlm", Storage(StorageConfig(max_retries=0)))
+    image = Element(role=Role.SEEN_IMAGE, content=name)
+    with pytest.raises(DataError, match=found):
+        source.read_image(image, str(tmp_path / "talks.jsonl"))
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 2, 100])
