@@ -24,7 +24,7 @@ class TextTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordList:
-    """Some of the records that only one of two models answers rightly."""
+    """Some of the records that only one of two models answers correctly."""
 
     title: str
     shown: str
@@ -90,7 +90,7 @@ def difference_table(table: ModelTable) -> TextTable | None:
 
 
 def record_lists(table: ModelTable, limit: int) -> list[RecordList]:
-    """The records that only the first or only the second of two models answers rightly.
+    """The records that only the first or only the second of two models answers correctly.
 
     Args:
         table: The models.
