@@ -9,8 +9,8 @@ import torch
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Problem
-from mathcanvas_lightning.generation.bagel.rollout.queue import ProblemQueue
 from mathcanvas_lightning.generation.bagel.rollout.progress import Progress
+from mathcanvas_lightning.generation.bagel.rollout.queue import ProblemQueue
 from mathcanvas_lightning.generation.bagel.rollout.reader import ProblemReader
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 
