@@ -154,7 +154,8 @@ def memory_plan(plan: "MemoryPlan", console: Console) -> int:
     """Prints a table of the memory, a verdict and advice; returns 1 if it doesn't fit."""
     shared = f", {plan.shards} of which share a network" if plan.shards > 1 else ""
     table = Table("computed, not measured", "each GPU", "host, for each GPU", title_justify="left")
-    table.title = f"Memory of each of {plan.gpus} GPUs{shared}, in GB"
+    of_each = f"each of {plan.gpus} GPUs{shared}" if plan.gpus > 1 else "the GPU"
+    table.title = f"Memory of {of_each}, in GB"
     for column in table.columns[1:]:
         column.justify = "right"
     for item in plan.items:
