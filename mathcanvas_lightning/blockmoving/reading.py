@@ -162,7 +162,7 @@ def _confidence(margin: float, apart: float) -> float:
     """Returns the confidence: 0 halfway between two stacks, 1 at the rendering of the nearest one.
 
     Args:
-        margin: Squared distance to the next stack less that to the nearest.
+        margin: Squared distance to the next stack minus that to the nearest.
         apart: Squared distance of the two renderings.
     """
     return float(np.clip(margin / apart, 0.0, 1.0)) if apart > 0 else 0.0

@@ -139,7 +139,7 @@ def batch(report: "BatchReport", console: Console) -> int:
     console.print(
         f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
         f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "
-        f"{len(pack.ce_indexes):,} tokens with text loss, {len(pack.mse_indexes):,} with image "
+        f"{len(pack.ce_indexes):,} tokens with text loss, {len(pack.mse_indexes):,} with drawing "
         f"loss.\nThe epoch: {report.num_samples:,} samples in {report.num_packs:,} packs, "
         f"{report.fill:.1%} full, and {counted(report.num_fillers, 'filler')}.",
         markup=False,

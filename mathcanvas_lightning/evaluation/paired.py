@@ -27,7 +27,7 @@ class PairedDifference:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first model less that of the second one."""
+        """Accuracy of the first model minus that of the second one."""
         return (self.num_first_only - self.num_second_only) / self.num_records
 
     @property

@@ -82,7 +82,7 @@ def difference_table(table: ModelTable) -> TextTable | None:
         return None
     names = ("data set", "first", "second")
     return TextTable(
-        title="First less second, record by record",
+        title="First minus second, record by record",
         columns=(*names, "points", "95 %", "McNemar p", "only first", "only second"),
         rows=tuple(rows),
         num_names=len(names),
