@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     },
 }
 """Data sets by name: format; weight, of the published stage-1 recipe (interleaved: of stage 2; vlm:
-chosen here); rows, as a part of the samples an epoch takes of it: most are visited repeatedly."""
+chosen here); rows, as a part of the samples per epoch takes of it: most are visited repeatedly."""
 TEMPLATES: dict[RowFormat, list[Role]] = {
     "interleaved": [
         *[Role.PROMPT_TEXT, Role.CONTEXT_IMAGE],

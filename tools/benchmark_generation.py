@@ -283,7 +283,9 @@ def main() -> None:
         "torch": torch.__version__,
         "options": {k: str(v) for k, v in vars(options).items()},
     }
-    show(rows, f"{options.preset}, {options.text_tokens} tokens a text, {options.dtype}, {device}")
+    show(
+        rows, f"{options.preset}, {options.text_tokens} tokens per text, {options.dtype}, {device}"
+    )
     if options.json:
         options.json.write_text(json.dumps(about | agreement | {"rows": rows}, indent=2) + "\n")
 

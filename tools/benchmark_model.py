@@ -373,7 +373,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="small", help="tiny, small or 7b (default: small)")
     parser.add_argument("--layers", type=int, help="decoder layers (default: the preset's)")
     parser.add_argument("--tokens", type=int, default=2048, help="of a pack (default: 2048)")
-    parser.add_argument("--image_side", type=int, default=32, help="tokens a side (default: 32)")
+    parser.add_argument("--image_side", type=int, default=32, help="tokens per side (default: 32)")
     parser.add_argument("--composition", default="mixed", choices=COMPOSITIONS, help="of samples")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")

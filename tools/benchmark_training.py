@@ -315,7 +315,7 @@ def show(found: dict[str, Any], title: str) -> None:
         table.add_row(name, f"{seconds * 1e3:,.1f}", f"{seconds / whole:.1%}")
     Console().print(table)
     about = (
-        f"{found['tokens_a_step']:,.0f} tokens a step, {found['processor_s_a_step']:.2f} s of "
+        f"{found['tokens_a_step']:,.0f} tokens per step, {found['processor_s_a_step']:.2f} s of "
         f"processor time, peak memory {found['peak_gib']:.2f} GiB"
     )
     if PLAIN in found["speeds"]:

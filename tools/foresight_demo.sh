@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures what drawings help. The question shows two cubes and names moves; the answer is the stack
+# Measures whether drawings help. The question shows two cubes and names moves; the answer is the stack
 # at the end. One model draws the stack after each move, the other one writes the same words without
 # drawings; all else is equal. Everything goes to demo/foresight/.
 #   bash tools/foresight_demo.sh

@@ -13,7 +13,7 @@ Part = tuple[int, torch.dtype, tuple[int, ...]]
 
 
 def find_parts(tensors: Sequence[Tensor]) -> list[Part]:
-    """Places of tensors in one buffer, each at a multiple of `ALIGNMENT_BYTES`."""
+    """Lays tensors out in one buffer, each at a multiple of `ALIGNMENT_BYTES`."""
     sizes = [-(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for tensor in tensors]
     starts = itertools.accumulate([0, *sizes])
     return [(start, t.dtype, tuple(t.shape)) for start, t in zip(starts, tensors, strict=False)]
@@ -31,7 +31,7 @@ def to_buffer(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def find_buffer(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The buffer that the tensors are views of, if they have the places of `find_parts` in one."""
+    """The buffer that the tensors are views of; None unless it is laid out as by `find_parts`."""
     storage = tensors[0].untyped_storage()
     for tensor, (start, _, _) in zip(tensors, find_parts(tensors), strict=True):
         place = tensor.storage_offset() * tensor.itemsize, tensor.untyped_storage().data_ptr()
@@ -41,7 +41,7 @@ def find_buffer(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def make_views(buffer: Tensor, parts: Sequence[Part]) -> list[Tensor]:
-    """The tensors at some places of a buffer."""
+    """Views of the tensors in a buffer."""
     return [
         buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
         for start, dtype, shape in parts

@@ -70,9 +70,9 @@ class PackLayout:
     order: Tensor
     """[T] int64, position in the sequence of each stored token."""
     inverse: Tensor
-    """[T] int64, place in the storage of each token of the sequence."""
-    und_places: Tensor
-    """[X + V] int64, place in the storage of each text token, then of each ViT patch."""
+    """[T] int64, index in the storage of each token of the sequence."""
+    und_storage_indexes: Tensor
+    """[X + V] int64, index in the storage of each text token, then of each ViT patch."""
     sample_ids: Tensor
     """[T] int64, number of the token's sample."""
     split_ids: Tensor
@@ -139,7 +139,7 @@ def make_pack_layout(
     tensors = {
         "order": order,
         "inverse": inverse,
-        "und_places": inverse[und_indexes],
+        "und_storage_indexes": inverse[und_indexes],
         "sample_ids": _repeated(sample_lens)[order],
         "split_ids": of_split[order],
         "bidirectional": bidirectional[of_split][order],

@@ -33,7 +33,7 @@ class LossTotals:
     ce_sample: float = 0.0
     """Sum of their weights 1 / n."""
     mse_tokens: int = 0
-    """Number of latent tokens with an image loss."""
+    """Number of latent tokens with a drawing loss."""
 
     @classmethod
     def of(cls, pack: PackedBatch) -> "LossTotals":

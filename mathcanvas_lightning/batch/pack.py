@@ -1,7 +1,7 @@
 """The input of the model: one packed sequence of tokens and its description.
 
 Shape letters: T packed tokens, X text tokens, L latent tokens, V ViT patches, P patch dimension,
-E tokens with text loss, M tokens with image loss.
+E tokens with text loss, M tokens with drawing loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from mathcanvas_lightning.batch.layout import PackLayout, Split, make_pack_layou
 class PackedBatch:
     """Samples packed into one sequence. Index tensors hold int64 positions in the sequence.
 
-    Without texts with loss, ViT images, latents or image loss, the tensors for them are empty.
+    Without texts with loss, ViT images, latents or drawing loss, the tensors for them are empty.
     """
 
     sample_lens: tuple[int, ...]

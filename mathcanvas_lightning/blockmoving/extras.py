@@ -91,7 +91,7 @@ def write_extras(
 
 
 def _describe(puzzles: Iterator[Puzzle], level: Level, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yields pictures of questions, and every third time of one stack, with their cubes."""
+    """Yields pictures and their cubes in words: of questions, and each third one of one stack."""
     for number, puzzle in enumerate(puzzles):
         size: Any = {"view_px": level.view_px, "views": level.views}
         if number % 3 and level.question == "moves":
@@ -150,7 +150,7 @@ def _compare(
     level: Level,  # noqa: ARG001
     folder: Path,  # noqa: ARG001
 ) -> Iterator[dict[str, Any]]:
-    """Yields moves, each with whether it is the same word as a given one."""
+    """Yields moves, and for each one whether it is the given word."""
     for puzzle in puzzles:
         given = show_move(puzzle.steps[0])
         options = [show_option(puzzle.initial, moves) for moves in puzzle.options.values()]

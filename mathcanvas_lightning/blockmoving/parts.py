@@ -52,7 +52,7 @@ def belongs_to(puzzle: Puzzle, level: Level, part: Part) -> bool:
 
 
 def random_puzzles(rng: np.random.Generator, level: Level, part: Part) -> Iterator[Puzzle]:
-    """Draws puzzles of a part, some of them several times, without end.
+    """Draws puzzles of a part without end; a puzzle may occur several times.
 
     Args:
         rng: Random generator.

@@ -1,4 +1,4 @@
-"""Reads a drawing back: which stack does it show, and how surely."""
+"""Reads a drawing back: finds the stack that it shows, with a confidence."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -159,10 +159,10 @@ def _changes(stack: Stack, level: Level) -> Iterator[Stack]:
 
 
 def _confidence(margin: float, apart: float) -> float:
-    """Returns how far a picture lies on its stack's side, between it and the next one.
+    """Returns the confidence: 0 halfway between two stacks, 1 at the rendering of the nearest one.
 
     Args:
-        margin: Squared distance to the next stack less that to the nearest.
+        margin: Squared distance to the next stack minus that to the nearest.
         apart: Squared distance of the two renderings.
     """
     return float(np.clip(margin / apart, 0.0, 1.0)) if apart > 0 else 0.0

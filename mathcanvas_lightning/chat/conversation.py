@@ -79,7 +79,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What was asked and answered so far."""
+    """Questions and answers so far."""
 
     turns: tuple[Turn, ...] = ()
 

@@ -55,9 +55,9 @@ def chat(
     Args:
         run: A run of fit: its newest checkpoint and image sizes.
         checkpoint: A folder in the layout of BAGEL-7B-MoT, such as the export of a run.
-        server: URL of a running chat server (.../v1); it answers with texts alone.
+        server: URL of a running chat server (.../v1); it answers with texts only.
         model: Name of the model on the server; default: its only model.
-        terminal: Talk in the terminal; /help lists what can be done.
+        terminal: Talk in the terminal; /help lists its commands.
         port: Port of the page; 0 takes a free one.
         drawings: Folder for the drawings of a conversation in the terminal.
         mode: "interleaved" (texts and drawings), "understanding" (text) or "image" (a drawing).

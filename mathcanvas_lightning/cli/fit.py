@@ -40,7 +40,7 @@ from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomica
 log = logging.getLogger(__name__)
 
 WORKER_MODULES = (PackLoader.__module__, "transformers.models.qwen2.tokenization_qwen2")
-"""What workers that build packs import; neither Lightning nor the network is among it."""
+"""Modules that workers import to build packs, without Lightning and the network."""
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,
     "throughput": ThroughputMonitor,
@@ -52,7 +52,7 @@ MONITORS: Mapping[str, type[Callback]] = {
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the settings of a fit to the run's folder, and leaves them alone in validations."""
+    """Writes the settings of a fit to the run's folder; a validation writes none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the settings on rank zero."""

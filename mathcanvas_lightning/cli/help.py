@@ -30,7 +30,7 @@ ALIASES: Mapping[str, str] = {
 
 _RUN_OPTIONS = {
     "fit": (
-        ("--config FILE", "Settings; several files may be given, and later ones win."),
+        ("--config FILE", "Settings; of several files, later ones override earlier ones."),
         ("--name NAME", "Everything is written to runs/NAME. The same command resumes it."),
         ("--data.KEY VALUE", "What to train on; mathcanvas fit --data.help lists the keys."),
         ("--model.KEY VALUE", "Weights, losses, rates; mathcanvas fit --model.help lists them."),
@@ -46,7 +46,7 @@ _RUN_OPTIONS = {
         ("--ckpt_path FILE", "Validate this checkpoint."),
     ),
     "predict": (
-        ("--config FILE", "Settings; several files may be given, and later ones win."),
+        ("--config FILE", "Settings; of several files, later ones override earlier ones."),
         ("--run RUN", "A run of fit: its newest checkpoint and image sizes."),
         ("--input FILE", "Questions: JSON, JSON lines, CSV, Parquet, or shards."),
         ("--output FILE", "Answers; with --run by default RUN/answers/INPUT.jsonl."),
@@ -61,6 +61,8 @@ _COMMON = (
     ("--quiet", "Only warnings, errors and results."),
     ("--verbose", "Lightning's messages too."),
 )
+COMMON_OPTIONS = "--quiet shows only warnings, errors and results; --verbose shows more."
+"""What the help of each command says of the options that all commands take."""
 _EXAMPLES = {
     "fit": "mathcanvas fit --config configs/fit/demo_cpu.yaml --name lr1e-3 "
     "--model.init_args.optimizer.lr 1e-3",

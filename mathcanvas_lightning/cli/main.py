@@ -16,6 +16,7 @@ from mathcanvas_lightning.cli.command_parser import WRONG_OPTION, CommandParser,
 from mathcanvas_lightning.cli.completion import completion_script
 from mathcanvas_lightning.cli.help import (
     ALIASES,
+    COMMON_OPTIONS,
     is_help,
     missing_settings,
     print_commands,
@@ -366,7 +367,7 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
     parser = CommandParser(
         prog=prog, description=_description(doc), allow_abbrev=False, formatter_class=HelpFormatter
     )
-    parser.epilog = f"example:\n  {parser.prog} {command.example}"
+    parser.epilog = f"{COMMON_OPTIONS}\n\nexample:\n  {parser.prog} {command.example}"
     parameters = signature(function).parameters
     if "config" not in parameters:
         parser.add_argument(

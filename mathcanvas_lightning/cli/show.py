@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mathcanvas_lightning.common.display.short import counted
 from mathcanvas_lightning.data.rows.schema import SECTIONS, ImageSegment
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 MAX_LISTED = 20
 MAX_TEXT = 300
 MIN_SCORES_WIDTH = 140
+MAX_INPUT_WIDTH = 24
+"""Longer paths of inputs take several lines; so the table fits into 80 columns."""
 INCOMPLETE = 3
 """Exit status of a finished run with failed requests."""
 
@@ -39,7 +42,7 @@ INCOMPLETE = 3
 def conversion(report: "ConversionReport", console: Console) -> int:
     """Prints the outcomes of the records; returns 1 if the conversion counts as failed."""
     part = "" if report.part is None else f", part {report.part}"
-    table = Table("outcome", "records", title=f"Conversion to {escape(report.output)}{part}")
+    table = Table("outcome", "records")
     table.columns[1].justify = "right"
     for split, rows in report.rows.items():
         table.add_row(f"rows in {split}" if split else "rows", f"{rows:,}")
@@ -47,7 +50,7 @@ def conversion(report: "ConversionReport", console: Console) -> int:
         table.add_row(f"rejected: {reason}", f"{count:,}")
     table.add_section()
     table.add_row("all", f"{report.num_records:,}")
-    console.print(table)
+    _titled(f"Conversion to {report.output}{part}", table, console)
     resumed = f", {report.num_resumed:,} rows were there already" if report.num_resumed else ""
     console.print(f"{report.seconds:.1f} s{resumed}")
     for name, column in report.renamed_fields.items():
@@ -70,7 +73,7 @@ def conversion(report: "ConversionReport", console: Console) -> int:
 
 def shards(report: "ShardsReport", console: Console) -> int:
     """Prints the contents of shards; returns 1 if they have problems."""
-    table = Table("what", "found", title=f"Shards in {escape(report.path)}", show_lines=False)
+    table = Table("what", "found", show_lines=False)
     table.add_row("files", f"{report.num_files:,}, {report.size_bytes / 2**20:,.1f} MiB")
     table.add_row("rows", f"{report.num_rows:,}")
     table.add_row(
@@ -80,8 +83,8 @@ def shards(report: "ShardsReport", console: Console) -> int:
     for name, kind in report.columns.items():
         table.add_row(f"column {escape(name)}", escape(kind))
     for section in SECTIONS:
-        table.add_row(f"{section}: images a row", _spread(report.images_per_row[section]))
-        table.add_row(f"{section}: characters a row", _spread(report.text_lengths[section]))
+        table.add_row(f"{section}: images per row", _spread(report.images_per_row[section]))
+        table.add_row(f"{section}: characters per row", _spread(report.text_lengths[section]))
     table.add_row("image formats", _counts(report.image_formats))
     sizes = {f"{width}x{height}": n for (width, height), n in report.image_sizes_px.items()}
     table.add_row("image sizes", _counts(sizes))
@@ -89,7 +92,7 @@ def shards(report: "ShardsReport", console: Console) -> int:
         note = "convert with --apply_exif_orientation to turn them"
         table.add_row("images to turn (EXIF)", f"{report.num_oriented:,}, not turned; {note}")
     table.add_row("answers", escape(_counts(report.answers)))
-    console.print(table)
+    _titled(f"Shards in {report.path}", table, console)
     for example in report.examples:
         console.rule(escape(f"{example.uid} (answer {example.answer})"))
         for section in SECTIONS:
@@ -107,7 +110,7 @@ def indexes(reports: Sequence["IndexReport"], console: Console) -> int:
     """Prints the contents of indexes; returns 1 if rows are damaged."""
     damaged = 0
     for report in reports:
-        table = Table("what", "found", title=f"Index of {escape(report.path)}")
+        table = Table("what", "found")
         table.add_row("files", f"{report.num_files:,}")
         table.add_row("samples", f"{report.num_samples:,}")
         table.add_row("text tokens", f"{report.text_tokens:,}")
@@ -118,7 +121,7 @@ def indexes(reports: Sequence["IndexReport"], console: Console) -> int:
             table.add_row("images to turn (EXIF)", f"{report.num_oriented:,}, not turned")
         stages = Counter(row.stage for row in report.left_out)
         table.add_row("rows left out", _counts(stages))
-        console.print(table)
+        _titled(f"Index of {report.path}", table, console)
         for row in report.left_out[:MAX_LISTED]:
             console.print(f"left out: {row.place}: {row.stage}: {row.error}", markup=False)
         if len(report.left_out) > MAX_LISTED:
@@ -136,9 +139,9 @@ def batch(report: "BatchReport", console: Console) -> int:
     console.print(
         f"Epoch {batch.epoch}, step {batch.step} of {report.num_steps:,}: "
         f"{pack.sequence_length:,} of {report.capacity:,} tokens, {len(batch.samples)} samples; "
-        f"{len(pack.ce_indexes):,} tokens with text loss, {len(pack.mse_indexes):,} with image "
+        f"{len(pack.ce_indexes):,} tokens with text loss, {len(pack.mse_indexes):,} with drawing "
         f"loss.\nThe epoch: {report.num_samples:,} samples in {report.num_packs:,} packs, "
-        f"{report.fill:.1%} full, and {report.num_fillers} fillers.",
+        f"{report.fill:.1%} full, and {counted(report.num_fillers, 'filler')}.",
         markup=False,
         highlight=False,
     )
@@ -150,14 +153,17 @@ def batch(report: "BatchReport", console: Console) -> int:
 def memory_plan(plan: "MemoryPlan", console: Console) -> int:
     """Prints a table of the memory, a verdict and advice; returns 1 if it doesn't fit."""
     shared = f", {plan.shards} of which share a network" if plan.shards > 1 else ""
-    table = Table("computed, not measured", "GPU", "host", title_justify="left")
-    table.title = f"Memory of each of {plan.gpus} GPUs{shared}, in GB"
+    table = Table("computed, not measured", "each GPU", "host, for each GPU", title_justify="left")
+    of_each = f"each of {plan.gpus} GPUs{shared}" if plan.gpus > 1 else "the GPU"
+    table.title = f"Memory of {of_each}, in GB"
     for column in table.columns[1:]:
         column.justify = "right"
     for item in plan.items:
         table.add_row(item.name, *(_gb(size) for size in (item.gpu, item.host)))
     table.add_section()
-    table.add_row("a GPU, and a host", _gb(plan.gpu), _gb(plan.host))
+    ranks = plan.ranks_per_host
+    of_host = f"; host with {ranks} GPUs" if ranks > 1 else ""
+    table.add_row(f"together{of_host}", _gb(plan.gpu), _gb(plan.host))
     console.print(table)
     verdict = "It fits" if plan.fits else "It does not fit"
     lines = [plan.note] if plan.note else []
@@ -170,16 +176,24 @@ def memory_plan(plan: "MemoryPlan", console: Console) -> int:
     return 0 if plan.fits else 1
 
 
+def _titled(title: str, table: Table, console: Console) -> None:
+    """Prints a table below its title; rich would break a title at the width of the table."""
+    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f}" if size else ""
 
 
 def blockmoving(report: "BlockMovingReport", console: Console) -> int:
     """Prints the numbers of tasks and pictures."""
+    wrong, missing = f"{report.num_wrong:,}", f"{report.num_unrendered:,}"
+    faults = f" (on purpose, {wrong} end with a wrong answer and {missing} lack a picture)"
+    faults = faults if report.num_wrong or report.num_unrendered else ""
     console.print(
         f"{report.num_tasks:,} tasks with {report.num_images:,} pictures in "
-        f"{report.seconds:.1f} s: {report.source_file} ({report.num_wrong} answered wrongly, "
-        f"{report.num_unrendered} with an undrawn step)",
+        f"{report.seconds:.1f} s: {report.source_file}{faults}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -262,8 +276,13 @@ def predictions(report: "PredictionReport | None", console: Console) -> int:
     """Prints the outcomes of a predict run; returns 3 if requests failed, for use in scripts."""
     if report is None:
         return 0
-    table = Table("input", "records", "answered", "failed", "cut", "tokens in", "tokens out")
+    table = Table(
+        "input", "records", "answered", "failed", "limit reached", "tokens in", "tokens out"
+    )
     table.columns[0].overflow = "fold"
+    table.columns[0].min_width = min(
+        max((len(one.path) for one in report.inputs), default=0), MAX_INPUT_WIDTH
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for one in report.inputs:
@@ -299,13 +318,13 @@ def scores(report: "ScoreReport", console: Console) -> int:
 
     rows = score_rows(report.overall, report.groups)
     model = f" by {report.about.model}" if report.about.model else ""
-    table = Table("", title=escape(f"Scores of {report.path}{model}"))
+    table = Table("")
     for name in rows[ALL]:
         table.add_column(name, justify="right", no_wrap=True)
     for label, row in rows.items():
         table.add_row(escape(_shortened(label, 40)), *row.values(), end_section=label == ALL)
     console.width = max(console.width, MIN_SCORES_WIDTH)  # a narrower table drops the names
-    console.print(table)
+    _titled(f"Scores of {report.path}{model}", table, console)
     if report.puzzles:
         checks = Table("", "right", "share", "95 %", "chance", title="Steps of the answers")
         for name, row in check_rows(report.puzzles).items():

@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = "mathcanvas_lightning"
 LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 FILE_ONLY = {"file_only": True}
-"""`extra` of a message for the log file of a run alone."""
+"""`extra` of a message that only the log file of a run gets."""
 NOISE = (
     ".*LeafSpec",  # a deprecation between Lightning and PyTorch
     "LightningCLI's args parameter",
@@ -22,6 +22,8 @@ NOISE = (
     r"It is recommended to use `self\.log\('(val|answers)/",  # computed over all ranks already
 )
 """Warnings about things that a user of this package can't or need not change."""
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers whose warnings, at the import of torchao, are such ones too."""
 _FOLDER = str(Path(__file__).parent.parent) + os.sep
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
@@ -65,6 +67,8 @@ def set_up_logging(verbosity: int = 0) -> None:
         for text in NOISE:
             warnings.filterwarnings("ignore", message=text)
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # it warns of torchao at its import
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR if verbosity < 1 else logging.NOTSET)
     package = logging.getLogger(PACKAGE)
     package.setLevel(level)
     _replace_handlers(package, console)

@@ -43,7 +43,7 @@ def count_workers(wanted: int | None, num_items: int, chunk_items: int) -> int:
     """Number of worker processes to start, at most one per chunk.
 
     Args:
-        wanted: Maximum number; 0 for no worker processes, None for one a core.
+        wanted: Maximum number; 0 for no worker processes, None for one per core.
         num_items: Number of items.
         chunk_items: Number of items in a chunk.
 
@@ -58,7 +58,7 @@ def count_workers(wanted: int | None, num_items: int, chunk_items: int) -> int:
             "--num_workers",
             found=str(wanted),
             wanted="0 or more",
-            remedy="Leave it out for one a core.",
+            remedy="Leave it out for one per core.",
         )
     useful = -(-num_items // chunk_items)
     return min(usable_cores() if wanted is None else wanted, useful)
@@ -75,25 +75,25 @@ def ordered_map(
     chunks: Iterable[Sequence[Item]],
     *,
     num_workers: int,
-    alone_s: float = 0.0,
+    serial_s: float = 0.0,
 ) -> Generator[Result]:
     """Applies a function to chunks of items and yields the results in the items' order.
 
     Args:
-        function: Maps a chunk to one result an item. It is pickled with every chunk, so it must
+        function: Maps a chunk to one result per item. It is pickled with every chunk, so it must
             be importable and small.
         chunks: Chunks of items; read only a little ahead of the results.
         num_workers: Number of worker processes; 0 to work in this process.
-        alone_s: Seconds to work in this process first; workers start only if chunks are left then.
+        serial_s: Seconds to work in this process first; workers start only if chunks are left then.
 
     Yields:
-        One result an item.
+        One result per item.
 
     Raises:
         WorkerError: If a worker is killed or can't start.
     """
     remaining = iter(chunks)
-    end_s = math.inf if num_workers == 0 else time.monotonic() + alone_s
+    end_s = math.inf if num_workers == 0 else time.monotonic() + serial_s
     while time.monotonic() < end_s:
         chunk = next(remaining, None)
         if chunk is None:

@@ -30,7 +30,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def is_vacant(path: Path) -> bool:
-    """Whether nothing is at a path, or a folder without files."""
+    """Whether a path does not exist, or is a folder without files."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 

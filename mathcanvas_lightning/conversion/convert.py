@@ -154,7 +154,7 @@ def run_conversion(
 
 
 def run_on_ray(groups: tuple[Any, ...], cluster: str) -> ConversionReport:
-    """Runs a conversion as a Ray Data job, a part a task; see `convert_cot`.
+    """Runs a conversion as a Ray Data job, a part per task; see `convert_cot`.
 
     Args:
         groups: Arguments of `run_conversion`.

@@ -1,4 +1,4 @@
-"""Writes a start for a new data set: a source format and its test, or the YAML of its columns."""
+"""Starting points for a new data set: a source format and its test, or the YAML of its columns."""
 
 import keyword
 import re

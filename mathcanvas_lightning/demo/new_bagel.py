@@ -106,7 +106,7 @@ def make_bagel(
 
 
 def _check_output(output: str, config: BagelConfig) -> None:
-    """Refuses a folder with a model of other sizes, or with files of another program."""
+    """Refuses a folder with a model of other sizes; files of other names stay."""
     if not output:
         raise ConfigError(
             "--output",

@@ -107,7 +107,7 @@ def read_answered(path: str | Path, fields: Fields) -> AnsweredFile:
 
 
 def has_listed_responses(path: str | Path, field: str) -> bool:
-    """Whether a CSV file, which has no lists, has several samples a record as JSON text.
+    """Whether a CSV file, which has no lists, has several samples per record as JSON text.
 
     The text of one response may be such a list too; so all of them must be.
 

@@ -21,7 +21,7 @@ def part_weights(num_parts: int) -> tuple[float, ...]:
         num_parts: Number of parts of the question.
 
     Returns:
-        The weights, one a part; their sum is 1.
+        The weights, one per part; their sum is 1.
     """
     total = sum(PART_RATIO**k for k in range(num_parts))
     return tuple(PART_RATIO**k / total for k in range(num_parts))

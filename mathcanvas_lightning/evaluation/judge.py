@@ -1,4 +1,4 @@
-"""A model as judge: one request extracts the answers, one request a part compares them."""
+"""A model as judge: one request extracts the answers, one request per part compares them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -17,17 +17,17 @@ class PairedDifference:
 
     num_records: int
     num_first: int
-    """Records that the first model answers rightly."""
+    """Records that the first model answers correctly."""
     num_second: int
-    """Records that the second model answers rightly."""
+    """Records that the second model answers correctly."""
     num_first_only: int
-    """Records that only the first model answers rightly."""
+    """Records that only the first model answers correctly."""
     num_second_only: int
-    """Records that only the second model answers rightly."""
+    """Records that only the second model answers correctly."""
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first model less that of the second one."""
+        """Accuracy of the first model minus that of the second one."""
         return (self.num_first_only - self.num_second_only) / self.num_records
 
     @property
@@ -79,7 +79,7 @@ def compare_scores(first: str, second: str) -> PairedDifference:
 def paired_difference(
     first: Mapping[str | int, bool], second: Mapping[str | int, bool]
 ) -> PairedDifference:
-    """Counts the records that one, both or none of two models answer rightly.
+    """Counts the records that one, both or none of two models answer correctly.
 
     Args:
         first: Record -> whether the first model is right; at least one record.

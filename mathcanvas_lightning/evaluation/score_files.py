@@ -130,7 +130,9 @@ def _items(path: Path, prefix: str, read: Callable[[Any], T]) -> Iterator[T]:
             for item in ijson.items(file, prefix, use_float=True):
                 yield read(item)
     except OSError as error:
-        raise _no_scores(path, error.strerror or str(error)) from None
+        missing = isinstance(error, FileNotFoundError)
+        found = "no such file" if missing else error.strerror or str(error)
+        raise _no_scores(path, found) from None
     except (ijson.JSONError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise _no_scores(path, f"{reason} in {prefix}") from None
@@ -187,5 +189,5 @@ def _no_scores(path: Path, found: str) -> InputError:
         str(path),
         found=found,
         wanted="a file that mathcanvas score wrote",
-        remedy="Score the answers (again), or name the file with --scores.",
+        remedy="Run mathcanvas score on the answers, or correct the path.",
     )

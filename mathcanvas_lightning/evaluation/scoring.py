@@ -87,7 +87,7 @@ class ComparisonSettings:
     """Settings of the comparison by rules."""
 
     num_workers: int | None = None
-    """Number of comparing processes; None for one a core."""
+    """Number of comparing processes; None for one per core."""
     time_limit_s: float = 5.0
     """Time limit of one comparison, in seconds."""
     progress: bool = True
@@ -134,7 +134,7 @@ def score_responses(
         folders: Folder with the steps of the answers, for puzzles; by default <input>'s name.
         model: Name of the model, for comparisons; by default that of mathcanvas predict.
         dataset: Name of the data set; by default that of the records that predict answered.
-        num_workers: Processes that compare; by default one a core.
+        num_workers: Processes that compare; by default one per core.
         time_limit_s: Time limit of one comparison, in seconds; slower ones count as wrong.
         progress: Show a progress bar.
 

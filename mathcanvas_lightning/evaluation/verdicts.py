@@ -66,7 +66,7 @@ class ScoredResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRecord:
-    """A record with the verdicts on its responses, one response a sample."""
+    """A record with the verdicts on its responses, one response per sample."""
 
     record: Answered
     responses: tuple[ScoredResponse, ...]

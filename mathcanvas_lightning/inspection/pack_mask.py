@@ -70,7 +70,7 @@ def _own_shares(layout: TokenLayout, starts: Tensor, lengths: Tensor) -> Tensor:
     """[P] share of the pairs within each piece that attend."""
     steps = torch.arange(int(lengths.max()))
     inside = steps < lengths[:, None]
-    places = (starts[:, None] + steps).clamp(max=len(layout.sequence_indexes) - 1)
-    pairs = attends(layout, places[:, :, None], places[:, None, :])
+    indexes = (starts[:, None] + steps).clamp(max=len(layout.sequence_indexes) - 1)
+    pairs = attends(layout, indexes[:, :, None], indexes[:, None, :])
     pairs &= inside[:, :, None] & inside[:, None, :]
     return pairs.sum((1, 2)) / lengths.square()

@@ -46,7 +46,7 @@ class Block:
     ce_tokens: int
     """Number of tokens with a text loss."""
     mse_tokens: int
-    """Number of tokens with an image loss."""
+    """Number of tokens with a drawing loss."""
     size: tuple[int, int] | None
     """Rows and columns of the image's tokens; None for texts, for several images in one split, and
     for ViT images with ambiguous position ids, such as interpolated ones."""

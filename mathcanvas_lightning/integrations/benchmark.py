@@ -152,7 +152,7 @@ def write_questions(questions: Sequence[Question], files: BenchmarkFiles) -> Non
 
     Args:
         questions: The questions.
-        files: Where they are written; pictures that exist are left alone.
+        files: Where they are written; pictures that exist are not changed.
     """
     files.pictures.mkdir(parents=True, exist_ok=True)
     records = (_record(one, files.pictures) for one in questions)
@@ -213,10 +213,8 @@ def _reply(record: Mapping[str, Any], index: str, source: RecordInput, folders: 
         return Reply(texts=(), drawings=(), failure=str(failure))
     value = record[source.response_field]
     texts = tuple(map(str, value)) if isinstance(value, list) else (str(value),)
-    places = (folders / folder_name(index, number) for number in range(1, len(texts) + 1))
-    return Reply(
-        texts=texts, drawings=tuple(tuple(_by_number(place / "images")) for place in places)
-    )
+    found = (folders / folder_name(index, number) for number in range(1, len(texts) + 1))
+    return Reply(texts=texts, drawings=tuple(tuple(_by_number(one / "images")) for one in found))
 
 
 def _by_number(folder: Path) -> list[Path]:

@@ -297,7 +297,7 @@ class Bagel(ImageInputs):
         noised = add_noise(latents, noise, timesteps)
         gen = self.embed_latents(noised, timesteps, batch.latent_position_ids)
         und = torch.cat([texts, patches])
-        und = torch.empty_like(und).index_copy(0, layout.und_places, und)
+        und = torch.empty_like(und).index_copy(0, layout.und_storage_indexes, und)
         hidden = self._decode(und, gen, batch.position_ids[layout.order], stored_layout(layout))
         hidden = hidden[layout.inverse]
         return BagelOutput(

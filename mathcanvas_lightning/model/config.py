@@ -159,7 +159,7 @@ class BagelConfig:
                 "preset",
                 found=repr(name),
                 wanted=f"one of {', '.join(PRESETS)}",
-                remedy=f"{did_you_mean(name, PRESETS)} Or give a checkpoint directory.",
+                remedy=did_you_mean(name, PRESETS),
             )
         base = cls(**PRESETS[name])
         return base.override(**overrides)
@@ -319,7 +319,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(
             str(path),
-            found=f"{type(error).__name__}: {error}",
+            found="no such file"
+            if isinstance(error, FileNotFoundError)
+            else f"{type(error).__name__}: {error}",
             wanted="a JSON file of a BAGEL-7B-MoT directory",
             remedy="Give a directory with llm_config.json, vit_config.json and config.json.",
         ) from None

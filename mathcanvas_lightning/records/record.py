@@ -55,8 +55,9 @@ class RecordInput:
     response_field: str = "model_answer"
     """Field for the answer; a record that already has one is not asked."""
     drawings_field: str = "solution_images"
-    """Field with the true drawings of the solution, a picture a step, for `drawings: reference` and
-    `shuffled` of a backend; not needed for shards, whose solutions have their drawings in order."""
+    """Field with the true drawings of the solution, a picture per step, for `drawings: reference`
+    and `shuffled` of a backend; not needed for shards, whose solutions have their drawings in
+    order."""
     has_images: bool = False
     """Whether it is an error if no record has the image field."""
     reader: Callable[[str], Iterable[Any]] | None = None

@@ -70,7 +70,7 @@ def train_vae(
         pictures: Folder of PNG, JPEG or WebP files; sub-folders are read too.
         output: Gets ae.safetensors and config.json; a model directory keeps its other files.
         checkpoint: Model directory to start from; random weights by default.
-        preset: Sizes of an autoencoder that starts from random weights.
+        preset: Sizes of an autoencoder with random weights: tiny, small or 7b.
         num_steps: Optimizer steps.
         batch_size: Pictures per step.
         crop_px: Side of the random crop that is taken of each picture, a multiple of 8.
@@ -215,7 +215,7 @@ def _read_pictures(folder: str, crop_px: int) -> list[Tensor]:
 def _read(path: Path, crop_px: int) -> Tensor:
     try:
         image = on_white(Image.open(io.BytesIO(path.read_bytes()))).convert("RGB")
-    except Exception as error:  # decoders raise whatever comes to them on broken input
+    except Exception as error:  # decoders raise any exception on broken input
         raise InputError(
             str(path),
             found=f"no readable picture ({error})",

@@ -1,4 +1,4 @@
-"""Text and image losses, normalized by the token counts of the global step, and by data set.
+"""Text and drawing losses, normalized by the token counts of the global step, and by data set.
 
 So the number of ranks and the accumulation do not change the loss.
 """
@@ -16,19 +16,19 @@ from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.model.bagel import BagelOutput
 
 DATASET_COLUMNS = ("ce", "ce_tokens", "mse", "mse_tokens", "tokens")
-"""Sums of the cross entropy and its tokens, of the image loss and its tokens, and all tokens."""
+"""Sums of the cross entropy and its tokens, of the drawing loss and its tokens, and all tokens."""
 CEReduction = Literal["token", "square", "sample"]
 _POWERS: dict[CEReduction, int] = {"token": 0, "square": 1, "sample": 2}
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class LossConfig:
-    """Weights of the text loss and the image loss."""
+    """Weights of the text loss and the drawing loss."""
 
     ce_weight: float = 0.25
     """Weight of the cross entropy of texts."""
     mse_weight: float = 1.0
-    """Weight of the flow-matching error of images."""
+    """Weight of the flow-matching error of drawings."""
     ce_reduction: CEReduction = "token"
     """Weighting of the cross entropy: "token" weights all tokens equally, "sample" all texts
     equally, "square" weights a text by the square root of its length."""

@@ -75,7 +75,7 @@ class BagelModule(LightningModule):
 
     Args:
         source: Initial weights: a checkpoint or a preset.
-        loss: Weights of the text loss and the image loss.
+        loss: Weights of the text loss and the drawing loss.
         optimizer: Settings of AdamW.
         schedule: Learning rate schedule.
         freeze: Parts of the network that are not trained.

@@ -25,8 +25,8 @@ class NumericSettings(TypedDict, total=False):
         timestep_shift: Shift of the training timesteps towards noise (default: 2.0).
         param_dtype: Type of the trained weights and of their optimizer state (default: float32).
         frozen_dtype: Type of the frozen weights (default: that of compute_dtype). With nf4, the
-            frozen linear layers of decoder and ViT take 4.5 bits a weight, the others have the type
-            of compute_dtype; it needs the extra qlora.
+            frozen linear layers of decoder and ViT take 4.5 bits per weight, the others have the
+            type of compute_dtype; it needs the extra qlora.
         compute_dtype: Type of forward and backward (default: float32). With bfloat16, float32
             weights serve as master copy.
         float8: Multiply in float8 in the linear layers of the decoder (default: False). It needs

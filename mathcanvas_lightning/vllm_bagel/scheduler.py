@@ -22,15 +22,15 @@ class _WholeImages:
         encoder_compute_budget: int,
         shift_computed_tokens: int = 0,
     ) -> tuple[Any, ...]:
-        places = [(f.mm_position.offset, f.mm_position.length) for f in request.mm_features]
+        images = [(f.mm_position.offset, f.mm_position.length) for f in request.mm_features]
         scheduled: tuple[Any, ...] = super()._try_schedule_encoder_inputs(  # type: ignore[misc]
             request,
             num_computed_tokens,
-            whole_images(num_computed_tokens, num_new_tokens, places),
+            whole_images(num_computed_tokens, num_new_tokens, images),
             encoder_compute_budget,
             shift_computed_tokens,
         )
-        assert whole_images(num_computed_tokens, scheduled[1], places) == scheduled[1], scheduled
+        assert whole_images(num_computed_tokens, scheduled[1], images) == scheduled[1], scheduled
         return scheduled
 
 

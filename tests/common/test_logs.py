@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info as lightning_info
 from mathcanvas_lightning.common import logs
 from mathcanvas_lightning.common.logs import FILE_ONLY, is_quiet, log_file, set_up_logging
 
-NAMES = (logs.PACKAGE, *logs.LIGHTNING)
+NAMES = (logs.PACKAGE, *logs.LIGHTNING, *logs.NOISY)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_messages_that_this_package_sends_through_lightning(
         find_checkpoint(tmp_path)
         say()
     say()
-    assert capsys.readouterr().err.startswith(f"Passed over {tmp_path}/empty.ckpt")
+    assert capsys.readouterr().err.startswith(f"Skipped {tmp_path}/empty.ckpt")
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert [line[20:].split(":")[1].split(",")[0].strip() for line in lines[1:]] == [
         "message",
@@ -98,6 +98,15 @@ def test_noise_is_not_shown() -> None:
         warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert [str(one.message) for one in found] == ["something else"]
+
+
+@pytest.mark.parametrize("verbosity", [-1, 0, 1])
+def test_warnings_at_the_import_of_torchao_are_shown_only_if_verbose(verbosity: int) -> None:
+    for before in (0, 1):  # whatever an earlier command in the same process has set
+        set_up_logging(before)
+        set_up_logging(verbosity)
+        for name in ("torchao", "torch.utils._pytree"):
+            assert logging.getLogger(name).isEnabledFor(logging.WARNING) == (verbosity > 0)
 
 
 @pytest.mark.parametrize(("name", "is_shown"), [("val/puzzles/ce", False), ("mine/loss", True)])

@@ -15,10 +15,10 @@ def processes(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "alone_s", "here"), [(0, 0.0, 5), (1, 0.0, 0), (1, 2.0, 2), (1, 9.0, 5)]
+    ("num_workers", "serial_s", "here"), [(0, 0.0, 5), (1, 0.0, 0), (1, 2.0, 2), (1, 9.0, 5)]
 )
 def test_workers_take_what_is_left_after_the_time_alone(
-    monkeypatch: pytest.MonkeyPatch, num_workers: int, alone_s: float, here: int
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, serial_s: float, here: int
 ) -> None:
     now = SimpleNamespace(s=0.0)
     monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: now.s))
@@ -28,6 +28,6 @@ def test_workers_take_what_is_left_after_the_time_alone(
             now.s += 1
             yield [number]
 
-    results = list(ordered_map(processes, chunks(), num_workers=num_workers, alone_s=alone_s))
+    results = list(ordered_map(processes, chunks(), num_workers=num_workers, serial_s=serial_s))
     assert [number for number, _ in results] == list(range(5))
     assert [process == os.getpid() for _, process in results] == [n < here for n in range(5)]

@@ -72,7 +72,7 @@ def check_value(value: Any, annotation: Any, path: str, merged: Any) -> Iterator
             yield from _check_class(value, kinds[0], path, merged)
     elif isinstance(value, list):
         for kind in options:
-            if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Sequence):
+            if _is_sequence(kind):
                 for number, entry in enumerate(value):
                     below = _entry(merged, number)
                     yield from check_value(entry, get_args(kind)[0], f"{path}[{number}]", below)
@@ -91,6 +91,8 @@ def _check_text(
     elif options and all(kind in NUMBERS for kind in options):
         wanted = " or ".join(dict.fromkeys(kind.__name__ for kind in options))
         yield SettingFault(path, f"is {value!r}; wanted {wanted}")
+    elif options and all(_is_sequence(kind) for kind in options) and not Path(value).is_file():
+        yield SettingFault(path, f"is {value!r}; wanted a list in brackets, or a YAML file of one")
     elif str not in options and (bases := [kind for kind in options if _is_base(kind)]):
         kind = find_class(value, bases[0])
         if kind is None:
@@ -202,6 +204,11 @@ def _options(annotation: Any) -> Iterator[Any]:
             yield from _options(one)
     elif annotation not in (type(None), Any):
         yield annotation
+
+
+def _is_sequence(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Sequence)
 
 
 def _has_fields(kind: type) -> bool:

@@ -1,4 +1,4 @@
-"""`predict --run`: the model, the image sizes and the places of the answers of a run."""
+"""`predict --run`: the model, the image sizes, and the files of its answers."""
 
 import contextlib
 import logging

@@ -17,7 +17,7 @@ from mathcanvas_lightning.training.run.folder import RunFolder, find_run, folder
 from mathcanvas_lightning.training.run.logger import RunLogger
 from mathcanvas_lightning.training.run.newest import find_checkpoint_file
 
-PLACES = ("dirpath", "save_dir", "dir")
+FOLDER_ARGUMENTS = ("dirpath", "save_dir", "dir")
 """Arguments of callbacks and loggers that name folders."""
 
 
@@ -54,7 +54,7 @@ def _move_folders(settings: Any, old: Path, new: Path) -> None:
     if not hasattr(settings, "items"):
         return
     for key, value in list(settings.items()):
-        if key.rpartition(".")[2] in PLACES and isinstance(value, str | Path):
+        if key.rpartition(".")[2] in FOLDER_ARGUMENTS and isinstance(value, str | Path):
             path = local_path(str(value)).absolute()
             if path.is_relative_to(old.absolute()):
                 settings[key] = str(new / path.relative_to(old.absolute()))

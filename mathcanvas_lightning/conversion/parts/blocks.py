@@ -22,7 +22,7 @@ from mathcanvas_lightning.data.rows.stored_images import StoredImage
 from mathcanvas_lightning.errors import OutputError
 
 BLOCK_RECORDS = 256
-"""Records of a block; a change makes other files, which are refused."""
+"""Records of a block; blocks of another size are refused."""
 PARTS_FOLDER = ".parts"
 _KEY = b"mathcanvas_block"
 _SCHEMA = pa.schema(

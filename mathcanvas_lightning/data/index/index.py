@@ -150,9 +150,9 @@ def build_index(
 def _scan_all(
     sidecars: Sequence[Sidecar], scanner: Scanner, num_workers: int | None, progress: bool
 ) -> None:
-    """Scans shards; the image sizes that one stores are used if it is as its conversion lists it.
+    """Scans shards; the image sizes in a shard are used if it is the one that its conversion wrote.
 
-    Of a local shard the checksum is compared, of a remote one its size.
+    The checksum shows this for a local shard, the size for a remote one.
     """
     groups = [scanner.source.groups(sidecar.path) for sidecar in sidecars]
     digests: dict[str, str] = {}
@@ -174,9 +174,9 @@ def _scan_all(
     num_tasks = sum(-(-len(of_file) // GROUPS_PER_TASK) for of_file in groups)
     num_rows = sum(group.num_rows for of_file in groups for group in of_file)
     workers = count_workers(num_workers, num_tasks, 1)
-    alone_s = WORKER_START_S if num_workers is None else 0.0
+    serial_s = WORKER_START_S if num_workers is None else 0.0
     with progress_bar("Indexing", num_rows, show=progress) as advance:
-        tables = ordered_map(scanner, tasks(), num_workers=workers, alone_s=alone_s)
+        tables = ordered_map(scanner, tasks(), num_workers=workers, serial_s=serial_s)
         for sidecar, of_file in zip(sidecars, groups, strict=True):
             parts = []
             for _ in range(0, len(of_file), GROUPS_PER_TASK):

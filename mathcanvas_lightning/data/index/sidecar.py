@@ -108,7 +108,7 @@ class Sidecar:
 
 
 def read_metadata(target: Path) -> Mapping[str, Any] | None:
-    """What a sidecar says about its shard; None if it doesn't exist, is damaged, or of others."""
+    """What a sidecar says about its shard; None if it is missing, damaged, or of another shard."""
     try:
         schema = pq.read_schema(target)
         about: Mapping[str, Any] = json.loads((schema.metadata or {})[METADATA_KEY])

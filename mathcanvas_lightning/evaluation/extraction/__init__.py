@@ -1,6 +1,7 @@
 """The final answer of a response, and the parts of a reference.
 
-In: the text of a response; where needed, the mark that the prompt asks for. Out: one answer a part.
+In: the text of a response; where needed, the mark that the prompt asks for. Out: one answer per
+part.
 """
 
 from mathcanvas_lightning.evaluation.extraction.answer import extract_answer, extract_answers

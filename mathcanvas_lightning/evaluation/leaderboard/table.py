@@ -36,9 +36,9 @@ class ModelDifference:
     second: str
     counts: PairedDifference
     first_only: tuple[Key, ...]
-    """Records that only the first model answers rightly, in file order."""
+    """Records that only the first model answers correctly, in file order."""
     second_only: tuple[Key, ...]
-    """Records that only the second model answers rightly."""
+    """Records that only the second model answers correctly."""
 
     def to_json(self) -> dict[str, Any]:
         """Counts, test and all records as plain types."""

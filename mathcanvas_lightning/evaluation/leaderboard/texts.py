@@ -24,7 +24,7 @@ class TextTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordList:
-    """Some of the records that only one of two models answers rightly."""
+    """Some of the records that only one of two models answers correctly."""
 
     title: str
     shown: str
@@ -82,7 +82,7 @@ def difference_table(table: ModelTable) -> TextTable | None:
         return None
     names = ("data set", "first", "second")
     return TextTable(
-        title="First less second, record by record",
+        title="First minus second, record by record",
         columns=(*names, "points", "95 %", "McNemar p", "only first", "only second"),
         rows=tuple(rows),
         num_names=len(names),
@@ -90,7 +90,7 @@ def difference_table(table: ModelTable) -> TextTable | None:
 
 
 def record_lists(table: ModelTable, limit: int) -> list[RecordList]:
-    """The records that only the first or only the second of two models answers rightly.
+    """The records that only the first or only the second of two models answers correctly.
 
     Args:
         table: The models.

@@ -131,7 +131,7 @@ class InterleavedGenerator(ProblemSolver):
         for slot in range(self.batch_size):
             if slot in self._running:
                 continue
-            rollout = self._line.next({one.problem.uid for one in self._in_progress()})
+            rollout = self._queue.next({one.problem.uid for one in self._in_progress()})
             if rollout is None:
                 return
             is_text = rollout.problem.mode == "understanding"

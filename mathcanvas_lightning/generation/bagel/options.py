@@ -35,8 +35,8 @@ class BagelSettings(TypedDict, total=False):
     auto."""
     weights: StoredWeights
     """How the linear layers of decoder and ViT are stored: "auto" in `dtype`, "bf16" (with all else
-    in bfloat16, too), "int8", or "nf4" (4.5 bits a weight, with the package bitsandbytes). Default:
-    auto."""
+    in bfloat16, too), "int8", or "nf4" (4.5 bits per weight, with the package bitsandbytes).
+    Default: auto."""
     vae_transform: ImageTransform | None
     """How pictures are resized for the VAE; drawings get the same size. Default: the sizes of the
     training, as recorded in the checkpoint directory, else those published (512 pixels)."""

@@ -1,4 +1,4 @@
-"""What one needs to repeat a run: the versions of the software, and the command."""
+"""What is needed to repeat a run: the versions of the software, and the command."""
 
 import inspect
 import platform

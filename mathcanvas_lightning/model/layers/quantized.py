@@ -1,4 +1,4 @@
-"""Frozen linear layers with 4 or 8 bits a weight.
+"""Frozen linear layers with 4 or 8 bits per weight.
 
 NF4 is the 4-bit type of QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
 """
@@ -16,7 +16,7 @@ from mathcanvas_lightning.errors import ConfigError
 WeightKind = Literal["nf4", "int8"]
 """Type of stored weights."""
 BLOCK = 64
-"""Weights in NF4 that share a scale; 4.5 bits a weight in all."""
+"""Weights in NF4 that share a scale; 4.5 bits per weight in all."""
 INT8_MAX = 127
 REMEDY = "Install it with the extra qlora: pip install 'mathcanvas-lightning[qlora]'."
 

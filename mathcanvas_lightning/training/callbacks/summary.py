@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mathcanvas_lightning.common.display.short import counted
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.data.loading.packed_data import PackedData
 from mathcanvas_lightning.inspection.pack_table import describe_pack, print_blocks
@@ -176,7 +177,7 @@ def _describe_data(trainer: Trainer, data: MathCanvasDataModule) -> Iterator[tup
         "an epoch",
         f"{len(planned.rows):,} samples in {planned.num_packs:,} packs of "
         f"{planned.capacity:,} tokens, {planned.fill:.1%} full; {schedule.num_steps:,} steps, "
-        f"{schedule.num_fillers} fillers",
+        f"{counted(schedule.num_fillers, 'filler')}",
     )
     yield "total steps", _length(trainer, schedule.num_steps)
     yield "training data", "; ".join(_datasets(data.train_data))

@@ -73,7 +73,7 @@ class RunTotals:
         rows += [("fill of the packs", f"{self.fill:.1%}")] if self.fill is not None else []
         rows += [("MFU", f"{self.mfu:.1%}")] if self.mfu is not None else []
         rows += [("peak memory", f"{self.peak_gib:,.2f} GiB"), ("waits", waits)]
-        return [*rows, *self.checkpoints]
+        return [*rows, *(self.checkpoints or [("last checkpoint", "none was saved")])]
 
 
 class EndSummary(Callback):

@@ -77,7 +77,7 @@ def find_checkpoint(*locations: str | Path, need_record: bool = True) -> str | N
         try:
             step = require_resumable(path, need_record=need_record)
         except MathCanvasError as error:
-            rank_zero_info(f"Passed over {path}: found {error.found}; wanted {error.wanted}.")
+            rank_zero_info(f"Skipped {path}: found {error.found}; wanted {error.wanted}.")
         else:
             found.append((step, path.stat().st_mtime, str(path)))
     if not found:

@@ -125,7 +125,7 @@ def _read_module(config: Sequence[str], preset: str | None) -> tuple[BagelModule
     source = dict(arguments.get("source") or {})
     checkpoint, note = source.get("checkpoint"), None
     if preset is None and checkpoint and not local_path(checkpoint).exists():
-        preset, note = "7b", f"{checkpoint} is not on this machine: sizes of BAGEL-7B-MoT"
+        preset, note = "7b", f"no checkpoint {checkpoint} here: computed with the published sizes"
     if preset is not None:
         overrides = source.get("overrides", {}) if not checkpoint else {}
         source = {"preset": preset, "overrides": overrides}

@@ -123,8 +123,8 @@ def find_run(path: str) -> RunFolder:
     Raises:
         InputError: If there is no such folder.
     """
-    places = [local_path(path), folder_of(path)]
-    found = next((place for place in places if place.is_dir()), None)
+    folders = [local_path(path), folder_of(path)]
+    found = next((folder for folder in folders if folder.is_dir()), None)
     if found is None:
         raise InputError(
             path,

@@ -49,7 +49,7 @@ def write_run_page(run: RunFolder) -> RunPage:
     write_page(
         run.page,
         "training/run/report.html.j2",
-        title=f"Run {name}",
+        title=f"Training run {run.path.resolve().parent.name}/{name}",
         figure=PagePicture(data=as_svg(figure), format="svg+xml", caption="Curves of the run"),
         values={
             title: [(n, f"{metrics[n][0][1]:.4g}", f"{metrics[n][-1][1]:.4g}") for n in names]

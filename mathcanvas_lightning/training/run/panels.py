@@ -7,6 +7,7 @@ TITLES: Mapping[str, str] = {
     "mse": "drawing loss (mse)",
     "loss": "loss",
     "accuracy": "accuracy",
+    "answers": "sampled answers (shares)",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
     "tokens_per_s": "tokens/s",
@@ -19,7 +20,7 @@ SECTIONS = ("data", "memory", "speed")
 
 
 def group_metrics(names: Iterable[str]) -> dict[str, list[str]]:
-    """Groups metrics by what they measure: the last part of their names.
+    """Groups metrics by what they measure: the last part of their names, or a section of its own.
 
     Args:
         names: Names such as `train/ce`, `val/puzzles/ce`, `lr`.
@@ -43,8 +44,8 @@ def _group(name: str) -> str | None:
     parts = name.split("/")
     if name == "speed/tokens_per_s":
         return "tokens_per_s"
-    if parts[0] in ("grad_norm", "lr"):
-        return parts[0]
     is_count = parts[-1].endswith(("tokens", "_steps", "seconds"))
+    if parts[0] in ("grad_norm", "lr", "answers") and not is_count:
+        return parts[0]
     is_set = parts[0] == "train" and len(parts) > 2
     return None if is_count or is_set or parts[0] in SECTIONS else parts[-1]

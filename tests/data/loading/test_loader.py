@@ -117,7 +117,7 @@ def test_the_layout_is_made_before_a_pack_leaves_its_worker(tmp_path: Path) -> N
         und = torch.cat([pack.text_indexes, pack.vit_indexes])
         order = layout.order
         assert torch.equal(order, torch.cat([und.sort().values, pack.latent_indexes]))
-        assert torch.equal(order[layout.und_places], und)
+        assert torch.equal(order[layout.und_storage_indexes], und)
         assert torch.equal(order[layout.inverse], torch.arange(pack.sequence_length))
         noisy = pack.noisy_latents()
         assert torch.equal(layout.noisy_latents, torch.nonzero(noisy)[:, 0])

@@ -214,7 +214,7 @@ def test_head_names_model_sampling_and_prompt(
         if not scores:
             (tmp_path / "answers.jsonl_scores.json").unlink()
         head = show(path)[1].split("<article")[0]
-        assert "<dt>model</dt><dd>echo</dd>" in head
+        assert "<dt>model</dt><dd>echo</dd>" in head.split("<details>")[0]
         assert "max_tokens 77" in head
         assert "system_prompt Think. &lt;script&gt;" in head
 

@@ -52,6 +52,7 @@ def test_box_at_the_end(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"samples {seen.samples:,}" in shown
     assert f"tokens {seen.tokens:,}" in shown
     assert f"fill of the packs {seen.tokens / (400 * seen.packs):.1%}" in shown
+    assert "last checkpoint none was saved" in shown
     for name in ("tokens/s", "MFU", "peak memory", "waits data 0:", "validation 0:"):
         assert name in shown
 

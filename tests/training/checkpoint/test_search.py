@@ -56,9 +56,7 @@ def test_the_last_one_with_record_and_optimizer_state(tmp_path: Path, said: list
     (tmp_path / "folder.ckpt").mkdir()
     assert find_checkpoint(tmp_path) == last
     assert said[-1] == f"Resuming from step 4: {last}"
-    passed_over = {
-        Path(text.split(": found")[0].removeprefix("Passed over ")).name for text in said
-    }
+    passed_over = {Path(text.split(": found")[0].removeprefix("Skipped ")).name for text in said}
     assert passed_over >= {"v1-5-pruned.ckpt", "weights6.ckpt", "tensor.ckpt", "list.ckpt"}
     assert passed_over >= {"text.ckpt", "empty.ckpt", "folder.ckpt"}
     assert ".tmp-step8.ckpt" not in passed_over

@@ -27,10 +27,12 @@ def test_groups() -> None:
     names = ["lr", "lr/vit", "train/loss", "train/ce", "train/mse", "train/a/ce", "train/ce_tokens"]
     names += ["val/a/ce", "val/b/accuracy", "grad_norm/und", "train/grad_norm", "data/fill"]
     names += ["speed/mfu", "speed/tokens_per_s", "val/b/sampled_accuracy", "train/skipped_steps"]
+    names += ["answers/b/accuracy", "answers/b/drawings", "answers/b/seconds"]
     assert group_metrics(names) == {
         "text loss (ce)": ["train/ce", "val/a/ce"],
         "drawing loss (mse)": ["train/mse"],
         "accuracy": ["val/b/accuracy"],
+        "sampled answers (shares)": ["answers/b/accuracy", "answers/b/drawings"],
         "sampled accuracy": ["val/b/sampled_accuracy"],
         "gradient norm": ["grad_norm/und", "train/grad_norm"],
         "learning rate": ["lr", "lr/vit"],

@@ -75,7 +75,7 @@ class RequestFailedError(Exception):
 
     @property
     def is_bad_request(self) -> bool:
-        """Whether the server dislikes something in the body of the request."""
+        """Whether the server refuses something in the body of the request."""
         return self.kind in ("http_400", "http_422", "http_501")
 
 

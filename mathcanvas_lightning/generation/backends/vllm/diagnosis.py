@@ -59,4 +59,4 @@ def find_remedy(cause: str) -> str:
     for pattern, remedy in REMEDIES:
         if re.search(pattern, cause):
             return remedy
-    return "Set VLLM_LOGGING_LEVEL=INFO and log at level INFO to see all messages of vLLM."
+    return "Run with VLLM_LOGGING_LEVEL=INFO and --verbose to see all messages of vLLM."

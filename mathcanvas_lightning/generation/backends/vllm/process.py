@@ -160,7 +160,7 @@ def _listen(process: "subprocess.Popen[str]", lines: "deque[str]") -> None:
     with process.stdout as output:
         for line in output:
             lines.append(line.rstrip())
-            logger.info("%s", line.rstrip())
+            logger.debug("%s", line.rstrip())
 
 
 def _end(

@@ -9,8 +9,8 @@ import torch
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.generation.bagel.kv_cache import is_memory_error
 from mathcanvas_lightning.generation.bagel.problem import Answer, InterleavedConfig, Problem
-from mathcanvas_lightning.generation.bagel.rollout.line import WaitingLine
 from mathcanvas_lightning.generation.bagel.rollout.progress import Progress
+from mathcanvas_lightning.generation.bagel.rollout.queue import ProblemQueue
 from mathcanvas_lightning.generation.bagel.rollout.reader import ProblemReader
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 
@@ -31,7 +31,7 @@ class ProblemSolver(ABC):
     ) -> None:
         self.config, self.batch_size = config, batch_size
         self._reader = reader
-        self._line = WaitingLine()
+        self._queue = ProblemQueue()
         self._pending: set[str] = set()
 
     @property
@@ -61,7 +61,7 @@ class ProblemSolver(ABC):
                 wanted="a unique uid, because it also seeds the random numbers",
                 remedy="Change the uid.",
             )
-        self._line.add(self._reader.read(problem))
+        self._queue.add(self._reader.read(problem))
         self._pending.add(problem.uid)
 
     def advance(self) -> list[Answer]:
@@ -79,7 +79,7 @@ class ProblemSolver(ABC):
             answers = self._advance()
         except BaseException as error:
             if not (is_memory_error(error) and self._in_progress()):
-                self.withdraw(self._pending - self._line.uids)
+                self.withdraw(self._pending - self._queue.uids)
                 raise
             shortage = str(error)
         else:
@@ -104,7 +104,7 @@ class ProblemSolver(ABC):
             uids: Uids of the problems to drop; None drops all.
         """
         uids = set(self._pending if uids is None else uids)
-        self._line.drop(uids)
+        self._queue.drop(uids)
         self._pending.difference_update(uids)
         self._drop(uids)
 
@@ -151,7 +151,7 @@ class ProblemSolver(ABC):
             logger.warning("problem %s fails: %s", unfinished[0].problem.uid, shortage)
         elif unfinished:
             self.batch_size = len(unfinished) - 1
-            self._line.run_alone([self._reader.read(one.problem) for one in unfinished])
+            self._queue.run_alone([self._reader.read(one.problem) for one in unfinished])
             logger.warning("too little memory for %d problems: %s", len(unfinished), shortage)
         answers = [rollout.answer() for rollout in rollouts if rollout.needs is None]
         self._pending.difference_update(answer.uid for answer in answers)

@@ -78,7 +78,7 @@ class EngineGenerator(ProblemSolver):
     @torch.inference_mode()
     def _advance(self) -> list[Answer]:
         while len(self._running) < self.batch_size:
-            rollout = self._line.next(self._running)
+            rollout = self._queue.next(self._running)
             if rollout is None:
                 break
             self._running[rollout.problem.uid] = _Run(rollout=rollout)

@@ -45,7 +45,7 @@ def _status(pid: int) -> str | None:
 def test_objects_come_back_in_order(
     echoing: EngineProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger=engine_process.__name__)
+    caplog.set_level(logging.DEBUG, logger=engine_process.__name__)
     sent = [{"n": n, "data": bytes(100_000)} for n in range(20)]
     for message in sent[:2]:
         echoing.send(message)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from mathcanvas_lightning.generation.bagel.rollout.state import Rollout
 
 
-class WaitingLine:
+class ProblemQueue:
     """Problems that wait for a place in the batch.
 
     After a batch has exhausted the memory, its problems run again, each one alone: only the one
