@@ -91,8 +91,14 @@ def make_text(random: np.random.Generator) -> TextSegment:
     return TextSegment(text=" ".join(words))
 
 
-def draw_picture(random: np.random.Generator, *, black: bool) -> bytes:
-    """A geometry diagram: polygons, circles, chords, letters; all lines may be black."""
+def draw_picture(random: np.random.Generator, *, coloured: float) -> bytes:
+    """A geometry diagram: polygons, circles, chords, letters.
+
+    Args:
+        random: Decides shapes and colours.
+        coloured: Share of the diagrams with blue and red lines; in others, all lines are black.
+    """
+    has_colour = random.random() < coloured
     width, height = SIZES_PX[random.integers(len(SIZES_PX))]
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
@@ -105,12 +111,12 @@ def draw_picture(random: np.random.Generator, *, black: bool) -> bytes:
         radius = int(random.integers(30, height // 3))
         draw.ellipse(
             (x - radius, y - radius, x + radius, y + radius),
-            outline="black" if black else "blue",
+            outline="blue" if has_colour else "black",
             width=2,
         )
     for letter in "ABCDEF":
         first, second = points(2)
-        draw.line((first, second), fill="black" if black else "red", width=2)
+        draw.line((first, second), fill="red" if has_colour else "black", width=2)
         draw.text(first, letter, fill="black", font_size=24)
     buffer = BytesIO()
     image.save(buffer, "PNG")

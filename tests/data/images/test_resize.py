@@ -37,30 +37,44 @@ def test_grey_images_are_resized_like_rgb() -> None:
     width=st.integers(1, 90),
     height=st.integers(1, 90),
     seed=st.integers(0, 999),
-    mode=st.sampled_from(["RGB", "RGBA", "P"]),
-    num_coloured=st.integers(0, 1),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA"]),
+    differing=st.sampled_from(["nothing", "one value", "a channel", "all channels"]),
 )
-def test_equal_channels_are_resized_as_one(
-    width: int, height: int, seed: int, mode: str, num_coloured: int
+def test_pixels_equal_those_of_resized_rgb(
+    width: int, height: int, seed: int, mode: str, differing: str
 ) -> None:
-    random = np.random.default_rng(seed)
-    levels = random.choice([0, 255, *random.integers(0, 256, 9)], (height, width, 1))
-    pixels = np.repeat(levels.astype(np.uint8), 3, axis=2)
-    pixels[random.integers(height), random.integers(width), 2] ^= num_coloured
-    image = Image.fromarray(pixels)
-    if mode == "RGBA":
-        image.putalpha(Image.fromarray(random.choice([0, 255], (height, width)).astype(np.uint8)))
-    elif mode == "P":
-        image = image.quantize(64)
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    plain = on_white(Image.open(BytesIO(buffer.getvalue()))).convert("RGB")
-    decoded = decode_image(buffer.getvalue(), ImageLimits())
+    data = encoded_noise(np.random.default_rng(seed), width, height, mode, differing)
+    plain = on_white(Image.open(BytesIO(data))).convert("RGB")
+    decoded = decode_image(data, ImageLimits())
     shown = np.asarray(plain)
     assert decoded.mode == ("L" if (shown == shown[..., :1]).all() else "RGB")
     np.testing.assert_array_equal(np.asarray(decoded.convert("RGB")), shown)
     for rule in (RULE, ImageTransform(max_image_size=40, min_image_size=20, image_stride=14)):
-        np.testing.assert_array_equal(rule(decoded), rule(plain))
+        wanted = plain.resize(rule.output_size(*plain.size), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(rule(decoded), np.asarray(wanted))
+
+
+def encoded_noise(
+    random: np.random.Generator, width: int, height: int, mode: str, differing: str
+) -> bytes:
+    """A PNG of this mode, from RGB pixels whose channels are equal but for what differs."""
+    levels = [0, 255, *random.integers(0, 256, 9)]
+    pixels = np.repeat(random.choice(levels, (height, width, 1)).astype(np.uint8), 3, axis=2)
+    if differing == "one value":
+        pixels[random.integers(height), random.integers(width), random.integers(3)] ^= 1
+    elif differing != "nothing":
+        channels = [random.integers(3)] if differing == "a channel" else range(3)
+        for channel in channels:
+            pixels[..., channel] = random.choice(levels, (height, width))
+    image = Image.fromarray(pixels)
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode.removesuffix("A"))
+        image.putalpha(Image.fromarray(random.choice([0, 255], (height, width)).astype(np.uint8)))
+    else:
+        image = image.quantize(64) if mode == "P" else image.convert(mode)
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), images=st.integers(1, 9))
