@@ -1,13 +1,13 @@
 """Parallel map over worker processes: ordered results, bounded memory, no orphans."""
 
+import contextlib
 import math
 import os
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import (
@@ -16,11 +16,13 @@ from multiprocessing import (
     get_context,
     get_start_method,
     parent_process,
+    resource_tracker,
     set_forkserver_preload,
     set_start_method,
 )
 from typing import TypeVar
 
+from mathcanvas_lightning.common.exits import interrupts_blocked
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 
 Item = TypeVar("Item")
@@ -100,11 +102,13 @@ def ordered_map(
             return
         yield from function(chunk)
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
+    resource_tracker.ensure_running()  # its start would unblock Ctrl-C
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
-            submitted.append(pool.submit(function, chunk))
+            with interrupts_blocked():
+                submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
                 yield from submitted.popleft().result()
         while submitted:
@@ -118,6 +122,10 @@ def ordered_map(
             "--num_workers. In your own script, start the work below "
             'if __name__ == "__main__".',
         ) from None
+    except BaseException:  # Ctrl-C, or nobody wants the rest: what the workers do is for nothing
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -127,9 +135,23 @@ def chunks_in_flight(num_workers: int) -> int:
     return num_workers + min(CHUNKS_AHEAD * num_workers, MAX_CHUNKS_AHEAD)
 
 
+@contextlib.contextmanager
+def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that wait for servers. After an error or Ctrl-C, the block ends without them.
+
+    Args:
+        num_threads: Maximum number of threads.
+        name: Start of their names.
+    """
+    pool = ThreadPoolExecutor(num_threads, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _guard() -> None:
-    """Ignores Ctrl-C, which the parent handles, and exits when the parent exits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Exits when the parent exits."""
     parent = parent_process()
     assert parent is not None
 

@@ -16,6 +16,7 @@ from queue import LifoQueue
 from types import TracebackType
 
 import mathcanvas_lightning
+from mathcanvas_lightning.common.exits import interrupts_blocked
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import (
     Comparison,
@@ -136,15 +137,16 @@ class Comparer:
 
 def _start(time_limit_s: float) -> "subprocess.Popen[str]":
     """Starts a process that answers each line of JSON with a line of JSON."""
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": _module_path()},
-    )
+    with interrupts_blocked():
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": _module_path()},
+        )
     if _exchange(process, "") != READY:
         _end(process)
         raise WorkerError(
@@ -188,7 +190,6 @@ def _serve(time_limit_s: float) -> None:
     """Answers lines until standard input ends, or until one exceeds the time limit."""
     with suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
     answers = sys.stdout
     sys.stdout = sys.stderr  # libraries may print
