@@ -79,16 +79,6 @@ def interrupts_pass() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Processes that start in the block never get a Ctrl-C; this one gets it after the block."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
 def _signal_of(kind: type[BaseException], error: BaseException | None) -> int | None:
     """The signal that raised an exception in the main thread, if a signal did."""
     if threading.current_thread() is not threading.main_thread():

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -22,7 +23,6 @@ from multiprocessing import (
 )
 from typing import TypeVar
 
-from mathcanvas_lightning.common.exits import interrupts_blocked
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 
 Item = TypeVar("Item")
@@ -148,6 +148,16 @@ def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes that start in the block never get a Ctrl-C; this one gets it after the block."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _guard() -> None:

@@ -13,7 +13,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from mathcanvas_lightning.common.exits import exit_on_signals, interrupts_blocked, interrupts_pass
+from mathcanvas_lightning.common.exits import exit_on_signals, interrupts_pass
 from tests.conftest import ROOT
 
 EXITS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGHUP: SystemExit}
@@ -72,15 +72,6 @@ def test_an_interrupt_leaves_lightning_as_it_began() -> None:
     with pytest.raises(KeyboardInterrupt), interrupts_pass():
         trainer.predict(BoringModel())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_blocked_interrupt_comes_after_the_block() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), interrupts_blocked():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached = True
-    assert reached
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 THREADS = """

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mathcanvas_lightning.common.parallel import chunks_in_flight, ordered_map, waiting_threads
+from mathcanvas_lightning.common.parallel import (
+    chunks_in_flight,
+    interrupts_blocked,
+    ordered_map,
+    waiting_threads,
+)
 from mathcanvas_lightning.errors import WorkerError
 from tests.common.worker_tasks import die, hear_interrupts, square, take_long
 from tests.conftest import ROOT
@@ -77,6 +82,15 @@ def test_workers_hear_no_interrupt_from_their_start() -> None:
     # A terminal sends Ctrl-C to all its processes; a new one imports torch for seconds.
     assert list(ordered_map(hear_interrupts, [[0]], num_workers=1)) == [False]
     assert hear_interrupts([0]) == [True]
+
+
+def test_a_blocked_interrupt_comes_after_the_block() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), interrupts_blocked():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_an_interrupt_does_not_wait_for_workers() -> None:

@@ -16,7 +16,7 @@ from queue import LifoQueue
 from types import TracebackType
 
 import mathcanvas_lightning
-from mathcanvas_lightning.common.exits import interrupts_blocked
+from mathcanvas_lightning.common.parallel import interrupts_blocked
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import (
     Comparison,
