@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import (
     current_process,
+    forkserver,
     get_all_start_methods,
     get_context,
     get_start_method,
@@ -203,3 +204,17 @@ def start_from_a_server(preload: Sequence[str]) -> None:
     if get_start_method(allow_none=True) is None and "forkserver" in get_all_start_methods():
         set_start_method("forkserver")
         set_forkserver_preload(list(preload))
+
+
+def protect_server(start_method: str | None) -> None:
+    """Starts the server of worker processes, if there is one, so that none gets a Ctrl-C.
+
+    Each would end with a traceback; the main process stops them.
+
+    Args:
+        start_method: How workers start; None for the default of this process.
+    """
+    if (start_method or get_start_method(allow_none=True)) == "forkserver":
+        resource_tracker.ensure_running()
+        with interrupts_blocked():
+            forkserver.ensure_running()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mathcanvas_lightning.common.parallel import (
     chunks_in_flight,
     interrupts_blocked,
     ordered_map,
+    protect_server,
     waiting_threads,
 )
 from mathcanvas_lightning.errors import WorkerError
@@ -98,6 +100,19 @@ def test_an_interrupt_does_not_wait_for_workers() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(ordered_map(take_long, [[0], [1]], num_workers=1))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("method", "blocked"), [("forkserver", [True]), ("spawn", [])])
+def test_the_server_of_workers_hears_no_interrupt(
+    method: str, blocked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(
+        forkserver, "ensure_running", lambda: started.append(hear_interrupts([0]) == [False])
+    )
+    protect_server(method)
+    assert started == blocked
+    assert hear_interrupts([0]) == [True]
 
 
 def test_an_error_does_not_wait_for_servers() -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 from types import TracebackType
 
 import mathcanvas_lightning
@@ -105,10 +105,11 @@ class Comparer:
 
     def close(self) -> None:
         """Ends all processes; the next comparison starts new ones."""
-        processes = [self._idle.get() for _ in range(self._num_processes)]
-        for process in processes:
-            if process is not None:
-                _end(process)
+        with suppress(Empty):  # Ctrl-C may have lost a place
+            while True:
+                if (process := self._idle.get_nowait()) is not None:
+                    _end(process)
+        for _ in range(self._num_processes):
             self._idle.put(None)
 
     def __enter__(self) -> "Comparer":
