@@ -33,8 +33,7 @@ from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.errors import MathCanvasError
 
-FAILED, INTERRUPTED = 1, 130
-"""Exit statuses."""
+FAILED, INTERRUPTED = 1, 130  # exit statuses
 _INTERRUPTION = "interrupted; finished work is kept: run the same command again to resume"
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
@@ -298,6 +297,8 @@ def guarded(work: Callable[[], int | None]) -> int:
         with interrupts_pass(), exit_on_signals(signal.SIGTERM, signal.SIGHUP):
             return work() or 0
     except (MathCanvasError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has ended, such as `head`
+            errors.on_broken_pipe()
         errors.print(f"error: {error}", markup=False, highlight=False)
         return FAILED
     except (KeyboardInterrupt, SystemExit) as end:

@@ -1,6 +1,7 @@
 """Ctrl-C at the start and at the end of a command: a status, and no traceback."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,3 +83,13 @@ def test_a_signal_ends_a_command(name: str, capsys: pytest.CaptureFixture[str]) 
     assert left == [True]
     assert signal.getsignal(number) is before
     assert capsys.readouterr().err.count("interrupted; finished work is kept") == 1
+
+
+def test_output_may_be_cut() -> None:
+    code = "import sys\nfrom mathcanvas_lightning.cli.main import guarded\n"
+    code += "sys.exit(guarded(lambda: [print('text', flush=True) for _ in range(10**6)]))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("text\n", "")
