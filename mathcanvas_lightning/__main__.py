@@ -8,7 +8,7 @@ if __name__ == "__main__" and sys.path[0] in ("", str(Path.cwd())):
     sys.path.pop(0)
     sys.path.append(str(Path(__file__).parent.parent))
 
-from mathcanvas_lightning.cli.main import main
+from mathcanvas_lightning.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

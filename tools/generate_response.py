@@ -1,8 +1,6 @@
 """`mathcanvas generate-response` as a file; --help lists its options."""
 
-import sys
-
-from mathcanvas_lightning.cli.main import run_command
+from mathcanvas_lightning.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(run_command("generate-response"))
+    run("generate-response")

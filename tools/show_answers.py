@@ -1,8 +1,6 @@
 """Runs `mathcanvas report`; --help lists the options."""
 
-import sys
-
-from mathcanvas_lightning.cli.main import run_command
+from mathcanvas_lightning.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(run_command("report"))
+    run("report")

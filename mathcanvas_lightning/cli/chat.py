@@ -1,6 +1,5 @@
 """`mathcanvas chat`: a conversation with a model, on a local page or in the terminal."""
 
-import signal
 import socket
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,7 +24,6 @@ from mathcanvas_lightning.generation.bagel.problem import Mode
 from mathcanvas_lightning.generation.events import StreamingBackend
 from mathcanvas_lightning.generation.prompts.chat import read_system_prompt
 from mathcanvas_lightning.generation.requests import Sampling
-from mathcanvas_lightning.generation.run.module import exit_on_signals
 from mathcanvas_lightning.training.run.folder import find_run
 
 
@@ -76,7 +74,6 @@ def chat(
     )
     console = Console()
     with ExitStack() as resources:
-        resources.enter_context(exit_on_signals(signal.SIGTERM))
         # The port first: a model may take minutes to load.
         listening = None if terminal else resources.enter_context(bind(port))
         options: dict[str, Any] = {"mode": mode, "think": think, "drawing_steps": drawing_steps}

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from mathcanvas_lightning.cli.settings.errors import OneLineCLI, missing_module
 from mathcanvas_lightning.cli.settings.runs import place_run, set_up_run, start_over, validated_run
-from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.exits import leave_process_group_at_exit
 from mathcanvas_lightning.common.logs import FILE_ONLY, is_quiet, log_file
 from mathcanvas_lightning.common.parallel import start_from_a_server
 from mathcanvas_lightning.common.paths import local_path
@@ -202,8 +202,9 @@ class MathCanvasCLI(OneLineCLI):
         with log_file(path if is_logged else None):
             try:
                 super()._run_subcommand(subcommand)
-            except Exception as error:
-                log.error("error: %s", error, extra=FILE_ONLY)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    log.error("error: %s", error, extra=FILE_ONLY)
                 if (launcher := self.trainer.strategy.launcher) is not None:
                     launcher.kill(signal.SIGKILL)  # other ranks would wait for it in a collective
                 raise

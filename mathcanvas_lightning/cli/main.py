@@ -1,7 +1,9 @@
 """The command line `mathcanvas COMMAND`; the scripts in `tools/` run the same commands."""
 
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -14,6 +16,7 @@ from rich.console import Console
 from mathcanvas_lightning.cli import show
 from mathcanvas_lightning.cli.command_parser import WRONG_OPTION, CommandParser, HelpFormatter
 from mathcanvas_lightning.cli.completion import completion_script
+from mathcanvas_lightning.cli.entry import SIGNALS
 from mathcanvas_lightning.cli.help import (
     ALIASES,
     COMMON_OPTIONS,
@@ -25,13 +28,13 @@ from mathcanvas_lightning.cli.help import (
     version,
 )
 from mathcanvas_lightning.cli.show_comparison import comparison
+from mathcanvas_lightning.common.exits import exit_on_signals, interrupts_pass
 from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.errors import MathCanvasError
 
-FAILED, SIGNALS, INTERRUPTED = 1, 128, 130
-"""Exit statuses; a signal gives 128 plus its number."""
+FAILED, INTERRUPTED = 1, 130  # exit statuses
 _INTERRUPTION = "interrupted; finished work is kept: run the same command again to resume"
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",
@@ -292,21 +295,20 @@ def guarded(work: Callable[[], int | None]) -> int:
     """Runs `work`; turns errors into a line on standard error and an exit status."""
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        return work() or 0
+        with interrupts_pass(), exit_on_signals(signal.SIGTERM, signal.SIGHUP):
+            return work() or 0
     except (MathCanvasError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has ended, such as `head`
+            errors.on_broken_pipe()
         errors.print(f"error: {error}", markup=False, highlight=False)
         return FAILED
-    except KeyboardInterrupt:
-        errors.print(_INTERRUPTION)
-        return INTERRUPTED
-    except SystemExit as exit_:
-        if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning exits with 1
-            errors.print(_INTERRUPTION)
-            return INTERRUPTED
-        if not isinstance(exit_.code, int) or exit_.code <= SIGNALS:
+    except (KeyboardInterrupt, SystemExit) as end:
+        status = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+        if not isinstance(status, int) or status <= SIGNALS:
             raise
-        errors.print(_INTERRUPTION)
-        return exit_.code
+        with suppress(OSError):  # the terminal may be closed
+            errors.print(_INTERRUPTION)
+        return status
     except Exception as error:
         if (ours := _cause(error)) is None:
             raise

@@ -12,13 +12,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mathcanvas_lightning.cli.settings.errors import OneLineCLI
 from mathcanvas_lightning.cli.settings.run_model import run_settings
-from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.exits import exit_on_signals, leave_process_group_at_exit
 from mathcanvas_lightning.generation.backends.secrets import shown_command
 from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
     GenerationModule,
     callbacks_of,
-    exit_on_signals,
 )
 from mathcanvas_lightning.generation.run.monitor import GenerationProgress, GenerationSummary
 from mathcanvas_lightning.generation.run.reasoning_folders import ReasoningFolders

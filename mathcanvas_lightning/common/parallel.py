@@ -1,5 +1,6 @@
 """Parallel map over worker processes: ordered results, bounded memory, no orphans."""
 
+import contextlib
 import math
 import os
 import signal
@@ -7,15 +8,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import (
     current_process,
+    forkserver,
     get_all_start_methods,
     get_context,
     get_start_method,
     parent_process,
+    resource_tracker,
     set_forkserver_preload,
     set_start_method,
 )
@@ -100,11 +103,13 @@ def ordered_map(
             return
         yield from function(chunk)
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
+    resource_tracker.ensure_running()  # its start would unblock Ctrl-C
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
-            submitted.append(pool.submit(function, chunk))
+            with interrupts_blocked():
+                submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
                 yield from submitted.popleft().result()
         while submitted:
@@ -118,6 +123,10 @@ def ordered_map(
             "--num_workers. In your own script, start the work below "
             'if __name__ == "__main__".',
         ) from None
+    except BaseException:  # Ctrl-C, or nobody wants the rest: what the workers do is for nothing
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -127,9 +136,33 @@ def chunks_in_flight(num_workers: int) -> int:
     return num_workers + min(CHUNKS_AHEAD * num_workers, MAX_CHUNKS_AHEAD)
 
 
+@contextlib.contextmanager
+def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that wait for servers. After an error or Ctrl-C, the block ends without them.
+
+    Args:
+        num_threads: Maximum number of threads.
+        name: Start of their names.
+    """
+    pool = ThreadPoolExecutor(num_threads, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes that start in the block never get a Ctrl-C; this one gets it after the block."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _guard() -> None:
-    """Ignores Ctrl-C, which the parent handles, and exits when the parent exits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Exits when the parent exits."""
     parent = parent_process()
     assert parent is not None
 
@@ -171,3 +204,17 @@ def start_from_a_server(preload: Sequence[str]) -> None:
     if get_start_method(allow_none=True) is None and "forkserver" in get_all_start_methods():
         set_start_method("forkserver")
         set_forkserver_preload(list(preload))
+
+
+def protect_server(start_method: str | None) -> None:
+    """Starts the server of worker processes, if there is one, so that none gets a Ctrl-C.
+
+    Each would end with a traceback; the main process stops them.
+
+    Args:
+        start_method: How workers start; None for the default of this process.
+    """
+    if (start_method or get_start_method(allow_none=True)) == "forkserver":
+        resource_tracker.ensure_running()
+        with interrupts_blocked():
+            forkserver.ensure_running()

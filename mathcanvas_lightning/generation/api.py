@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from mathcanvas_lightning.common.exits import interrupts_pass
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import EchoBackend, GenerationBackend
 from mathcanvas_lightning.generation.backends.server.backend import ServerBackend
@@ -116,7 +117,8 @@ def _predict(
     writer.command = command
     callbacks: list[Callback] = [writer, GenerationProgress(), GenerationSummary()]
     trainer = Trainer(accelerator=accelerator, callbacks=callbacks, **QUIET_TRAINER)
-    trainer.predict(module, datamodule=data, return_predictions=False)
+    with interrupts_pass():
+        trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.report
 
 

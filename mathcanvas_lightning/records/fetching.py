@@ -1,9 +1,10 @@
 """Prefetches the pictures of records, those at URLs in parallel."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
+from mathcanvas_lightning.common.parallel import waiting_threads
 from mathcanvas_lightning.common.paths import is_remote
 from mathcanvas_lightning.records.hosts import FetchSettings, HostReader
 from mathcanvas_lightning.records.pictures import Picture, PictureError, read_pictures
@@ -45,9 +46,8 @@ class PictureReader:
             Each record with its pictures: in order, but a record with pictures at URLs comes when
             they have arrived. So a slow host delays only its own records.
         """
-        pool = ThreadPoolExecutor(self._num_parallel, "pictures")
         pending: dict[Future[Pictures], Record] = {}
-        try:
+        with waiting_threads(self._num_parallel, "pictures") as pool:
             for record in records:
                 if not _needs_network(record):
                     yield record, self.read(record)
@@ -56,8 +56,6 @@ class PictureReader:
                 yield from _arrived(pending, at_most=2 * self._num_parallel - 1)
             while pending:
                 yield from _arrived(pending, at_most=len(pending) - 1)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _needs_network(record: Record) -> bool:

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
+from mathcanvas_lightning.common.parallel import waiting_threads
 from mathcanvas_lightning.errors import DataError, StorageError
 from mathcanvas_lightning.records.hosts import FetchSettings, HostReader
 
@@ -26,7 +26,7 @@ def url_versions(urls: Iterable[str], settings: FetchSettings) -> dict[str, str]
     if not distinct:
         return {}
     files = HostReader(settings)
-    with ThreadPoolExecutor(settings.num_parallel, "versions") as pool:
+    with waiting_threads(settings.num_parallel, "versions") as pool:
         found = dict(
             zip(distinct, pool.map(lambda url: _version(files, url), distinct), strict=True)
         )

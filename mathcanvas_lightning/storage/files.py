@@ -4,7 +4,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from io import BufferedReader
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathcanvas_lightning.common.atomic import written_whole
+from mathcanvas_lightning.common.parallel import waiting_threads
 from mathcanvas_lightning.common.paths import (
     file_name,
     is_http,
@@ -101,7 +101,7 @@ class Storage:
         """Like `list_files`, with size and version of each; later reads are of this version."""
         entries = self._find(path, suffix)
         unknown = [e.path for e in entries if e.status is None or not e.status.version]
-        with ThreadPoolExecutor(NUM_STATUS_THREADS) as pool:
+        with waiting_threads(NUM_STATUS_THREADS, "status") as pool:
             asked = dict(zip(unknown, pool.map(self.status, unknown), strict=True))
         found = {e.path: status for e in entries if (status := asked.get(e.path) or e.status)}
         if is_remote(path):

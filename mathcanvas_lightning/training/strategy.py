@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
-from mathcanvas_lightning.common.distributed import leave_process_group_at_exit
+from mathcanvas_lightning.common.exits import leave_process_group_at_exit
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.training.checkpoint.background import BackgroundSaver
 from mathcanvas_lightning.training.checkpoint.verify import (

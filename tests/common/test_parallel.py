@@ -1,14 +1,25 @@
 """Worker processes start without the locks of other threads, and map in order."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import threading
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
-from mathcanvas_lightning.common.parallel import chunks_in_flight, ordered_map
+from mathcanvas_lightning.common.parallel import (
+    chunks_in_flight,
+    interrupts_blocked,
+    ordered_map,
+    protect_server,
+    waiting_threads,
+)
 from mathcanvas_lightning.errors import WorkerError
-from tests.common.worker_tasks import die, square
+from tests.common.worker_tasks import die, hear_interrupts, square, take_long
 from tests.conftest import ROOT
 
 
@@ -67,3 +78,47 @@ def test_ordered_map() -> None:
     assert list(ordered_map(square, chunks, num_workers=2)) == expected
     with pytest.raises(WorkerError, match="ended before its work was finished"):
         list(ordered_map(die, chunks, num_workers=1))
+
+
+def test_workers_hear_no_interrupt_from_their_start() -> None:
+    # A terminal sends Ctrl-C to all its processes; a new one imports torch for seconds.
+    assert list(ordered_map(hear_interrupts, [[0]], num_workers=1)) == [False]
+    assert hear_interrupts([0]) == [True]
+
+
+def test_a_blocked_interrupt_comes_after_the_block() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), interrupts_blocked():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_an_interrupt_does_not_wait_for_workers() -> None:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered_map(take_long, [[0], [1]], num_workers=1))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("method", "blocked"), [("forkserver", [True]), ("spawn", [])])
+def test_the_server_of_workers_hears_no_interrupt(
+    method: str, blocked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(
+        forkserver, "ensure_running", lambda: started.append(hear_interrupts([0]) == [False])
+    )
+    protect_server(method)
+    assert started == blocked
+    assert hear_interrupts([0]) == [True]
+
+
+def test_an_error_does_not_wait_for_servers() -> None:
+    answer = threading.Event()
+    with pytest.raises(KeyboardInterrupt), waiting_threads(1, "test") as threads:
+        threads.submit(answer.wait, 60)
+        raise KeyboardInterrupt
+    assert not answer.is_set()
+    answer.set()

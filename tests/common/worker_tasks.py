@@ -1,6 +1,8 @@
 """Work for the processes of a parallel map, in a module that they import quickly."""
 
 import os
+import signal
+import time
 
 
 def square(numbers: list[int]) -> list[int]:
@@ -9,3 +11,12 @@ def square(numbers: list[int]) -> list[int]:
 
 def die(numbers: list[int]) -> list[int]:
     os._exit(9)
+
+
+def hear_interrupts(numbers: list[int]) -> list[bool]:
+    return [signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []) for _ in numbers]
+
+
+def take_long(numbers: list[int]) -> list[int]:
+    time.sleep(60)
+    return numbers

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from mathcanvas_lightning.batch import MicroBatch
+from mathcanvas_lightning.common.parallel import protect_server
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
@@ -81,6 +82,8 @@ class PackLoader:
     def _loader(self, tasks: Iterator[PackTask]) -> DataLoader[LoadedPack | MathCanvasError]:
         workers = self._workers
         num_workers = workers.num_workers or 0
+        if num_workers:
+            protect_server(workers.start_method)
         pin_memory = workers.pin_memory
         if pin_memory is None:
             pin_memory = torch.cuda.is_available()

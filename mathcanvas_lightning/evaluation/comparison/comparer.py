@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 from types import TracebackType
 
 import mathcanvas_lightning
+from mathcanvas_lightning.common.parallel import interrupts_blocked
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import (
     Comparison,
@@ -104,10 +105,11 @@ class Comparer:
 
     def close(self) -> None:
         """Ends all processes; the next comparison starts new ones."""
-        processes = [self._idle.get() for _ in range(self._num_processes)]
-        for process in processes:
-            if process is not None:
-                _end(process)
+        with suppress(Empty):  # Ctrl-C may have lost a place
+            while True:
+                if (process := self._idle.get_nowait()) is not None:
+                    _end(process)
+        for _ in range(self._num_processes):
             self._idle.put(None)
 
     def __enter__(self) -> "Comparer":
@@ -136,15 +138,16 @@ class Comparer:
 
 def _start(time_limit_s: float) -> "subprocess.Popen[str]":
     """Starts a process that answers each line of JSON with a line of JSON."""
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": _module_path()},
-    )
+    with interrupts_blocked():
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": _module_path()},
+        )
     if _exchange(process, "") != READY:
         _end(process)
         raise WorkerError(
@@ -188,7 +191,6 @@ def _serve(time_limit_s: float) -> None:
     """Answers lines until standard input ends, or until one exceeds the time limit."""
     with suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
     answers = sys.stdout
     sys.stdout = sys.stderr  # libraries may print

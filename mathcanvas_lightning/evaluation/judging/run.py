@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from mathcanvas_lightning.common.exits import interrupts_pass
 from mathcanvas_lightning.errors import OutputError
 from mathcanvas_lightning.generation.backends.base import GenerationBackend
 from mathcanvas_lightning.generation.requests import Exchange, Message, Sampling
@@ -106,7 +107,7 @@ class JudgeRun:
             trainer = Trainer(accelerator="cpu", callbacks=callbacks, **QUIET_TRAINER)
         module = GenerationModule(_KeptOpen(self.backend), sampling)
         try:
-            with _quiet():
+            with _quiet(), interrupts_pass():
                 trainer.predict(module, datamodule=data, return_predictions=False)
         except OutputError as error:
             if "rerun" not in error.remedy:

@@ -5,15 +5,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from types import FrameType
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from mathcanvas_lightning.common.exits import exit_on_signals
 from mathcanvas_lightning.generation.backends.base import GenerationBackend, drop_pending
 from mathcanvas_lightning.generation.requests import (
     Exchange,
@@ -237,25 +237,3 @@ class _CloseBackend(Callback):
             module.backend.close()
         finally:
             self._signals.close()
-
-
-@contextmanager
-def exit_on_signals(*numbers: int) -> Iterator[None]:
-    """Turns signals into SystemExit inside the block, so that cleanup code runs before the exit.
-
-    Args:
-        numbers: Signal numbers; the exit status is 128 plus the number, as in shells.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, _exit_on_signal) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise SystemExit(128 + number)

@@ -1,0 +1,52 @@
+"""Runs a command as the only work of a process: Ctrl-C never shows a traceback.
+
+While the modules of the command line are imported, and after the command, a signal ends the process
+at once. Only the standard library is imported here, so that this holds from the start.
+"""
+
+import atexit
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+SIGNALS = 128
+"""Exit statuses above it: it plus the number of a signal."""
+
+
+def run(name: str | None = None) -> NoReturn:
+    """Runs a command with the options of this process, and ends the process.
+
+    Args:
+        name: Name of the command; by default the first word of the command line.
+    """
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        _end_at_once(heard)
+        from mathcanvas_lightning.cli.main import main, run_command
+
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = main() if name is None else run_command(name)
+    except KeyboardInterrupt:  # before the command, or again while it ends
+        status = SIGNALS + signal.SIGINT
+    finally:
+        _end_at_once(heard)
+    if status > SIGNALS:
+        _leave(status)
+    sys.exit(status)
+
+
+def _end_at_once(heard: bool) -> None:
+    if heard:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process without its threads, which may wait for servers."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # the terminal may be closed
+            stream.flush()
+    os._exit(status)
