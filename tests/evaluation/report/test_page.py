@@ -313,7 +313,7 @@ def test_scores_of_other_answers(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         scores.write_text(text)
         with pytest.raises(InputError, match="mathcanvas score"):
             write_report(str(tmp_path / "answers.jsonl"))
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="found no such file"):
         write_report(other, scores=str(tmp_path / "absent.json"))
 
 
