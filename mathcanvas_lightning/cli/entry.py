@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 SIGNALS = 128
-"""Exit statuses above it: it plus the number of a signal."""
+"""A command that a signal ended exits with this number plus that of the signal."""
 
 
 def run(name: str | None = None) -> NoReturn:

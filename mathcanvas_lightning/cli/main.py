@@ -372,9 +372,7 @@ def _parser(command: Command, function: Callable[..., Any], prog: str | None) ->
     parser.epilog = f"{COMMON_OPTIONS}\n\nexample:\n  {parser.prog} {command.example}"
     parameters = signature(function).parameters
     if "config" not in parameters:
-        parser.add_argument(
-            "--config", action="config", help="YAML file with any of these options."
-        )
+        parser.add_argument("--config", action="config", help="YAML file with these options.")
     flags = {p.name for p in parameters.values() if p.annotation is bool and p.default is False}
     for name in sorted(command.positional):
         nargs = "+" if name in command.lists else None

@@ -123,7 +123,7 @@ def ordered_map(
             "--num_workers. In your own script, start the work below "
             'if __name__ == "__main__".',
         ) from None
-    except BaseException:  # Ctrl-C, or nobody wants the rest: what the workers do is for nothing
+    except BaseException:  # such as Ctrl-C, or a caller that stops reading
         for process in list(pool._processes.values()):
             process.terminate()
         raise

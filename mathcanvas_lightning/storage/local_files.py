@@ -10,7 +10,7 @@ from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import Entry, FileStatus
 from mathcanvas_lightning.storage.retry import (
-    HICCUPS,
+    TRANSIENT_ERRNOS,
     ContentError,
     damaged_file,
     missing_file,
@@ -66,7 +66,7 @@ class LocalFiles:
 def local_errors(place: str) -> Iterator[None]:
     """Raises a `DataError` that names the place for a file that can't be read.
 
-    An `OSError` that says nothing about the file passes, see `HICCUPS`.
+    An `OSError` that says nothing about the file passes, see `TRANSIENT_ERRNOS`.
     """
     try:
         yield
@@ -78,7 +78,7 @@ def local_errors(place: str) -> Iterator[None]:
         found = f"a name that no file can have ({error})"
         raise DataError(place, found=found, wanted="a file", remedy="Correct the name.") from None
     except OSError as error:
-        if error.errno in HICCUPS:
+        if error.errno in TRANSIENT_ERRNOS:
             raise
         found = f"something that can't be read ({error.strerror or error})"
         remedy = "Check its permissions and its disk."

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from mathcanvas_lightning.common.paths import is_remote
 
 MAX_LISTED = 100_000
-"""Files of a folder that are searched for a name in other letters."""
+"""Maximum number of files of a folder that are searched for a similar name."""
 
 
 def is_outside(relative: str) -> bool:
@@ -22,7 +22,7 @@ def is_outside(relative: str) -> bool:
 
 
 def near_miss(root: str, relative: str) -> str:
-    """Says why a file is missing: it is spelled differently, or no path; "" if nothing is known.
+    """Says why a file is missing: its name differs, or it is no path; "" if nothing is known.
 
     Args:
         root: A local folder.
@@ -53,7 +53,7 @@ def near_miss(root: str, relative: str) -> str:
 
 @lru_cache(maxsize=16)
 def _names_in(folder: str, changed: int) -> dict[str, str]:  # noqa: ARG001 - a changed folder
-    """Names of the files of a folder, by their small letters."""
+    """Name in small letters -> name, for the files of a folder."""
     try:
         with os.scandir(folder) as entries:
             return {e.name.casefold(): e.name for e in islice(entries, MAX_LISTED)}

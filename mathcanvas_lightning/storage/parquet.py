@@ -11,7 +11,7 @@ from fsspec.utils import merge_offset_ranges
 
 from mathcanvas_lightning.common.file_kinds import POINTER, is_lfs_pointer
 from mathcanvas_lightning.storage.ranges import ReadRange
-from mathcanvas_lightning.storage.retry import HICCUPS, ContentError
+from mathcanvas_lightning.storage.retry import TRANSIENT_ERRNOS, ContentError
 
 TAIL_BYTES = 2**16
 """Most footers are shorter than this."""
@@ -29,7 +29,7 @@ def parsing() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in HICCUPS:
+        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
             raise
         raise ContentError(str(error)) from error
 

@@ -19,7 +19,7 @@ FINAL = (
     *(TypeError, NameError, ImportError, MathCanvasError),
 )
 """Failures that no retry can fix."""
-HICCUPS = frozenset(
+TRANSIENT_ERRNOS = frozenset(
     {
         *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EBUSY),
         *(errno.EINTR, errno.ENOMEM, errno.ENOLCK, errno.ETIMEDOUT, errno.ECONNRESET),

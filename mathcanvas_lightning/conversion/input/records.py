@@ -25,7 +25,7 @@ _ESCAPE = re.compile(
 """An escape sequence: the start of one, a surrogate pair, half of one, or any other."""
 _LONGEST_ESCAPE = 12
 _MARK, _MARKED_HALF = "\ufdd0", "\ud800"
-"""A character that no text holds, and what stands for it in the values that are read."""
+"""Replaces half of a surrogate pair while ijson parses, and the half that is put back after it."""
 
 
 def read_records(path: Path, place: str) -> Generator[Any]:
@@ -234,6 +234,6 @@ def _broken(place: str, line: int, column: int, reason: str) -> InputError:
     return InputError(
         f"{place}:{line}:{column}",
         found=f"malformed JSON ({reason})",
-        wanted="a JSON array of objects, or one JSON object a line, in UTF-8",
+        wanted="a JSON array of objects, or one JSON object per line, in UTF-8",
         remedy="Fix the file and run again; finished shards stay.",
     )

@@ -358,7 +358,7 @@ def _plan_input(
 
 
 def _digest(index: DatasetIndex, rows: Ints) -> str:
-    """Hash of the contents of the shards and of the places of the used rows."""
+    """Hash of the contents of the shards and of the positions of the used rows."""
     found = hashlib.sha256(index.digest.encode())
     for array in (index.file_numbers, index.row_groups, index.rows):
         found.update(np.ascontiguousarray(array[rows], "<i8").data)
