@@ -9,7 +9,7 @@ from mathcanvas_lightning.batch import TokenGeometry
 from mathcanvas_lightning.common.keys import flatten
 from mathcanvas_lightning.data.loading.config import DataSettings, TokenBudget
 from mathcanvas_lightning.data.loading.loaded_dataset import LoadedDataset
-from mathcanvas_lightning.data.plan.origin import PlanOrigin
+from mathcanvas_lightning.data.plan.origin import DATASET_TOPIC, PlanOrigin
 from mathcanvas_lightning.data.sequence.rng import hash64
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 
@@ -67,7 +67,7 @@ def plan_origin(
         "order of data.train": (labels, {"names in data.train": ", ".join(labels)}),
         "image_limits": (limits, _named("data.image_limits", limits)),
         "numpy": (np.__version__, {"numpy": np.__version__}),
-        **{f"data set {d.config.label}": (d.fingerprint, _of_dataset(d)) for d in datasets},
+        **{f"{DATASET_TOPIC}{d.config.label}": (d.fingerprint, _of_dataset(d)) for d in datasets},
     }
     return PlanOrigin(
         fingerprint={t: f"{hash64(part) & 0xFFFFFFFF:08x}" for t, (part, _) in topics.items()},

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+DATASET_TOPIC = "data set "
+"""Start of the topic of a data set, before its name."""
 Topics = Mapping[str, Mapping[str, str]]
 """Topic -> setting, as users write it -> its value as a short text."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mathcanvas_lightning.data.plan.epoch import Plan
-from mathcanvas_lightning.data.plan.origin import PlanOrigin, explain
+from mathcanvas_lightning.data.plan.origin import DATASET_TOPIC, PlanOrigin, explain
 from mathcanvas_lightning.data.plan.schedule import Schedule
 from mathcanvas_lightning.errors import ConfigError
 
@@ -244,8 +244,10 @@ class Position:
         is_other = "plan" in state and state["plan"] != self._digest(at)
         shown, now = state.get("values", {}), self.origin.values
         # Data that was moved and named as before has another hash, but the same values and plan.
-        same = {name for name in changed if name in shown and shown[name] == now.get(name)}
-        if not is_other and (EXPLAINING | same).issuperset(changed):
+        moved = {
+            t for t in changed if t.startswith(DATASET_TOPIC) and shown.get(t, 0) == now.get(t)
+        }
+        if not is_other and (EXPLAINING | moved).issuperset(changed):
             return
         other = "another plan from the same settings: by another version of this library or numpy"
         differing = explain(changed, shown, now)
