@@ -6,6 +6,7 @@ Importing takes seconds, so it is done once, in a server from which all others a
 import faulthandler
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -30,6 +31,20 @@ IMPORTED = [
 ]
 TIMEOUT_S = 450
 """Time after which ranks count as hanging; less than a test has, which would not show where."""
+
+
+class GlooCrashError(AssertionError):
+    """A rank was aborted while it waited for a collective, as memory was freed twice.
+
+    Seen once in about a hundred starts of two ranks with PyTorch 2.13 on CPUs, and not again when
+    the same test ran 59 times. The stack ends in PyTorch's `wait_tensor`; the cause is unknown. A
+    run that has just begun may be repeated once.
+    """
+
+    @staticmethod
+    def is_in(output: str) -> bool:
+        """Whether a rank has ended in this way."""
+        return "double free or corruption" in output and " in wait_tensor" in output
 
 
 def new_process(work: Callable[..., object], *arguments: object) -> Any:
@@ -91,6 +106,8 @@ def wait_for_ranks(
             assert ended, "\n".join(_where_it_hangs(*rank) for rank in running.values())
             for process, log in map(running.pop, ended):
                 process.join()
+                if process.exitcode == -signal.SIGABRT and GlooCrashError.is_in(log.read_text()):
+                    raise GlooCrashError(last_words(log.read_text()))
                 assert process.exitcode == status, last_words(log.read_text())
     finally:
         for process, _ in ranks:
@@ -110,10 +127,22 @@ def run_ranks(ranks: int, folder: Path, work: Callable[..., object], **arguments
 
     Args:
         ranks: Number of processes.
-        folder: Folder of their output.
+        folder: Empty folder of their output.
         work: The function, of a module.
         arguments: Its arguments, equal on all ranks.
     """
+    assert not list(folder.iterdir())
+    try:
+        _run_ranks(ranks, folder, work, arguments)
+    except GlooCrashError:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        _run_ranks(ranks, folder, work, arguments)
+
+
+def _run_ranks(
+    ranks: int, folder: Path, work: Callable[..., object], arguments: dict[str, Any]
+) -> None:
     port = reserved_port()
     logs = [folder / f"rank{rank}.{port}.txt" for rank in range(ranks)]
     processes = [

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import reserved_port, wait_for_ranks
+from tests import ranks as ranks_module
+from tests.ranks import GlooCrashError, reserved_port, run_ranks, wait_for_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 READY = b"ready\n"
@@ -53,6 +54,30 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
 def test_a_rank_that_hangs_shows_where(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"hung(.|\n)*test_ranks\.py.* in rank"):
         wait_for_ranks(start(tmp_path, None, 0), timeout_s=1)
+
+
+def test_a_crash_of_gloo_repeats_a_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def crash(ranks: int, folder: Path, *_: Any) -> None:
+        assert not list(folder.iterdir())
+        (folder / "rank0.txt").touch()
+        tries.append(ranks)
+        if len(tries) == 1:
+            raise GlooCrashError
+
+    monkeypatch.setattr(ranks_module, "_run_ranks", crash)
+    run_ranks(2, tmp_path, print)
+    assert tries == [2, 2]
+
+
+def test_only_a_crash_of_gloo_is_one(tmp_path: Path) -> None:
+    crash = "double free or corruption (fasttop)\nFatal Python error: Aborted\n"
+    assert GlooCrashError.is_in(f'{crash}  File "f.py", line 142 in wait_tensor\n')
+    assert not GlooCrashError.is_in(crash)
+    assert not GlooCrashError.is_in("Fatal Python error: Aborted\n  line 142 in wait_tensor\n")
 
 
 def test_a_reserved_port_is_for_one_listener() -> None:

@@ -34,7 +34,7 @@ def run_python(*words: str, path: Path = ROOT) -> "subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -90,6 +90,6 @@ def test_output_may_be_cut() -> None:
     code += "sys.exit(guarded(lambda: [print('text', flush=True) for _ in range(10**6)]))"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert (done.stdout, done.stderr) == ("text\n", "")

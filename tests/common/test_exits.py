@@ -41,7 +41,7 @@ def test_a_signal_in_a_destructor_is_not_lost(
     ):
         Destructor(number)
         gc.collect()
-        threading.Event().wait(20)
+        threading.Event().wait(200)
     assert sys.unraisablehook is hook
     assert getattr(end.value, "code", number + 128) == number + 128
     assert "Traceback" not in capsys.readouterr().err

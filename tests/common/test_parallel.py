@@ -89,17 +89,18 @@ def test_workers_hear_no_interrupt_from_their_start() -> None:
 def test_a_blocked_interrupt_comes_after_the_block() -> None:
     reached = False
     with pytest.raises(KeyboardInterrupt), interrupts_blocked():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # other threads don't block it
         reached = True
     assert reached
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_an_interrupt_does_not_wait_for_workers() -> None:
+    before = set(multiprocessing.active_children())
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         list(ordered_map(take_long, [[0], [1]], num_workers=1))
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.parametrize(("method", "blocked"), [("forkserver", [True]), ("spawn", [])])

@@ -1,8 +1,10 @@
 """Runs `mathcanvas fit` on one or several processes over gloo, and journals what it does."""
 
 import errno
+import faulthandler
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from mathcanvas_lightning.model import parallelize
 from tests.conftest import read_jsonl
 from tests.ranks import (
     TIMEOUT_S,
+    GlooCrashError,
     become_rank,
     end_at_an_error,
     new_process,
@@ -356,7 +359,15 @@ def finish(ranks: Sequence[Rank], status: int = 0, num_runs: int = 1) -> str:
 
 def launch(ranks: int, *runs: Run, status: int = 0) -> str:
     """Starts processes and waits for them."""
-    return finish(start(ranks, runs), status, len(runs))
+    are_new = not any(run.folder.exists() for run in runs)
+    try:
+        return finish(start(ranks, runs), status, len(runs))
+    except GlooCrashError:
+        if not are_new:
+            raise
+        for run in runs:
+            shutil.rmtree(run.folder)
+        return finish(start(ranks, runs), status, len(runs))
 
 
 def _work(
@@ -370,6 +381,8 @@ def _work(
 def _fit(rank: int, folder: Path, words: Sequence[str]) -> None:
     from mathcanvas_lightning.cli.fit import run_cli
 
+    faulthandler.disable()  # Lightning has restored older handlers after the run before
+    faulthandler.enable()
     try:
         run_cli(words)
     except MathCanvasError as error:

@@ -530,7 +530,7 @@ def test_prompts_that_are_too_long_are_no_sign_of_a_broken_server() -> None:
 def test_a_hanging_server_is_noticed_after_one_timeout() -> None:
     hang = ServerFault(hang=True)
     with chat_server(ChatServer()) as chat:
-        with backend(chat, timeout_s=HANG_S, max_retries=5, max_concurrency=1) as made:
+        with backend(chat, timeout_s=HANG_S, max_retries=1, max_concurrency=1) as made:
             chat.fault = chat.models_fault = hang
             with pytest.raises(BackendError, match=r"no complete answer in 1\.5 s"):
                 answers(made, ask("hello"))
