@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import (
+    active_children,
     current_process,
     forkserver,
     get_all_start_methods,
@@ -107,11 +108,12 @@ def ordered_map(
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     with signals_blocked():
         resource_tracker.ensure_running()  # its start unblocks SIGINT and SIGTERM
+    others = active_children()
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
-            # An exception in `submit` could lose a new worker, and the exit would wait for it.
+            # It may start a worker, which this process ends.
             with signals_blocked(*TERMINAL_SIGNALS, signal.SIGTERM):
                 submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
@@ -128,8 +130,9 @@ def ordered_map(
             'if __name__ == "__main__".',
         ) from None
     except BaseException:  # Ctrl-C, or nobody wants the rest: what the workers do is for nothing
-        for process in list(pool._processes.values()):
-            process.kill()
+        for process in active_children():
+            if process not in others:
+                process.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -90,7 +90,7 @@ def test_workers_get_no_signal_from_their_start() -> None:
 def test_a_blocked_interrupt_comes_after_the_block() -> None:
     reached = False
     with pytest.raises(KeyboardInterrupt), signals_blocked():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         reached = True
     assert reached
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
