@@ -297,11 +297,6 @@ def guarded(work: Callable[[], int | None]) -> int:
     try:
         with interrupts_pass(), exit_on_signals(signal.SIGTERM, signal.SIGHUP):
             return work() or 0
-    except (MathCanvasError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has ended, such as `head`
-            errors.on_broken_pipe()
-        errors.print(f"error: {error}", markup=False, highlight=False)
-        return FAILED
     except (KeyboardInterrupt, SystemExit) as end:
         status = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
         if not isinstance(status, int) or status <= SIGNALS:
@@ -310,9 +305,12 @@ def guarded(work: Callable[[], int | None]) -> int:
             errors.print(_INTERRUPTION)
         return status
     except Exception as error:
-        if (ours := _cause(error)) is None:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has ended, such as `head`
+            errors.on_broken_pipe()
+        shown = error if isinstance(error, OSError) else _cause(error)
+        if shown is None:
             raise
-        errors.print(f"error: {ours}", markup=False, highlight=False)
+        errors.print(f"error: {shown}", markup=False, highlight=False)
         return FAILED
 
 

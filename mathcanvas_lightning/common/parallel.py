@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import (
+    active_children,
     current_process,
     forkserver,
     get_all_start_methods,
@@ -29,6 +30,8 @@ from mathcanvas_lightning.errors import ConfigError, WorkerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
+"""Signals that all processes get: Ctrl-C, and the end of their terminal."""
 WORKER_START_S = 3.0
 """About the time until a new worker process has imported torch."""
 CHUNKS_AHEAD = 3
@@ -103,12 +106,15 @@ def ordered_map(
             return
         yield from function(chunk)
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
-    resource_tracker.ensure_running()  # its start would unblock Ctrl-C
+    with signals_blocked():
+        resource_tracker.ensure_running()  # its start unblocks SIGINT and SIGTERM
+    others = active_children()
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
-            with interrupts_blocked():
+            # It may start a worker, which this process ends.
+            with signals_blocked(*TERMINAL_SIGNALS, signal.SIGTERM):
                 submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
                 yield from submitted.popleft().result()
@@ -124,8 +130,9 @@ def ordered_map(
             'if __name__ == "__main__".',
         ) from None
     except BaseException:  # such as Ctrl-C, or a caller that stops reading
-        for process in list(pool._processes.values()):
-            process.terminate()
+        for process in active_children():
+            if process not in others:
+                process.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -152,9 +159,13 @@ def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]
 
 
 @contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Processes that start in the block never get a Ctrl-C; this one gets it after the block."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def signals_blocked(*numbers: int) -> Iterator[None]:
+    """Processes that start in the block never get a signal; this one gets it after the block.
+
+    Args:
+        numbers: Signal numbers; by default those that a terminal sends to all its processes.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or TERMINAL_SIGNALS)
     try:
         yield
     finally:
@@ -215,6 +226,7 @@ def protect_server(start_method: str | None) -> None:
         start_method: How workers start; None for the default of this process.
     """
     if (start_method or get_start_method(allow_none=True)) == "forkserver":
-        resource_tracker.ensure_running()
-        with interrupts_blocked():
+        with signals_blocked():
+            resource_tracker.ensure_running()  # its start unblocks SIGINT
+        with signals_blocked():
             forkserver.ensure_running()

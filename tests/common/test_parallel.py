@@ -13,13 +13,13 @@ import pytest
 
 from mathcanvas_lightning.common.parallel import (
     chunks_in_flight,
-    interrupts_blocked,
     ordered_map,
     protect_server,
+    signals_blocked,
     waiting_threads,
 )
 from mathcanvas_lightning.errors import WorkerError
-from tests.common.worker_tasks import die, hear_interrupts, square, take_long
+from tests.common.worker_tasks import blocked_signals, die, square, take_long
 from tests.conftest import ROOT
 
 
@@ -80,16 +80,17 @@ def test_ordered_map() -> None:
         list(ordered_map(die, chunks, num_workers=1))
 
 
-def test_workers_hear_no_interrupt_from_their_start() -> None:
+def test_workers_get_no_signal_from_their_start() -> None:
     # A terminal sends Ctrl-C to all its processes; a new one imports torch for seconds.
-    assert list(ordered_map(hear_interrupts, [[0]], num_workers=1)) == [False]
-    assert hear_interrupts([0]) == [True]
+    (blocked,) = ordered_map(blocked_signals, [[0]], num_workers=1)
+    assert blocked == {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
+    assert blocked_signals([0]) == [set()]
 
 
 def test_a_blocked_interrupt_comes_after_the_block() -> None:
     reached = False
-    with pytest.raises(KeyboardInterrupt), interrupts_blocked():
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # other threads don't block it
+    with pytest.raises(KeyboardInterrupt), signals_blocked():
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         reached = True
     assert reached
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -103,17 +104,15 @@ def test_an_interrupt_does_not_wait_for_workers() -> None:
     assert set(multiprocessing.active_children()) <= before
 
 
-@pytest.mark.parametrize(("method", "blocked"), [("forkserver", [True]), ("spawn", [])])
-def test_the_server_of_workers_hears_no_interrupt(
-    method: str, blocked: list[bool], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("method", "num_started"), [("forkserver", 1), ("spawn", 0)])
+def test_the_server_of_workers_gets_no_interrupt(
+    method: str, num_started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[bool] = []
-    monkeypatch.setattr(
-        forkserver, "ensure_running", lambda: started.append(hear_interrupts([0]) == [False])
-    )
+    started: list[set[int]] = []
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: started.extend(blocked_signals([0])))
     protect_server(method)
-    assert started == blocked
-    assert hear_interrupts([0]) == [True]
+    assert started == num_started * [{signal.SIGINT, signal.SIGHUP}]
+    assert blocked_signals([0]) == [set()]
 
 
 def test_an_error_does_not_wait_for_servers() -> None:

@@ -13,8 +13,8 @@ def die(numbers: list[int]) -> list[int]:
     os._exit(9)
 
 
-def hear_interrupts(numbers: list[int]) -> list[bool]:
-    return [signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []) for _ in numbers]
+def blocked_signals(numbers: list[int]) -> list[set[int]]:
+    return [signal.pthread_sigmask(signal.SIG_BLOCK, []) for _ in numbers]
 
 
 def take_long(numbers: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from queue import Empty, LifoQueue
 from types import TracebackType
 
 import mathcanvas_lightning
-from mathcanvas_lightning.common.parallel import interrupts_blocked
+from mathcanvas_lightning.common.parallel import signals_blocked
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import (
     Comparison,
@@ -138,7 +138,7 @@ class Comparer:
 
 def _start(time_limit_s: float) -> "subprocess.Popen[str]":
     """Starts a process that answers each line of JSON with a line of JSON."""
-    with interrupts_blocked():
+    with signals_blocked():
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", __name__, str(time_limit_s)],
             stdin=subprocess.PIPE,
