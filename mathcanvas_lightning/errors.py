@@ -1,7 +1,9 @@
 """The errors of the package: location, what was found, what is wanted, and a remedy."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=BaseException)
 
 
 class MathCanvasError(Exception):
@@ -53,3 +55,10 @@ class WorkerError(MathCanvasError):
 
 class TrainingError(MathCanvasError):
     """A training that has diverged."""
+
+
+def cause_of_kind(error: BaseException | None, kind: type[T]) -> T | None:
+    """Finds an error of a kind in the chain of causes; argument parsers wrap errors."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error

@@ -15,7 +15,7 @@ from mathcanvas_lightning.cli.help import missing_settings
 from mathcanvas_lightning.cli.settings.check import check_fields, fields_of
 from mathcanvas_lightning.common.keys import did_you_mean, nearest
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.errors import MathCanvasError, cause_of_kind
 
 MAX_LENGTH = 300
 
@@ -46,7 +46,7 @@ class OneLineParser(LightningArgumentParser):
         """Prints the error and exits with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
-        if (ours := _own_cause(ex)) is not None:
+        if (ours := cause_of_kind(ex, MathCanvasError)) is not None:
             raise ours
         sys.stderr.write(f"error: {explain(self.words, self.fields, message, ex)}\n")
         self.exit(WRONG_OPTION)
@@ -208,18 +208,10 @@ def merged_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 def missing_module(error: BaseException | None, message: str = "") -> str | None:
     """Name of the package whose absence caused an error."""
-    found = error
-    while found is not None and not isinstance(found, ModuleNotFoundError):
-        found = found.__cause__ or found.__context__
+    found = cause_of_kind(error, ModuleNotFoundError)
     text = message if found is None else str(found)
     named = re.search(r"No module named '(\w+)|Requirement '(\w+)", text)
     return None if named is None else named[1] or named[2]
-
-
-def _own_cause(error: BaseException | None) -> MathCanvasError | None:
-    while error is not None and not isinstance(error, MathCanvasError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _shortened(message: str) -> str:
