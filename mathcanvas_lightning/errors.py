@@ -62,3 +62,18 @@ def cause_of_kind(error: BaseException | None, kind: type[T]) -> T | None:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
+
+
+def check_settings(*checks: tuple[str, object, bool, str], remedy: str = "Change it.") -> None:
+    """Checks values of settings, in their order.
+
+    Args:
+        checks: Name of a setting, its value, whether the value is right, and what is wanted.
+        remedy: What the user can do about a wrong value.
+
+    Raises:
+        ConfigError: At the first wrong value.
+    """
+    for name, value, is_right, wanted in checks:
+        if not is_right:
+            raise ConfigError(name, found=str(value), wanted=wanted, remedy=remedy)
