@@ -504,6 +504,6 @@ def test_a_script_without_main_guard_ends_with_a_remedy(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"{PROGRAM}work()")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = run_python(script, tmp_path / "shards", env=environment)
+    done = run_python(script, tmp_path / "shards", env=environment, timeout=300)
     assert done.returncode == 1
     assert 'below if __name__ == "__main__"' in done.stderr.splitlines()[-1]

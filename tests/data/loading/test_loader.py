@@ -165,6 +165,6 @@ if __name__ == "__main__":
     run_with_few_files(Path({str(folder)!r}), 120)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = run_python("-W", "ignore", "-c", script, env=environment)
+    found = run_python("-W", "ignore", "-c", script, env=environment, timeout=300)
     assert found.returncode == 0, found.stderr[-2000:]
     assert int(found.stdout) < 100
