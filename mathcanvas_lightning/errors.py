@@ -1,7 +1,9 @@
 """The errors of the package: location, what was found, what is wanted, and a remedy."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=BaseException)
 
 
 class MathCanvasError(Exception):
@@ -53,3 +55,25 @@ class WorkerError(MathCanvasError):
 
 class TrainingError(MathCanvasError):
     """A training that has diverged."""
+
+
+def cause_of_kind(error: BaseException | None, kind: type[T]) -> T | None:
+    """Finds an error of a kind in the chain of causes; argument parsers wrap errors."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def check_settings(*checks: tuple[str, object, bool, str], remedy: str = "Change it.") -> None:
+    """Checks values of settings, in their order.
+
+    Args:
+        checks: Name of a setting, its value, whether the value is right, and what is wanted.
+        remedy: What the user can do about a wrong value.
+
+    Raises:
+        ConfigError: At the first wrong value.
+    """
+    for name, value, is_right, wanted in checks:
+        if not is_right:
+            raise ConfigError(name, found=str(value), wanted=wanted, remedy=remedy)

@@ -39,6 +39,17 @@ TRAINER_WARNINGS = (
 )
 """Filters for what Lightning warns of in short runs on a processor."""
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+"""Options of a Trainer that writes and shows nothing."""
+
 LAUNCH = (
     *("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
@@ -231,6 +242,12 @@ def run_tool(warm: WarmPython) -> RunTool:
         return warm.run([ROOT / "tools" / name, *args], **options)
 
     return run
+
+
+def run_python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a new Python process to its end."""
+    defaults = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    return subprocess.run([sys.executable, *map(str, words)], **{**defaults, **options})
 
 
 def child_processes() -> list[psutil.Process]:

@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 FOLDER = ROOT / "tools" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -45,14 +43,7 @@ def test_links_of_notebooks_lead_somewhere(path: Path) -> None:
 
 
 def run_notebooks(folder: Path, *words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.notebook_runs", str(folder), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    done = run_python("-m", "tests.notebook_runs", folder, *words, timeout=500)
     assert done.returncode == 0, done.stderr[-5000:]
 
 

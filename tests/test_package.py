@@ -11,7 +11,7 @@ import pytest
 
 import mathcanvas_lightning
 from mathcanvas_lightning import errors
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 PACKAGE = ROOT / "mathcanvas_lightning"
 
@@ -46,7 +46,7 @@ def test_list_of_commands_needs_no_torch() -> None:
         "import sys; from mathcanvas_lightning.cli.main import main; "
         "assert main([]) == 0; assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = run_python("-c", code, check=True)
     assert "Makes a small BAGEL checkpoint" in done.stdout
 
 

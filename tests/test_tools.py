@@ -2,23 +2,36 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import RunTool
 
+Benchmark = Callable[..., Any]
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path, run_tool: RunTool) -> Benchmark:
+    """Runs a benchmark with these words; returns its figures."""
+
+    def run(*words: str | Path) -> Any:
+        done = run_tool(*words, "--json", tmp_path / "figures.json")
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    return run
+
 
 @pytest.mark.slow
-def test_conversion_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
-    done = run_tool(
+def test_conversion_benchmark(benchmark: Benchmark) -> None:
+    figures = benchmark(
         "benchmark_conversion.py",
         *("--num_records", "60", "--num_tasks", "10", "--repeats", "1", "--num_workers", "1"),
-        *("--json", tmp_path / "figures.json"),
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    )["figures"]
     assert set(figures) == {"plain loop", "ours, 0 workers", "ours, 1 workers"}
     assert len({figure["rows"] for figure in figures.values()}) == 1
     assert all(figure["rows_per_s"] > 0 < figure["peak_mib"] for figure in figures.values())
@@ -26,14 +39,11 @@ def test_conversion_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
-def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
-    done = run_tool(
+def test_model_benchmark(benchmark: Benchmark) -> None:
+    figures = benchmark(
         "benchmark_model.py",
         *("--preset", "tiny", "--tokens", "200", "--repeats", "1", "--vae", "--shares"),
-        *("--json", tmp_path / "figures.json"),
     )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
     rows = figures["rows"]
     passes = {"forward", "forward+backward", "training step", "VAE encode"}
     assert {row["pass"] for row in rows} == passes
@@ -45,14 +55,12 @@ def test_model_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
 
 
 @pytest.mark.slow
-def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None:
-    done = run_tool(
+def test_data_benchmark(benchmark: Benchmark, golden: Path) -> None:
+    figures = benchmark(
         "benchmark_data.py",
         *("--plan_rows", "3000", "--rows", "12", "--repeats", "1"),
-        *("--tokenizer", golden / "tiny_bagel", "--json", tmp_path / "figures.json"),
+        *("--tokenizer", golden / "tiny_bagel"),
     )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures["planning"]) == {"interleaved", "mixture", "long rows"}
     packing = figures["packing"]
     assert packing["ours"]["tokens"] == packing["baseline"]["tokens"] > 0
@@ -61,14 +69,11 @@ def test_data_benchmark(tmp_path: Path, run_tool: RunTool, golden: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
-def test_training_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
-    done = run_tool(
+def test_training_benchmark(benchmark: Benchmark) -> None:
+    figures = benchmark(
         "benchmark_training.py",
         *("--preset", "tiny", "--steps", "1", "--tasks", "12"),
-        *("--json", tmp_path / "figures.json"),
     )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures["speeds"]) == {"ours", "ours without data wait", "plain loop"}
     assert all(row["tokens_per_s"] > 0 for row in figures["speeds"].values())
     parts = figures["parts_s"]
@@ -90,12 +95,10 @@ def test_predict_benchmark(tmp_path: Path, run_tool: RunTool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measured by hand there")
-def test_attention_check(tmp_path: Path, run_tool: RunTool) -> None:
-    done = run_tool(
-        "check_attention.py", "--lengths", "5", "130", "--json", tmp_path / "figures.json"
+def test_attention_check(benchmark: Benchmark) -> None:
+    lines = benchmark(
+        *("check_attention.py", "--lengths", "5", "130"),
     )
-    assert done.returncode == 0, done.stderr
-    lines = json.loads((tmp_path / "figures.json").read_text())
     assert {(line["stack"], line["dtype"]) for line in lines} == {
         (stack, dtype) for stack in ("decoder", "ViT") for dtype in ("float32", "bfloat16")
     }

@@ -37,7 +37,7 @@ from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.sources import RENDER_MARK
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 
 SOURCE_FILE = "enhanced_cot_cleaned.json"
 """Each task has composite.png (initial stack above, final stack below), a picture of each step,
@@ -279,18 +279,12 @@ def _blocks(stack: Stack) -> list[dict[str, Any]]:
 def _check(settings: _Settings, num_tasks: int, num_views: int | None) -> None:
     settings.level.check()
     fractions = (settings.wrong_fraction, settings.unrendered_fraction)
-    for option, found, good, wanted in (
-        ("num_tasks", num_tasks, num_tasks >= 1, "1 or more"),
-        ("seed", settings.seed, settings.seed >= 0, "0 or more"),
-        ("part", settings.part, settings.part in PARTS, ", ".join(PARTS)),
-        ("num_views", num_views, num_views in (None, 1, 3), "1 or 3"),
-        ("wrong_fraction", fractions[0], 0 <= fractions[0] <= 1, "0 to 1"),
-        ("unrendered_fraction", fractions[1], 0 <= fractions[1] <= 1, "0 to 1"),
-    ):
-        if not good:
-            raise ConfigError(
-                f"--{option}",
-                found=str(found),
-                wanted=wanted,
-                remedy="Leave it out for the default.",
-            )
+    check_settings(
+        ("--num_tasks", num_tasks, num_tasks >= 1, "1 or more"),
+        ("--seed", settings.seed, settings.seed >= 0, "0 or more"),
+        ("--part", settings.part, settings.part in PARTS, ", ".join(PARTS)),
+        ("--num_views", num_views, num_views in (None, 1, 3), "1 or 3"),
+        ("--wrong_fraction", fractions[0], 0 <= fractions[0] <= 1, "0 to 1"),
+        ("--unrendered_fraction", fractions[1], 0 <= fractions[1] <= 1, "0 to 1"),
+        remedy="Leave it out for the default.",
+    )

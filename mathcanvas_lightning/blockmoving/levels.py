@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mathcanvas_lightning.blockmoving.drawing import COLOURS, VIEWS
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 
 Wording = Literal["short", "long"]
 Question = Literal["moves", "stack"]
@@ -69,13 +69,9 @@ class Level:
             ("wording", self.wording in ("short", "long"), "short or long"),
             ("question", self.question in ("moves", "stack"), "moves or stack"),
         ):
-            if not good:
-                raise ConfigError(
-                    f"--{option}",
-                    found=str(getattr(self, option, self.views)),
-                    wanted=wanted,
-                    remedy="Leave it out for the default.",
-                )
+            found = getattr(self, option, self.views)
+            remedy = "Leave it out for the default."
+            check_settings((f"--{option}", found, good, wanted), remedy=remedy)
 
 
 _SHORT = Level(

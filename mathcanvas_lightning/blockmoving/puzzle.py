@@ -14,7 +14,6 @@ from mathcanvas_lightning.blockmoving.rules import (
     Stack,
     Step,
     apply_move,
-    simulate,
 )
 
 NUM_OPTIONS = 4
@@ -87,14 +86,6 @@ def draw_puzzle(
         },
         answer=ascii_uppercase[right],
     )
-
-
-def leads_to(initial: Stack, moves: tuple[Move, ...], final: Stack) -> bool:
-    """Whether moves can all be made and turn one stack into the other."""
-    try:
-        return simulate(initial, moves)[-1].after == final
-    except IllegalMoveError:
-        return False
 
 
 def legal_steps(stack: Stack, level: Level) -> list[Step]:

@@ -32,7 +32,7 @@ from mathcanvas_lightning.common.exits import exit_on_signals, interrupts_pass
 from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here
-from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.errors import MathCanvasError, cause_of_kind
 
 FAILED, INTERRUPTED = 1, 130  # exit statuses
 _INTERRUPTION = "interrupted; finished work is kept: run the same command again to resume"
@@ -307,19 +307,11 @@ def guarded(work: Callable[[], int | None]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has ended, such as `head`
             errors.on_broken_pipe()
-        shown = error if isinstance(error, OSError) else _cause(error)
+        shown = error if isinstance(error, OSError) else cause_of_kind(error, MathCanvasError)
         if shown is None:
             raise
         errors.print(f"error: {shown}", markup=False, highlight=False)
         return FAILED
-
-
-def _cause(error: BaseException) -> MathCanvasError | None:
-    """Finds our error in the chain of causes; argument parsers wrap errors of constructors."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, MathCanvasError):
-        found = found.__cause__ or found.__context__
-    return found
 
 
 def run_command(name: str, args: Sequence[str] | None = None, *, prog: str | None = None) -> int:

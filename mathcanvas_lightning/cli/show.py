@@ -146,7 +146,7 @@ def batch(report: "BatchReport", console: Console) -> int:
         highlight=False,
     )
     if report.png:
-        console.print(f"Picture: {report.png}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"Picture: {report.png}", highlight=False)
     return 0
 
 
@@ -172,7 +172,7 @@ def memory_plan(plan: "MemoryPlan", console: Console) -> int:
         lines.append("Changes that save memory, one after the other:")
     lines += [f"  {advice.change}  -> {advice.gpu / 1e9:.1f} GB" for advice in plan.advice]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.out(line, highlight=False)
     return 0 if plan.fits else 1
 
 
@@ -191,37 +191,31 @@ def blockmoving(report: "BlockMovingReport", console: Console) -> int:
     wrong, missing = f"{report.num_wrong:,}", f"{report.num_unrendered:,}"
     faults = f" (on purpose, {wrong} end with a wrong answer and {missing} lack a picture)"
     faults = faults if report.num_wrong or report.num_unrendered else ""
-    console.print(
+    console.out(
         f"{report.num_tasks:,} tasks with {report.num_images:,} pictures in "
         f"{report.seconds:.1f} s: {report.source_file}{faults}",
-        markup=False,
         highlight=False,
-        soft_wrap=True,
     )
     return 0
 
 
 def new_bagel(model: "NewBagel", console: Console) -> int:
     """Prints the size of a new model."""
-    console.print(
+    console.out(
         f"{model.path}: {model.num_parameters:,} parameters, {model.num_words:,} tokens, "
         f"{'pretrained' if model.is_pretrained else 'untrained'}",
-        markup=False,
         highlight=False,
-        soft_wrap=True,
     )
     return 0
 
 
 def autoencoder(report: "AutoencoderReport", console: Console) -> int:
     """Prints how well an autoencoder reproduces pictures that were held out."""
-    console.print(
+    console.out(
         f"{report.path}: {report.num_parameters:,} parameters, {report.num_steps:,} steps in "
         f"{report.seconds:.0f} s; held-out pictures at {report.psnr_db:.1f} dB "
         f"(before: {report.first_psnr_db:.1f} dB)",
-        markup=False,
         highlight=False,
-        soft_wrap=True,
     )
     return 0
 
@@ -229,12 +223,7 @@ def autoencoder(report: "AutoencoderReport", console: Console) -> int:
 def demo_model(model: "DemoModel", console: Console) -> int:
     """Prints the folder of the demo model."""
     remark = "made" if model.is_new else "exists already"
-    console.print(
-        f"{model.path}: SmolLM2-135M-Instruct, {remark}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.out(f"{model.path}: SmolLM2-135M-Instruct, {remark}", highlight=False)
     return 0
 
 
@@ -251,9 +240,7 @@ def export(report: "ExportReport", console: Console) -> int:
         if report.source is None
         else f"tokenizer and autoencoder of {report.source}"
     )
-    console.print(
-        f"{report.path}: {'; '.join(parts)}", markup=False, highlight=False, soft_wrap=True
-    )
+    console.out(f"{report.path}: {'; '.join(parts)}", highlight=False)
     return 0
 
 
@@ -268,7 +255,7 @@ def curves(report: "CurvesReport", console: Console) -> int:
         found = [values.get(name) for values in report.last.values()]
         table.add_row(escape(name), *("-" if one is None else f"{one:.4g}" for one in found))
     console.print(table)
-    console.print(f"written: {report.path}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"written: {report.path}", highlight=False)
     return 0
 
 
@@ -303,7 +290,7 @@ def predictions(report: "PredictionReport | None", console: Console) -> int:
 
 def handler(handler: "Handler | ColumnsFile", console: Console) -> int:
     """Prints the files of a new source format and how to use them."""
-    console.print(handler.summary, markup=False, highlight=False, soft_wrap=True)
+    console.out(handler.summary, highlight=False)
     return 0
 
 
@@ -339,7 +326,7 @@ def scores(report: "ScoreReport", console: Console) -> int:
         console.print(f"{report.num_without_reference:,} records without a reference: not scored")
     for failure, count in Counter(report.failures).most_common(MAX_LISTED):
         console.print(f"undecided by the judge, {count:,}: {failure}", markup=False)
-    console.print(f"written: {report.output}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"written: {report.output}", highlight=False)
     return 0
 
 
@@ -348,20 +335,16 @@ def report(page: "ReportPage | RunPage", console: Console) -> int:
     from mathcanvas_lightning.training.run.page import RunPage  # needs Pillow
 
     if isinstance(page, RunPage):
-        console.print(
+        console.out(
             f"{page.path}: {page.num_curves:,} curves, {page.num_pictures:,} pictures",
-            markup=False,
             highlight=False,
-            soft_wrap=True,
         )
         return 0
     first = "the first " if page.has_more else ""
     faults = f"; {page.num_faults:,} items can't be shown" if page.num_faults else ""
-    console.print(
+    console.out(
         f"{page.path}: {first}{page.num_records:,} records, {page.num_pictures:,} pictures{faults}",
-        markup=False,
         highlight=False,
-        soft_wrap=True,
     )
     return 0
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def comparison(found: "ComparedModels", console: Console) -> int:
     """Prints the tables of a comparison, or names the files that were written."""
     if found.text and not found.written:
-        console.print(found.text, markup=False, highlight=False, soft_wrap=True, end="")
+        console.out(found.text, end="", highlight=False)
         return 0
     console.width = max(console.width, MIN_WIDTH)  # a narrower table cuts numbers
     for one in found.texts:
@@ -37,9 +37,7 @@ def comparison(found: "ComparedModels", console: Console) -> int:
             )
         console.print(table)
     for listed in found.lists:
-        console.print(
-            f"{listed.title}: {listed.shown}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.out(f"{listed.title}: {listed.shown}", highlight=False)
     for path in found.written:
-        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"written: {path}", highlight=False)
     return 0

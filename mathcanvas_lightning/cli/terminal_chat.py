@@ -157,10 +157,10 @@ class Talk:
         self._say(f"drawing: {path}")
 
     def _write(self, text: str) -> None:
-        self.console.print(_printable(text), end="", markup=False, highlight=False, soft_wrap=True)
+        self.console.out(_printable(text), end="", highlight=False)
 
     def _say(self, text: str) -> None:
-        self.console.print(_printable(text), markup=False, highlight=False, soft_wrap=True)
+        self.console.out(_printable(text), highlight=False)
 
     def _end_line(self, shown: str) -> None:
         if shown:

@@ -19,6 +19,17 @@ def flatten(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges nested settings; those of `changes` win."""
+    both = {
+        key: merged(base[key], value)
+        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
+        else value
+        for key, value in changes.items()
+    }
+    return {**base, **both}
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The most similar known name; None if none is similar."""
     lower = {one.lower(): one for one in known}

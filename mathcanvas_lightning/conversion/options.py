@@ -11,7 +11,7 @@ from mathcanvas_lightning.conversion.columns import Columns, find_columns, prese
 from mathcanvas_lightning.conversion.files import SourceFiles
 from mathcanvas_lightning.conversion.sources import BLOCKMOVING_PROMPT, BlockMoving, SourceFormat
 from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 from mathcanvas_lightning.storage.files import Storage
 
 MAX_PATH_CHARACTERS = 4096
@@ -114,14 +114,13 @@ class RunConfig:
         Raises:
             ConfigError: If one is not within 0..1.
         """
-        for name in ("max_reject_fraction", "max_image_reject_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"--{name}",
-                    found=str(getattr(self, name)),
-                    wanted="a fraction from 0 to 1",
-                    remedy="Write 0.1 for ten percent.",
-                )
+        every, of_images = self.max_reject_fraction, self.max_image_reject_fraction
+        wanted = "a fraction from 0 to 1"
+        check_settings(
+            ("--max_reject_fraction", every, 0 <= every <= 1, wanted),
+            ("--max_image_reject_fraction", of_images, 0 <= of_images <= 1, wanted),
+            remedy="Write 0.1 for ten percent.",
+        )
 
 
 GROUPS = (InputConfig, OutputConfig, ShardSize, SplitConfig, SampleConfig, RunConfig)

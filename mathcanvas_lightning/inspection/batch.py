@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from mathcanvas_lightning.batch import MicroBatch
+from mathcanvas_lightning.common.keys import merged
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.data.datamodule import MathCanvasDataModule
 from mathcanvas_lightning.errors import ConfigError
@@ -197,10 +199,8 @@ def read_sections(config: Sequence[str], name: str) -> dict[str, Any]:
         raise ConfigError(
             "--config", found="no file", wanted="YAML files of a run", remedy="Name one or more."
         )
-    merged: dict[str, Any] = {}
-    for path in config:
-        merged = _merged(merged, _section(path, _read(path), name))
-    return merged
+    sections = (_section(path, _read(path), name) for path in config)
+    return reduce(merged, sections, {})
 
 
 def _run_seed(config: Sequence[str]) -> int | None:
@@ -232,15 +232,6 @@ def _section(path: str, content: Mapping[str, Any], name: str) -> Mapping[str, A
         )
     found: Mapping[str, Any] = section.get("init_args", section)
     return found
-
-
-def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overlay.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def _check_range(found: int, count: int, name: str) -> None:

@@ -60,11 +60,6 @@ class FaultList:
         self._counts.pop(kind, None)
         self._first.pop(kind, None)
 
-    @property
-    def text(self) -> str:
-        """One paragraph per kind, with the first faults."""
-        return self._listed()
-
     def raise_if_any(self) -> None:
         """Reports the collected faults.
 
@@ -77,10 +72,12 @@ class FaultList:
                 found=f"{len(self)} fault{'s' * (len(self) > 1)}, listed below",
                 wanted="records without faults",
                 remedy="Correct them, exclude them with a filter, or set on_fault: skip to leave "
-                f"records with faults out.{self._listed()}",
+                f"records with faults out.{self.text}",
             )
 
-    def _listed(self) -> str:
+    @property
+    def text(self) -> str:
+        """One paragraph per kind, with the first faults."""
         """One paragraph per kind. MAX_LINES is shared by all kinds; rare kinds get lines first."""
         left, shown = MAX_LINES, {}
         kinds = sorted(self._counts, key=self._counts.__getitem__)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from mathcanvas_lightning.common.paths import is_http, is_remote
-from mathcanvas_lightning.errors import ConfigError, StorageError
+from mathcanvas_lightning.errors import StorageError, check_settings
 from mathcanvas_lightning.storage.config import FileStatus, StorageConfig
 from mathcanvas_lightning.storage.files import Storage
 from mathcanvas_lightning.storage.retry import AccessDeniedError
@@ -44,19 +44,11 @@ class FetchSettings:
     for each), so that answered records whose picture has changed are asked again."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "timeout_s": (self.timeout_s > 0, "above 0"),
-            "max_retries": (self.max_retries >= 0, "0 or more"),
-            "num_parallel": (self.num_parallel >= 1, "1 or more"),
-        }
-        for name, (fits, wanted) in limits.items():
-            if not fits:
-                raise ConfigError(
-                    f"fetching.{name}",
-                    found=repr(getattr(self, name)),
-                    wanted=wanted,
-                    remedy="Change it.",
-                )
+        check_settings(
+            ("fetching.timeout_s", self.timeout_s, self.timeout_s > 0, "above 0"),
+            ("fetching.max_retries", self.max_retries, self.max_retries >= 0, "0 or more"),
+            ("fetching.num_parallel", self.num_parallel, self.num_parallel >= 1, "1 or more"),
+        )
 
 
 class HostReader:

@@ -11,8 +11,11 @@ from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from mathcanvas_lightning.common.paths import is_remote, join_path, without_query
-from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.images.pixels import decode_image
 from mathcanvas_lightning.errors import DataError, StorageError
 from mathcanvas_lightning.records.access import Access, is_allowed
 from mathcanvas_lightning.records.hosts import HostReader
@@ -54,22 +57,25 @@ class PictureError(Exception):
         return type(self), (self.kind, str(self))
 
 
-def read_pictures(
-    record: "Record",
-    base: str | None = None,
-    *,
-    limits: ImageLimits = ImageLimits(),
-    depth: Depth = "checksums",
-    files: HostReader | None = None,
-) -> tuple[Picture, ...]:
+def decode_picture(picture: Picture) -> Image.Image:
+    """Decodes a picture, see `decode_image`.
+
+    Raises:
+        PictureError: If it is broken or too large; names its place.
+    """
+    try:
+        return decode_image(picture.data, ImageLimits())
+    except ImageError as error:
+        raise PictureError(failure_kind(error), f"{picture.place}: {error}") from None
+
+
+def read_pictures(record: "Record", files: HostReader | None = None) -> tuple[Picture, ...]:
     """Reads all pictures of a record.
 
     Args:
         record: Its references may be paths, URLs, base64 (also in data URLs), bytes, or objects
-            with bytes and path as in Hugging Face data sets.
-        base: Folder or URL for relative paths; by default the record's `image_base`.
-        limits: Larger pictures are rejected before they are decoded.
-        depth: How much of each picture is checked, see `check_image`.
+            with bytes and path as in Hugging Face data sets; relative paths are below its
+            `image_base`.
         files: Reads files and URLs; by default one that all calls share.
 
     Returns:
@@ -78,12 +84,9 @@ def read_pictures(
     Raises:
         PictureError: At the first picture that is missing, broken or too large; names the record.
     """
-    base = record.image_base if base is None else base
     access: Access = "any" if record.allow_any_path else "web"
-    images, where = record.images, record.uid
-    return load_pictures(
-        images, base, place=where, access=access, limits=limits, depth=depth, files=files
-    )
+    images, base = record.images, record.image_base
+    return load_pictures(images, base, place=record.uid, access=access, files=files)
 
 
 def load_pictures(
@@ -93,7 +96,6 @@ def load_pictures(
     place: str,
     access: Access = "web",
     limits: ImageLimits = ImageLimits(),
-    depth: Depth = "checksums",
     files: HostReader | None = None,
 ) -> tuple[Picture, ...]:
     """Reads pictures from references; like `read_pictures`, but without a record.
@@ -104,7 +106,6 @@ def load_pictures(
         place: Location of the references, for error messages.
         access: Which files and URLs may be read.
         limits: Larger pictures are rejected before they are decoded.
-        depth: How much of each picture is checked.
         files: Reads files and URLs; by default one that all calls share.
 
     Returns:
@@ -121,7 +122,7 @@ def load_pictures(
             if isinstance(located, str):
                 name = f"{name} ({without_query(located)})"
                 located = _read(located, limits.max_bytes, files or _files())
-            check_image(located, limits, depth=depth)
+            check_image(located, limits)
         except PictureError as error:
             raise PictureError(error.kind, f"{name}: {error}") from None
         except ImageError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mathcanvas_lightning.common.paths import user_cache
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -33,15 +33,12 @@ class StorageConfig:
         Raises:
             ConfigError: If one is out of its range.
         """
-        for name in ("max_cache_bytes", "max_retries", "backoff_s", "timeout_s"):
-            value = getattr(self, name)
-            if value < 0 or (name == "timeout_s" and value == 0):
-                raise ConfigError(
-                    f"storage, {name}",
-                    found=str(value),
-                    wanted="a positive number" if name == "timeout_s" else "0 or more",
-                    remedy="Leave it out for the default.",
-                )
+        numbers = {n: getattr(self, n) for n in ("max_cache_bytes", "max_retries", "backoff_s")}
+        check_settings(
+            *((f"storage, {name}", n, n >= 0, "0 or more") for name, n in numbers.items()),
+            ("storage, timeout_s", self.timeout_s, self.timeout_s > 0, "a positive number"),
+            remedy="Leave it out for the default.",
+        )
 
     @property
     def cache_folder(self) -> Path:

@@ -18,7 +18,7 @@ from mathcanvas_lightning.common.atomic import write_json
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.data.images.resize import on_white
-from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.errors import InputError, check_settings
 from mathcanvas_lightning.model.config import BAGEL_FILE, BagelConfig, VAEConfig
 from mathcanvas_lightning.model.vae import VAE_FILE, LatentVAE, save_vae
 
@@ -239,16 +239,10 @@ def _write(folder: Path, vae: LatentVAE, config: VAEConfig, dtype: torch.dtype) 
 
 
 def _check(num_steps: int, batch_size: int, crop_px: int, dtype: str) -> None:
-    for option, found, good, wanted in (
-        ("num_steps", num_steps, num_steps >= 10, "10 or more"),
-        ("batch_size", batch_size, batch_size >= 1, "1 or more"),
-        ("crop_px", crop_px, crop_px >= 8 and crop_px % 8 == 0, "a positive multiple of 8"),
-        ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-    ):
-        if not good:
-            raise ConfigError(
-                f"--{option}",
-                found=str(found),
-                wanted=wanted,
-                remedy="Leave it out for the default.",
-            )
+    check_settings(
+        ("--num_steps", num_steps, num_steps >= 10, "10 or more"),
+        ("--batch_size", batch_size, batch_size >= 1, "1 or more"),
+        ("--crop_px", crop_px, crop_px >= 8 and crop_px % 8 == 0, "a positive multiple of 8"),
+        ("--dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+        remedy="Leave it out for the default.",
+    )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 from mathcanvas_lightning.model.parts import PARTS, part_of
 
 LR, ADAPTER_LR = 1e-5, 1e-4
@@ -40,19 +40,22 @@ class OptimizerConfig:
             ConfigError: If a number is out of range, or a part is unknown.
         """
         rates = {"lr": self.lr, **{f"part_lr.{part}": lr for part, lr in self.part_lr.items()}}
-        for name, value, is_right, wanted in (
-            *((n, lr, lr is None or 0 < lr < float("inf"), "above 0") for n, lr in rates.items()),
-            ("betas", self.betas, all(0 <= b < 1 for b in self.betas), "0 or more, below 1"),
-            ("eps", self.eps, self.eps > 0, "above 0"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
-        ):
-            if not is_right:
-                raise ConfigError(
-                    f"model.optimizer.{name}",
-                    found=str(value),
-                    wanted=wanted,
-                    remedy="Leave it out to use the default.",
-                )
+        place, decay = "model.optimizer", self.weight_decay
+        check_settings(
+            *(
+                (f"{place}.{name}", lr, lr is None or 0 < lr < float("inf"), "above 0")
+                for name, lr in rates.items()
+            ),
+            (
+                f"{place}.betas",
+                self.betas,
+                all(0 <= b < 1 for b in self.betas),
+                "0 or more, below 1",
+            ),
+            (f"{place}.eps", self.eps, self.eps > 0, "above 0"),
+            (f"{place}.weight_decay", decay, decay >= 0, "0 or more"),
+            remedy="Leave it out to use the default.",
+        )
         if unknown := self.part_lr.keys() - set(PARTS):
             raise ConfigError(
                 "model.optimizer.part_lr",
@@ -90,18 +93,13 @@ class ScheduleConfig:
         Raises:
             ConfigError: If one is out of range.
         """
-        for name, value, least in (
-            ("warmup_steps", self.warmup_steps, 0),
-            ("min_lr", self.min_lr, 0),
-            ("total_steps", self.total_steps, 1),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(
-                    f"model.schedule.{name}",
-                    found=str(value),
-                    wanted=f"{least} or more",
-                    remedy="Leave it out to use the default.",
-                )
+        place, end = "model.schedule", self.total_steps
+        check_settings(
+            (f"{place}.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
+            (f"{place}.min_lr", self.min_lr, self.min_lr >= 0, "0 or more"),
+            (f"{place}.total_steps", end, end is None or end >= 1, "1 or more"),
+            remedy="Leave it out to use the default.",
+        )
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

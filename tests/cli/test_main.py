@@ -15,7 +15,7 @@ import yaml
 
 from mathcanvas_lightning import iter_examples
 from mathcanvas_lightning.cli.main import COMMANDS, main
-from tests.conftest import ROOT, RunTool, png, write_json
+from tests.conftest import ROOT, RunTool, png, run_python, write_json
 
 SOURCE = "enhanced_cot_cleaned.json"
 TOOLS = {
@@ -173,8 +173,7 @@ def test_validation_exit_status(
 @pytest.mark.slow
 def test_console_script() -> None:
     for words in (["--help"], []):
-        command = [sys.executable, "-m", "mathcanvas_lightning", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_python("-m", "mathcanvas_lightning", *words)
         assert done.returncode == 0
         assert all(name in done.stdout for name in COMMANDS)
     done = subprocess.run(

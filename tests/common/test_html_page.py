@@ -61,7 +61,7 @@ def pages(text: str) -> dict[str, str]:
     )
     run: dict[str, Any] = {
         "last_step": 5,
-        "figure": picture,
+        "curves": picture,
         "pictures": [picture],
         "values": {text: [(text, text, text)]},
         "commands": [text],

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from multiprocessing import forkserver
 from pathlib import Path
@@ -20,7 +18,7 @@ from mathcanvas_lightning.common.parallel import (
 )
 from mathcanvas_lightning.errors import WorkerError
 from tests.common.worker_tasks import blocked_signals, die, square, take_long
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 
 @pytest.mark.parametrize(("workers", "chunks"), [(1, 4), (8, 32), (16, 48), (64, 96)])
@@ -59,15 +57,7 @@ def test_workers_start_from_a_server_unless_chosen(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, str(program), chosen],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_python(program, chosen, env={"PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.stdout.strip() == expected, done.stderr
 
 

@@ -1,8 +1,6 @@
 """The generated source format works without changes, in the commands that it mentions."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from PIL import Image
 from mathcanvas_lightning import iter_examples
 from mathcanvas_lightning.conversion.handler import generate_dataset_handler
 from mathcanvas_lightning.errors import ConfigError, OutputError
-from tests.conftest import RunTool
+from tests.conftest import RunTool, run_python
 
 
 @pytest.mark.slow
@@ -21,8 +19,8 @@ def test_generated_format_passes_its_test_and_converts(tmp_path: Path, run_tool:
     )
     assert done.returncode == 0, done.stderr
     assert "--source my_data.MyData" in done.stdout
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_data.py"]
-    result = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True, check=False)
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_data.py")
+    result = run_python(*tests, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     assert "1 passed" in result.stdout
 
@@ -48,8 +46,7 @@ def test_generated_files_pass_the_linter(tmp_path: Path) -> None:
     assert "class MyData2(SourceFormat)" in (tmp_path / "other.py").read_text()
     options = ["--line-length", "100"]
     for command in (["check"], ["format", "--check"]):
-        words = [sys.executable, "-m", "ruff", *command, "--isolated", *options, str(tmp_path)]
-        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        result = run_python("-m", "ruff", *command, "--isolated", *options, tmp_path)
         assert result.returncode == 0, result.stdout
 
 

@@ -1,13 +1,12 @@
 """Memory does not grow with the input."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, png
+from tests.conftest import ROOT, png, run_python
 
 NUM_RECORDS = 25_000
 LIMIT_MIB = 250
@@ -39,8 +38,7 @@ def test_a_file_that_is_larger_than_the_memory(tmp_path: Path) -> None:
     assert source.stat().st_size > LIMIT_MIB * 2**20
     tool = str(ROOT / "tools" / "convert_cot_to_parquet.py")
     words = ["--input", str(source), "--output", str(tmp_path / "out"), "--num_workers", "2"]
-    command = [sys.executable, "-c", MEASURE, sys.executable, tool, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python("-c", MEASURE, sys.executable, tool, *words, check=True)
     assert float(done.stdout) < LIMIT_MIB
     summary = json.loads((tmp_path / "out" / "conversion.json").read_text())
     no_solution = -(-NUM_RECORDS // 7)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.data.loading.config import WorkerConfig
+from tests.conftest import QUIET
 from tests.data.hashes import digest
 from tests.data.make_rows import config, module
 
@@ -100,19 +101,13 @@ def fit(
     if stop is not None:
         callbacks.append(StopAt(stop))
     trainer = Trainer(
-        accelerator="cpu",
-        devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
         max_epochs=epochs or (2 if max_steps < 0 else -1),
         max_steps=max_steps,
         accumulate_grad_batches=packs_per_step // ranks,
         callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         default_root_dir=journal.parent,
-        **trainer_options,
+        **{**QUIET, "devices": ranks, "enable_checkpointing": True, **trainer_options},
     )
     rank_journal = journal.with_suffix(f".{trainer.global_rank}.jsonl")
     model = Recorder(rank_journal, ask_for_steps=ask_for_steps)

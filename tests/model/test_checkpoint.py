@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mathcanvas_lightning.model.parallelize import Parallelism, Precision, build
 from mathcanvas_lightning.model.saving import write_safetensors
 from mathcanvas_lightning.model.synthetic import synthetic_inputs, synthetic_pack
 from mathcanvas_lightning.model.vae import LatentVAE
+from tests.conftest import run_python
 
 CONFIG = BagelConfig.preset("tiny", llm_vocab_size=128, llm_num_hidden_layers=1)
 PACK = [["question", "clean", "vit", "answer", "noisy"]]
@@ -337,7 +337,6 @@ def test_loading_needs_one_copy_and_one_tensor(dtype: str, tmp_path: Path) -> No
     model.save_checkpoint(tmp_path, dtype=torch.float32)
     del model
     assert (tmp_path / "ema.safetensors").stat().st_size > 300 * 2**20
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python("-c", MEASURE, tmp_path, dtype, check=True)
     size, largest, grown = map(float, done.stdout.split())
     assert grown < size + largest + 120  # up to 64 MiB of the mapped file are resident

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from mathcanvas_lightning.errors import MathCanvasError
 from mathcanvas_lightning.model import parallelize
-from tests.conftest import read_jsonl
+from tests.conftest import QUIET, read_jsonl
 from tests.ranks import (
     TIMEOUT_S,
     GlooCrashError,
@@ -245,15 +245,11 @@ class Run:
             path = "lightning.pytorch.callbacks.ModelCheckpoint"
             callbacks.append({"class_path": path, "init_args": saver})
         options: dict[str, Any] = {
-            "accelerator": "cpu",
+            **QUIET,
             "devices": self.ranks,
             "max_steps": self.steps,
             "gradient_clip_val": 0.05,
-            "logger": False,
             "enable_checkpointing": self.save_every is not None,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
             "default_root_dir": str(self.folder),
             "callbacks": callbacks,
         }

@@ -11,6 +11,7 @@ from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
+from tests.conftest import QUIET
 from tests.data.make_rows import config, module
 
 SMALL: dict[str, Any] = {
@@ -66,16 +67,10 @@ def train(
     """Fits in this process, without loggers or progress bars."""
     seed_everything(0, verbose=False)
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
+        **QUIET,
         "max_steps": 3,
         "accumulate_grad_batches": accumulate,
         "gradient_clip_val": 1.0,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
         "default_root_dir": folder,
     }
     trainer = Trainer(**{**defaults, **options})

@@ -1,14 +1,12 @@
 """vLLM writes what the reference and the native generator write, token by token."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from mathcanvas_lightning.vllm_bagel.blocks import ImageBlock
-from tests.conftest import ROOT, golden_folder
+from tests.conftest import golden_folder, run_python
 from tests.generation.engine import engine_lock, real_engine
 from tests.vllm_bagel.contexts import Written, cases, golden_texts, native_cases
 from tests.vllm_bagel.plugin import registered_plugin
@@ -28,10 +26,7 @@ def runs(
 ) -> dict[str, Any]:
     """The results of `engine_runs.py`: one engine, run in several ways."""
     out = tmp_path_factory.mktemp("runs") / "runs.json"
-    command = [sys.executable, "-m", "tests.vllm_bagel.engine_runs", str(out)]
-    ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
-    )
+    ended = run_python("-m", "tests.vllm_bagel.engine_runs", out, timeout=1500)
     assert out.is_file(), ended.stdout[-4000:] + ended.stderr[-8000:]
     results: dict[str, Any] = json.loads(out.read_text())
     return results

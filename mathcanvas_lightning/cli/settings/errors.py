@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,9 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mathcanvas_lightning.cli.command_parser import WRONG_OPTION
 from mathcanvas_lightning.cli.help import missing_settings
 from mathcanvas_lightning.cli.settings.check import check_fields, fields_of
-from mathcanvas_lightning.common.keys import did_you_mean, nearest
+from mathcanvas_lightning.common.keys import did_you_mean, merged, nearest
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import MathCanvasError
+from mathcanvas_lightning.errors import MathCanvasError, cause_of_kind
 
 MAX_LENGTH = 300
 
@@ -46,7 +47,7 @@ class OneLineParser(LightningArgumentParser):
         """Prints the error and exits with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
-        if (ours := _own_cause(ex)) is not None:
+        if (ours := cause_of_kind(ex, MathCanvasError)) is not None:
             raise ours
         sys.stderr.write(f"error: {explain(self.words, self.fields, message, ex)}\n")
         self.exit(WRONG_OPTION)
@@ -112,11 +113,10 @@ def explain(
         given = list(_given(words))
     except SettingsError as problem:
         return str(problem)
-    merged: Mapping[str, Any] = {}
-    for one in given:
-        merged = merged_settings(merged, one.values)
+    nothing: dict[str, Any] = {}
+    together = reduce(merged, (one.values for one in given), nothing)
     for one in given if fields else ():
-        for fault in _faults(one, fields, merged):
+        for fault in _faults(one, fields, together):
             return f"{one.place}: {fault}"
     if (missing := missing_module(error, message)) is not None:
         return (
@@ -195,31 +195,12 @@ def _nested(key: str, text: str) -> dict[str, Any]:
     return dict(value)
 
 
-def merged_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges nested settings; those of `changes` win."""
-    both = {
-        key: merged_settings(base[key], value)
-        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
-        else value
-        for key, value in changes.items()
-    }
-    return {**base, **both}
-
-
 def missing_module(error: BaseException | None, message: str = "") -> str | None:
     """Name of the package whose absence caused an error."""
-    found = error
-    while found is not None and not isinstance(found, ModuleNotFoundError):
-        found = found.__cause__ or found.__context__
+    found = cause_of_kind(error, ModuleNotFoundError)
     text = message if found is None else str(found)
     named = re.search(r"No module named '(\w+)|Requirement '(\w+)", text)
     return None if named is None else named[1] or named[2]
-
-
-def _own_cause(error: BaseException | None) -> MathCanvasError | None:
-    while error is not None and not isinstance(error, MathCanvasError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _shortened(message: str) -> str:

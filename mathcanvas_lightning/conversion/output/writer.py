@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, groupby
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ from mathcanvas_lightning.data.rows.schema import (
 )
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
 from mathcanvas_lightning.data.rows.stored_images import IMAGES_KEY, StoredRow, encode_images
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 
 FOOTER_KEY = b"mathcanvas_lightning"
 ROW_GROUP_BYTES = 8 * 2**20
@@ -88,14 +87,12 @@ class ShardLayout:
         Raises:
             ConfigError: If a number is not positive, or the name is not valid in a file name.
         """
-        for setting in ("samples_per_file", "row_group_rows"):
-            if getattr(self, setting) < 1:
-                raise ConfigError(
-                    f"--{setting}",
-                    found=str(getattr(self, setting)),
-                    wanted="a positive number",
-                    remedy="Remove the option to use the default.",
-                )
+        samples, rows = self.samples_per_file, self.row_group_rows
+        check_settings(
+            ("--samples_per_file", samples, samples >= 1, "a positive number"),
+            ("--row_group_rows", rows, rows >= 1, "a positive number"),
+            remedy="Remove the option to use the default.",
+        )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigError(
                 "--name",
@@ -204,18 +201,13 @@ class ShardWriter:
         """Returns the writer; it writes nothing before the first row."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: Any) -> None:
         """Deletes the unfinished shard after an error."""
-        assert error is not None or not self._records
+        assert failure[0] is not None or not self._records
         if self._records:
             with contextlib.suppress(OSError):  # such as a full disk: the original error is raised
                 self._parquet.close()
-            self._open.__exit__(kind, error, traceback)
+            self._open.__exit__(*failure)
 
     def write_info(self) -> None:
         """Writes the info file: the list of the split's shards."""

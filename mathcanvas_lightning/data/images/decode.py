@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mathcanvas_lightning.common.file_kinds import POINTER, is_lfs_pointer, kind_of
 from mathcanvas_lightning.data.images.errors import ImageError
 from mathcanvas_lightning.data.images.png import SIGNATURE, png_size, read_png
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 
 __all__ = [
     "FORMATS",
@@ -51,14 +51,11 @@ class ImageLimits:
         Raises:
             ConfigError: If one is not positive.
         """
-        for name in ("max_pixels", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} of images",
-                    found=str(getattr(self, name)),
-                    wanted="a positive number",
-                    remedy="Leave it out to use the default.",
-                )
+        check_settings(
+            ("max_pixels of images", self.max_pixels, self.max_pixels >= 1, "a positive number"),
+            ("max_bytes of images", self.max_bytes, self.max_bytes >= 1, "a positive number"),
+            remedy="Leave it out to use the default.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

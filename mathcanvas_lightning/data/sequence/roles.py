@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mathcanvas_lightning.data.rows.readers import Role, RowFormat
 from mathcanvas_lightning.data.sequence.rng import CHOICE, DROP, DROP_VIT, EXTRA
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 
 Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
@@ -64,14 +64,13 @@ class DropoutConfig:
         Raises:
             ConfigError: If one is outside 0..1.
         """
-        for name in ("text", "vit", "vae"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"dropout.{name}",
-                    found=str(getattr(self, name)),
-                    wanted="a probability from 0 to 1",
-                    remedy="The published recipes use 0.1.",
-                )
+        check_settings(
+            *(
+                (f"dropout.{name}", value, 0 <= value <= 1, "a probability from 0 to 1")
+                for name, value in (("text", self.text), ("vit", self.vit), ("vae", self.vae))
+            ),
+            remedy="The published recipes use 0.1.",
+        )
 
 
 NO_DROPOUT = DropoutConfig(text=0.0, vit=0.0, vae=0.0)

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from queue import Empty, LifoQueue
-from types import TracebackType
 
 import mathcanvas_lightning
 from mathcanvas_lightning.common.parallel import signals_blocked
@@ -115,12 +114,7 @@ class Comparer:
     def __enter__(self) -> "Comparer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, pair: Pair) -> Comparison:

@@ -10,7 +10,6 @@ from typing import Any, get_args
 from mathcanvas_lightning.common.html_page import Notice, PagePicture, write_page
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.errors import ConfigError
-from mathcanvas_lightning.evaluation.report.curves import Chart, read_charts
 from mathcanvas_lightning.evaluation.report.files import ReportFiles, find_files
 from mathcanvas_lightning.evaluation.report.selection import Only, Selection, select_sheets
 from mathcanvas_lightning.evaluation.report.sheets import Sheet, SheetSource
@@ -19,8 +18,10 @@ from mathcanvas_lightning.evaluation.score_table import about_rows, check_rows, 
 from mathcanvas_lightning.evaluation.verdicts import Verdict
 from mathcanvas_lightning.generation.run.journal.about import AnswersAbout, read_about
 from mathcanvas_lightning.records.record import RecordInput
+from mathcanvas_lightning.training.run.curves import draw
 from mathcanvas_lightning.training.run.folder import find_run
-from mathcanvas_lightning.training.run.page import RunPage, write_run_page
+from mathcanvas_lightning.training.run.metrics import read_metrics
+from mathcanvas_lightning.training.run.page import RunPage, curves_picture, write_run_page
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def write_report(
         solution_field=solution_field,
         folders=files.folders,
     )
-    return _write(files, source, selection, _charts(curves, run))
+    return _write(files, source, selection, _curves(curves, run))
 
 
 def _records(
@@ -112,9 +113,11 @@ def _records(
     return RecordInput(path=path, image_base_path=base, allow_any_path=allow_any_path, **named)
 
 
-def _charts(curves: str | None, run: str | None) -> list[Chart]:
+def _curves(curves: str | None, run: str | None) -> PagePicture | None:
     place = find_run(run).path if run is not None else curves and local_path(curves)
-    return read_charts(place) if place else []
+    if not place or not (metrics := read_metrics(place)):
+        return None
+    return curves_picture(draw({place.resolve().name: metrics}))
 
 
 def _run_page(run: str | None) -> RunPage:
@@ -129,7 +132,7 @@ def _run_page(run: str | None) -> RunPage:
 
 
 def _write(
-    files: ReportFiles, source: SheetSource, selection: Selection, charts: Sequence[Chart]
+    files: ReportFiles, source: SheetSource, selection: Selection, curves: PagePicture | None
 ) -> ReportPage:
     summary = None if files.scores is None else read_summary(files.scores)
     sheets, has_more = select_sheets(source, files.scores, selection)
@@ -142,7 +145,7 @@ def _write(
         about=about_rows(_about(files, summary)),
         scores=None if summary is None else score_rows(summary.overall, summary.groups),
         checks={} if summary is None else check_rows(summary.puzzles),
-        charts=charts,
+        curves=curves,
         counts={verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]},
         sheets=sheets,
     )

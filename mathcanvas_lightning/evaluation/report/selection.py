@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from mathcanvas_lightning.errors import ConfigError, InputError
+from mathcanvas_lightning.errors import InputError, check_settings
 from mathcanvas_lightning.evaluation.answered import (
     Answered,
     Fields,
@@ -43,10 +43,8 @@ class Selection:
     """The first so many are shown."""
 
     def __post_init__(self) -> None:
-        if self.max_records < 1:
-            raise ConfigError(
-                "--max_records", found=str(self.max_records), wanted="1 or more", remedy="Raise it."
-            )
+        limit = self.max_records
+        check_settings(("--max_records", limit, limit >= 1, "1 or more"), remedy="Raise it.")
 
     def includes(self, answered: Answered, scored: Sequence[ScoredResponse]) -> bool:
         """Whether to show a record.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 from mathcanvas_lightning.generation.backends.secrets import shown_command, without_secrets
 
 
@@ -18,11 +18,12 @@ def check_minimum(**settings: tuple[float | None, float]) -> None:
     Raises:
         ConfigError: At the first value below its minimum.
     """
-    for name, (value, minimum) in settings.items():
-        if value is not None and not value >= minimum:
-            raise ConfigError(
-                name, found=repr(value), wanted=f"{minimum} or more", remedy="Change it."
-            )
+    check_settings(
+        *(
+            (name, value, value is None or value >= least, f"{least} or more")
+            for name, (value, least) in settings.items()
+        )
+    )
 
 
 def resolved_path(path: str) -> str:

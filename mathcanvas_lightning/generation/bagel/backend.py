@@ -47,6 +47,7 @@ from mathcanvas_lightning.generation.requests import (
 from mathcanvas_lightning.model.bagel import Bagel
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.model.vae import LatentVAE
+from mathcanvas_lightning.records.pictures import PictureError
 
 
 class BagelBackend(ShortRepr):
@@ -231,7 +232,7 @@ class BagelBackend(ShortRepr):
                     request, self._config, mode=self._mode, think=self._think
                 ):
                     generator.submit(problem)
-            except (RequestError, MathCanvasError) as error:
+            except (RequestError, PictureError, MathCanvasError) as error:
                 self._ready.append(refused(request, error))
             else:
                 self._asked[request.uid] = _Asked(request=request)
@@ -327,7 +328,7 @@ class BagelBackend(ShortRepr):
         try:
             problem, *_ = problems_of(request, self._config, mode=self._mode, think=self._think)
             generator.submit(problem)
-        except (RequestError, MathCanvasError) as error:
+        except (RequestError, PictureError, MathCanvasError) as error:
             yield EndEvent(response=refused(request, error))
             return
         try:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 from mathcanvas_lightning.model.flow import shift_timesteps
 
 Renorm = Literal["global", "channel", "text_channel"]
@@ -69,25 +69,25 @@ class DrawingConfig:
     def __post_init__(self) -> None:
         low, high = self.interval
         reuse = self.feature_cache or FeatureCache()
-        limits = {
-            "interval": (low <= high, "low and high, in this order"),
-            "renorm": (self.renorm in get_args(Renorm), f"one of {', '.join(get_args(Renorm))}"),
-            "renorm_min": (0 <= self.renorm_min <= 1, "0 to 1"),
-            "timestep_shift": (self.timestep_shift > 0, "above 0"),
-            "num_timesteps": (self.num_timesteps >= 2, "2 or more"),
-            "feature_cache": (
+        kinds, shift, steps = get_args(Renorm), self.timestep_shift, self.num_timesteps
+        check_settings(
+            ("drawing.interval", self.interval, low <= high, "low and high, in this order"),
+            (
+                "drawing.renorm",
+                repr(self.renorm),
+                self.renorm in kinds,
+                f"one of {', '.join(kinds)}",
+            ),
+            ("drawing.renorm_min", self.renorm_min, 0 <= self.renorm_min <= 1, "0 to 1"),
+            ("drawing.timestep_shift", shift, shift > 0, "above 0"),
+            ("drawing.num_timesteps", steps, steps >= 2, "2 or more"),
+            (
+                "drawing.feature_cache",
+                self.feature_cache,
                 reuse.refresh_every >= 1 and reuse.order >= 0 and reuse.warmup >= 1,
                 "refresh_every and warmup of 1 or more, order of 0 or more",
             ),
-        }
-        for name, (fits, wanted) in limits.items():
-            if not fits:
-                raise ConfigError(
-                    f"drawing.{name}",
-                    found=repr(getattr(self, name)),
-                    wanted=wanted,
-                    remedy="Change it.",
-                )
+        )
 
     @property
     def num_contexts(self) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.images.trained import TrainedImages, describe
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 from mathcanvas_lightning.generation.bagel.guidance import DrawingConfig
 from mathcanvas_lightning.generation.bagel.problem import InterleavedConfig, Mode
 from mathcanvas_lightning.generation.requests import GIVEN_DRAWINGS, DrawingsUse
@@ -73,8 +73,8 @@ class BatchLimits:
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_context_tokens", "tokens_per_turn"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ConfigError(name, found=str(number), wanted="1 or more", remedy="Raise it.")
+            is_right = number is None or number >= 1
+            check_settings((name, number, is_right, "1 or more"), remedy="Raise it.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from mathcanvas_lightning.generation.requests import (
     Sampling,
     Usage,
 )
-from mathcanvas_lightning.records.pictures import Picture, failure_kind
+from mathcanvas_lightning.records.pictures import Picture, PictureError, decode_picture
 
 ReasonInput = str | Path | Image.Image
 """A text, the path of a picture, or a Pillow image."""
@@ -94,7 +94,8 @@ def problems_of(
         Problems; `split_problem_uid` recovers the request's uid from theirs.
 
     Raises:
-        RequestError: If a part of the request is unsupported or unreadable.
+        RequestError: If a part of the request is unsupported.
+        PictureError: If a picture is unreadable.
     """
     if others := unsupported(request.sampling):
         raise RequestError("unsupported", f"BAGEL does not support {', '.join(others)}")
@@ -103,9 +104,9 @@ def problems_of(
         raise RequestError("unsupported", "a picture in a system message")
     opening = "\n".join(message.text for message in system)
     parts = [p for message in request.messages if message.role != "system" for p in message.parts]
-    inputs = tuple(_decoded(part) for part in parts)
+    inputs = tuple(part if isinstance(part, str) else decode_picture(part) for part in parts)
     given = request.drawings
-    drawings = None if given is None else tuple(_opened(picture) for picture in given)
+    drawings = None if given is None else tuple(map(decode_picture, given))
     return [
         Problem(
             uid=f"{request.uid}{_SEPARATOR}{number}",
@@ -122,7 +123,7 @@ def problems_of(
 
 
 def refused(
-    request: GenerationRequest, error: RequestError | MathCanvasError
+    request: GenerationRequest, error: RequestError | PictureError | MathCanvasError
 ) -> GenerationResponse:
     """The failure of a request that `problems_of` or the solver refused with an error."""
     kind = "prompt_too_long" if isinstance(error, TooLongError) else "unsupported"
@@ -202,17 +203,6 @@ def failure_of(answer: Answer) -> Failure | None:
     if answer.finish_reason == "out_of_memory":
         return Failure(kind="out_of_memory", message=OUT_OF_MEMORY)
     return answer.failure
-
-
-def _decoded(part: Part) -> str | Image.Image:
-    return part if isinstance(part, str) else _opened(part)
-
-
-def _opened(picture: Picture) -> Image.Image:
-    try:
-        return decode_image(picture.data, ImageLimits())
-    except ImageError as error:
-        raise RequestError(failure_kind(error), f"{picture.place}: {error}") from None
 
 
 def _output(answer: Answer) -> Output:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 from mathcanvas_lightning.generation.requests import GenerationRequest
 
 T = TypeVar("T")
@@ -63,6 +63,5 @@ def _num_characters(item: object) -> int:
 
 
 def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(name, found=str(value), wanted="1 or more", remedy="Change it.")
+    check_settings((name, value, value >= 1, "1 or more"))
     return value

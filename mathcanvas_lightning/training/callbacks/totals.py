@@ -142,7 +142,7 @@ class EndSummary(Callback):
             print_box("This run", totals.rows())
             if totals.checkpoints:
                 lines = "\n".join(next_commands(Path(trainer.default_root_dir)))
-                Console().print(f"Next:\n{lines}", markup=False, highlight=False, soft_wrap=True)
+                Console().out(f"Next:\n{lines}", highlight=False)
 
     def _totals(self, trainer: Trainer, module: LightningModule, seconds: float) -> RunTotals:
         counts = summed(self._counts, trainer, module.device)

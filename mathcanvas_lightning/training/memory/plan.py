@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from mathcanvas_lightning.common.paths import local_path
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import check_settings
 from mathcanvas_lightning.inspection.batch import instantiate_section, read_sections
 from mathcanvas_lightning.model.adapters import LoRASettings
 from mathcanvas_lightning.model.bagel import Bagel
@@ -270,12 +270,9 @@ def _gpu_bytes(work: RankWork) -> int:
 
 
 def _check_options(gpus: int | None, gpu_memory_gb: float, vit_share: float) -> None:
-    for name, value, is_right, wanted in (
-        ("gpus", gpus, gpus is None or gpus >= 1, "1 or more"),
-        ("gpu_memory_gb", gpu_memory_gb, 0 < gpu_memory_gb < float("inf"), "above 0"),
-        ("vit_share", vit_share, 0 <= vit_share <= 1, "from 0 to 1"),
-    ):
-        if not is_right:
-            raise ConfigError(
-                f"--{name}", found=str(value), wanted=wanted, remedy="Choose another value."
-            )
+    check_settings(
+        ("--gpus", gpus, gpus is None or gpus >= 1, "1 or more"),
+        ("--gpu_memory_gb", gpu_memory_gb, 0 < gpu_memory_gb < float("inf"), "above 0"),
+        ("--vit_share", vit_share, 0 <= vit_share <= 1, "from 0 to 1"),
+        remedy="Choose another value.",
+    )

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -12,6 +13,9 @@ from mathcanvas_lightning.training.run.curves import as_svg, draw, save
 from mathcanvas_lightning.training.run.folder import RunFolder, next_commands
 from mathcanvas_lightning.training.run.metrics import read_metrics
 from mathcanvas_lightning.training.run.panels import group_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_PICTURES, MAX_WIDTH_PX = 12, 320
 
@@ -50,7 +54,7 @@ def write_run_page(run: RunFolder) -> RunPage:
         run.page,
         "training/run/report.html.j2",
         title=f"Training run {run.path.resolve().parent.name}/{name}",
-        figure=PagePicture(data=as_svg(figure), format="svg+xml", caption="Curves of the run"),
+        curves=curves_picture(figure),
         values={
             title: [(n, f"{metrics[n][0][1]:.4g}", f"{metrics[n][-1][1]:.4g}") for n in names]
             for title, names in groups.items()
@@ -65,6 +69,11 @@ def write_run_page(run: RunFolder) -> RunPage:
         num_curves=sum(len(names) for names in groups.values()),
         num_pictures=len(pictures),
     )
+
+
+def curves_picture(figure: "Figure") -> PagePicture:
+    """The curves of a run, for a page."""
+    return PagePicture(data=as_svg(figure), format="svg+xml", caption="Curves of the run")
 
 
 def _chosen(pictures: dict[int, Path]) -> list[tuple[int, Path]]:

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.config import StorageConfig
 from mathcanvas_lightning.storage.files import Storage
-from tests.conftest import ROOT, png
+from tests.conftest import ROOT, png, run_python
 from tests.data.make_rows import (
     TOKENIZER,
     edit_shards,
@@ -504,13 +503,7 @@ def test_a_script_without_main_guard_ends_with_a_remedy(tmp_path: Path) -> None:
     interleaved_shards(tmp_path / "shards", 40)
     script = tmp_path / "script.py"
     script.write_text(f"{PROGRAM}work()")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "shards")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_python(script, tmp_path / "shards", env=environment, timeout=300)
     assert done.returncode == 1
     assert 'below if __name__ == "__main__"' in done.stderr.splitlines()[-1]

@@ -3,8 +3,6 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 from dataclasses import fields
 from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
@@ -18,7 +16,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from mathcanvas_lightning.batch import MicroBatch, PackedBatch
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
-from tests.conftest import ROOT, png
+from tests.conftest import ROOT, png, run_python
 from tests.data.hashes import digest
 from tests.data.make_rows import config, interleaved_shards, module, write_shards
 
@@ -167,13 +165,6 @@ if __name__ == "__main__":
     run_with_few_files(Path({str(folder)!r}), 120)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    found = run_python("-W", "ignore", "-c", script, env=environment, timeout=300)
     assert found.returncode == 0, found.stderr[-2000:]
     assert int(found.stdout) < 100

@@ -1,11 +1,14 @@
-"""Curves of a run become lines of a chart; other files are refused with their name."""
+"""The page shows the curves of a run; other files are refused with their name."""
 
+import re
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
 from mathcanvas_lightning.errors import InputError
-from mathcanvas_lightning.evaluation.report.curves import HEIGHT, WIDTH, read_charts
+from mathcanvas_lightning.evaluation.report.page import write_report
+from mathcanvas_lightning.records.files import write_records
 
 METRICS = """step,train/ce,train/mse,val/puzzles/ce,val/puzzles/accuracy,lr,answers/p/accuracy
 0,4.0,1.0,,,0.1,
@@ -15,25 +18,20 @@ METRICS = """step,train/ce,train/mse,val/puzzles/ce,val/puzzles/accuracy,lr,answ
 """
 
 
-def test_charts_of_losses_and_accuracy(tmp_path: Path) -> None:
+def write_page(folder: Path, curves: Path) -> str:
+    answers = folder / "answers.jsonl"
+    write_records(answers, [{"sample_index": 0, "query_cot": "1 + 1?", "model_answer": "2"}])
+    return write_report(str(answers), curves=str(curves)).path.read_text()
+
+
+def test_the_page_has_the_curves(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
-    charts = {chart.title: chart for chart in read_charts(tmp_path / "metrics.csv")}
-    assert list(charts) == [
-        "training losses",
-        "validation losses",
-        "validation token accuracy",
-        "held-out answers right",
-    ]
-    training = charts["training losses"]
-    assert (training.last_step, training.top) == (20, 4.0)
-    ce, mse = training.curves
-    assert (ce.name, ce.first, ce.last) == ("train/ce", 4.0, 1.0)
-    assert ce.points.split()[0] == "0.0,0.0"  # the highest value is at the upper end
-    assert ce.points.split()[-1] == f"{WIDTH:.1f},{HEIGHT * 0.75:.1f}"
-    assert mse.last == 0.5  # what is not finite is left out
-    assert charts["validation token accuracy"].curves[0].last == 0.5
-    answers = charts["held-out answers right"].curves[0]
-    assert (answers.name, answers.first, answers.last) == ("answers/p/accuracy", 0.25, 0.75)
+    found = re.search(
+        r"src=\"data:image/svg\+xml;base64,([^\"]+)\"", write_page(tmp_path, tmp_path)
+    )
+    assert found is not None
+    drawn = b64decode(found[1]).decode()
+    assert all(name in drawn for name in METRICS.partition("\n")[0].split(",")[1:])
 
 
 @pytest.mark.parametrize("text", ["", "epoch,loss\n1,2\n", "step,train/ce\nx,1\n"])
@@ -42,8 +40,8 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     if text:
         with pytest.raises(InputError, match=r"other\.csv"):
-            read_charts(path)
+            write_page(tmp_path, path)
     else:
-        assert read_charts(path) == []
+        assert "svg" not in write_page(tmp_path, path)
     with pytest.raises(InputError, match="absent"):
-        read_charts(tmp_path / "absent.csv")
+        write_page(tmp_path, tmp_path / "absent.csv")

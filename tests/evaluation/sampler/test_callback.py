@@ -30,7 +30,7 @@ from mathcanvas_lightning.records.files import read_records
 from mathcanvas_lightning.training.callbacks.ema import EMAConfig
 from mathcanvas_lightning.training.callbacks.pictures import PictureLogger
 from mathcanvas_lightning.training.strategy import ShardedStrategy
-from tests.conftest import TRAINER_WARNINGS, png, refuse_to_load
+from tests.conftest import QUIET, TRAINER_WARNINGS, png, refuse_to_load
 from tests.data.make_rows import config, interleaved_shards
 from tests.training.callbacks.test_pictures import FakeTensorBoard, FakeWandb, set_up
 from tests.training.runs import network, train, training_data, weights
@@ -199,18 +199,13 @@ def test_every_n_steps_also_after_a_resume(shards: Path, tmp_path: Path) -> None
     shutil.rmtree(found)
     [start] = (tmp_path / "saved").glob("*step=2.ckpt")
     model, data = network(), training_data(config(shards), validation=(config(shards, name="v"),))
-    options = {"val_check_interval": 1, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    options = {"val_check_interval": 1, "limit_val_batches": 1, "enable_checkpointing": True}
     trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
         max_steps=4,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         gradient_clip_val=1.0,
         default_root_dir=tmp_path,
         callbacks=[sampler(shards, every_n_steps=3), saver],
-        **options,
+        **QUIET | options,
     )
     trainer.fit(model, data, ckpt_path=str(start), weights_only=True)
     assert {path.name for path in found.glob("*.parquet")} == {"step_3.parquet"}

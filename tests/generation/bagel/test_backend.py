@@ -204,9 +204,9 @@ def test_pictures_of_several_samples_are_decoded_once(
     bagel: BagelBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    real = bagel_requests.decode_image
+    real = bagel_requests.decode_picture
     monkeypatch.setattr(
-        bagel_requests, "decode_image", lambda *args: decoded.append(args) or real(*args)
+        bagel_requests, "decode_picture", lambda *args: decoded.append(args) or real(*args)
     )
     answers(bagel, ask("three", "Look:", Picture(png(40, 32)), n=3))
     assert len(decoded) == 1

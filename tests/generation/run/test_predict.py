@@ -603,17 +603,22 @@ def test_ranks_share_the_records(tmp_path: Path, warm: WarmPython) -> None:
     assert done.stdout.count("31 asked") == 1
 
 
-@pytest.mark.slow
-def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPython) -> None:
-    config = slow_run(tmp_path, 400, trainer=RANKS)
+def end_first_rank(number: int, config: Path, folder: Path, warm: WarmPython) -> None:
+    """Sends a signal to the first of two ranks at work; both end."""
     process = warm.start(command(config)[1:], cwd=ROOT, env=of_ranks())
-    wait_for_lines(tmp_path, 12, process)
+    wait_for_lines(folder, 12, process)
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     process.wait(240)
     assert children
     _, alive = psutil.wait_procs(children, timeout=240)
     assert not alive
+
+
+@pytest.mark.slow
+def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPython) -> None:
+    config = slow_run(tmp_path, 400, trainer=RANKS)
+    end_first_rank(signal.SIGTERM, config, tmp_path, warm)
     kept = kept_in(tmp_path / "answers.jsonl")
     before = len(asked(tmp_path))
     words = ["--trainer.devices=1", "--trainer.strategy=auto"]
@@ -624,15 +629,7 @@ def test_ranks_end_together_and_one_rank_resumes(tmp_path: Path, warm: WarmPytho
 
 @pytest.mark.slow
 def test_child_ranks_end_with_their_parent(tmp_path: Path, warm: WarmPython) -> None:
-    config = slow_run(tmp_path, 400, trainer=RANKS)
-    process = warm.start(command(config)[1:], cwd=ROOT, env=of_ranks())
-    wait_for_lines(tmp_path, 12, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(240)
-    assert children
-    _, alive = psutil.wait_procs(children, timeout=240)
-    assert not alive
+    end_first_rank(signal.SIGKILL, slow_run(tmp_path, 400, trainer=RANKS), tmp_path, warm)
 
 
 @pytest.mark.slow

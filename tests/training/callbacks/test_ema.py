@@ -25,7 +25,7 @@ from mathcanvas_lightning.training.checkpoint.export import export_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig
 from mathcanvas_lightning.training.source import FreezeConfig
-from tests.conftest import TRAINER_WARNINGS
+from tests.conftest import QUIET, TRAINER_WARNINGS
 from tests.data.make_rows import interleaved_shards
 from tests.ranks import run_ranks
 from tests.training.runs import config, network, train, training_data, weights
@@ -181,17 +181,12 @@ def run(
     optimizer = OptimizerConfig(lr=1e-3, eps=1e-6)
     model = network(ema=EMAConfig(decay=DECAY), optimizer=optimizer)
     trainer = Trainer(
-        accelerator="cpu",
         max_steps=steps,
         callbacks=[*callbacks, saver(folder)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         default_root_dir=folder,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        **options,
+        **{**QUIET, "devices": "auto", "enable_checkpointing": True, **options},
     )
     trainer.fit(model, data, ckpt_path=None if resume is None else str(resume))
     return model

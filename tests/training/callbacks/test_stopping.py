@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from mathcanvas_lightning.training.callbacks.stopping import StopOnSignal
+from tests.conftest import QUIET
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,17 +31,11 @@ class Swallow(Callback):
 
 def fit(folder: Path, max_steps: int, *callbacks: Callback) -> Trainer:
     trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
         max_steps=max_steps,
-        num_sanity_val_steps=0,
         val_check_interval=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[StopOnSignal(), *callbacks],
+        **QUIET,
     )
     trainer.fit(BoringModel())
     return trainer

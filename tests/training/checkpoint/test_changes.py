@@ -21,7 +21,7 @@ from mathcanvas_lightning.training.losses import LossConfig
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import FreezeConfig, ModelSource
-from tests.conftest import TRAINER_WARNINGS
+from tests.conftest import QUIET, TRAINER_WARNINGS
 from tests.data.make_rows import interleaved_shards
 from tests.training.runs import SMALL, config, network, training_data, weights
 
@@ -57,15 +57,9 @@ def fit(
     )
     trainer = Trainer(
         **{
-            "accelerator": "cpu",
-            "devices": 1,
+            **QUIET,
             "max_steps": steps,
             "accumulate_grad_batches": packs,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
             "default_root_dir": folder,
             "callbacks": [*callbacks, SaveLast(folder / "last.ckpt")],
             **options,

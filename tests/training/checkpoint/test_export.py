@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +30,7 @@ from mathcanvas_lightning.training.checkpoint.export import export_checkpoint
 from mathcanvas_lightning.training.module import BagelModule
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig
 from mathcanvas_lightning.training.source import ModelSource
-from tests.conftest import TRAINER_WARNINGS, RunTool, folder_bytes
+from tests.conftest import QUIET, TRAINER_WARNINGS, RunTool, folder_bytes, run_python
 from tests.data.make_rows import TOKENIZER, interleaved_shards
 from tests.generation.engine import ONE_GIB, ONE_PROCESS, engine_lock, needs_engine  # noqa: F401
 from tests.training.runs import config, network, train, training_data
@@ -153,14 +151,8 @@ def test_adapters_beside_a_base_in_nf4(untrained: Path, shards: Path, tmp_path: 
 
 def resume(model: BagelModule, data: Any, folder: Path, checkpoint: Path) -> None:
     """Loads a finished run, without training it further."""
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=30,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        default_root_dir=folder,
-    )
+    options = QUIET | {"num_sanity_val_steps": 2}
+    trainer = Trainer(max_steps=30, default_root_dir=folder, **options)
     trainer.fit(model, data, ckpt_path=str(checkpoint))
 
 
@@ -393,13 +385,8 @@ def test_overfits_eight_rows(shards: Path, tmp_path: Path) -> None:
 
 def validated(model: BagelModule, data: Any) -> dict[str, float]:
     """Metric -> value on the one validation set."""
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        inference_mode=False,  # the training continues with the same metrics
-    )
+    # The training continues with the same metrics.
+    trainer = Trainer(inference_mode=False, **QUIET)
     (metrics,) = trainer.validate(model, data, verbose=False)
     return {name.removeprefix("val/val/"): value for name, value in metrics.items()}
 
@@ -452,14 +439,8 @@ def test_vllm_continues_as_the_trained_network(adapted: Trained, tmp_path: Path)
     assert len(set(wanted)) >= 2
     script = tmp_path / "greedy.py"
     script.write_text(GREEDY)
-    done = subprocess.run(
-        [sys.executable, str(script), str(out), ",".join(map(str, ids))],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        env=os.environ | ONE_GIB | ONE_PROCESS,
-    )
+    words, env = (script, out, ",".join(map(str, ids))), os.environ | ONE_GIB | ONE_PROCESS
+    done = run_python(*words, timeout=900, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("IDS "))
     assert [int(word) for word in line.removeprefix("IDS ").split(",")] == wanted

@@ -21,6 +21,7 @@ from mathcanvas_lightning.training.checkpoint.resume import (
 )
 from mathcanvas_lightning.training.checkpoint.verify import stored_shapes
 from mathcanvas_lightning.training.strategy import AtomicCheckpointIO, ShardedStrategy
+from tests.conftest import QUIET
 from tests.data.make_rows import interleaved_shards
 from tests.training.launch import Run, difference, launch
 
@@ -264,15 +265,7 @@ def test_unused_parameters_can_be_resumed(tmp_path: Path) -> None:
     def fit(steps: int, resume: Path | None = None) -> dict[str, Tensor]:
         torch.manual_seed(0)
         trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            strategy=ShardedStrategy(),
-            max_steps=steps,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
+            strategy=ShardedStrategy(), max_steps=steps, default_root_dir=tmp_path, **QUIET
         )
         module = HalfUsed()
         trainer.fit(module, ckpt_path=resume)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from mathcanvas_lightning.common.display.short import ShortRepr
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.identity import fingerprint
 from mathcanvas_lightning.generation.backends.settings import (
@@ -79,13 +79,8 @@ class ResourceLimits:
             max_images=(self.max_images, 0),
             max_pending=(self.max_pending, 1),
         )
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(
-                "gpu_memory_utilization",
-                found=repr(self.gpu_memory_utilization),
-                wanted="above 0, at most 1",
-                remedy="Change it.",
-            )
+        share = self.gpu_memory_utilization
+        check_settings(("gpu_memory_utilization", share, 0 < share <= 1, "above 0, at most 1"))
 
 
 class VLLMBackend(ShortRepr):

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
 
-from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
-from mathcanvas_lightning.data.images.resize import decode_image, on_white
+from mathcanvas_lightning.data.images.resize import on_white
 from mathcanvas_lightning.data.sequence.tokenizer import TextTokenizer
 from mathcanvas_lightning.errors import InputError
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.vllm.messages import ContextRequest, ContextResult
 from mathcanvas_lightning.generation.requests import GenerationRequest, Message
-from mathcanvas_lightning.records.pictures import PictureError, failure_kind
+from mathcanvas_lightning.records.pictures import decode_picture
 from mathcanvas_lightning.vllm_bagel import ARCHITECTURE, PLUGIN
 from mathcanvas_lightning.vllm_bagel.blocks import ContextPart, engine_prompt
 from mathcanvas_lightning.vllm_bagel.directory import read_directory
@@ -207,11 +206,7 @@ def understanding_context(
     context: list[ContextPart] = []
     for part in (opening, *parts):
         if not isinstance(part, str):
-            try:
-                picture = on_white(decode_image(part.data, ImageLimits()))
-            except ImageError as error:
-                raise PictureError(failure_kind(error), f"{part.place}: {error}") from None
-            context.append(rules.vit_block(picture))
+            context.append(rules.vit_block(on_white(decode_picture(part))))
         elif part.strip():
             context.append((special.bos, *tokenizer.encode(part.strip()), special.eos))
     if not context:

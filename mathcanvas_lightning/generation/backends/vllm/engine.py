@@ -20,8 +20,6 @@ from inspect import signature
 from multiprocessing.connection import Connection
 from typing import Any
 
-from mathcanvas_lightning.data.images.decode import ImageError, ImageLimits
-from mathcanvas_lightning.data.images.resize import decode_image
 from mathcanvas_lightning.generation.backends.base import BackendError
 from mathcanvas_lightning.generation.backends.gpus import share_of_gpus, visible_gpus
 from mathcanvas_lightning.generation.backends.special_tokens import with_plain_text
@@ -54,7 +52,7 @@ from mathcanvas_lightning.generation.requests import (
     Sampling,
     Usage,
 )
-from mathcanvas_lightning.records.pictures import PictureError, failure_kind
+from mathcanvas_lightning.records.pictures import PictureError, decode_picture
 
 logger = logging.getLogger(__name__)
 
@@ -285,11 +283,7 @@ def _chat_message(message: Message, special: Collection[str] = ()) -> dict[str, 
 def _chat_part(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    try:
-        image = decode_image(part.data, ImageLimits()).convert("RGB")
-    except ImageError as error:
-        raise PictureError(failure_kind(error), f"{part.place}: {error}") from None
-    return {"type": "image_pil", "image_pil": image}
+    return {"type": "image_pil", "image_pil": decode_picture(part).convert("RGB")}
 
 
 def _sampling_params(values: Mapping[str, Any]) -> Any:

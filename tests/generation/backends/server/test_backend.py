@@ -365,21 +365,25 @@ def test_a_stopped_server_ends_the_run() -> None:
             made.collect()
 
 
-def test_answers_come_before_the_error() -> None:
+@contextlib.contextmanager
+def finished_but_not_collected() -> Iterator[ServerBackend]:
+    """A backend with one answer and several failures."""
     plans = {name: [ServerFault(status=404)] for name in (*BAD, TEST_QUESTION)}
     with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
         made.submit([ask("good"), *map(ask, BAD)])
         wait_until_finished(made, 1 + len(BAD))
+        yield made
+
+
+def test_answers_come_before_the_error() -> None:
+    with finished_but_not_collected() as made:
         assert "re: good" in [text(one) for one in made.collect() if one.outputs]
         with pytest.raises(BackendError, match="HTTP 404"):
             made.collect()
 
 
 def test_an_error_is_raised_if_nothing_else_is_pending() -> None:
-    plans = {name: [ServerFault(status=404)] for name in (*BAD, TEST_QUESTION)}
-    with chat_server(ChatServer(plans=plans)) as chat, backend(chat) as made:
-        made.submit([ask("good"), *map(ask, BAD)])
-        wait_until_finished(made, 1 + len(BAD))
+    with finished_but_not_collected() as made:
         collected = []
         with pytest.raises(BackendError, match="HTTP 404"):
             while made.num_pending:

@@ -13,7 +13,7 @@ import pytest
 
 from mathcanvas_lightning.generation.backends.vllm import process as engine_process
 from mathcanvas_lightning.generation.backends.vllm.process import EngineProcess, ProcessEndedError
-from tests.conftest import ROOT, lasting_processes
+from tests.conftest import ROOT, lasting_processes, run_python
 
 CHILDREN = "tests.generation.backends.vllm.children"
 
@@ -119,14 +119,7 @@ print(process.pid, process.receive(), flush=True)
     ],
 )
 def test_an_unclosed_process_ends_too(last: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LEAVER + last],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python("-W", "ignore", "-c", LEAVER + last, timeout=300)
     assert done.returncode == (3 if "3" in last else 0), done.stderr
     assert gone(*map(int, done.stdout.split()))
 
