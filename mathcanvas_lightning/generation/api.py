@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -29,6 +29,7 @@ from mathcanvas_lightning.records.record import RecordInput
 from mathcanvas_lightning.records.survey import OnFault
 
 BackendName = Literal["vllm", "server", "bagel", "vllm_bagel", "echo"]
+Options = TypeVar("Options", "DataOptions", "BackendOptions", Sampling)
 
 
 def generate_responses(
@@ -95,38 +96,18 @@ def generate_responses(
 
 def _run(options: Mapping[str, Any]) -> PredictionReport | None:
     """Runs with the parameters of `generate_responses`; returns the counts on rank 0."""
-    data = _make_data(options)
-    backend = BackendOptions(**_select(BackendOptions, options)).make_backend()
+    data = _select(DataOptions, options).make_data()
+    backend = _select(BackendOptions, options).make_backend()
     draws = isinstance(backend, BagelBackend)  # in this process, on a GPU if there is one
-    module = GenerationModule(backend, Sampling(**_select(Sampling, options)))
+    module = GenerationModule(backend, _select(Sampling, options))
     command = command_of("generate-response", generate_responses, options)
     return _predict(module, data, "auto" if draws else "cpu", command)
 
 
-def _select(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are fields of a dataclass."""
+def _select(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """Builds a dataclass from the options that are its fields."""
     names = {field.name for field in fields(kind)}
-    return {name: value for name, value in options.items() if name in names}
-
-
-def _make_data(options: Mapping[str, Any]) -> RecordDataModule:
-    shared = _select(RecordInput, options)
-    inputs = [
-        RecordInput(path=path, output=options[f"{kind}_output"], has_images=has_images, **shared)
-        for kind, has_images in (("multimodal", True), ("text_only", False))
-        if (path := options[f"{kind}_input"]) is not None
-    ]
-    return RecordDataModule(
-        inputs,
-        prompt=ChatPrompt(
-            system_prompt_file=options["system_prompt_file"],
-            system_prompt_variable=options["system_prompt_variable"],
-        ),
-        batching=FixedSize(options["batch_size"]),
-        rerun=options["rerun"],
-        on_fault=options["on_fault"],
-        existing_output=options["existing_output"],
-    )
+    return kind(**{name: value for name, value in options.items() if name in names})
 
 
 def _predict(
@@ -139,6 +120,67 @@ def _predict(
     with interrupts_pass():
         trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Options of `generate_responses` about inputs, outputs and prompts, documented there."""
+
+    multimodal_input: str | None
+    multimodal_output: str | None
+    text_only_input: str | None
+    text_only_output: str | None
+    image_base_path: str | None
+    index_field: str
+    query_field: str
+    image_field: str
+    response_field: str
+    batch_size: int
+    rerun: bool
+    system_prompt_file: str | None
+    system_prompt_variable: str | None
+    on_fault: OnFault
+    existing_output: ExistingOutput
+    allow_any_path: bool
+
+    def make_data(self) -> RecordDataModule:
+        """Builds the data module.
+
+        Raises:
+            ConfigError: If there is no input, or the system prompt cannot be read.
+        """
+        inputs = [
+            self._record_input(self.multimodal_input, self.multimodal_output, has_images=True),
+            self._record_input(self.text_only_input, self.text_only_output, has_images=False),
+        ]
+        return RecordDataModule(
+            [one for one in inputs if one is not None],
+            prompt=ChatPrompt(
+                system_prompt_file=self.system_prompt_file,
+                system_prompt_variable=self.system_prompt_variable,
+            ),
+            batching=FixedSize(self.batch_size),
+            rerun=self.rerun,
+            on_fault=self.on_fault,
+            existing_output=self.existing_output,
+        )
+
+    def _record_input(
+        self, path: str | None, output: str | None, *, has_images: bool
+    ) -> RecordInput | None:
+        if path is None:
+            return None
+        return RecordInput(
+            has_images=has_images,
+            path=path,
+            output=output,
+            image_base_path=self.image_base_path,
+            allow_any_path=self.allow_any_path,
+            index_field=self.index_field,
+            query_field=self.query_field,
+            image_field=self.image_field,
+            response_field=self.response_field,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,11 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from mathcanvas_lightning.cli.main import COMMANDS, run_command
-from mathcanvas_lightning.generation.api import BackendOptions, generate_responses
+from mathcanvas_lightning.generation.api import (
+    BackendOptions,
+    DataOptions,
+    generate_responses,
+)
 from mathcanvas_lightning.generation.backends.base import GenerationBackend
 from mathcanvas_lightning.generation.backends.server.backend import RetrySettings, ServerBackend
 from mathcanvas_lightning.generation.backends.server.client import RetryPolicy
@@ -21,7 +25,6 @@ from mathcanvas_lightning.generation.bagel.backend import BagelBackend
 from mathcanvas_lightning.generation.bagel.options import BagelOptions, BagelSettings
 from mathcanvas_lightning.generation.bagel.vllm.backend import VLLMBagelBackend
 from mathcanvas_lightning.generation.requests import Sampling
-from mathcanvas_lightning.records.record import RecordInput
 
 SETTINGS: list[tuple[type, type, str]] = [
     (RetrySettings, RetryPolicy, "retries"),
@@ -36,14 +39,9 @@ def names(kind: Any) -> set[str]:
 
 def test_each_option_belongs_to_one_group() -> None:
     parameters = set(signature(generate_responses).parameters)
-    groups = [names(kind) & parameters for kind in (RecordInput, BackendOptions, Sampling)]
-    assert names(BackendOptions) <= parameters
-    assert parameters - set().union(*groups) == {
-        *("multimodal_input", "multimodal_output", "text_only_input", "text_only_output"),
-        *("system_prompt_file", "system_prompt_variable", "batch_size"),
-        *("rerun", "on_fault", "existing_output"),
-    }
-    assert sum(map(len, groups)) == len(set().union(*groups))
+    sampling = names(Sampling) & parameters
+    assert names(DataOptions) | names(BackendOptions) | sampling == parameters
+    assert len(names(DataOptions)) + len(names(BackendOptions)) + len(sampling) == len(parameters)
 
 
 @pytest.mark.parametrize(("settings", "values", "name"), SETTINGS)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, groupby
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -201,13 +202,18 @@ class ShardWriter:
         """Returns the writer; it writes nothing before the first row."""
         return self
 
-    def __exit__(self, *failure: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Deletes the unfinished shard after an error."""
-        assert failure[0] is not None or not self._records
+        assert error is not None or not self._records
         if self._records:
             with contextlib.suppress(OSError):  # such as a full disk: the original error is raised
                 self._parquet.close()
-            self._open.__exit__(*failure)
+            self._open.__exit__(kind, error, traceback)
 
     def write_info(self) -> None:
         """Writes the info file: the list of the split's shards."""
