@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mathcanvas_lightning.common.box import duration
+from mathcanvas_lightning.common.display.box import duration
 from mathcanvas_lightning.common.logs import is_quiet
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ import posixpath
 import stat
 from dataclasses import dataclass, field
 
+from mathcanvas_lightning.common.file_names import is_outside, near_miss
 from mathcanvas_lightning.common.paths import is_remote, join_path, local_path
 from mathcanvas_lightning.conversion.rejection import Reason, RejectError
 from mathcanvas_lightning.errors import InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
-from mathcanvas_lightning.storage.names import is_outside, near_miss
 from mathcanvas_lightning.storage.retry import FileTooLargeError, MissingFileError, with_retries
 
 MAX_FOLDERS = 4096

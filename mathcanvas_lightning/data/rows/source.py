@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
+from mathcanvas_lightning.common.file_names import is_outside, near_miss
 from mathcanvas_lightning.common.paths import (
     file_name,
     is_remote,
@@ -24,7 +25,6 @@ from mathcanvas_lightning.data.rows.readers import COLUMNS, READERS, Element, Ro
 from mathcanvas_lightning.data.rows.stored_images import StoredRow
 from mathcanvas_lightning.errors import DataError
 from mathcanvas_lightning.storage.files import PARQUET_SUFFIXES, Storage
-from mathcanvas_lightning.storage.names import is_outside, near_miss
 from mathcanvas_lightning.storage.retry import MissingFileError
 
 LINES_PER_GROUP = 64

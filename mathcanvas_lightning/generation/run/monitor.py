@@ -9,7 +9,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from lightning.pytorch import LightningModule, Trainer
 
-from mathcanvas_lightning.common.box import duration, print_box
+from mathcanvas_lightning.common.display.box import duration, print_box
 from mathcanvas_lightning.common.progress import Advance, progress_bar
 from mathcanvas_lightning.generation.requests import Exchange
 from mathcanvas_lightning.generation.run.datamodule import RecordDataModule

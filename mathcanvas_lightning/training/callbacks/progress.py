@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from mathcanvas_lightning.common.box import duration
+from mathcanvas_lightning.common.display.box import duration
 from mathcanvas_lightning.common.logs import FILE_ONLY
 from mathcanvas_lightning.common.progress import Advance, progress_bar
 from mathcanvas_lightning.errors import ConfigError

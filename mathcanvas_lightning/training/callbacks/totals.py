@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.common.box import duration, print_box
+from mathcanvas_lightning.common.display.box import duration, print_box
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.callbacks.monitor import (
     Counts,
