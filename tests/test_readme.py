@@ -108,7 +108,7 @@ def test_commands_run_as_written(clone: Path) -> None:
         assert page.count("data:image/") > len(results)
         drawn = list((clone / "demo" / folder).glob("*/images/reasoning_image_*.png"))
         assert len(drawn) == sum(one["image_steps"] for one in counts)
-    assert "training losses" in (clone / "demo" / "reasoning.html").read_text()
+    assert "Curves of the run" in (clone / "demo" / "reasoning.html").read_text()
     assert list((clone / "demo" / "run").rglob("answers/puzzles/step_*.html"))
     for answers in ("answers", "tool_answers"):
         scores = json.loads((clone / "demo" / f"{answers}.jsonl_scores.json").read_text())

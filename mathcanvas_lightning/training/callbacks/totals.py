@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mathcanvas_lightning.batch import MicroBatch
 from mathcanvas_lightning.common.display.box import duration, print_box
+from mathcanvas_lightning.common.display.short import counted
 from mathcanvas_lightning.model.config import BagelConfig
 from mathcanvas_lightning.training.callbacks.monitor import (
     Counts,
@@ -65,7 +66,7 @@ class RunTotals:
         if self.data_wait_s is not None:
             waits = f"data {duration(self.data_wait_s)}, {waits}"
         rows = [
-            ("time", f"{duration(self.seconds)}, {self.steps:,} steps"),
+            ("time", f"{duration(self.seconds)}, {counted(self.steps, 'step')}"),
             ("samples", f"{self.counts.samples:,.0f}"),
             ("tokens", f"{self.counts.tokens:,.0f}"),
             ("tokens/s", f"{self.counts.tokens / self.training_s:,.0f}"),

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
+from mathcanvas_lightning.common.display.short import counted
 from mathcanvas_lightning.model.adapters import LoRASettings, parameter_report
 from mathcanvas_lightning.model.vae import LatentVAE
 from mathcanvas_lightning.training.callbacks.summary import (
@@ -134,7 +135,7 @@ def test_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines["packs per step"] == "2: ranks 1 x accumulated 2"
     assert lines["an epoch"] == (
         f"20 samples in {planned.num_packs} packs of 400 tokens, {planned.fill:.1%} full; "
-        f"{schedule.num_steps} steps, {schedule.num_fillers} fillers"
+        f"{schedule.num_steps} steps, {counted(schedule.num_fillers, 'filler')}"
     )
     assert lines["total steps"] == f"{steps}: 2 epochs"  # of different lengths
     assert lines["training data"] == f"{config(shards).label}: 20 rows"
