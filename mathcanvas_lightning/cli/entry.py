@@ -1,7 +1,7 @@
 """Runs a command as the only work of a process: Ctrl-C never shows a traceback.
 
 While the modules of the command line are imported, and after the command, a signal ends the process
-at once. Only the standard library is imported here, so that this holds from the start.
+at once. Only modules that import in no time are imported here, so that this holds from the start.
 """
 
 import atexit
@@ -11,8 +11,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-SIGNALS = 128
-"""A command that a signal ended exits with this number plus that of the signal."""
+from mathcanvas_lightning.common.exits import SIGNALS
 
 
 def run(name: str | None = None) -> NoReturn:

@@ -16,7 +16,6 @@ from rich.console import Console
 from mathcanvas_lightning.cli import show
 from mathcanvas_lightning.cli.command_parser import WRONG_OPTION, CommandParser, HelpFormatter
 from mathcanvas_lightning.cli.completion import completion_script
-from mathcanvas_lightning.cli.entry import SIGNALS
 from mathcanvas_lightning.cli.help import (
     ALIASES,
     COMMON_OPTIONS,
@@ -28,7 +27,7 @@ from mathcanvas_lightning.cli.help import (
     version,
 )
 from mathcanvas_lightning.cli.show_comparison import comparison
-from mathcanvas_lightning.common.exits import exit_on_signals, interrupts_pass
+from mathcanvas_lightning.common.exits import SIGNALS, exit_on_signals, interrupts_pass
 from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.paths import import_from_here

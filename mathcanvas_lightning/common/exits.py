@@ -13,6 +13,8 @@ from types import FrameType
 
 BARRIER_TIMEOUT = timedelta(seconds=3)
 """How long a rank waits at exit for the others, in case one of them has failed."""
+SIGNALS = 128
+"""A process that a signal ended exits with this number plus that of the signal, as in shells."""
 AGAIN_S = 0.1
 """Time until a signal whose exception was lost is sent again."""
 
@@ -24,7 +26,7 @@ def exit_on_signals(*numbers: int) -> Iterator[None]:
     A signal that is ignored stays ignored, such as SIGHUP below nohup.
 
     Args:
-        numbers: Signal numbers; the exit status is 128 plus the number, as in shells.
+        numbers: Signal numbers; the exit status is `SIGNALS` plus the number.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,7 +41,7 @@ def exit_on_signals(*numbers: int) -> Iterator[None]:
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise SystemExit(128 + number)
+    raise SystemExit(SIGNALS + number)
 
 
 @contextlib.contextmanager
@@ -86,7 +88,7 @@ def _signal_of(kind: type[BaseException], error: BaseException | None) -> int | 
     if issubclass(kind, KeyboardInterrupt):
         return signal.SIGINT
     code = error.code if isinstance(error, SystemExit) else None
-    return code - 128 if isinstance(code, int) and code > 128 else None
+    return code - SIGNALS if isinstance(code, int) and code > SIGNALS else None
 
 
 def leave_process_group_at_exit() -> None:

@@ -106,8 +106,7 @@ def ordered_map(
             return
         yield from function(chunk)
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
-    with signals_blocked():
-        resource_tracker.ensure_running()  # its start unblocks SIGINT and SIGTERM
+    _run_resource_tracker()
     others = active_children()
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
@@ -172,6 +171,12 @@ def signals_blocked(*numbers: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+def _run_resource_tracker() -> None:
+    """Starts the tracker of multiprocessing before workers, as its start unblocks signals."""
+    with signals_blocked():
+        resource_tracker.ensure_running()
+
+
 def _guard() -> None:
     """Exits when the parent exits."""
     parent = parent_process()
@@ -226,7 +231,6 @@ def protect_server(start_method: str | None) -> None:
         start_method: How workers start; None for the default of this process.
     """
     if (start_method or get_start_method(allow_none=True)) == "forkserver":
-        with signals_blocked():
-            resource_tracker.ensure_running()  # its start unblocks SIGINT
+        _run_resource_tracker()
         with signals_blocked():
             forkserver.ensure_running()

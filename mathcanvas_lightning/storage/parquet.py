@@ -1,6 +1,7 @@
 """Parquet files: footers and row groups, with damage reported as one exception."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ def read_footer(read_range: ReadRange, size_bytes: int) -> pq.FileMetaData:
 
 def repeated_column(metadata: pq.FileMetaData) -> str | None:
     """A column whose name occurs twice: readers would silently take one of them."""
-    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    return next((path for path in paths if paths.count(path) > 1), None)
+    counts = Counter(metadata.schema.column(number).path for number in range(metadata.num_columns))
+    return next((path for path, count in counts.items() if count > 1), None)
 
 
 def fetch_row_group(
