@@ -16,6 +16,7 @@ import signal
 import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from io import BytesIO
@@ -248,6 +249,17 @@ def run_python(*words: object, **options: Any) -> subprocess.CompletedProcess[st
     """Runs a new Python process to its end."""
     defaults = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
     return subprocess.run([sys.executable, *map(str, words)], **{**defaults, **options})
+
+
+@pytest.fixture
+def other_thread() -> Iterator[None]:
+    """A thread to which the system can give the signals of this process."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 def child_processes() -> list[psutil.Process]:

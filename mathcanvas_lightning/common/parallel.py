@@ -158,17 +158,45 @@ def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]
 
 
 @contextlib.contextmanager
-def signals_blocked(*numbers: int) -> Iterator[None]:
-    """Processes that start in the block never get a signal; this one gets it after the block.
+def signals_postponed(*numbers: int) -> Iterator[None]:
+    """This process gets signals that come in the block after it, not between two of its steps.
 
     Args:
         numbers: Signal numbers; by default those that a terminal sends to all its processes.
     """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or TERMINAL_SIGNALS)
+    if threading.current_thread() is not threading.main_thread():  # Python raises in that one
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in numbers or TERMINAL_SIGNALS}
+    handled = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
     try:
+        for number in handled:
+            signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def signals_blocked(*numbers: int) -> Iterator[None]:
+    """Processes that start in the block never get a signal; this one gets it after the block.
+
+    A process inherits the mask of the thread that starts it. The mask does not protect that thread
+    itself: the system gives the signal to another thread, and Python raises in the main thread.
+
+    Args:
+        numbers: Signal numbers; by default those that a terminal sends to all its processes.
+    """
+    with signals_postponed(*numbers):
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or TERMINAL_SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _run_resource_tracker() -> None:

@@ -4,8 +4,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from mathcanvas_lightning.common.parallel import (
     ordered_map,
     protect_server,
     signals_blocked,
+    signals_postponed,
     waiting_threads,
 )
 from mathcanvas_lightning.errors import WorkerError
@@ -84,6 +89,52 @@ def test_a_blocked_interrupt_comes_after_the_block() -> None:
         reached = True
     assert reached
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.usefixtures("other_thread")
+@pytest.mark.parametrize("block", [signals_postponed, signals_blocked])
+def test_an_interrupt_that_another_thread_gets_comes_after_the_block(
+    block: Callable[[], AbstractContextManager[None]],
+) -> None:
+    handler, reached = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), block():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_ignored_signal_stays_ignored_in_the_block() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_blocked():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # new processes inherit it
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.usefixtures("other_thread")
+def test_an_interrupt_between_two_steps_of_a_worker_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start, finished = multiprocessing.util.spawnv_passfds, []
+
+    def start_and_interrupt(*arguments: Any) -> int:
+        process_id: int = start(*arguments)
+        if signal.SIGTERM in blocked_signals([0])[0]:  # a worker, not the resource tracker
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # the exception would come here: the worker has not got its work
+            finished.append(process_id)
+        return process_id
+
+    monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", start_and_interrupt)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered_map(square, [[0], [1]], num_workers=1))
+    assert finished
+    assert set(multiprocessing.active_children()) <= before
+    assert capfd.readouterr().err == ""
 
 
 def test_an_interrupt_does_not_wait_for_workers() -> None:

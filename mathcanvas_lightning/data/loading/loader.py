@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from mathcanvas_lightning.batch import MicroBatch
-from mathcanvas_lightning.common.parallel import protect_server
+from mathcanvas_lightning.common.parallel import protect_server, signals_blocked
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
@@ -55,7 +55,10 @@ class PackLoader:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         requested = time.perf_counter()
-        for loaded in self._loader(self._tasks()):
+        loader = self._loader(self._tasks())
+        with signals_blocked():  # a new worker would fail if this process stopped sending its work
+            batches = iter(loader)
+        for loaded in batches:
             self.waited_s += time.perf_counter() - requested
             if isinstance(loaded, MathCanvasError):
                 raise loaded
@@ -94,9 +97,7 @@ class PackLoader:
             num_workers=num_workers,
             prefetch_factor=workers.prefetch_factor if num_workers else None,
             multiprocessing_context=workers.start_method if num_workers else None,
-            pin_memory=torch.cuda.is_available()
-            if workers.pin_memory is None
-            else workers.pin_memory,
+            pin_memory=pin_memory,
             generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )
 

@@ -1,10 +1,14 @@
 """Packs on their way to the training process: few open files, page-locked memory, one copy."""
 
+import gc
 import json
 import os
 import resource
+import signal
+import time
 from dataclasses import fields
 from io import BytesIO
+from multiprocessing import active_children, popen_fork
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -121,6 +125,28 @@ def test_the_layout_is_made_before_a_pack_leaves_its_worker(tmp_path: Path) -> N
         assert torch.equal(layout.noisy_latents, torch.nonzero(noisy)[:, 0])
         sizes = [rows * columns for rows, columns in pack.latent_shapes]
         assert [bool(flags[0]) for flags in noisy.split(sizes)] == list(layout.noisy_items)
+
+
+@pytest.mark.usefixtures("other_thread")
+def test_an_interrupt_comes_after_the_workers_have_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, started = popen_fork.Popen._launch, []  # type: ignore[attr-defined]
+
+    def launch_and_interrupt(self: popen_fork.Popen, process: Any) -> None:
+        launch(self, process)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # the exception would come here
+        started.append(process)
+
+    monkeypatch.setattr(popen_fork.Popen, "_launch", launch_and_interrupt)
+    workers = WorkerConfig(num_workers=2, start_method="fork")
+    data = module(config(interleaved_shards(tmp_path, 6)), workers=workers)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(data.train_dataloader()))
+    assert len(started) == 2
+    gc.collect()  # or when the iterator is deleted
+    assert not set(started) & set(active_children())
 
 
 def many_images(number: int) -> dict[str, Any]:

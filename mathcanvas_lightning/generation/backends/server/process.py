@@ -20,6 +20,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Self
 
+from mathcanvas_lightning.common.parallel import signals_postponed
 from mathcanvas_lightning.common.paths import local_path, plain_path
 from mathcanvas_lightning.errors import ConfigError
 from mathcanvas_lightning.generation.backends.base import BackendError
@@ -228,7 +229,7 @@ class ServerProcess:
         # -P: modules beside the launcher must not shadow those of other packages.
         launcher = [sys.executable, "-P", server_launcher.__file__]
         launcher += [str(os.getpid()), str(self._config.stop_timeout_s)]
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, signals_postponed():
             self._process = subprocess.Popen(  # noqa: S603 - the command comes from the user
                 launcher + command,
                 stdin=subprocess.DEVNULL,

@@ -22,6 +22,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from mathcanvas_lightning.common.parallel import signals_postponed
+
 GRACE_S = 20.0
 """Time for a regular shutdown before all processes are killed."""
 POLL_S = 0.5
@@ -49,7 +51,7 @@ class EngineProcess:
             f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import host; "
             f"host({target!r}, {child_end.fileno()}, {os.getpid()}, {GRACE_S})"
         )
-        with child_end:
+        with child_end, signals_postponed():
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", code],
                 env=dict(environment),
