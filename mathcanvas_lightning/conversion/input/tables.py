@@ -8,6 +8,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.conversion.input.encoding import opened_text
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
@@ -78,7 +81,8 @@ def read_parquet(
             last = len(batch) if stop is None else min(stop - position, len(batch))
             position += len(batch)
             if first < last:
-                yield from map(plain_row, batch.slice(first, last - first).to_pylist())
+                rows = batch.slice(first, last - first)
+                yield from map(plain_row, _python_rows(rows, source, position - len(batch) + first))
     except (DataError, StorageError) as error:
         raise input_error(error) from None
 
@@ -110,13 +114,46 @@ def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: _plain(value) for name, value in row.items()}
 
 
+def _python_rows(batch: pa.RecordBatch, source: str, start: int) -> list[dict[str, Any]]:
+    """The rows of a batch, the first of which is row `start` of the file."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except Exception as error:  # Arrow raises several, such as OverflowError for a year
+        row, column = _unreadable(batch)
+        raise InputError(
+            f"{without_query(source)}, row {start + row}, column {column}",
+            found=f"a value that can't be read ({type(error).__name__}: {error!s:.200})",
+            wanted="UTF-8 texts, and times of the years 1 to 9999",
+            remedy="Correct it, or store the column as text; finished shards stay.",
+        ) from None
+    return rows
+
+
+def _unreadable(batch: pa.RecordBatch) -> tuple[int, str]:
+    """Row and column of the first value that has no Python value."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for row in range(len(column)):
+            try:
+                column[row].as_py()
+            except Exception:
+                return row, name
+    return 0, ""
+
+
+def _number(value: Decimal) -> int | float | str:
+    """The equal integer or float; the digits of a decimal that no float equals."""
+    if value == value.to_integral_value():
+        return int(value)
+    return float(value) if Decimal(repr(float(value))) == value else str(value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return plain_row(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, Decimal):
-        return float(value)
+        return _number(value)
     return value.isoformat() if isinstance(value, date | time) else value
 
 
