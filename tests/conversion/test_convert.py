@@ -361,6 +361,7 @@ def test_bad_settings(puzzles: Path, tmp_path: Path) -> None:
         ({"samples_per_file": 0}, "--samples_per_file"),
         ({"row_group_rows": -1}, "--row_group_rows"),
         ({"name": "a/b"}, "--name"),
+        ({"interleave_encoding": "JSON"}, "--interleave_encoding"),
         ({"num_workers": -1}, "--num_workers"),
         ({"image_dir": "nowhere"}, "--image_dir"),
         ({"source": "nowhere.Format"}, "--source"),
