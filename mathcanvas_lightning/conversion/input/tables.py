@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-
-from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.conversion.input.encoding import opened_text
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.parquet import python_rows
 
 MAX_CELL_CHARACTERS = 2**31 - 1
 BATCH_ROWS = 16
@@ -44,14 +42,26 @@ def read_csv(path: Path, place: str) -> Iterator[dict[str, str]]:
                 if cells:
                     yield dict(zip(header, cells, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
+            is_csv = isinstance(error, csv.Error)
             raise InputError(
-                f"{place}:{lines.line_num}",
+                f"{place}:{lines.line_num if is_csv else _line_of_other_text(binary)}",
                 found=f"malformed CSV ({error})",
                 wanted="UTF-8 text with a header line and as many cells in each record",
                 remedy="Correct the file and run again; finished work is kept.",
             ) from None
         finally:
             text.detach()
+
+
+def _line_of_other_text(file: BinaryIO) -> int:
+    """The first line that is not UTF-8; the decoder reads many lines ahead."""
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    return 0
 
 
 def delimiter(path: Path) -> str:
@@ -82,7 +92,9 @@ def read_parquet(
             position += len(batch)
             if first < last:
                 rows = batch.slice(first, last - first)
-                yield from map(plain_row, _python_rows(rows, source, position - len(batch) + first))
+                yield from map(
+                    plain_row, python_rows(rows, source, position - len(batch) + first, InputError)
+                )
     except (DataError, StorageError) as error:
         raise input_error(error) from None
 
@@ -112,32 +124,6 @@ def input_error(error: DataError | StorageError) -> InputError:
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose dates, times and decimals are texts or numbers, as in JSON."""
     return {name: _plain(value) for name, value in row.items()}
-
-
-def _python_rows(batch: pa.RecordBatch, source: str, start: int) -> list[dict[str, Any]]:
-    """The rows of a batch, the first of which is row `start` of the file."""
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-    except Exception as error:  # Arrow raises several, such as OverflowError for a year
-        row, column = _unreadable(batch)
-        raise InputError(
-            f"{without_query(source)}, row {start + row}, column {column}",
-            found=f"a value that can't be read ({type(error).__name__}: {error!s:.200})",
-            wanted="UTF-8 texts, and times of the years 1 to 9999",
-            remedy="Correct it, or store the column as text; finished shards stay.",
-        ) from None
-    return rows
-
-
-def _unreadable(batch: pa.RecordBatch) -> tuple[int, str]:
-    """Row and column of the first value that has no Python value."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        for row in range(len(column)):
-            try:
-                column[row].as_py()
-            except Exception:
-                return row, name
-    return 0, ""
 
 
 def _number(value: Decimal) -> int | float | str:

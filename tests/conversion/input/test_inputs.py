@@ -262,3 +262,11 @@ def test_unreadable_value_is_named(values: pa.Array, tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             read(tmp_path / "x.parquet", start)
         assert caught.value.place == f"{tmp_path / 'x.parquet'}, row 20, column bad"
+
+
+def test_csv_of_another_encoding_names_its_line(tmp_path: Path) -> None:
+    lines = ["id,text", *(f"{n},x" for n in range(3000)), "3000,caf\xe9", "3001,x"]
+    (tmp_path / "x.csv").write_text("\n".join(lines), encoding="latin-1")
+    with pytest.raises(InputError, match="can't decode byte 0xe9") as caught:
+        read(tmp_path / "x.csv")
+    assert caught.value.place == f"{tmp_path / 'x.csv'}:3002"
