@@ -23,11 +23,13 @@ def write_errors(target: Path) -> Iterator[None]:
         target: Path of the file.
 
     Raises:
-        OutputError: If the disk is full or read-only, or a quota is used up.
+        OutputError: If the disk is full or read-only, a quota is used up, or a folder has the name.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EISDIR and target.is_dir():
+            raise _is_folder(target, "the name of a file to write") from None
         if error.errno not in NO_ROOM:
             raise
         raise OutputError(

@@ -5,6 +5,7 @@ give the same bytes for any number of workers, parts or machines. Run again, a c
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from mathcanvas_lightning.conversion.columns import ColumnKeys, Columns
 from mathcanvas_lightning.conversion.input.files import InputFiles, opened_input
 from mathcanvas_lightning.conversion.input.scan import (
     NO_SCAN,
+    Scan,
     find_source,
     recognise_source,
     scan_input,
@@ -48,6 +50,8 @@ from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.conversion.sources import SourceFormat
 from mathcanvas_lightning.data.images.decode import MAX_PIXELS, ImageLimits
 from mathcanvas_lightning.data.rows.schema import InterleaveEncoding
+from mathcanvas_lightning.errors import InputError
+from mathcanvas_lightning.storage.config import FileStatus
 
 
 def convert_cot(
@@ -145,10 +149,11 @@ def run_conversion(
         )
         if part is not None:
             return run_part(job, files, folder, part, run, overwrite=output.overwrite)
+        versions = files.versions()
         scan = scan_input(files.read(), files.place, converter.source, progress=run.progress)
         job = with_scan(job, scan)
         existing = prepare_folder(job, folder, overwrite=output.overwrite)
-        records = files.read(0, scan.num_records)
+        records = _read_again(files, scan, versions, converter.source)
         result = run_job(job, records, folder, existing, run)
     return make_report(job, result, folder, run, started)
 
@@ -177,6 +182,34 @@ def _run_part(groups: tuple[Any, ...], part: str) -> None:
     run = replace(groups[-1], part=part, num_workers=0, progress=False)
     arguments = [*groups[:-1], run]
     run_conversion(*arguments)
+
+
+def _read_again(
+    files: InputFiles, scan: Scan, versions: Sequence[FileStatus], source: SourceFormat
+) -> Iterator[Any]:
+    """Yields the records of a scan.
+
+    Args:
+        files: The input.
+        scan: The scan.
+        versions: The files' versions before the scan.
+        source: The source format.
+
+    Raises:
+        InputError: At the end, if these records have changed since the scan. Others may follow.
+    """
+    stop = scan.num_records
+    yield from files.read(0, stop)
+    if files.versions() == versions:
+        return
+    again = scan_input(files.read(0, stop), files.place, source, progress=False)
+    if again.chains != scan.chains:
+        raise InputError(
+            files.place,
+            found="records that were changed while they were read",
+            wanted="the same records as at the start of the conversion",
+            remedy="Wait until the file is complete, then run again; finished shards stay.",
+        )
 
 
 def _converter(source: InputConfig, samples: SampleConfig, files: InputFiles) -> RecordConverter:

@@ -34,6 +34,7 @@ from mathcanvas_lightning.conversion.rejection import Reason, Rejection
 from mathcanvas_lightning.conversion.report import ConversionReport
 from mathcanvas_lightning.conversion.samples import ConvertedExample, RecordConverter
 from mathcanvas_lightning.data.rows.shards import INFO_FILE
+from mathcanvas_lightning.errors import InputError
 
 FORMAT_VERSION = 1
 CHUNK_RECORDS = 8
@@ -136,6 +137,13 @@ def prepare_folder(job: ConversionJob, folder: OutputFolder, *, overwrite: bool)
     if overwrite and owned.shards:
         if job.scan.error is not None:
             raise job.scan.error
+        if job.scan.num_records == 0:
+            raise InputError(
+                "--input",
+                found="no record",
+                wanted="records to replace the finished shards with",
+                remedy="Check the path; nothing was deleted.",
+            )
         remove_owned(folder, owned)
         owned = find_owned(folder, job.layout, folders)
     existing = find_existing(
@@ -286,6 +294,7 @@ def _write(
             if outcome is None:
                 next(parts)
             elif isinstance(outcome, Rejection):
+                _check_not_lost(outcome, existing)
                 rejects[outcome.reason] += 1
                 reject_file.write(_json_line(outcome))
             else:
@@ -318,6 +327,18 @@ def _convert_chunk(converter: RecordConverter, chunk: Sequence[_Item]) -> list[O
         None if content is None else converter.convert(number, content[0])
         for number, content in chunk
     ]
+
+
+def _check_not_lost(rejection: Rejection, existing: Existing) -> None:
+    """Raises for a record whose row an earlier run has written: it would be deleted now."""
+    if rejection.record in existing.rewritten and rejection.reason != Reason.DUPLICATE_ID:
+        raise InputError(
+            f"record {rejection.record} ({rejection.uid})",
+            found=f"{rejection.reason}: {rejection.message}; an earlier run has converted it",
+            wanted="the files and the source format of the earlier run",
+            remedy="Restore them, or use --overwrite to convert everything again; finished shards "
+            "stay.",
+        )
 
 
 def _duplicate(record: int, uid: str) -> Rejection:

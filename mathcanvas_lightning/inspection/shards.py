@@ -17,6 +17,7 @@ from mathcanvas_lightning.common.paths import (
 )
 from mathcanvas_lightning.common.progress import Advance, progress_bar
 from mathcanvas_lightning.data.images.decode import Depth, ImageError, ImageLimits, check_image
+from mathcanvas_lightning.data.rows.left_out import require_unicode
 from mathcanvas_lightning.data.rows.schema import (
     SECTIONS,
     ImageSegment,
@@ -186,6 +187,12 @@ def _inspect_example(
             report.image_formats[f"{info.format} {info.mode}"] += 1
             report.image_sizes_px[info.width_px, info.height_px] += 1
             report.num_oriented += info.orientation != 1
+    every = (*example.question, *example.solution)
+    texts = [segment.text for segment in every if isinstance(segment, TextSegment)]
+    try:
+        require_unicode(" ".join([example.uid, *texts]), example.uid)
+    except DataError as error:
+        yield error.found
     if not example.question:
         yield "no question"
     if not example.answer:

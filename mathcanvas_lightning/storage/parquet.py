@@ -11,6 +11,8 @@ from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
 
 from mathcanvas_lightning.common.file_kinds import POINTER, is_lfs_pointer
+from mathcanvas_lightning.common.paths import without_query
+from mathcanvas_lightning.errors import DataError, MathCanvasError
 from mathcanvas_lightning.storage.ranges import ReadRange
 from mathcanvas_lightning.storage.retry import TRANSIENT_ERRNOS, ContentError
 
@@ -108,6 +110,44 @@ def read_row_group(
     if table.num_rows != num_rows:
         raise ContentError(f"{table.num_rows} rows instead of {num_rows}")
     return table
+
+
+def python_rows(
+    batch: pa.RecordBatch, path: str, start: int, kind: type[MathCanvasError] = DataError
+) -> list[dict[str, Any]]:
+    """The rows of a batch as Python values.
+
+    Args:
+        batch: Some rows of a file.
+        path: The file, for errors.
+        start: Number in the file of the first row of the batch, for errors.
+        kind: Type of the error.
+
+    Raises:
+        MathCanvasError: Of type `kind`, if a value has no Python value.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except Exception as error:  # Arrow raises several, such as OverflowError for a year
+        row, column = _unreadable(batch)
+        raise kind(
+            f"{without_query(path)}, row {start + row}, column {column}",
+            found=f"a value that can't be read ({type(error).__name__}: {error!s:.200})",
+            wanted="UTF-8 texts, and times of the years 1 to 9999",
+            remedy="Correct it, or store the column as text.",
+        ) from None
+    return rows
+
+
+def _unreadable(batch: pa.RecordBatch) -> tuple[int, str]:
+    """Row and column of the first value that has no Python value."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for row in range(len(column)):
+            try:
+                column[row].as_py()
+            except Exception:
+                return row, name
+    return 0, ""
 
 
 def _column_ranges(

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from mathcanvas_lightning import convert_cot, iter_examples
+from mathcanvas_lightning.conversion import convert as convert_module
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.samples import RecordConverter
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
@@ -361,6 +362,7 @@ def test_bad_settings(puzzles: Path, tmp_path: Path) -> None:
         ({"samples_per_file": 0}, "--samples_per_file"),
         ({"row_group_rows": -1}, "--row_group_rows"),
         ({"name": "a/b"}, "--name"),
+        ({"interleave_encoding": "JSON"}, "--interleave_encoding"),
         ({"num_workers": -1}, "--num_workers"),
         ({"image_dir": "nowhere"}, "--image_dir"),
         ({"source": "nowhere.Format"}, "--source"),
@@ -406,3 +408,35 @@ def test_failing_storage_stops_the_run_and_leaves_no_partial_file(
     run(puzzles / SOURCE, tmp_path / "out", samples_per_file=5)
     run(puzzles / SOURCE, tmp_path / "straight", samples_per_file=5)
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("change", "num_rows"),
+    [
+        (lambda records: records[:3], None),
+        (lambda records: [*records[:4], records[4] | {"answer": "another"}], None),
+        (lambda records: [*records, records[0] | {"id": "new"}], 5),
+    ],
+    ids=["shorter", "changed", "longer"],
+)
+def test_input_that_is_written_meanwhile(
+    change: Any, num_rows: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input is read twice; only appended records may come between."""
+    records = canvas_records(tmp_path, 5)
+    source = write_json(tmp_path / "x.json", records)
+    prepare = convert_module.prepare_folder
+
+    def prepare_while_writing(*args: Any, **options: Any) -> Any:
+        write_json(source, change(records))
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(convert_module, "prepare_folder", prepare_while_writing)
+    if num_rows is None:
+        with pytest.raises(InputError, match="changed while they were read"):
+            run(source, tmp_path / "out")
+        assert not list((tmp_path / "out").glob("*.*"))
+    else:
+        assert run(source, tmp_path / "out").num_rows == num_rows
+    monkeypatch.undo()
+    assert run(source, tmp_path / "out").num_rows == len(change(records))

@@ -1,6 +1,7 @@
 """Source formats: the sample of each good record, and the reason code of each bad one."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,22 @@ def test_options_text() -> None:
     assert options_text(["x", "y"]) == "Options:\nA: x\nB: y"
     assert options_text({"b": 2, "a": 1}) == "Options:\na: 1\nb: 2"
     assert options_text([]) == options_text({}) == ""
+    assert options_text({"A": ["x", 2], "B": True}) == "Options:\nA: x, 2\nB: True"
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_names_without_an_option_are_left_out(nothing: Any) -> None:
+    """A struct of a Parquet file has the same names in all rows, with nulls."""
+    assert options_text({"A": "x", "B": 0, "C": nothing}) == "Options:\nA: x\nB: 0"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["x", None], ["x", math.nan], [{"text": "x"}], {"A": {"text": "x"}}, [[None]], [b"x"]],
+)
+def test_options_that_are_no_texts_are_rejected(options: Any) -> None:
+    with pytest.raises(RejectError, match=r"option [AB] is .*, not text"):
+        options_text(options)
 
 
 PLAIN = st.text(st.characters(codec="utf-8")).filter(lambda text: "<" not in text)

@@ -595,3 +595,10 @@ def test_files_that_are_reached_twice_are_said(
     (tmp_path / "shards" / "latest").symlink_to("v2")
     module(config(tmp_path / "shards"))
     assert "reaches 2 files more than once" in caplog.text
+
+
+@pytest.mark.parametrize("share", [5, -0.1, float("nan")])
+def test_share_of_damaged_rows_is_a_fraction(share: float, shards: Path) -> None:
+    """5 would not mean five percent, but all rows."""
+    with pytest.raises(ConfigError, match=r"data\.max_bad_fraction"):
+        module(config(shards), max_bad_fraction=share)

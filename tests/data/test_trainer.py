@@ -272,3 +272,13 @@ def test_resuming_on_other_real_ranks(shards: Path, whole: Steps, tmp_path: Path
         found |= part
         resume = checkpoint(folder, stop) if stop else None
     assert found == whole
+
+
+def test_a_limit_below_what_is_done_is_named(shards: Path, tmp_path: Path) -> None:
+    fit(shards, tmp_path / "journal", packs_per_step=4, stop=2)
+    resumed = partial(fit, packs_per_step=4, resume=checkpoint(tmp_path, 2))
+    for limit in (4, 8):
+        with pytest.raises(ConfigError, match=rf"limit_train_batches: found {limit}, with 8 micro"):
+            resumed(shards, tmp_path / "more", limit_train_batches=limit)
+    resumed(shards, tmp_path / "more", limit_train_batches=12, max_steps=3)
+    assert list(journal(tmp_path)) == [(0, 0), (0, 1)]

@@ -164,3 +164,26 @@ def test_lfs_pointer_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(pointer)
     (problem,) = inspect_shards(str(tmp_path)).problems
     assert "Git LFS pointer" in problem.message
+
+
+def test_values_that_have_no_python_value_are_named(shards: Path, tmp_path: Path) -> None:
+    """Without checksums of its pages, damage may also look like this."""
+    table = pq.read_table(next(shards.glob("*.parquet"))).slice(0, 4)
+    times = pa.array([0, 1, 10**15, 3], pa.timestamp("s"))
+    pq.write_table(table.append_column("time", times), tmp_path / "x.parquet")
+    report = inspect_shards(str(tmp_path), validate=True)
+    assert report.num_files == 1
+    (problem,) = report.problems
+    assert "x.parquet, row 2, column time: found a value" in problem.message
+    with pytest.raises(DataError, match="row 2, column time"):
+        list(iter_examples(tmp_path))
+
+
+def test_half_of_a_character_is_a_problem(shards: Path, tmp_path: Path) -> None:
+    """As in training, which would leave this row out."""
+    path = Path(shutil.copy(next(shards.glob("*.parquet")), tmp_path))
+    uid = rewrite(path, {"question_interleave": r'[{"type": "text", "content": "\ud83d"}]'})
+    rewrite(path, {"question_images": []})
+    problems = inspect_shards(str(path)).problems
+    assert [problem.uid for problem in problems] == [uid]
+    assert "half of a character" in problems[0].message

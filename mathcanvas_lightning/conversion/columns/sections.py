@@ -16,6 +16,8 @@ from mathcanvas_lightning.conversion.sources.base import Part, Picture
 _Item = str | Mark | Picture | int
 """A text, a mark, a picture, or the position of a picture from 0."""
 _IMAGE_TYPES = ("image", "image_url", "input_image")
+_PARTS = re.compile(r'\s*\[\s*\{\s*"(type|text|content|index)"\s*:')
+"""The start of a JSON text of content parts."""
 _TEXT_TYPES = ("text", "input_text", "output_text")
 
 
@@ -48,7 +50,7 @@ class Section:
         Raises:
             RejectError: If a mark has no picture, or a content part can't be read.
         """
-        items = [list(self._items(value)) for text in texts for value in as_items(text)]
+        items = [list(self._items(value)) for text in texts for value in _parts_or_text(text)]
         return [self._placed(row) for row in items]
 
     def parts(self, rows: list[list[Part]], *, takes_shared: bool) -> list[Part]:
@@ -87,6 +89,8 @@ class Section:
         """The picture of a content part: its own, or one of the columns by number or in turn."""
         index = part.get("index")
         if isinstance(index, int | float) and index == index and self._pool:
+            if index % 1 or isinstance(index, bool):
+                raise RejectError(Reason.INVALID_FIELD, f"a picture with the index {index!r}")
             return int(index)
         for key in ("image_url", "image", "url", "path", "content"):
             if (value := part.get(key)) is not None and value != "":
@@ -143,6 +147,14 @@ def as_items(value: Any) -> list[Any]:
     if isinstance(value, str) and re.match(r"\s*\[\s*\{\s*\"", value):
         value = parsed_json(value)
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _parts_or_text(text: Any) -> list[Any]:
+    """See `as_items`; raises for a JSON text of content parts that is cut short."""
+    items = as_items(text)
+    if items == [text] and isinstance(text, str) and _PARTS.match(text):
+        raise RejectError(Reason.INVALID_FIELD, f"{text!r:.80} is no whole JSON text")
+    return items
 
 
 def _find(mark: Mark, pool: Sequence[NamedPicture], taken: set[int]) -> int | None:

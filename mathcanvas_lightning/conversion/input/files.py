@@ -27,6 +27,7 @@ from mathcanvas_lightning.conversion.input.tables import (
 )
 from mathcanvas_lightning.conversion.input.tars import read_tar
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
+from mathcanvas_lightning.storage.config import FileStatus
 from mathcanvas_lightning.storage.files import Storage
 
 Kind = Literal["parquet", "tar", "json", "csv"]
@@ -82,6 +83,17 @@ class InputFiles:
                     yield record
                 first -= 1
                 position += 1
+
+    def versions(self) -> list[FileStatus]:
+        """Size and time of change of each local file; of remote ones, one version is read.
+
+        Raises:
+            InputError: If a file is missing now.
+        """
+        try:
+            return [self._storage.status(p) for p in self._paths if not is_remote(p)]
+        except (DataError, StorageError) as error:
+            raise input_error(error) from None
 
     def count(self) -> int:
         """The number of records: from the footers of Parquet files, by reading all others.

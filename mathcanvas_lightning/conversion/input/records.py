@@ -3,8 +3,10 @@
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable, Generator, Iterator
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +26,13 @@ _ESCAPE = re.compile(
 )
 """An escape sequence: the start of one, a surrogate pair, half of one, or any other."""
 _LONGEST_ESCAPE = 12
+_MAX_DIGITS = sys.int_info.default_max_str_digits
+_MANY_DIGITS = re.compile(rb"[0-9]{%d}" % (_MAX_DIGITS + 1))
+_SAMPLED = 256
+_MANY_SAMPLES = re.compile(rb"[0-9]{%d}" % (_MAX_DIGITS // _SAMPLED))
+"""What is left of many digits if only each 256th byte is taken; much faster to find."""
+_MAX_DEPTH = 2000
+"""Levels within some kilobytes, from which on ijson is not used."""
 _MARK, _MARKED_HALF = "\ufdd0", "\ud800"
 """Replaces half of a surrogate pair while ijson parses, and the half that is put back after it."""
 
@@ -111,12 +120,19 @@ def _array_hint(file: BinaryIO, offset: int) -> str:
 
 def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
     start = file.tell()
-    marked = _MarkedHalves(file)
+    marked = _MarkedHalves(_Guarded(file))
+    number_read, unsafe = 0, start
     try:
         # Not use_float=True: that refuses integers of more than 64 bits, which JSON allows.
         for item in ijson.items(marked, "item", buf_size=CHUNK_BYTES):
             yield _as_json_reads(item, has_halves=marked.has_halves)
-    except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
+            number_read += 1
+        return
+    except _UnsafeError as error:
+        unsafe = error.offset
+    except ArithmeticError:  # an exponent that is too large for a decimal
+        pass
+    except (ijson.JSONError, ValueError, RecursionError) as error:
         offset = _failing_byte(file, start)
         line, column = _line_and_column(file, offset)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -125,6 +141,76 @@ def _array_items(file: BinaryIO, place: str) -> Iterator[Any]:
         else:
             reason += _array_hint(file, offset)
         raise _broken(place, line, column, reason) from None
+    yield from islice(_whole_array(file, start, unsafe, place), number_read, None)
+
+
+def _whole_array(file: BinaryIO, start: int, unsafe: int, place: str) -> list[Any]:
+    """Parses an array at once, by Python's parser, which needs more memory but is always safe.
+
+    Args:
+        file: A file with an array.
+        start: Offset of the array.
+        unsafe: Offset of what ijson can't parse; the place of an error that has no other one.
+        place: Name of the file in errors.
+    """
+    file.seek(start)
+    try:
+        found: list[Any] = json.loads(file.read(), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _broken(place, error.lineno, error.colno, error.msg) from None
+    except (RecursionError, ValueError) as error:
+        is_deep = isinstance(error, RecursionError)
+        reason = "arrays or objects nested hundreds of levels deep" if is_deep else str(error)
+        line, column = _line_and_column(file, unsafe)
+        raise _broken(place, line, column, reason) from None
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which is no JSON; write null")
+
+
+class _UnsafeError(Exception):
+    """Bytes that ijson must not parse.
+
+    Args:
+        offset: Their offset in the file.
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+class _Guarded:
+    """A file that raises before ijson gets what it can't parse.
+
+    An integer of more digits than Python converts ends the process, and deep nesting needs memory
+    that grows with the square of its levels.
+
+    Args:
+        file: A JSON file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._before = b""
+
+    def read(self, size: int) -> bytes:
+        """Reads some bytes.
+
+        Raises:
+            _UnsafeError: If ijson can't parse them.
+        """
+        data = self._file.read(size)
+        joined = self._before + data
+        start = self._file.tell() - len(joined)
+        if _MANY_SAMPLES.search(joined[::_SAMPLED]) and (digits := _MANY_DIGITS.search(joined)):
+            raise _UnsafeError(start + digits.start())
+        if _deepest(joined) > _MAX_DEPTH:
+            raise _UnsafeError(start)
+        self._before = joined[-_MAX_DIGITS:]
+        return data
 
 
 def _number_name(file: BinaryIO, offset: int) -> str | None:
@@ -136,6 +222,16 @@ def _number_name(file: BinaryIO, offset: int) -> str | None:
     return next((m[0].decode() for m in found if m.start() <= before <= m.end()), None)
 
 
+def _deepest(data: bytes) -> int:
+    """The number of open brackets where it is highest, to within 4 KiB; in texts they count too."""
+    depth = deepest = 0
+    for start in range(0, len(data), 4096):
+        piece = data[start : start + 4096]
+        depth += sum(map(piece.count, b"[{")) - sum(map(piece.count, b"]}"))
+        deepest = max(depth, deepest)
+    return deepest
+
+
 class _MarkedHalves:
     """A file in which a mark replaces each half of a surrogate pair that is an escape sequence.
 
@@ -145,7 +241,7 @@ class _MarkedHalves:
         file: A JSON file.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: _Guarded) -> None:
         self._file = file
         self._rest = b""
         self.has_halves = False

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mathcanvas_lightning.conversion.input.encoding import opened_text
 from mathcanvas_lightning.errors import DataError, InputError, StorageError
 from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.parquet import python_rows
 
 MAX_CELL_CHARACTERS = 2**31 - 1
 BATCH_ROWS = 16
@@ -41,14 +42,26 @@ def read_csv(path: Path, place: str) -> Iterator[dict[str, str]]:
                 if cells:
                     yield dict(zip(header, cells, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
+            is_csv = isinstance(error, csv.Error)
             raise InputError(
-                f"{place}:{lines.line_num}",
+                f"{place}:{lines.line_num if is_csv else _line_of_other_text(binary)}",
                 found=f"malformed CSV ({error})",
                 wanted="UTF-8 text with a header line and as many cells in each record",
                 remedy="Correct the file and run again; finished work is kept.",
             ) from None
         finally:
             text.detach()
+
+
+def _line_of_other_text(file: BinaryIO) -> int:
+    """The first line that is not UTF-8; the decoder reads many lines ahead."""
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    return 0
 
 
 def delimiter(path: Path) -> str:
@@ -78,7 +91,10 @@ def read_parquet(
             last = len(batch) if stop is None else min(stop - position, len(batch))
             position += len(batch)
             if first < last:
-                yield from map(plain_row, batch.slice(first, last - first).to_pylist())
+                rows = batch.slice(first, last - first)
+                yield from map(
+                    plain_row, python_rows(rows, source, position - len(batch) + first, InputError)
+                )
     except (DataError, StorageError) as error:
         raise input_error(error) from None
 
@@ -110,13 +126,20 @@ def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: _plain(value) for name, value in row.items()}
 
 
+def _number(value: Decimal) -> int | float | str:
+    """The equal integer or float; the digits of a decimal that no float equals."""
+    if value == value.to_integral_value():
+        return int(value)
+    return float(value) if Decimal(repr(float(value))) == value else str(value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return plain_row(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, Decimal):
-        return float(value)
+        return _number(value)
     return value.isoformat() if isinstance(value, date | time) else value
 
 

@@ -33,6 +33,8 @@ class Existing:
     """Ids of all rows in the shards."""
     records: frozenset[int]
     """Positions in the input of all records in the shards."""
+    rewritten: frozenset[int]
+    """Positions of all records in undamaged shards that are not full: these are written again."""
     damaged: frozenset[tuple[str, str]]
     """Folder and name of each damaged shard."""
 
@@ -75,6 +77,7 @@ def find_existing(
     shards: dict[str, dict[int, Shard]] = {folder: {} for folder in folders}
     damaged: set[tuple[str, str]] = set()
     uids: set[str] = set()
+    rewritten: set[int] = set()
     for folder in folders:
         for number, file in files[folder].items():
             path = posixpath.join(folder, file)
@@ -89,11 +92,14 @@ def find_existing(
             elif len(found[1]) == layout.samples_per_file:
                 shards[folder][number] = found[0]
                 uids.update(found[1])
+            else:
+                rewritten.update(found[0].footer.records)
     records = {r for of in shards.values() for shard in of.values() for r in shard.footer.records}
     return Existing(
         shards=shards,
         uids=frozenset(uids),
         records=frozenset(records),
+        rewritten=frozenset(rewritten),
         damaged=frozenset(damaged),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import count, groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,6 +92,12 @@ class ShardLayout:
         check_settings(
             ("--samples_per_file", samples, samples >= 1, "a positive number"),
             ("--row_group_rows", rows, rows >= 1, "a positive number"),
+            (
+                "--interleave_encoding",
+                self.encoding,
+                self.encoding in get_args(InterleaveEncoding),
+                "json or struct",
+            ),
             remedy="Remove the option to use the default.",
         )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

@@ -115,16 +115,29 @@ def options_text(options: Mapping[str, Any] | Sequence[Any]) -> str:
 
     Args:
         options: A list, whose items are named A to Z, AA, AB, ...; or names with their options,
-            which are sorted: 2 before 10, Z before AA.
+            which are sorted: 2 before 10, Z before AA. Names without an option are left out:
+            a Parquet file has the same names in all rows.
+
+    Raises:
+        RejectError: If an option is not a text, a number or a list of these.
     """
     if isinstance(options, Mapping):
         are_short = all(len(name) <= MAX_OPTION_NAME for name in options)
         names = sorted(options, key=lambda name: (len(name) if are_short else 0, name))
-        pairs = [(name, options[name]) for name in names]
+        pairs = [
+            (n, options[n]) for n in names if options[n] is not None and not is_nan(options[n])
+        ]
     else:
         pairs = list(zip(_letters(), options, strict=False))
-    lines = [f"{name}: {option}" for name, option in pairs]
+    lines = [f"{name}: {_option(name, option)}" for name, option in pairs]
     return "\n".join(["Options:", *lines]) if lines else ""
+
+
+def _option(name: str, option: Any) -> str:
+    parts = option if isinstance(option, list) else [option]
+    if any(not isinstance(part, str | int | float) or is_nan(part) for part in parts):
+        raise RejectError(Reason.INVALID_FIELD, f"option {name} is {option!r:.80}, not text")
+    return ", ".join(map(str, parts))
 
 
 def _letters() -> Iterator[str]:

@@ -12,7 +12,7 @@ from mathcanvas_lightning.data.images.resize import ImageTransform
 from mathcanvas_lightning.data.images.trained import TrainedImages
 from mathcanvas_lightning.data.rows.readers import RowFormat
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
-from mathcanvas_lightning.errors import ConfigError
+from mathcanvas_lightning.errors import ConfigError, check_settings
 from mathcanvas_lightning.storage.config import StorageConfig
 
 Overlong = Literal["refuse", "quarantine"]
@@ -159,6 +159,18 @@ class DataSettings:
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     storage: StorageConfig = field(default_factory=StorageConfig)
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the share of damaged rows.
+
+        Raises:
+            ConfigError: If it is no share.
+        """
+        share = self.max_bad_fraction
+        check_settings(
+            ("data.max_bad_fraction", share, 0 <= share <= 1, "a fraction from 0 to 1"),
+            remedy="Write 0.01 for one percent.",
+        )
 
 
 def trained_images(

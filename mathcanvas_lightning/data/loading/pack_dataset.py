@@ -190,6 +190,13 @@ class PackDataset(Dataset[LoadedPack | MathCanvasError]):
         reader = self._readers[ref.dataset]
         source = reader.source
         sample = source.sample(rows, ref.path, ref.row_group, ref.row)
+        if sample.uid != ref.uid:
+            raise DataError(
+                row_place(ref.path, ref.row_group, ref.row),
+                found=f"the row {sample.uid:.80}",
+                wanted=f"the row {ref.uid:.80}, as in the index",
+                remedy="The file has changed: start again, and the index is built again.",
+            )
 
         def read_image(element: Element) -> bytes:
             return source.read_image(element, ref.path)

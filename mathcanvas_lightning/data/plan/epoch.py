@@ -27,12 +27,15 @@ from mathcanvas_lightning.data.sequence.roles import (
     loss_totals,
     packed_lengths,
 )
+from mathcanvas_lightning.errors import ConfigError
 
 WINDOW_ROWS = 2_000
 """Samples that are packed together."""
 KEPT_QUARTERS = 3
 """Quarters of a window's packs that are kept; the samples of the rest move to the next window."""
 DIGEST_LENGTH = 16
+MAX_SAMPLES = 2**31 - 1
+"""Maximum number of samples of a data set in an epoch."""
 CHUNK_ROWS = 50_000
 CHUNK_ELEMENTS = 500_000
 """Rows and elements whose random numbers are in memory at a time."""
@@ -297,12 +300,22 @@ def _quotas(datasets: Sequence[PlannedDataset]) -> tuple[int, ...]:
 
     Without a weight: each row once. The shares of the data sets with weights are their weights, and
     the one with the smallest weight per row is visited once per epoch.
+
+    Raises:
+        ConfigError: If the weights differ too much.
     """
     per_row = min((d.weight / d.num_rows for d in datasets if d.weight is not None), default=1.0)
-    return tuple(
-        d.num_rows if d.weight is None else max(d.num_rows, round(d.weight / per_row))
-        for d in datasets
-    )
+    shares = [d.num_rows if d.weight is None else d.weight / per_row for d in datasets]
+    for data, share in zip(datasets, shares, strict=True):
+        if share > MAX_SAMPLES:
+            raise ConfigError(
+                f"weight of the data set {data.name}",
+                found=f"{data.weight}, {share:.2g} samples an epoch: so often would be visited once"
+                " each row of the data set with the smallest weight per row",
+                wanted=f"weights for at most {MAX_SAMPLES:.2g} samples",
+                remedy="Choose weights that differ less; they are shares of the samples.",
+            )
+    return tuple(max(d.num_rows, round(s)) for d, s in zip(datasets, shares, strict=True))
 
 
 def _chunks(counters: Ints, elements: Elements) -> Iterator[tuple[int, int]]:

@@ -148,6 +148,7 @@ class Position:
         elif start.epoch > self.trainer.current_epoch:
             return None
         elif self._done_before and self._done_before != self._batches.current.processed:
+            self._check_limit()
             raise ConfigError(
                 "data loader",
                 found="a Trainer that requested it before it restored its checkpoint",
@@ -157,6 +158,17 @@ class Position:
             )
         self._start, self._mark, self._is_restored = start, self._processed, False
         return start, self._schedule(start)
+
+    def _check_limit(self) -> None:
+        """Raises if limit_train_batches has become lower than what is done: it ends the epoch."""
+        limit = self.trainer.limit_train_batches
+        if isinstance(limit, int) and limit <= self._done_before:
+            raise ConfigError(
+                "trainer.limit_train_batches",
+                found=f"{limit}, with {self._done_before} micro-batches of the epoch done",
+                wanted="more micro-batches than the checkpoint has done in its epoch",
+                remedy="Raise it, or leave it out as in the run that the checkpoint is of.",
+            )
 
     @property
     def _processed(self) -> int:

@@ -37,7 +37,7 @@ def iter_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
         Offset and bytes of a row, whose JSON is not checked.
 
     Raises:
-        NoRowsError: If an array has no end, or the file is not JSON.
+        NoRowsError: If an array has no end, something is behind it, or the file is not JSON.
     """
     file.seek(0)
     head = file.read(START_BYTES)
@@ -79,6 +79,13 @@ def _items(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
                     yield offset + begin, item
                 begin = token.end()
             if depth < 0:
+                _require_end(buffer[begin:] + file.read(CHUNK_BYTES))
                 return
         buffer, scanned, offset = buffer[begin:], scanned - begin, offset + begin
     raise NoRowsError("an array without its end", "The file is cut short: copy it again.")
+
+
+def _require_end(rest: bytes) -> None:
+    if rest := rest.strip():
+        found = f"something behind the end of its array ({rest[:20]!r})"
+        raise NoRowsError(found, "Write all rows into one array, or each row on one line.")

@@ -128,7 +128,7 @@ def read_t2i(row: Mapping[str, Any], place: str) -> Sample:
     if isinstance(captions, Mapping):
         captions = list(captions.values())
     texts = [captions] if isinstance(captions, str) else _list(captions, place, "captions")
-    texts = [_text(text, place, "captions") for text in texts if text]
+    texts = [_text(text, place, "captions") for text in texts if not _is_blank(text)]
     if not texts:
         has_column = "caption" in row or "captions" in row
         raise NoSampleError("no caption" if has_column else "no column caption or captions")
@@ -165,7 +165,9 @@ def read_edit(row: Mapping[str, Any], place: str) -> Sample:
             if not isinstance(choices, str):
                 choices = _list(choices, place, f"instruction_list[{step - 1}]")
             choices = [choices] if isinstance(choices, str) else choices
-            texts = [_text(text, place, "instruction_list") for text in choices if text]
+            texts = [
+                _text(text, place, "instruction_list") for text in choices if not _is_blank(text)
+            ]
             if not texts:
                 raise _row_error(place, f"no instruction for image {step}", "one or more")
             elements += [Element(Role.PROMPT_TEXT, text, step) for text in texts]
@@ -200,7 +202,8 @@ def read_vlm(row: Mapping[str, Any], place: str) -> Sample:
             raise _row_error(place, f"a turn from {speaker!r}", "turns from human and gpt")
     if sum(element.role == Role.SEEN_IMAGE for element in elements) != len(paths):
         raise _row_error(place, f"{len(paths)} images", f"one for each {IMAGE_MARK} mark")
-    if not any(element.role == Role.FIXED_ANSWER for element in elements):
+    answers = [element.content for element in elements if element.role == Role.FIXED_ANSWER]
+    if all(map(_is_blank, answers)):
         raise NoSampleError("no answer")
     return Sample(uid=_uid(row, place), elements=tuple(elements))
 
@@ -256,6 +259,10 @@ def _text(value: Any, place: str, column: str) -> str:
     if not isinstance(value, str):
         raise _row_error(f"{place}, {column}", f"{value!r:.80}", "a string")
     return value
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _json(text: str, place: str, column: str) -> Mapping[str, Any] | Sequence[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from mathcanvas_lightning.common.paths import without_query
 from mathcanvas_lightning.data.rows.schema import InterleavedExample, example_from_row
 from mathcanvas_lightning.storage.files import Storage
+from mathcanvas_lightning.storage.parquet import python_rows
 
 INFO_FILE = "train_parquet_info.json"
 BATCH_ROWS = 32
@@ -16,11 +17,13 @@ def iter_rows(path: str, storage: Storage) -> Iterator[dict[str, Any]]:
     """Yields the rows of a shard as dicts.
 
     Raises:
-        DataError: If the file is missing or damaged.
+        DataError: If the file is missing or damaged, or a value can't be read.
         StorageError: If its server fails.
     """
+    start = 0
     for batch in storage.iter_batches(path, BATCH_ROWS):
-        yield from batch.to_pylist()
+        yield from python_rows(batch, path, start)
+        start += len(batch)
 
 
 def iter_examples(path: str | Path) -> Iterator[InterleavedExample]:

@@ -337,3 +337,19 @@ def test_any_record_becomes_a_draft_or_a_rejection(record: dict[str, Any]) -> No
         assert isinstance(draft.answer, str)
         parts: list[Part] = [*draft.question, *draft.solution]
         assert all(isinstance(part, str | Picture) for part in parts)
+
+
+@pytest.mark.parametrize("text", ['[{"type": "text", "content": "Wh', ' [ {"content":'])
+def test_a_text_of_parts_that_is_cut_short_is_rejected(text: str) -> None:
+    with pytest.raises(RejectError, match="no whole JSON text"):
+        parse({"q": text})
+    assert flat(parse({"q": '[{"a": 1}, is JSON?'}).question) == ['[{"a": 1}, is JSON?']
+
+
+@pytest.mark.parametrize("index", [0.5, float("inf"), True])
+def test_an_index_that_is_no_whole_number_is_rejected(index: Any) -> None:
+    parts = [{"type": "text", "content": "x"}, {"type": "image", "index": index}]
+    with pytest.raises(RejectError, match="a picture with the index"):
+        parse({"q": parts, "p": ["a", "b"]}, images="p")
+    parts[1]["index"] = 1.0
+    assert flat(parse({"q": parts, "p": ["a", "b"]}, images="p").question) == ["@a", "x", "@b"]

@@ -219,3 +219,54 @@ def test_all_kinds_give_the_same_rows(tmp_path: Path) -> None:
             found.append([(e.uid, e.question, e.answer) for e in iter_examples(output)])
     assert len(found[0]) == 3
     assert all(rows == found[0] for rows in found)
+
+
+def test_decimals_keep_all_their_digits(tmp_path: Path) -> None:
+    """As ids of 20 digits, as databases write them, they stay different."""
+    long = [decimal.Decimal(2**64 + n) for n in range(2)]
+    table = pa.table(
+        {
+            "id": pa.array(long, pa.decimal128(38, 0)),
+            "answer": pa.array([decimal.Decimal("3.00"), decimal.Decimal("0.1")]),
+            "exact": pa.array([decimal.Decimal("1234567890123456.7891")] * 2),
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    exact = "1234567890123456.7891"
+    assert read(tmp_path / "x.parquet") == [
+        {"id": 2**64, "answer": 3, "exact": exact},
+        {"id": 2**64 + 1, "answer": 0.1, "exact": exact},
+    ]
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 3, [None, pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffc")]
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        NOT_UTF8,
+        pa.array([1, 10**15, 2], pa.timestamp("s")),
+        pa.array([1, 2**30, 2], pa.int32()).cast(pa.date32()),
+    ],
+    ids=["text", "time", "day"],
+)
+def test_unreadable_value_is_named(values: pa.Array, tmp_path: Path) -> None:
+    table = pa.table(
+        {"n": range(22), "bad": pa.concat_arrays([values.slice(0, 1)] * 19 + [values])}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    for start in (0, 17):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / "x.parquet", start)
+        assert caught.value.place == f"{tmp_path / 'x.parquet'}, row 20, column bad"
+
+
+def test_csv_of_another_encoding_names_its_line(tmp_path: Path) -> None:
+    lines = ["id,text", *(f"{n},x" for n in range(3000)), "3000,caf\xe9", "3001,x"]
+    (tmp_path / "x.csv").write_text("\n".join(lines), encoding="latin-1")
+    with pytest.raises(InputError, match="can't decode byte 0xe9") as caught:
+        read(tmp_path / "x.csv")
+    assert caught.value.place == f"{tmp_path / 'x.csv'}:3002"

@@ -248,3 +248,50 @@ def test_unknown_records_come_with_advice(
         recognise_source(read_records(tmp_path / "x.jsonl", "x"), "x")
     assert found in caught.value.found
     assert remedy in caught.value.remedy
+
+
+DIGITS = "1" * 4301
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 2**16])
+@pytest.mark.parametrize("start", [0, 1, 255, 5000])
+@pytest.mark.parametrize("number", ['{"t": "%s"}', '{"t": "x %s"}', '{"t": 0.%s}'])
+def test_many_digits_are_read_from_an_array(
+    number: str, start: int, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text or a fraction of thousands of digits is an ordinary value."""
+    monkeypatch.setattr(records, "CHUNK_BYTES", chunk_bytes)
+    lines = ['{"a": 1}', '{"b": "%s"}' % ("x" * start), number % DIGITS, '{"c": 3}']
+    (tmp_path / "x.json").write_text("[" + ",\n".join(lines) + "]")
+    assert list(read_records(tmp_path / "x.json", "x")) == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (DIGITS, "digits"),
+        ("-" + DIGITS * 40, "digits"),
+        ("[" * 20_000 + "]" * 20_000, "nested hundreds of levels deep"),
+        ('{"a":' * 20_000 + "1" + "}" * 20_000, "nested hundreds of levels deep"),
+    ],
+    ids=["integer", "long integer", "arrays", "objects"],
+)
+def test_what_would_end_the_process_is_an_error(value: str, reason: str, tmp_path: Path) -> None:
+    """ijson crashes at such an integer, and needs gigabytes for such a nesting."""
+    (tmp_path / "x.json").write_text(f'[{{"a": 1}},\n{{"b": {value}}}]')
+    reader = read_records(tmp_path / "x.json", "x")
+    with pytest.raises(InputError, match=reason) as caught:
+        list(reader)
+    assert caught.value.place.startswith("x:")
+
+
+def test_errors_behind_many_digits_have_their_place(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f'["{DIGITS}",\n{{"b": 1,}}]')
+    with pytest.raises(InputError) as caught:
+        list(read_records(tmp_path / "x.json", "x"))
+    assert caught.value.place == "x:2:9"
+
+
+def test_exponents_of_any_size(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"a": 1}, {"b": 1e-999999999999999999999, "c": 1e400}]')
+    assert list(read_records(tmp_path / "x.json", "x")) == [{"a": 1}, {"b": 0.0, "c": float("inf")}]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mathcanvas_lightning import convert_cot, index_shards, iter_examples
 from mathcanvas_lightning.errors import ConfigError, InputError, OutputError
 from tests.conftest import examples, folder_bytes
-from tests.conversion.records import canvas_source, noise_png, run
+from tests.conversion.records import canvas_record, canvas_source, noise_png, run
 
 
 @pytest.fixture(scope="module")
@@ -381,3 +381,41 @@ def test_fractions_are_within_bounds(value: float, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"--{name}"):
             run(source, tmp_path / "out", **{name: value})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("appended", [0, 1, 2])
+def test_rows_of_an_earlier_run_are_not_lost_with_their_images(
+    appended: int, tmp_path: Path
+) -> None:
+    """The last shard is not full, so it is written again; without its image it stays."""
+    source = canvas_source(tmp_path, 5)
+    run(source, tmp_path / "out", samples_per_file=2)
+    before = folder_bytes(tmp_path / "out")
+    image = (tmp_path / "a.png").read_bytes()
+    canvas_source(tmp_path, 5 + appended)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"record 4 \(m4\): found image_missing: .* converted it"):
+        run(source, tmp_path / "out", samples_per_file=2)
+    assert folder_bytes(tmp_path / "out") == before
+    (tmp_path / "a.png").write_bytes(image)
+    assert run(source, tmp_path / "out", samples_per_file=2).num_rows == 5 + appended
+
+
+def test_rejected_records_stay_rejected_beside_a_shard_that_grows(tmp_path: Path) -> None:
+    source = canvas_source(tmp_path, 1)
+    records = [canvas_record(0), canvas_record(1, "b.png"), canvas_record(1, "a.png")]
+    source.write_text(json.dumps(records))
+    assert run(source, tmp_path / "out").rejects == {"image_missing": 1}
+    assert run(source, tmp_path / "out").num_rows == 2
+    (tmp_path / "b.png").write_bytes(noise_png())
+    assert run(source, tmp_path / "out").rejects == {"duplicate_id": 1}
+
+
+def test_nothing_replaces_finished_shards_with_nothing(tmp_path: Path) -> None:
+    source = canvas_source(tmp_path, 3)
+    run(source, tmp_path / "out")
+    before = folder_bytes(tmp_path / "out")
+    source.write_text("[]")
+    with pytest.raises(InputError, match="no record"):
+        run(source, tmp_path / "out", source="mathcanvas", overwrite=True)
+    assert folder_bytes(tmp_path / "out") == before

@@ -20,7 +20,7 @@ from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
 from mathcanvas_lightning.data.rows.left_out import LeftOutRow
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
-from mathcanvas_lightning.errors import DataError
+from mathcanvas_lightning.errors import DataError, OutputError
 from tests.conftest import examples, read_jsonl
 from tests.data.hashes import by_step, uids
 from tests.data.make_rows import config, interleaved_row, module, vlm_file, write_shards
@@ -328,3 +328,24 @@ def test_the_share_of_damaged_rows_counts_those_of_all_ranks(tmp_path: Path) -> 
     ranks[1].add([left_out(3)])
     with pytest.raises(DataError, match="4 bad of 100 rows"):
         ranks[0].add([left_out(4)])
+
+
+def test_shards_that_were_replaced_by_others_of_the_same_shape(tmp_path: Path) -> None:
+    """The ids of their rows differ, which the lengths need not do."""
+    rows = [interleaved_row(n) for n in range(6)]
+    folder = write_shards(tmp_path / "rows", rows)
+    options = {"max_bad_fraction": 1.0, "quarantine_file": str(tmp_path / "left_out.jsonl")}
+    data = module(config(folder), **options)
+    write_shards(folder, [row | {"id": f"new-{row['id']}"} for row in rows])
+    samples = [sample for batch in data.train_dataloader() for sample in batch.samples]
+    assert all(sample.is_hole for sample in samples)
+    left_out = read_jsonl(tmp_path / "left_out.jsonl")
+    assert len(left_out) == 6
+    for row in left_out:
+        assert f"found the row new-{row['uid']}; wanted the row {row['uid']}, " in row["error"]
+
+
+def test_a_folder_is_no_quarantine_file(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "rows", [{**interleaved_row(0), "answer": ""}, *good_rows()])
+    with pytest.raises(OutputError, match="found a folder"):
+        module(config(folder), quarantine_file=str(tmp_path))

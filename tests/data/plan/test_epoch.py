@@ -21,6 +21,7 @@ from mathcanvas_lightning.data.plan.origin import PlanOrigin
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.data.plan.schedule import FILLER, Schedule, schedule
 from mathcanvas_lightning.data.sequence.roles import DropoutConfig
+from mathcanvas_lightning.errors import ConfigError
 from tests.conftest import examples
 from tests.data.make_rows import planned
 
@@ -411,3 +412,10 @@ def walk(position: Position, rank: int) -> Iterator[tuple[int, int]]:
             return
         for _, pack in left.rank_packs(rank, position.num_ranks, start.step):
             yield start.epoch, pack
+
+
+@pytest.mark.parametrize("weight", [1e-12, 1e-320])
+def test_weights_that_differ_too_much_are_refused(weight: float) -> None:
+    data = [planned([10] * 9, name="a", weight=1.0), planned([10] * 9, name="b", weight=weight)]
+    with pytest.raises(ConfigError, match="weight of the data set a"):
+        Plan(data, seed=0, max_num_tokens=100)

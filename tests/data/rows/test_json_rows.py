@@ -48,6 +48,7 @@ def test_rows_are_found_again_by_their_offsets(rows: list[Any], layout: str, chu
     [
         (b'[{"a": 1}, {"b": "cut', "cut short"),
         (b"[", "cut short"),
+        (b'[{"a": 1}]\n[{"b": 2}]', r"behind the end of its array \(b'\[\{\"b\": 2\}\]'\)"),
         (b"\x1f\x8b\x08\0", r"gzip file\. Unpack it"),
         ('{"a": 1}'.encode("utf-16"), r"UTF-16\. Save it"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),

@@ -92,7 +92,13 @@ def test_t2i(columns: dict[str, Any], captions: list[str], image: Any) -> None:
     assert contents(sample) == [*texts, (Role.TARGET_IMAGE, "image")]
 
 
-@pytest.mark.parametrize("columns", [{}, {"caption": ""}, {"captions": []}, {"captions": "{}"}])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        *({}, {"caption": ""}, {"captions": []}, {"captions": "{}"}),
+        *({"caption": " \n"}, {"captions": [" ", None]}),
+    ],
+)
 def test_t2i_without_caption(columns: dict[str, Any]) -> None:
     with pytest.raises(NoSampleError, match=r"no (caption|column caption)"):
         read_t2i({"image": PNG, **columns}, "p")
@@ -137,6 +143,15 @@ def test_vlm() -> None:
     ]
 
 
+def test_vlm_without_answer() -> None:
+    for answer in ("", " \n"):
+        turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": answer}]
+        with pytest.raises(NoSampleError, match="no answer"):
+            read_vlm({"conversations": turns}, "p")
+        again = [*turns, turns[0], {"from": "gpt", "value": "Yes."}]
+        assert len(read_vlm({"conversations": again}, "p").elements) == 4
+
+
 TALK = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
 
 
@@ -147,6 +162,7 @@ TALK = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
         ("t2i", {"image": PNG, "captions": [3]}, "3"),
         ("edit", {"image_list": [PNG, PNG], "instruction_list": []}, "0 instructions"),
         ("edit", {"image_list": [PNG, PNG], "instruction_list": [[""]]}, "no instruction"),
+        ("edit", {"image_list": [PNG, PNG], "instruction_list": [" "]}, "no instruction"),
         ("edit", {"image_list": [PNG, "x"], "instruction_list": ["a"]}, r"image_list\[1\]"),
         ("vlm", {"image": [], "conversations": TALK}, "more <image> marks"),
         ("vlm", {"image": ["a", "b"], "conversations": TALK}, "2 images"),
