@@ -119,7 +119,15 @@ def ordered_map(
                 yield from submitted.popleft().result()
         while submitted:
             yield from submitted.popleft().result()
-    except BrokenProcessPool as error:
+    except BaseException as error:  # such as Ctrl-C, or a caller that stops reading
+        with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):
+            for process in active_children():
+                if process not in others:
+                    process.kill()
+            # Or the pool would wait for the rest of a result that a worker was sending.
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise WorkerError(
             "worker process",
             found=f"it ended before its work was finished ({error})",
@@ -128,11 +136,6 @@ def ordered_map(
             "--num_workers. In your own script, start the work below "
             'if __name__ == "__main__".',
         ) from None
-    except BaseException:  # such as Ctrl-C, or a caller that stops reading
-        for process in active_children():
-            if process not in others:
-                process.kill()
-        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

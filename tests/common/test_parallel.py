@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from mathcanvas_lightning.common.parallel import (
     waiting_threads,
 )
 from mathcanvas_lightning.errors import WorkerError
-from tests.common.worker_tasks import blocked_signals, die, square, take_long
+from tests.common.worker_tasks import blocked_signals, die, megabytes, square, take_long
 from tests.conftest import ROOT, run_python
+
+TIMEOUT_S = 60
 
 
 @pytest.mark.parametrize(("workers", "chunks"), [(1, 4), (8, 32), (16, 48), (64, 96)])
@@ -143,6 +146,27 @@ def test_an_interrupt_does_not_wait_for_workers() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(ordered_map(take_long, [[0], [1]], num_workers=1))
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_an_interrupt_while_a_worker_sends_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    receive, before = Connection._recv, set(multiprocessing.active_children())  # type: ignore[attr-defined]
+    sending = threading.Event()
+
+    def receive_late(self: Connection, size: int) -> Any:
+        if size > 2**20:  # the pipe is full: the worker waits
+            sending.set()
+            while set(multiprocessing.active_children()) - before:
+                time.sleep(0.01)
+        return receive(self, size)
+
+    monkeypatch.setattr(Connection, "_recv", receive_late)
+    results = ordered_map(megabytes, [[0], [9]], num_workers=1)
+    next(results)
+    assert sending.wait(TIMEOUT_S)
+    interrupted = threading.Thread(target=results.close, daemon=True)
+    interrupted.start()
+    interrupted.join(TIMEOUT_S)
+    assert not interrupted.is_alive()
 
 
 @pytest.mark.parametrize(("method", "num_started"), [("forkserver", 1), ("spawn", 0)])
