@@ -108,7 +108,8 @@ def ordered_map(
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     _run_resource_tracker()
     others = active_children()
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
+    with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):  # a half-made pool can't be removed
+        pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:

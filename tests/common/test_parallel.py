@@ -1,5 +1,6 @@
 """Worker processes start without the locks of other threads, and map in order."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,27 @@ def test_an_interrupt_does_not_wait_for_workers() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(ordered_map(take_long, [[0], [1]], num_workers=1))
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_an_interrupt_while_the_pool_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    register, unregister = resource_tracker.register, resource_tracker.unregister
+    kept: set[str] = set()
+
+    def register_and_interrupt(name: str, kind: str) -> None:
+        register(name, kind)
+        kept.add(name)
+        signal.raise_signal(signal.SIGINT)
+
+    def remember_and_unregister(name: str, kind: str) -> None:
+        kept.discard(name)
+        unregister(name, kind)
+
+    monkeypatch.setattr(resource_tracker, "register", register_and_interrupt)
+    monkeypatch.setattr(resource_tracker, "unregister", remember_and_unregister)
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered_map(square, [[0]], num_workers=1))
+    gc.collect()
+    assert kept == set()  # of a semaphore that is left, the tracker writes at its end
 
 
 def test_an_interrupt_while_a_worker_sends_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
