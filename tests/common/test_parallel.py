@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -19,6 +20,7 @@ from mathcanvas_lightning.common.parallel import (
     chunks_in_flight,
     ordered_map,
     protect_server,
+    result_of,
     signals_blocked,
     signals_postponed,
     waiting_threads,
@@ -200,6 +202,27 @@ def test_the_server_of_workers_gets_no_interrupt(
     protect_server(method)
     assert started == num_started * [{signal.SIGINT, signal.SIGHUP}]
     assert blocked_signals([0]) == [set()]
+
+
+class InterruptedCondition(threading.Condition):
+    """The main thread gets Ctrl-C when it has acquired the lock."""
+
+    def __enter__(self) -> bool:
+        acquired = super().__enter__()
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        return acquired
+
+
+def test_an_interrupt_leaves_no_locked_future() -> None:
+    future: Future[int] = Future()
+    future._condition = InterruptedCondition()
+    with pytest.raises(KeyboardInterrupt):
+        result_of(future)
+    other = threading.Thread(target=future.set_result, args=(1,), daemon=True)
+    other.start()
+    other.join(TIMEOUT_S)
+    assert not other.is_alive()
 
 
 def test_an_error_does_not_wait_for_servers() -> None:
