@@ -50,8 +50,8 @@ def interrupts_pass() -> Iterator[None]:
 
     Python only prints an exception that occurs in a destructor or a callback: the signal is then
     sent again. Code that ends early can raise another exception: Lightning SystemExit(1), a thread
-    that waits for another one RuntimeError. Lightning ignores Ctrl-C from then on. The exception
-    and the handler are restored.
+    that waits for another one RuntimeError, a file lock a group of exceptions. Lightning ignores
+    Ctrl-C from then on. The exception and the handler are restored.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C.
@@ -73,7 +73,7 @@ def interrupts_pass() -> Iterator[None]:
     sys.unraisablehook = report
     try:
         yield
-    except (Exception, SystemExit) as end:
+    except BaseException as end:
         if (number := _first_signal(end, outer)) is None:
             raise
         if number == signal.SIGINT:
@@ -95,7 +95,9 @@ def _first_signal(error: BaseException, outer: BaseException | None) -> int | No
     found: int | None = None
     step: BaseException | None = error
     while step is not None and step is not outer:
-        found = _signal_of(type(step), step) or found
+        parts = step.exceptions if isinstance(step, BaseExceptionGroup) else ()
+        numbers = [_signal_of(type(step), step), *(_first_signal(part, outer) for part in parts)]
+        found = next(filter(None, numbers), found)
         step = step.__context__
     return found
 

@@ -61,6 +61,13 @@ def test_an_error_that_a_signal_causes_is_the_signal(number: int) -> None:
     assert getattr(end.value, "code", number + 128) == number + 128
 
 
+def test_two_signals_are_the_first_one() -> None:
+    group = BaseExceptionGroup("the second one came during cleanup", [SystemExit(143)])
+    group = BaseExceptionGroup("as a file lock raises it", [ValueError(), group, SystemExit(129)])
+    with pytest.raises(SystemExit, match="143"), interrupts_pass():
+        raise group
+
+
 def test_an_error_after_an_earlier_interrupt_stays() -> None:
     try:
         raise KeyboardInterrupt
