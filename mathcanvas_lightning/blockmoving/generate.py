@@ -1,5 +1,6 @@
 """Writes a BlockMoving data set in the source format of the converter."""
 
+import contextlib
 import json
 import os
 import time
@@ -180,6 +181,7 @@ def _write_tasks(
     )
     num_wrong = num_unrendered = 0
     with (
+        contextlib.closing(records),
         OutputFolder(settings.folder).writing(SOURCE_FILE) as path,
         path.open("w", encoding="utf-8") as file,
         progress_bar("Generating", num_tasks, show=progress) as advance,

@@ -30,6 +30,7 @@ from mathcanvas_lightning.cli.show_comparison import comparison
 from mathcanvas_lightning.common.exits import SIGNALS, exit_on_signals, interrupts_pass
 from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
+from mathcanvas_lightning.common.parallel import signals_postponed
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.errors import MathCanvasError, cause_of_kind
 
@@ -300,7 +301,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         status = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
         if not isinstance(status, int) or status <= SIGNALS:
             raise
-        with suppress(OSError):  # the terminal may be closed
+        with suppress(OSError), signals_postponed():  # the terminal may be closed
             errors.print(_INTERRUPTION)
         return status
     except Exception as error:

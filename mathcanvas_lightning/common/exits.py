@@ -49,8 +49,9 @@ def interrupts_pass() -> Iterator[None]:
     """Lets Ctrl-C and exits by signals leave the block as they began.
 
     Python only prints an exception that occurs in a destructor or a callback: the signal is then
-    sent again. Lightning turns KeyboardInterrupt into SystemExit(1), and ignores Ctrl-C from then
-    on: the exception and the handler are restored.
+    sent again. Code that ends early can raise another exception: Lightning SystemExit(1), a thread
+    that waits for another one RuntimeError, a file lock a group of exceptions. Lightning ignores
+    Ctrl-C from then on. The exception and the handler are restored.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C.
@@ -59,6 +60,7 @@ def interrupts_pass() -> Iterator[None]:
         yield
         return
     handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    outer = sys.exception()
 
     def report(lost: "sys.UnraisableHookArgs") -> None:
         if (number := _signal_of(lost.exc_type, lost.exc_value)) is None:
@@ -71,14 +73,33 @@ def interrupts_pass() -> Iterator[None]:
     sys.unraisablehook = report
     try:
         yield
-    except SystemExit as end:
-        if not isinstance(end.__context__, KeyboardInterrupt):
+    except BaseException as end:
+        if (number := _first_signal(end, outer)) is None:
             raise
-        raise KeyboardInterrupt from None
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(SIGNALS + number) from None
     finally:
         sys.unraisablehook = hook
         if handler is not None:  # else it is not one of Python
             signal.signal(signal.SIGINT, handler)
+
+
+def _first_signal(error: BaseException, outer: BaseException | None) -> int | None:
+    """The signal that raised an exception, or an earlier one that led to it.
+
+    Args:
+        error: The exception.
+        outer: Exception that was handled before, with all that led to it.
+    """
+    found: int | None = None
+    step: BaseException | None = error
+    while step is not None and step is not outer:
+        parts = step.exceptions if isinstance(step, BaseExceptionGroup) else ()
+        numbers = [_signal_of(type(step), step), *(_first_signal(part, outer) for part in parts)]
+        found = next(filter(None, numbers), found)
+        step = step.__context__
+    return found
 
 
 def _signal_of(kind: type[BaseException], error: BaseException | None) -> int | None:

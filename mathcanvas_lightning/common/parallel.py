@@ -23,6 +23,7 @@ from multiprocessing import (
     set_forkserver_preload,
     set_start_method,
 )
+from queue import SimpleQueue
 from typing import TypeVar
 
 from mathcanvas_lightning.errors import ConfigError, WorkerError
@@ -108,7 +109,8 @@ def ordered_map(
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     _run_resource_tracker()
     others = active_children()
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
+    with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):  # a half-made pool can't be removed
+        pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
@@ -116,10 +118,18 @@ def ordered_map(
             with signals_blocked(*TERMINAL_SIGNALS, signal.SIGTERM):
                 submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
-                yield from submitted.popleft().result()
+                yield from result_of(submitted.popleft())
         while submitted:
-            yield from submitted.popleft().result()
-    except BrokenProcessPool as error:
+            yield from result_of(submitted.popleft())
+    except BaseException as error:  # such as Ctrl-C, or a caller that stops reading
+        with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):
+            for process in active_children():
+                if process not in others:
+                    process.kill()
+            # Or the pool would wait for the rest of a result that a worker was sending.
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise WorkerError(
             "worker process",
             found=f"it ended before its work was finished ({error})",
@@ -128,11 +138,6 @@ def ordered_map(
             "--num_workers. In your own script, start the work below "
             'if __name__ == "__main__".',
         ) from None
-    except BaseException:  # such as Ctrl-C, or a caller that stops reading
-        for process in active_children():
-            if process not in others:
-                process.kill()
-        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -140,6 +145,24 @@ def ordered_map(
 def chunks_in_flight(num_workers: int) -> int:
     """Maximum number of chunks that are submitted and whose results are not used yet."""
     return num_workers + min(CHUNKS_AHEAD * num_workers, MAX_CHUNKS_AHEAD)
+
+
+def result_of(future: Future[Result]) -> Result:
+    """Waits for the result of another thread, as `future.result` does.
+
+    Ctrl-C in that method can leave the future locked: the other thread would wait for it for good,
+    and this thread for the other one.
+
+    Args:
+        future: The future.
+
+    Returns:
+        Its result; raises what the work raised.
+    """
+    finished: SimpleQueue[Future[Result]] = SimpleQueue()
+    with signals_postponed():
+        future.add_done_callback(finished.put)
+    return finished.get().result()
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mathcanvas_lightning.cli.main import guarded
 from tests.conftest import ROOT
@@ -82,6 +84,21 @@ def test_a_signal_ends_a_command(name: str, capsys: pytest.CaptureFixture[str]) 
     assert guarded(work) == 128 + number
     assert left == [True]
     assert signal.getsignal(number) is before
+    assert capsys.readouterr().err.count("interrupted; finished work is kept") == 1
+
+
+def test_a_second_ctrl_c_comes_after_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = Console.print
+
+    def interrupt_and_show(self: Console, *args: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        show(self, *args, **options)
+
+    monkeypatch.setattr(Console, "print", interrupt_and_show)
+    with pytest.raises(KeyboardInterrupt):
+        guarded(lambda: signal.raise_signal(signal.SIGINT))
     assert capsys.readouterr().err.count("interrupted; finished work is kept") == 1
 
 

@@ -47,6 +47,35 @@ def test_a_signal_in_a_destructor_is_not_lost(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", EXITS)
+def test_an_error_that_a_signal_causes_is_the_signal(number: int) -> None:
+    lock = threading.Lock()
+    with (
+        pytest.raises(EXITS[number]) as end,
+        interrupts_pass(),
+        exit_on_signals(signal.SIGTERM, signal.SIGHUP),
+        lock,
+    ):
+        lock.release()  # as a thread does that waits for another one
+        signal.raise_signal(number)
+    assert getattr(end.value, "code", number + 128) == number + 128
+
+
+def test_two_signals_are_the_first_one() -> None:
+    group = BaseExceptionGroup("the second one came during cleanup", [SystemExit(143)])
+    group = BaseExceptionGroup("as a file lock raises it", [ValueError(), group, SystemExit(129)])
+    with pytest.raises(SystemExit, match="143"), interrupts_pass():
+        raise group
+
+
+def test_an_error_after_an_earlier_interrupt_stays() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="wrong"), interrupts_pass():
+            raise ValueError("wrong") from None
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_ignored_signal_stays_ignored(number: int) -> None:
     before = signal.signal(number, signal.SIG_IGN)

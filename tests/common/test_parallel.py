@@ -1,13 +1,16 @@
 """Worker processes start without the locks of other threads, and map in order."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,16 @@ from mathcanvas_lightning.common.parallel import (
     chunks_in_flight,
     ordered_map,
     protect_server,
+    result_of,
     signals_blocked,
     signals_postponed,
     waiting_threads,
 )
 from mathcanvas_lightning.errors import WorkerError
-from tests.common.worker_tasks import blocked_signals, die, square, take_long
+from tests.common.worker_tasks import blocked_signals, die, megabytes, square, take_long
 from tests.conftest import ROOT, run_python
+
+TIMEOUT_S = 60
 
 
 @pytest.mark.parametrize(("workers", "chunks"), [(1, 4), (8, 32), (16, 48), (64, 96)])
@@ -145,6 +151,48 @@ def test_an_interrupt_does_not_wait_for_workers() -> None:
     assert set(multiprocessing.active_children()) <= before
 
 
+def test_an_interrupt_while_the_pool_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    register, unregister = resource_tracker.register, resource_tracker.unregister
+    kept: set[str] = set()
+
+    def register_and_interrupt(name: str, kind: str) -> None:
+        register(name, kind)
+        kept.add(name)
+        signal.raise_signal(signal.SIGINT)
+
+    def remember_and_unregister(name: str, kind: str) -> None:
+        kept.discard(name)
+        unregister(name, kind)
+
+    monkeypatch.setattr(resource_tracker, "register", register_and_interrupt)
+    monkeypatch.setattr(resource_tracker, "unregister", remember_and_unregister)
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered_map(square, [[0]], num_workers=1))
+    gc.collect()
+    assert kept == set()  # of a semaphore that is left, the tracker writes at its end
+
+
+def test_an_interrupt_while_a_worker_sends_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    receive, before = Connection._recv, set(multiprocessing.active_children())  # type: ignore[attr-defined]
+    sending = threading.Event()
+
+    def receive_late(self: Connection, size: int) -> Any:
+        if size > 2**20:  # the pipe is full: the worker waits
+            sending.set()
+            while set(multiprocessing.active_children()) - before:
+                time.sleep(0.01)
+        return receive(self, size)
+
+    monkeypatch.setattr(Connection, "_recv", receive_late)
+    results = ordered_map(megabytes, [[0], [9]], num_workers=1)
+    next(results)
+    assert sending.wait(TIMEOUT_S)
+    interrupted = threading.Thread(target=results.close, daemon=True)
+    interrupted.start()
+    interrupted.join(TIMEOUT_S)
+    assert not interrupted.is_alive()
+
+
 @pytest.mark.parametrize(("method", "num_started"), [("forkserver", 1), ("spawn", 0)])
 def test_the_server_of_workers_gets_no_interrupt(
     method: str, num_started: int, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +202,27 @@ def test_the_server_of_workers_gets_no_interrupt(
     protect_server(method)
     assert started == num_started * [{signal.SIGINT, signal.SIGHUP}]
     assert blocked_signals([0]) == [set()]
+
+
+class InterruptedCondition(threading.Condition):
+    """The main thread gets Ctrl-C when it has acquired the lock."""
+
+    def __enter__(self) -> bool:
+        acquired = super().__enter__()
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        return acquired
+
+
+def test_an_interrupt_leaves_no_locked_future() -> None:
+    future: Future[int] = Future()
+    future._condition = InterruptedCondition()
+    with pytest.raises(KeyboardInterrupt):
+        result_of(future)
+    other = threading.Thread(target=future.set_result, args=(1,), daemon=True)
+    other.start()
+    other.join(TIMEOUT_S)
+    assert not other.is_alive()
 
 
 def test_an_error_does_not_wait_for_servers() -> None:

@@ -20,3 +20,8 @@ def blocked_signals(numbers: list[int]) -> list[set[int]]:
 def take_long(numbers: list[int]) -> list[int]:
     time.sleep(600)
     return numbers
+
+
+def megabytes(numbers: list[int]) -> list[bytes]:
+    """Results that no pipe holds."""
+    return [bytes(number * 2**20) for number in numbers]

@@ -5,6 +5,7 @@ remote or its folder is read-only. One scan builds it; it is built again when th
 tokenizer or the image limits change.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -175,8 +176,11 @@ def _scan_all(
     num_rows = sum(group.num_rows for of_file in groups for group in of_file)
     workers = count_workers(num_workers, num_tasks, 1)
     serial_s = WORKER_START_S if num_workers is None else 0.0
-    with progress_bar("Indexing", num_rows, show=progress) as advance:
-        tables = ordered_map(scanner, tasks(), num_workers=workers, serial_s=serial_s)
+    tables = ordered_map(scanner, tasks(), num_workers=workers, serial_s=serial_s)
+    with (
+        contextlib.closing(tables),
+        progress_bar("Indexing", num_rows, show=progress) as advance,
+    ):
         for sidecar, of_file in zip(sidecars, groups, strict=True):
             parts = []
             for _ in range(0, len(of_file), GROUPS_PER_TASK):
@@ -184,7 +188,6 @@ def _scan_all(
                 advance(parts[-1].num_rows, file_name(sidecar.path))
             digest = digests.get(sidecar.path) or sidecar.digest()  # not scanned if it is empty
             sidecar.write(pa.concat_tables([SCHEMA.empty_table(), *parts]), digest)
-        tables.close()
 
 
 def _listed_shards(storage: Storage, folder: str) -> dict[str, tuple[int, str]]:

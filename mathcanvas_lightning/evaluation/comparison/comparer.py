@@ -15,7 +15,11 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 
 import mathcanvas_lightning
-from mathcanvas_lightning.common.parallel import signals_blocked
+from mathcanvas_lightning.common.parallel import (
+    result_of,
+    signals_blocked,
+    signals_postponed,
+)
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import (
     Comparison,
@@ -94,11 +98,16 @@ class Comparer:
         Yields:
             A comparison for each pair, in order.
         """
+        to_compare = list(pairs)
         with ThreadPoolExecutor(self._num_processes) as threads:
             try:
-                yield from threads.map(
-                    lambda pair: self.compare(pair.given, pair.expected, pair.options), pairs
-                )
+                with signals_postponed():  # Ctrl-C between two steps would leave locks
+                    futures = [
+                        threads.submit(self.compare, pair.given, pair.expected, pair.options)
+                        for pair in to_compare
+                    ]
+                for future in futures:
+                    yield result_of(future)
             finally:
                 threads.shutdown(cancel_futures=True)
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from mathcanvas_lightning.common.parallel import result_of
 from mathcanvas_lightning.generation.backends.server.chat import Chat
 from mathcanvas_lightning.generation.backends.server.failures import RequestFailedError
 from mathcanvas_lightning.generation.events import EndEvent, Event, TextEvent, WaitEvent
@@ -42,7 +43,7 @@ def loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
 
 def run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine in a loop of another thread, and waits for its result."""
-    return asyncio.run_coroutine_threadsafe(work, loop).result()
+    return result_of(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 def stream_answer(
