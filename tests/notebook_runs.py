@@ -4,7 +4,10 @@ This is a separate process: pytest takes sockets that Jupyter closes late for fa
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -53,14 +56,27 @@ def run_notebook(path: Path, change: str, manager: Any) -> None:
 
 def main(folder: str, names: list[str], change: str | None) -> None:
     """Runs notebooks in a folder; a change replaces the one that makes them small."""
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=folder)
-    try:
+    with kernel(folder) as manager:
         for name in names or SMALLER:
             text = SMALLER[name] if change is None else change
             run_notebook(FOLDER / f"{name}.ipynb", text, manager)
-    finally:
-        manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def kernel(folder: str) -> Iterator[KernelManager]:
+    """Starts a kernel that works in a folder.
+
+    It listens at files. Ports would be chosen seconds before it listens, and another test could
+    take one meanwhile.
+    """
+    with TemporaryDirectory() as sockets:
+        file = f"{sockets}/kernel.json"
+        manager = KernelManager(kernel_name="python3", transport="ipc", connection_file=file)
+        manager.start_kernel(cwd=folder)
+        try:
+            yield manager
+        finally:
+            manager.shutdown_kernel(now=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Serves the page, only on this machine."""
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import closing
 
 from aiohttp import web
 
+from mathcanvas_lightning.common.parallel import signals_postponed
 from mathcanvas_lightning.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -38,23 +40,36 @@ def bind(port: int) -> socket.socket:
 def serve(app: web.Application, listening: socket.socket, ready: Callable[[str], None]) -> None:
     """Serves until the process is interrupted.
 
+    An exception of a signal would end a step of the event loop, and others would wait for it
+    forever. So signals end the server first.
+
     Args:
         app: The application.
         listening: See `bind`; it is closed at the end.
         ready: Called with the address of the page.
     """
-    with closing(listening):
-        asyncio.run(_serve(app, listening, ready))
+    ended = asyncio.Event()
+    with closing(listening), asyncio.Runner() as runner:
+        loop = runner.get_loop()  # it handles Ctrl-C in this way by itself
+
+        def end() -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        with signals_postponed(signal.SIGTERM, signal.SIGHUP, notify=end):
+            runner.run(_serve(app, listening, ready, ended))
 
 
 async def _serve(
-    app: web.Application, listening: socket.socket, ready: Callable[[str], None]
+    app: web.Application,
+    listening: socket.socket,
+    ready: Callable[[str], None],
+    ended: asyncio.Event,
 ) -> None:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.SockSite(runner, listening).start()
         ready(f"http://{HOST}:{listening.getsockname()[1]}")
-        await asyncio.Event().wait()
+        await ended.wait()
     finally:
         await runner.cleanup()

@@ -24,6 +24,7 @@ from multiprocessing import (
     set_start_method,
 )
 from queue import SimpleQueue
+from types import FrameType
 from typing import TypeVar
 
 from mathcanvas_lightning.errors import ConfigError, WorkerError
@@ -181,11 +182,12 @@ def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]
 
 
 @contextlib.contextmanager
-def signals_postponed(*numbers: int) -> Iterator[None]:
+def signals_postponed(*numbers: int, notify: Callable[[], object] = lambda: None) -> Iterator[None]:
     """This process gets signals that come in the block after it, not between two of its steps.
 
     Args:
         numbers: Signal numbers; by default those that a terminal sends to all its processes.
+        notify: Called when a signal comes, so that the block can end.
     """
     if threading.current_thread() is not threading.main_thread():  # Python raises in that one
         yield
@@ -193,9 +195,14 @@ def signals_postponed(*numbers: int) -> Iterator[None]:
     came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in numbers or TERMINAL_SIGNALS}
     handled = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
+
+    def postpone(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        notify()
+
     try:
         for number in handled:
-            signal.signal(number, lambda number, _: came.append(number))
+            signal.signal(number, postpone)
         yield
     finally:
         for number, handler in handled.items():

@@ -145,8 +145,9 @@ def test_an_interrupt_between_two_steps_of_a_worker_start(
 
 def test_an_interrupt_does_not_wait_for_workers() -> None:
     before = set(multiprocessing.active_children())
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):  # wherever it comes
+        interrupt.start()
         list(ordered_map(take_long, [[0], [1]], num_workers=1))
     assert set(multiprocessing.active_children()) <= before
 

@@ -16,6 +16,9 @@ from mathcanvas_lightning.generation.requests import (
     Usage,
 )
 
+SLOW_ANSWERS = 40
+"""Number of answers of a slow process, after which it sleeps."""
+
 
 class LastFirst(EchoBackend):
     """Answers one request per call, the newest first; records all calls."""
@@ -92,13 +95,17 @@ class Dying(LastFirst):
 
 
 class Logging(EchoBackend):
-    """Writes the uid of each request to a file of its process, slowly."""
+    """Writes the uid of each request to a file of its process, slowly.
+
+    A slow process gives few answers, then sleeps: a signal always comes before its end.
+    """
 
     def __init__(self, folder: str, seconds: float = 0.0, max_pending: int = 8) -> None:
         super().__init__("logging", max_pending)
         self.folder = Path(folder)
         self.seconds = seconds
         self.rank = 0
+        self.left = SLOW_ANSWERS
 
     def start(self, *, local_rank: int = 0, device: str = "cpu") -> None:
         self.rank = local_rank
@@ -109,7 +116,9 @@ class Logging(EchoBackend):
         super().submit(requests)
 
     def collect(self) -> list[GenerationResponse]:
-        time.sleep(self.seconds)
+        if self.seconds:
+            self.left -= 1
+            time.sleep(self.seconds if self.left >= 0 else 600)
         return [answer(self.waiting.popleft())] if self.waiting else []
 
 

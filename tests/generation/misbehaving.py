@@ -64,7 +64,7 @@ class ChatServer:
     gather: int = 0
     """Delay the first answers until so many requests are open at the same time."""
     pause_s: float = 0.0
-    """Delay before each event of a stream, in seconds."""
+    """Delay after each event of a stream, in seconds."""
     plans: dict[str, list[ServerFault]] = field(default_factory=dict)
     """Question -> faults of its first tries; later tries are answered."""
     models_fault: ServerFault | None = None
@@ -162,9 +162,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for part in parts if fault is None else parts[:2]:
-            time.sleep(self.server.chat.pause_s)
             data = f"data: {part if isinstance(part, str) else json.dumps(part)}\n\n".encode()
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            time.sleep(self.server.chat.pause_s)
         if fault is None:
             self.wfile.write(b"0\r\n\r\n")
             return

@@ -195,6 +195,7 @@ class _CloseBackend(Callback):
     def __init__(self) -> None:
         self._signals = ExitStack()
         self._is_closed = threading.Event()
+        self._parent = os.getppid()  # before ranks meet; the first one may end just after that
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Turns SIGTERM into an exception, so that the backend is closed before the process exits.
@@ -203,7 +204,7 @@ class _CloseBackend(Callback):
         """
         self._signals.enter_context(exit_on_signals(signal.SIGTERM))
         if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank:
-            threading.Thread(target=self._exit_with, args=(os.getppid(),), daemon=True).start()
+            threading.Thread(target=self._exit_with_parent, daemon=True).start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Closes the backend after a successful run."""
@@ -223,10 +224,10 @@ class _CloseBackend(Callback):
             if isinstance(launcher, _SubprocessScriptLauncher):
                 launcher.kill(signal.SIGTERM)  # stops the other ranks, which would continue
 
-    def _exit_with(self, parent: int) -> None:
+    def _exit_with_parent(self) -> None:
         """Sends SIGTERM to this process when its parent has ended."""
         while not self._is_closed.wait(POLL_S):
-            if os.getppid() != parent:
+            if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

@@ -1,14 +1,19 @@
 """The predict loop: no barrier, each response exactly once, the backend always closed."""
 
+import os
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.utils.data import DataLoader, IterableDataset
 
 from mathcanvas_lightning.generation.backends.base import BackendError, EchoBackend, generate
@@ -20,6 +25,7 @@ from mathcanvas_lightning.generation.requests import (
     Message,
     Sampling,
 )
+from mathcanvas_lightning.generation.run import module as run_module
 from mathcanvas_lightning.generation.run.module import (
     QUIET_TRAINER,
     GenerationModule,
@@ -167,6 +173,24 @@ def test_a_signal_closes_the_backend(name: str) -> None:
     assert backend.num_closed == 1
     assert len(listener.uids) == 3
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_rank_ends_whose_parent_ended_before_its_first_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(launcher=launcher), local_rank=1, callbacks=[]
+    )
+    module = GenerationModule(EchoBackend())
+    (callback,) = module.configure_callbacks()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(run_module, "POLL_S", 0.001)
+    with pytest.raises(SystemExit) as end:
+        callback.on_predict_start(trainer, module)
+        threading.Event().wait(60)
+    callback.on_exception(trainer, module, end.value)
+    assert end.value.code == 143
 
 
 def test_generate_reads_requests_lazily() -> None:

@@ -17,7 +17,7 @@ from mathcanvas_lightning.generation.requests import (
 )
 from mathcanvas_lightning.records.pictures import Picture
 from tests.conftest import png
-from tests.generation.backends.server.test_process import alive
+from tests.generation.backends.server.test_process import wait_until_gone
 from tests.generation.engine import engine_lock, real_engine, smollm2  # noqa: F401
 
 pytestmark = real_engine
@@ -78,7 +78,7 @@ def test_real_vllm(smollm2: Path) -> None:  # noqa: F811 - the fixture
         again = {response.uid: response for response in generate(backend, some[::-1])}
     finally:
         backend.close()
-    assert not any(map(alive, started))
+    wait_until_gone(started)  # killed processes need a moment
     assert "7" in text(responses["sum"])
     assert responses["sum"].usage.prompt_tokens > 3
     assert text(responses["choice"]) in ("maybe", "perhaps")

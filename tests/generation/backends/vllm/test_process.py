@@ -19,7 +19,8 @@ CHILDREN = "tests.generation.backends.vllm.children"
 
 
 @pytest.fixture
-def echoing() -> Iterator[EngineProcess]:
+def echoing(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineProcess]:
+    monkeypatch.setattr(engine_process, "GRACE_S", 200.0)  # it ends by itself, however slowly
     process = EngineProcess(f"{CHILDREN}:echo", os.environ)
     yield process
     process.close()

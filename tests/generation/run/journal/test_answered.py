@@ -17,6 +17,7 @@ from mathcanvas_lightning.generation.requests import Sampling
 from mathcanvas_lightning.generation.run.journal.folder import journal_folder
 from mathcanvas_lightning.records.record import RecordInput
 from tests.conftest import TRAINER_WARNINGS, png
+from tests.generation.backends.test_identity import tick
 from tests.generation.fakes import Dying, Failing, LastFirst
 from tests.generation.runs import predict, read_lines, records, write_lines
 
@@ -113,8 +114,10 @@ def test_new_weights_under_the_same_path_are_noticed(kind: Any, tmp_path: Path) 
     assert kind(str(model)).settings == first
     for change in (b"step 200", b"step 2000"):
         weights.write_bytes(change)
+        tick(weights)
         assert kind(str(model)).settings != first
     weights.write_bytes(b"step 100")
+    tick(weights)
     assert kind(str(model)).settings == first
     (model / "config.json").write_text('{"a": 1}')
     assert kind(str(model)).settings != first
@@ -125,6 +128,7 @@ def test_another_adapter_is_noticed(tmp_path: Path) -> None:
     adapter.write_bytes(b"1")
     first = VLLMBackend("a/b", lora_path=str(tmp_path)).settings
     adapter.write_bytes(b"2")
+    tick(adapter)
     assert VLLMBackend("a/b", lora_path=str(tmp_path)).settings != first
 
 
