@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 """Signals that all processes get: Ctrl-C, and the end of their terminal."""
+END_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
+"""Signals that end a process and that it can handle."""
 WORKER_START_S = 3.0
 """About the time until a new worker process has imported torch."""
 CHUNKS_AHEAD = 3
@@ -110,20 +112,20 @@ def ordered_map(
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     _run_resource_tracker()
     others = active_children()
-    with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):  # a half-made pool can't be removed
+    with signals_postponed():  # a half-made pool can't be removed
         pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
             # It may start a worker, which this process ends.
-            with signals_blocked(*TERMINAL_SIGNALS, signal.SIGTERM):
+            with signals_blocked(*END_SIGNALS):
                 submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
                 yield from result_of(submitted.popleft())
         while submitted:
             yield from result_of(submitted.popleft())
     except BaseException as error:  # such as Ctrl-C, or a caller that stops reading
-        with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):
+        with signals_postponed():
             for process in active_children():
                 if process not in others:
                     process.kill()
@@ -186,14 +188,14 @@ def signals_postponed(*numbers: int, notify: Callable[[], object] = lambda: None
     """This process gets signals that come in the block after it, not between two of its steps.
 
     Args:
-        numbers: Signal numbers; by default those that a terminal sends to all its processes.
+        numbers: Signal numbers; by default `END_SIGNALS`.
         notify: Called when a signal comes, so that the block can end.
     """
     if threading.current_thread() is not threading.main_thread():  # Python raises in that one
         yield
         return
     came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in numbers or TERMINAL_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in numbers or END_SIGNALS}
     handled = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
 
     def postpone(number: int, _: FrameType | None) -> None:
@@ -219,9 +221,9 @@ def signals_blocked(*numbers: int) -> Iterator[None]:
     itself: the system gives the signal to another thread, and Python raises in the main thread.
 
     Args:
-        numbers: Signal numbers; by default those that a terminal sends to all its processes.
+        numbers: Signals that new processes never get; by default `TERMINAL_SIGNALS`.
     """
-    with signals_postponed(*numbers):
+    with signals_postponed():
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or TERMINAL_SIGNALS)
         try:
             yield
