@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -163,6 +164,22 @@ def _work(
 ) -> None:
     become_rank(rank, ranks, port, log)
     end_at_an_error(lambda: work(**arguments))
+
+
+def again_after_a_crash(
+    run: Callable[[], Sequence["subprocess.CompletedProcess[str]"]], folder: Path
+) -> Sequence["subprocess.CompletedProcess[str]"]:
+    """Runs commands that are ranks, or that start ranks; after a crash of gloo once more.
+
+    Args:
+        run: Runs the commands to their end.
+        folder: What they write, removed before they run once more.
+    """
+    done = run()
+    if any(GlooCrashError.is_in(one.stderr) for one in done):
+        shutil.rmtree(folder, ignore_errors=True)
+        done = run()
+    return done
 
 
 def end_at_an_error(work: Callable[[], object]) -> None:

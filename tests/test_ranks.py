@@ -4,6 +4,7 @@ import faulthandler
 import multiprocessing
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 import pytest
 
 from tests import ranks as ranks_module
-from tests.ranks import GlooCrashError, reserved_port, run_ranks, wait_for_ranks
+from tests.ranks import (
+    GlooCrashError,
+    again_after_a_crash,
+    reserved_port,
+    run_ranks,
+    wait_for_ranks,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 READY = b"ready\n"
@@ -71,6 +78,22 @@ def test_a_crash_of_gloo_repeats_a_run_once(
     monkeypatch.setattr(ranks_module, "_run_ranks", crash)
     run_ranks(2, tmp_path, print)
     assert tries == [2, 2]
+
+
+@pytest.mark.parametrize(("crashed", "num_runs"), [(True, 2), (False, 1)])
+def test_a_crash_of_gloo_repeats_commands_once(
+    crashed: bool, num_runs: int, tmp_path: Path
+) -> None:
+    runs: list[bool] = []
+    crash = "double free or corruption\n line 142 in wait_tensor" if crashed else "no more memory"
+
+    def run() -> list[subprocess.CompletedProcess[str]]:
+        runs.append((tmp_path / "run").exists())
+        (tmp_path / "run").mkdir(exist_ok=True)
+        return [subprocess.CompletedProcess([], status, "", crash) for status in (1, -6)]
+
+    assert [one.returncode for one in again_after_a_crash(run, tmp_path / "run")] == [1, -6]
+    assert runs == [False] * num_runs
 
 
 def test_only_a_crash_of_gloo_is_one(tmp_path: Path) -> None:

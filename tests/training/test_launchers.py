@@ -13,6 +13,7 @@ from mathcanvas_lightning.training.run.metrics import read_metrics
 from tests.cli.small_run import write_settings
 from tests.conftest import ROOT
 from tests.data.make_rows import interleaved_shards
+from tests.ranks import again_after_a_crash
 from tests.warm import WarmPython
 
 TIMEOUT_S = 300
@@ -33,7 +34,12 @@ def test_torchrun_starts_two_processes(
         *("-m", "mathcanvas_lightning", "fit", "--config", str(settings), "--name", "runs/two"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = warm.start(words, cwd=tmp_path, env=environment, python=warm_command).wait(TIMEOUT_S)
+
+    def run() -> list[subprocess.CompletedProcess[str]]:
+        started = warm.start(words, cwd=tmp_path, env=environment, python=warm_command)
+        return [started.wait(TIMEOUT_S)]
+
+    (done,) = again_after_a_crash(run, tmp_path / "runs")
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "two"
     assert [step for step, _ in read_metrics(run)["train/ce"]] == [0, 1]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from mathcanvas_lightning.training.callbacks.monitor import (
 from mathcanvas_lightning.training.optim import OptimizerConfig, ScheduleConfig, make_schedule
 from tests.conftest import ROOT, TRAINER_WARNINGS
 from tests.data.make_rows import config, interleaved_shards
-from tests.ranks import reserved_port
+from tests.ranks import again_after_a_crash, reserved_port
 from tests.training.runs import SMALL, network, train, training_data
 from tests.warm import WarmProcess, WarmPython
 
@@ -323,9 +324,12 @@ def test_sharded_over_two_ranks(shards: Path, tmp_path: Path, warm: WarmPython) 
     settings = run_settings(shards, tmp_path / "run", devices=2, strategy=strategy)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
+
+    def run() -> list[subprocess.CompletedProcess[str]]:
+        return [rank.wait() for rank in start_ranks(warm, ["fit", "--config", str(path)])]
+
     outputs = []
-    for process in start_ranks(warm, ["fit", "--config", str(path)]):
-        done = process.wait()
+    for done in again_after_a_crash(run, tmp_path / "run"):
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append(done.stdout)
     assert "1 x 2" in outputs[0]
