@@ -3,11 +3,14 @@
 import argparse
 import re
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mathcanvas_lightning.common.keys import did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 WRONG_OPTION = 2
 """Exit status after a wrong option."""
@@ -17,7 +20,14 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the example."""
 
 
-class CommandParser(ArgumentParser):
+class PrintingParser(argparse.ArgumentParser):
+    """Raises if its help can't be written; argparse would end as if it were."""
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        print(message, end="", file=file or sys.stderr)
+
+
+class CommandParser(PrintingParser, ArgumentParser):
     """Explains an error in one line, without usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

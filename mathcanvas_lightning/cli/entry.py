@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from mathcanvas_lightning.common.exits import SIGNALS
 
+FAILED = 1
+
 
 def run(name: str | None = None) -> NoReturn:
     """Runs a command with the options of this process, and ends the process.
@@ -27,19 +29,41 @@ def run(name: str | None = None) -> NoReturn:
 
         if heard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = main() if name is None else run_command(name)
+        status: str | int | None = main() if name is None else run_command(name)
     except KeyboardInterrupt:  # before the command, or again while it ends
         status = SIGNALS + signal.SIGINT
+    except SystemExit as end:  # such as after the help of a command
+        status = end.code
     finally:
         _end_at_once(heard)
-    if status > SIGNALS:
+    if isinstance(status, int) and status > SIGNALS:
         _leave(status)
-    sys.exit(status)
+    sys.exit(_written(status))
 
 
 def _end_at_once(heard: bool) -> None:
     if heard:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _written(status: str | int | None) -> str | int | None:
+    """Writes what standard output still holds, which fails on a full disk.
+
+    Returns:
+        The status of the command, or `FAILED` if its output is lost.
+    """
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at exit, and end with a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A broken pipe is no error: the reader has ended, such as `head`.
+        if not (status or isinstance(error, BrokenPipeError)):
+            with suppress(OSError):
+                sys.stderr.write(f"error: standard output: {error.strerror}\n")
+        return status or FAILED
+    return status
 
 
 def _leave(status: int) -> NoReturn:

@@ -205,11 +205,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         words = [ALIASES.get(words[1], words[1]), "--help"] if words[1:] else []
     name = ALIASES.get(words[0], words[0]) if words else None
-    if name in TRAINER_COMMANDS:
-        return run_trainer(words)
     if name in COMMANDS:
         return run_command(name, words[1:], prog=f"mathcanvas {name}")
-    return _top_level(words)
+    run = _run_trainer if name in TRAINER_COMMANDS else _top_level
+    return guarded(lambda: run(words))
 
 
 def _top_level(words: Sequence[str]) -> int:
@@ -224,11 +223,9 @@ def _top_level(words: Sequence[str]) -> int:
     if words[0].startswith("--print_shtab"):
         options = {name: partial(_options, name) for name in COMMANDS}
         options |= {name: partial(trainer_options, name) for name in TRAINER_COMMANDS}
-        return guarded(
-            lambda: Console(soft_wrap=True).print(
-                completion_script(words, options), markup=False, highlight=False
-            )
-        )
+        script = completion_script(words, options)
+        Console(soft_wrap=True).print(script, markup=False, highlight=False)
+        return 0
     hint = did_you_mean(words[0], [*summaries, *ALIASES])
     Console(stderr=True, soft_wrap=True).print(
         f"error: unknown command {words[0]!r}. {hint}", markup=False, highlight=False
@@ -256,15 +253,8 @@ def set_verbosity(words: Sequence[str]) -> list[str]:
     return rest
 
 
-def run_trainer(words: Sequence[str]) -> int:
-    """Runs `fit`, `validate` or `predict`.
-
-    Args:
-        words: The command and its options.
-
-    Returns:
-        The exit status.
-    """
+def _run_trainer(words: Sequence[str]) -> int:
+    """Runs `fit`, `validate` or `predict`; the first word is the command."""
     console = Console(stderr=not is_help(words), soft_wrap=not is_help(words))
     if is_help(words):
         print_trainer_help(words[0], TRAINER_COMMANDS[words[0]], console)
@@ -274,10 +264,6 @@ def run_trainer(words: Sequence[str]) -> int:
         return WRONG_OPTION
     words = ["--help" if word == "--full_help" else word for word in words]
     import_from_here(words)
-    return guarded(lambda: _trained(words))
-
-
-def _trained(words: Sequence[str]) -> int:
     # Importing either takes seconds.
     if words[0] == "predict":
         from mathcanvas_lightning.cli.predict import run_predict

@@ -110,3 +110,32 @@ def test_output_may_be_cut() -> None:
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert (done.stdout, done.stderr) == ("text\n", "")
+
+
+needs_full_device = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no device that is always full"
+)
+
+
+@pytest.mark.slow
+@needs_full_device
+@pytest.mark.parametrize(
+    "words", ["", "--version", "fit --help", "score --help", "fit --full_help"]
+)
+def test_a_full_disk_is_one_line(words: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m mathcanvas_lightning {words} > /dev/full"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "error: " in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+@needs_full_device
+@pytest.mark.parametrize("end", ["return 0", "sys.exit(0)"])
+def test_output_that_is_lost_at_the_exit(end: str) -> None:
+    full = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1); sys.stdout = open(1, 'w')"
+    done = run_python("-c", COMMAND.format(work=f"{full}; print('text'); {end}"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: standard output: No space left on device\n"

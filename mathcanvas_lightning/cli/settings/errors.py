@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from mathcanvas_lightning.cli.command_parser import WRONG_OPTION
+from mathcanvas_lightning.cli.command_parser import WRONG_OPTION, PrintingParser
 from mathcanvas_lightning.cli.help import missing_settings
 from mathcanvas_lightning.cli.settings.check import check_fields, fields_of
 from mathcanvas_lightning.common.keys import did_you_mean, merged, nearest
@@ -35,7 +35,7 @@ class SettingsError(Exception):
     """A file of settings that can't be read; its text is complete."""
 
 
-class OneLineParser(LightningArgumentParser):
+class OneLineParser(PrintingParser, LightningArgumentParser):
     """Explains an error in one line, without usage."""
 
     words: Sequence[str] = ()
