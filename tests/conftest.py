@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -191,6 +192,15 @@ def _end_run() -> Iterator[None]:
 def golden() -> Path:
     """The folder of reference outputs."""
     return golden_folder()
+
+
+@pytest.fixture
+def no_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work takes no time, so that a command with the default number of workers starts none."""
+    from mathcanvas_lightning.common import parallel
+
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", None)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ from mathcanvas_lightning.blockmoving.wording.short import (
     show_option,
     show_stack,
 )
-from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map, serial_time
 from mathcanvas_lightning.common.paths import local_path
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
@@ -178,6 +178,7 @@ def _write_tasks(
         partial(_make_tasks, settings),
         chunked(enumerate(puzzles), CHUNK_TASKS),
         num_workers=count_workers(num_workers, num_tasks, CHUNK_TASKS),
+        serial_s=serial_time(num_workers),
     )
     num_wrong = num_unrendered = 0
     with (

@@ -36,8 +36,8 @@ TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 """Signals that all processes get: Ctrl-C, and the end of their terminal."""
 END_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 """Signals that end a process and that it can handle."""
-WORKER_START_S = 3.0
-"""About the time until a new worker process has imported torch."""
+WORKER_START_S, TORCH_START_S = 1.0, 3.0
+"""About the time until a new worker process is ready, without torch and with it."""
 CHUNKS_AHEAD = 3
 """Submitted chunks per worker beyond the one it works on: enough to keep it busy."""
 MAX_CHUNKS_AHEAD = 32
@@ -72,6 +72,20 @@ def count_workers(wanted: int | None, num_items: int, chunk_items: int) -> int:
         )
     useful = -(-num_items // chunk_items)
     return min(usable_cores() if wanted is None else wanted, useful)
+
+
+def serial_time(wanted: int | None, start_s: float = WORKER_START_S) -> float:
+    """Seconds to work without worker processes, as short work ends before they have started.
+
+    Args:
+        wanted: Number of workers that the user wants, see `count_workers`; one that is given counts
+            from the start.
+        start_s: Time until a worker is ready.
+
+    Returns:
+        `serial_s` for `ordered_map`.
+    """
+    return start_s if wanted is None else 0.0
 
 
 def chunked(items: Iterable[Item], chunk_items: int) -> Iterator[list[Item]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map, serial_time
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion import sources
 from mathcanvas_lightning.conversion.input.scan import Scan
@@ -187,6 +187,7 @@ def run_job(
         num_workers=count_workers(
             run.num_workers, job.scan.num_records - len(existing.records), CHUNK_RECORDS
         ),
+        serial_s=serial_time(run.num_workers),
     )
     with contextlib.closing(outcomes):
         return write_job(job, outcomes, folder, existing, progress=run.progress)

@@ -85,6 +85,13 @@ def test_without_drawings_the_words_stay(tmp_path: Path, level: int) -> None:
     assert [picture.sub(" ", text).split() for text in drawn] == [t.split() for t in plain]
 
 
+@pytest.mark.usefixtures("no_worker_starts")
+def test_short_work_starts_no_workers(tmp_path: Path) -> None:
+    for name, workers in (("none", 0), ("default", None)):
+        generate_blockmoving(str(tmp_path / name), num_tasks=9, level=1, num_workers=workers)
+    assert folder_bytes(tmp_path / "default") == folder_bytes(tmp_path / "none")
+
+
 @pytest.mark.slow
 def test_fractions(tmp_path: Path) -> None:
     report = generate_blockmoving(

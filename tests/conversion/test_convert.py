@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
-from mathcanvas_lightning import convert_cot, iter_examples
+from mathcanvas_lightning import convert_cot, iter_examples, merge_conversion
 from mathcanvas_lightning.conversion import convert as convert_module
 from mathcanvas_lightning.conversion.output.folder import OutputFolder
 from mathcanvas_lightning.conversion.samples import RecordConverter
@@ -173,6 +173,16 @@ def test_split_is_the_same_for_any_number_of_workers(puzzles: Path, tmp_path: Pa
     assert test
     assert train.isdisjoint(test)
     assert len(test) == pytest.approx(0.2 * (len(train) + len(test)), abs=1)
+
+
+@pytest.mark.usefixtures("no_worker_starts")
+def test_short_work_starts_no_workers(puzzles: Path, tmp_path: Path) -> None:
+    run(puzzles / SOURCE, tmp_path / "none")
+    for name, options in {"default": {}, "parts": {"part": "1/1"}}.items():
+        run(puzzles / SOURCE, tmp_path / name, num_workers=None, **options)
+    merge_conversion(str(tmp_path / "parts"), progress=False)
+    expected = folder_bytes(tmp_path / "none")
+    assert folder_bytes(tmp_path / "default") == folder_bytes(tmp_path / "parts") == expected
 
 
 def test_bytes_do_not_depend_on_the_location_of_the_data(puzzles: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map
+from mathcanvas_lightning.common.parallel import chunked, count_workers, ordered_map, serial_time
 from mathcanvas_lightning.common.progress import progress_bar
 from mathcanvas_lightning.conversion.columns.identity import canonical
 from mathcanvas_lightning.conversion.input.files import InputFiles
@@ -201,6 +201,7 @@ def _convert(
         partial(convert_block, job.converter),
         chunked(items, CHUNK_RECORDS),
         num_workers=count_workers(run.num_workers, total, CHUNK_RECORDS),
+        serial_s=serial_time(run.num_workers),
     )
     with (
         contextlib.closing(outcomes),

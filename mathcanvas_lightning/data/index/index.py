@@ -21,10 +21,11 @@ import pyarrow as pa
 from mathcanvas_lightning.common.atomic import make_folder
 from mathcanvas_lightning.common.locks import locked
 from mathcanvas_lightning.common.parallel import (
-    WORKER_START_S,
+    TORCH_START_S,
     count_workers,
     ordered_map,
     refuse_in_a_starting_worker,
+    serial_time,
 )
 from mathcanvas_lightning.common.paths import (
     file_name,
@@ -175,7 +176,7 @@ def _scan_all(
     num_tasks = sum(-(-len(of_file) // GROUPS_PER_TASK) for of_file in groups)
     num_rows = sum(group.num_rows for of_file in groups for group in of_file)
     workers = count_workers(num_workers, num_tasks, 1)
-    serial_s = WORKER_START_S if num_workers is None else 0.0
+    serial_s = serial_time(num_workers, TORCH_START_S)
     tables = ordered_map(scanner, tasks(), num_workers=workers, serial_s=serial_s)
     with (
         contextlib.closing(tables),
