@@ -24,7 +24,9 @@ class PrintingParser(argparse.ArgumentParser):
     """Raises if its help can't be written; argparse would end as if it were."""
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
-        print(message, end="", file=file or sys.stderr)
+        stream = file or sys.stderr
+        if message and stream is not None:
+            stream.write(message)
 
 
 class CommandParser(PrintingParser, ArgumentParser):
