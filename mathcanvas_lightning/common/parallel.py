@@ -24,6 +24,7 @@ from multiprocessing import (
     set_start_method,
 )
 from queue import SimpleQueue
+from types import FrameType
 from typing import TypeVar
 
 from mathcanvas_lightning.errors import ConfigError, WorkerError
@@ -33,6 +34,8 @@ Result = TypeVar("Result")
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 """Signals that all processes get: Ctrl-C, and the end of their terminal."""
+ENDING_SIGNALS: tuple[int, ...] = (*TERMINAL_SIGNALS, signal.SIGTERM)
+"""Signals that end a command."""
 WORKER_START_S = 3.0
 """About the time until a new worker process has imported torch."""
 CHUNKS_AHEAD = 3
@@ -109,20 +112,20 @@ def ordered_map(
     # Spawn, since forking breaks the parent's threads (progress bar, Arrow).
     _run_resource_tracker()
     others = active_children()
-    with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):  # a half-made pool can't be removed
+    with signals_postponed():  # a half-made pool can't be removed
         pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_guard)
     try:
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
             # It may start a worker, which this process ends.
-            with signals_blocked(*TERMINAL_SIGNALS, signal.SIGTERM):
+            with signals_blocked(*ENDING_SIGNALS):
                 submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
                 yield from result_of(submitted.popleft())
         while submitted:
             yield from result_of(submitted.popleft())
     except BaseException as error:  # such as Ctrl-C, or a caller that stops reading
-        with signals_postponed(*TERMINAL_SIGNALS, signal.SIGTERM):
+        with signals_postponed():
             for process in active_children():
                 if process not in others:
                     process.kill()
@@ -181,21 +184,25 @@ def waiting_threads(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]
 
 
 @contextlib.contextmanager
-def signals_postponed(*numbers: int) -> Iterator[None]:
-    """This process gets signals that come in the block after it, not between two of its steps.
-
-    Args:
-        numbers: Signal numbers; by default those that a terminal sends to all its processes.
-    """
+def signals_postponed() -> Iterator[None]:
+    """This process gets signals that come in the block after it, not between two of its steps."""
     if threading.current_thread() is not threading.main_thread():  # Python raises in that one
         yield
         return
-    came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in numbers or TERMINAL_SIGNALS}
+    came, owner = list[int](), os.getpid()
+
+    def keep(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if os.getpid() == owner:
+            came.append(number)
+            return
+        signal.signal(number, handled[number])  # in a fork, which never leaves the block
+        signal.raise_signal(number)
+
+    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     handled = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
     try:
         for number in handled:
-            signal.signal(number, lambda number, _: came.append(number))
+            signal.signal(number, keep)
         yield
     finally:
         for number, handler in handled.items():
@@ -214,7 +221,7 @@ def signals_blocked(*numbers: int) -> Iterator[None]:
     Args:
         numbers: Signal numbers; by default those that a terminal sends to all its processes.
     """
-    with signals_postponed(*numbers):
+    with signals_postponed():
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or TERMINAL_SIGNALS)
         try:
             yield
