@@ -74,7 +74,8 @@ def interrupts_pass() -> Iterator[None]:
     try:
         yield
     except BaseException as end:
-        if (number := _first_signal(end, outer)) is None:
+        number = _first_signal(end, outer)
+        if number is None or number == _signal_of(type(end), end):
             raise
         if number == signal.SIGINT:
             raise KeyboardInterrupt from None

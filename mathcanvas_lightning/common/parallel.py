@@ -34,8 +34,8 @@ Result = TypeVar("Result")
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 """Signals that all processes get: Ctrl-C, and the end of their terminal."""
-END_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
-"""Signals that end a process and that it can handle."""
+ENDING_SIGNALS: tuple[int, ...] = (*TERMINAL_SIGNALS, signal.SIGTERM)
+"""Signals that end a command."""
 WORKER_START_S, TORCH_START_S = 1.0, 3.0
 """About the time until a new worker process is ready, without torch and with it."""
 CHUNKS_AHEAD = 3
@@ -132,7 +132,7 @@ def ordered_map(
         submitted: deque[Future[Sequence[Result]]] = deque()
         for chunk in remaining:
             # It may start a worker, which this process ends.
-            with signals_blocked(*END_SIGNALS):
+            with signals_blocked(*ENDING_SIGNALS):
                 submitted.append(pool.submit(function, chunk))
             if len(submitted) >= chunks_in_flight(num_workers):
                 yield from result_of(submitted.popleft())
@@ -202,19 +202,23 @@ def signals_postponed(*numbers: int, notify: Callable[[], object] = lambda: None
     """This process gets signals that come in the block after it, not between two of its steps.
 
     Args:
-        numbers: Signal numbers; by default `END_SIGNALS`.
+        numbers: Signal numbers; by default `ENDING_SIGNALS`.
         notify: Called when a signal comes, so that the block can end.
     """
     if threading.current_thread() is not threading.main_thread():  # Python raises in that one
         yield
         return
-    came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in numbers or END_SIGNALS}
+    came, owner = list[int](), os.getpid()
+    handlers = {number: signal.getsignal(number) for number in numbers or ENDING_SIGNALS}
     handled = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
 
     def postpone(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        notify()
+        if os.getpid() == owner:
+            came.append(number)
+            notify()
+            return
+        signal.signal(number, handled[number])  # in a fork, which never leaves the block
+        signal.raise_signal(number)
 
     try:
         for number in handled:

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from dataclasses import fields
 from io import BytesIO
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from mathcanvas_lightning.batch import MicroBatch, PackedBatch
+from mathcanvas_lightning.common.exits import exit_on_signals
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from tests.conftest import ROOT, png, run_python
@@ -128,25 +130,40 @@ def test_the_layout_is_made_before_a_pack_leaves_its_worker(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("other_thread")
-def test_an_interrupt_comes_after_the_workers_have_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_comes_after_the_workers_have_started(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch, started = popen_fork.Popen._launch, []  # type: ignore[attr-defined]
 
     def launch_and_interrupt(self: popen_fork.Popen, process: Any) -> None:
         launch(self, process)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         time.sleep(0.1)  # the exception would come here
         started.append(process)
 
     monkeypatch.setattr(popen_fork.Popen, "_launch", launch_and_interrupt)
     workers = WorkerConfig(num_workers=2, start_method="fork")
     data = module(config(interleaved_shards(tmp_path, 6)), workers=workers)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, SystemExit)), exit_on_signals(signal.SIGTERM):
         next(iter(data.train_dataloader()))
     assert len(started) == 2
     gc.collect()  # or when the iterator is deleted
     assert not set(started) & set(active_children())
+
+
+def test_a_worker_does_not_show_that_the_main_process_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    workers = WorkerConfig(num_workers=2)
+    loader = module(config(interleaved_shards(tmp_path, 6)), workers=workers).train_dataloader()
+    prepare = loader._loader(iter(())).worker_init_fn
+    assert prepare is not None
+    prepare(0)
+    for error in (EOFError(), ConnectionResetError(), ValueError("wrong")):
+        sys.excepthook(type(error), error, None)  # as the thread that sends tensors does
+    assert capsys.readouterr().err == "ValueError: wrong\n"
 
 
 def many_images(number: int) -> dict[str, Any]:
