@@ -127,12 +127,16 @@ def test_the_search_finds_what_trying_every_candidate_finds(
     assert found == plain_fill(rows, capacity, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("step", [100, 3400])
-def test_the_search_in_a_whole_window(step: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "capacity"),
+    [(100, 51_200), (3400, 51_200), (3400, 255), (3400, 2_000), (3400, 300_000)],
+)
+def test_the_search_in_a_whole_window(step: int, capacity: int) -> None:
     random = np.random.default_rng(0)
     rows = random.integers(1, 6, 300) * step + random.integers(100, 1200, 300)
-    found = fill_packs(rows, 51_200, np.random.default_rng(1))
-    assert found == plain_fill(rows, 51_200, np.random.default_rng(1))
+    rows = rows * capacity // 51_200
+    found = fill_packs(rows, capacity, np.random.default_rng(1))
+    assert found == plain_fill(rows, capacity, np.random.default_rng(1))
 
 
 @pytest.mark.slow
