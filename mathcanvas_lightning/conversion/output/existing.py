@@ -70,10 +70,7 @@ def find_existing(
         InputError: If malformed JSON comes before the end of the converted records.
     """
     files = {folder: series(output, folder, layout) for folder in folders}
-    expected = {(folder, file) for folder in folders for file in files[folder].values()}
-    for folder, file in owned.shards:
-        if (folder, file) not in expected:
-            raise _other(output.path(posixpath.join(folder, file)), "a shard of another data set")
+    _check_all_expected(output, owned, files)
     shards: dict[str, dict[int, Shard]] = {folder: {} for folder in folders}
     damaged: set[tuple[str, str]] = set()
     uids: set[str] = set()
@@ -121,6 +118,15 @@ def tidy(
                 logger.warning("%s: its records were rejected this time", output.path(path))
                 output.copy(path, f"{path}{DAMAGED_SUFFIX}")
             output.remove(path)
+
+
+def _check_all_expected(
+    output: OutputFolder, owned: Owned, files: Mapping[str, Mapping[int, str]]
+) -> None:
+    expected = {(folder, file) for folder, shards in files.items() for file in shards.values()}
+    for folder, file in owned.shards:
+        if (folder, file) not in expected:
+            raise _other(output.path(posixpath.join(folder, file)), "a shard of another data set")
 
 
 def _check_origin(path: str, footer: Footer, settings: str, scan: Scan) -> None:
