@@ -39,7 +39,11 @@ from mathcanvas_lightning.training.strategy import ShardedStrategy, save_atomica
 
 log = logging.getLogger(__name__)
 
-WORKER_MODULES = (PackLoader.__module__, "transformers.models.qwen2.tokenization_qwen2")
+WORKER_MODULES = (
+    "mathcanvas_lightning.data.loading.fork_server",
+    PackLoader.__module__,
+    "transformers.models.qwen2.tokenization_qwen2",
+)
 """Modules that workers import to build packs, without Lightning and the network."""
 MONITORS: Mapping[str, type[Callback]] = {
     "summary": StartSummary,

@@ -22,8 +22,8 @@ NOISE = (
     r"It is recommended to use `self\.log\('(val|answers)/",  # computed over all ranks already
 )
 """Warnings about things that a user of this package can't or need not change."""
-NOISY = ("torchao", "torch.utils._pytree")
-"""Loggers whose warnings, at the import of torchao, are such ones too."""
+NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
+"""Loggers whose warnings, at the import of torchao or bitsandbytes, are such ones too."""
 _FOLDER = str(Path(__file__).parent.parent) + os.sep
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 

@@ -101,11 +101,11 @@ def test_noise_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("verbosity", [-1, 0, 1])
-def test_warnings_at_the_import_of_torchao_are_shown_only_if_verbose(verbosity: int) -> None:
+def test_warnings_at_the_import_of_libraries_are_shown_only_if_verbose(verbosity: int) -> None:
     for before in (0, 1):  # whatever an earlier command in the same process has set
         set_up_logging(before)
         set_up_logging(verbosity)
-        for name in ("torchao", "torch.utils._pytree"):
+        for name in ("torchao.some", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
             assert logging.getLogger(name).isEnabledFor(logging.WARNING) == (verbosity > 0)
 
 

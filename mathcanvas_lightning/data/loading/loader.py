@@ -1,9 +1,7 @@
 """The data loader of one rank, given to the Trainer."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
+from mathcanvas_lightning.data.loading.worker import set_up_worker
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.errors import MathCanvasError
 
@@ -100,21 +99,9 @@ class PackLoader:
             prefetch_factor=workers.prefetch_factor if num_workers else None,
             multiprocessing_context=workers.start_method if num_workers else None,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_ended_transfers,
+            worker_init_fn=set_up_worker,
             generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )
-
-
-def _ignore_ended_transfers(worker: int) -> None:  # noqa: ARG001
-    """Shows no error of a worker if Ctrl-C ends the main process while it takes a tensor."""
-    sys.excepthook = _show_but_ended_transfers
-
-
-def _show_but_ended_transfers(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    if not issubclass(kind, EOFError | ConnectionError):
-        sys.__excepthook__(kind, error, trace)
 
 
 class _TaskSampler(Sampler[PackTask]):

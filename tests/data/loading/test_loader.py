@@ -5,21 +5,32 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import fields
 from io import BytesIO
-from multiprocessing import active_children, popen_fork
+from multiprocessing import (
+    Pipe,
+    active_children,
+    get_context,
+    popen_fork,
+    set_forkserver_preload,
+)
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from mathcanvas_lightning.batch import MicroBatch, PackedBatch
+from mathcanvas_lightning.cli.fit import WORKER_MODULES
 from mathcanvas_lightning.common.exits import exit_on_signals
+from mathcanvas_lightning.data.loading import worker as worker_module
 from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.sequence.roles import NO_DROPOUT
 from tests.conftest import ROOT, png, run_python
@@ -153,17 +164,65 @@ def test_a_signal_comes_after_the_workers_have_started(
 
 
 def test_a_worker_does_not_show_that_the_main_process_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    workers = WorkerConfig(num_workers=2)
-    loader = module(config(interleaved_shards(tmp_path, 6)), workers=workers).train_dataloader()
-    prepare = loader._loader(iter(())).worker_init_fn
-    assert prepare is not None
-    prepare(0)
+    monkeypatch.setattr(worker_module, "parent_process", lambda: None)
+    worker_module.set_up_worker(0)
     for error in (EOFError(), ConnectionResetError(), ValueError("wrong")):
         sys.excepthook(type(error), error, None)  # as the thread that sends tensors does
     assert capsys.readouterr().err == "ValueError: wrong\n"
+
+
+def load_after_sigterm(folder: Path) -> None:
+    """Runs in a separate process: all processes but this one get SIGTERM, as from a scheduler."""
+    set_forkserver_preload(list(WORKER_MODULES))  # as `fit` does
+    workers = WorkerConfig(num_workers=2, prefetch_factor=1, start_method="forkserver")
+    batches = iter(module(config(folder), workers=workers).train_dataloader())
+    found = [next(batches), next(batches)]  # one of each worker: both have started
+    children = psutil.Process().children(recursive=True)
+    # From yet another process: a worker obeys this one.
+    subprocess.run(["kill", "-TERM", *(str(one.pid) for one in children)], check=True)
+    found += batches
+    wanted = module(config(folder)).train_dataloader()
+    assert [digest(batch) for batch in found] == [digest(batch) for batch in wanted]
+    assert len(found) > 6
+    assert len(children) >= 3  # the server and two workers
+
+
+@pytest.mark.slow
+def test_workers_survive_a_sigterm_to_all_processes(tmp_path: Path) -> None:
+    folder = interleaved_shards(tmp_path, 30)
+    script = f"""
+from pathlib import Path
+from tests.data.loading.test_loader import load_after_sigterm
+if __name__ == "__main__":
+    load_after_sigterm(Path({str(folder)!r}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_python("-W", "ignore", "-c", script, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def answer_as_worker(connection: Connection) -> None:
+    worker_module.set_up_worker(0)
+    connection.send("ready")
+    while True:
+        connection.send(connection.recv())
+
+
+def test_only_the_main_process_can_end_a_worker() -> None:
+    ours, theirs = Pipe()
+    worker = get_context("fork").Process(target=answer_as_worker, args=(theirs,), daemon=True)
+    worker.start()
+    assert ours.recv() == "ready"
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    ours.send("still there")
+    assert ours.recv() == "still there"
+    worker.terminate()
+    worker.join(600)
+    assert worker.exitcode == 0
 
 
 def many_images(number: int) -> dict[str, Any]:
