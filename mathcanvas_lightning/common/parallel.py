@@ -23,6 +23,7 @@ from multiprocessing import (
     set_forkserver_preload,
     set_start_method,
 )
+from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from types import FrameType
 from typing import TypeVar
@@ -139,12 +140,7 @@ def ordered_map(
         while submitted:
             yield from result_of(submitted.popleft())
     except BaseException as error:  # such as Ctrl-C, or a caller that stops reading
-        with signals_postponed():
-            for process in active_children():
-                if process not in others:
-                    process.kill()
-            # Or the pool would wait for the rest of a result that a worker was sending.
-            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        _kill_workers(pool, others)
         if not isinstance(error, BrokenProcessPool):
             raise
         raise WorkerError(
@@ -157,6 +153,16 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill_workers(pool: ProcessPoolExecutor, others: Sequence[BaseProcess]) -> None:
+    """Ends all child processes that are not others; the pool notices that they have ended."""
+    with signals_postponed():
+        for process in active_children():
+            if process not in others:
+                process.kill()
+        # Or the pool would wait for the rest of a result that a worker was sending.
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 def chunks_in_flight(num_workers: int) -> int:
