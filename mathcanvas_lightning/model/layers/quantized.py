@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mathcanvas_lightning.errors import ConfigError
 
@@ -111,22 +112,29 @@ class NF4Linear(QuantizedLinear):
 
     def dequantized(self) -> Tensor:
         """[out, in], the weight with which this layer computes."""
-        found: Tensor = _functional().dequantize_4bit(self.weight.detach(), self._state())
-        return found
+        return _dequantize(self.weight.detach(), self._state((1, self.num_weights))).view(
+            self.shape
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], in the type of the computation."""
-        # It keeps the packed weight for the backward pass, and dequantizes it again there.
-        result: Tensor = _bitsandbytes().matmul_4bit(
-            x.to(self.dtype), self.weight.t(), quant_state=self._state()
-        )
+        x = x.to(self.dtype)
+        # Both keep the packed weight for the backward pass, and dequantize it again there.
+        if x.device.type == "cpu" and self.in_features % BLOCK:  # see `_dequantize`
+            result: Tensor = checkpoint(self._product, x, use_reentrant=False)
+        else:
+            state = self._state(self.shape)
+            result = _bitsandbytes().matmul_4bit(x, self.weight.t(), quant_state=state)
         return result if self.bias is None else result + self.bias.to(result.dtype)
 
-    def _state(self) -> Any:
+    def _product(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.dequantized())
+
+    def _state(self, shape: tuple[int, int]) -> Any:
         functional = _functional()
         return functional.QuantState(
             absmax=self.absmax,
-            shape=torch.Size(self.shape),
+            shape=torch.Size(shape),
             code=functional.get_4bit_type("nf4", device=self.absmax.device),
             blocksize=BLOCK,
             quant_type="nf4",
@@ -180,14 +188,22 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
 
 def through_nf4(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Quantizes a weight [out, in] and dequantizes it again, as a layer in NF4 computes with it."""
-    found: Tensor = _functional().dequantize_4bit(*_quantize(weight, dtype))
-    return found
+    return _dequantize(*_quantize(weight, dtype)).view(weight.shape)
 
 
 def _quantize(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Any]:
-    found: tuple[Tensor, Any] = _functional().quantize_4bit(
-        weight.to(dtype).contiguous(), blocksize=BLOCK, quant_type="nf4"
-    )
+    row = weight.to(dtype).reshape(1, -1)
+    found: tuple[Tensor, Any] = _functional().quantize_4bit(row, blocksize=BLOCK, quant_type="nf4")
+    return found
+
+
+def _dequantize(packed: Tensor, state: Any) -> Tensor:
+    """The weights as one row, [1, N].
+
+    With more rows, bitsandbytes 0.50 takes wrong scales on processors with AVX-512, unless each row
+    is a whole number of blocks.
+    """
+    found: Tensor = _functional().dequantize_4bit(packed, state)
     return found
 
 

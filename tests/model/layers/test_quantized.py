@@ -22,7 +22,7 @@ from mathcanvas_lightning.model.layers.quantized import (
 )
 from mathcanvas_lightning.model.parallelize import Parallelism, Precision, build_network
 
-pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip("bitsandbytes")
 CONFIG = BagelConfig.preset("tiny")
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def build(*, quantized: bool = True, lora: bool = True) -> Bagel:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(64, 32), (13, 7)])
+@pytest.mark.parametrize("shape", [(64, 32), (48, 128), (13, 7)])
 def test_result_and_gradient(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], dtype=dtype).requires_grad_(False)
@@ -61,6 +61,23 @@ def test_result_and_gradient(dtype: torch.dtype, shape: tuple[int, int]) -> None
     torch.testing.assert_close(result, x @ weight.T + linear.bias, atol=1e-2, rtol=1e-2)
     [gradient] = torch.autograd.grad(result.sum(), x)
     torch.testing.assert_close(gradient, weight.sum(0).expand(3, -1), atol=1e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (48, 128), (96, 160), (13, 7)])
+def test_each_weight_is_a_code_times_the_scale_of_its_block(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(shape[1], shape[0]).requires_grad_(False)
+    layer = NF4Linear(linear, torch.float32)
+    layer.load(linear.weight)
+    packed = layer.weight.view(-1)
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[: layer.num_weights]
+    table = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
+    scales = layer.absmax.repeat_interleave(quantized.BLOCK)[: layer.num_weights]
+    torch.testing.assert_close(layer.dequantized().view(-1), table[codes.long()] * scales)
+    with torch.no_grad():  # one row: bitsandbytes has an own kernel for it
+        result = layer(torch.eye(shape[1])[:1])
+    wanted = layer.dequantized()[:, :1].T + linear.bias
+    torch.testing.assert_close(result, wanted, atol=1e-2, rtol=1e-2)
 
 
 def test_error_of_every_layer() -> None:
