@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import active_children
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from mathcanvas_lightning.data.loading.config import WorkerConfig
 from mathcanvas_lightning.data.loading.lookahead import with_wanted_rows
 from mathcanvas_lightning.data.loading.pack_dataset import LoadedPack, PackDataset, PackTask
 from mathcanvas_lightning.data.loading.quarantine import Quarantine
-from mathcanvas_lightning.data.loading.worker import set_up_worker
+from mathcanvas_lightning.data.loading.worker import end_workers, set_up_worker
 from mathcanvas_lightning.data.plan.position import Position
 from mathcanvas_lightning.errors import MathCanvasError
 
@@ -57,8 +59,11 @@ class PackLoader:
     def __iter__(self) -> Iterator[MicroBatch]:
         requested = time.perf_counter()
         loader = self._loader(self._tasks())
+        others = active_children()
         with signals_blocked():  # a new worker would fail if this process stopped sending its work
             batches = iter(loader)
+        workers = [process for process in active_children() if process not in others]
+        Finalize(batches, end_workers, (workers,), exitpriority=0)  # before multiprocessing does it
         for loaded in batches:
             self.waited_s += time.perf_counter() - requested
             if isinstance(loaded, MathCanvasError):

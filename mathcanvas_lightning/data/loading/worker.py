@@ -4,8 +4,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from types import TracebackType
+
+AGAIN_S = 0.1
+"""Time until a worker that has not ended gets the next signal."""
 
 
 def set_up_worker(worker: int) -> None:  # noqa: ARG001
@@ -22,6 +27,19 @@ def set_up_worker(worker: int) -> None:  # noqa: ARG001
     if main is not None and main.pid is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_on_sigterm_of, args=(main.pid,), daemon=True).start()
+
+
+def end_workers(workers: Sequence[BaseProcess]) -> None:
+    """Ends worker processes.
+
+    Args:
+        workers: The processes; some may have ended.
+    """
+    for worker in workers:
+        while worker.is_alive():
+            # Of two signals at once, the system keeps one: a scheduler's can hide this one.
+            worker.terminate()
+            worker.join(AGAIN_S)
 
 
 def _end_on_sigterm_of(sender: int) -> None:

@@ -220,8 +220,7 @@ def test_only_the_main_process_can_end_a_worker() -> None:
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     ours.send("still there")
     assert ours.recv() == "still there"
-    worker.terminate()
-    worker.join(600)
+    worker_module.end_workers([worker])
     assert worker.exitcode == 0
 
 
