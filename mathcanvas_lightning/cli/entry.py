@@ -11,9 +11,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from mathcanvas_lightning.common.exits import SIGNALS
-
-FAILED = 1
+from mathcanvas_lightning.common.exits import FAILED, SIGNALS
 
 
 def run(name: str | None = None) -> NoReturn:

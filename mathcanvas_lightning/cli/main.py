@@ -27,14 +27,15 @@ from mathcanvas_lightning.cli.help import (
     version,
 )
 from mathcanvas_lightning.cli.show_comparison import comparison
-from mathcanvas_lightning.common.exits import SIGNALS, exit_on_signals, interrupts_pass
+from mathcanvas_lightning.common.exits import FAILED, SIGNALS, exit_on_signals, interrupts_pass
 from mathcanvas_lightning.common.keys import did_you_mean
 from mathcanvas_lightning.common.logs import set_up_logging, show_lightning
 from mathcanvas_lightning.common.parallel import signals_postponed
 from mathcanvas_lightning.common.paths import import_from_here
 from mathcanvas_lightning.errors import MathCanvasError, cause_of_kind
 
-FAILED, INTERRUPTED = 1, 130  # exit statuses
+INTERRUPTED = SIGNALS + signal.SIGINT
+"""Exit status after Ctrl-C."""
 _INTERRUPTION = "interrupted; finished work is kept: run the same command again to resume"
 TRAINER_COMMANDS = {
     "fit": "Fine-tunes BAGEL: --config A.yaml --config B.yaml --key value.",

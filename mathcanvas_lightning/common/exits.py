@@ -13,6 +13,8 @@ from types import FrameType
 
 BARRIER_TIMEOUT = timedelta(seconds=3)
 """How long a rank waits at exit for the others, in case one of them has failed."""
+FAILED = 1
+"""Exit status of a command that failed."""
 SIGNALS = 128
 """A process that a signal ended exits with this number plus that of the signal, as in shells."""
 AGAIN_S = 0.1

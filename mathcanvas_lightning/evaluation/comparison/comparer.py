@@ -15,11 +15,7 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 
 import mathcanvas_lightning
-from mathcanvas_lightning.common.parallel import (
-    result_of,
-    signals_blocked,
-    signals_postponed,
-)
+from mathcanvas_lightning.common.parallel import result_of, signals_blocked, signals_postponed
 from mathcanvas_lightning.errors import ConfigError, WorkerError
 from mathcanvas_lightning.evaluation.comparison.equivalence import (
     Comparison,
